@@ -1,0 +1,206 @@
+"""The moves that the baselines share: give decodes their token, find the next waiting request, chunk a prompt.
+
+Every policy plans against a running count of free KV blocks, because what it has planned so far is not done yet. A
+request that was evicted in the present plan waits at the head of the queue from that moment on, the last victim first;
+the list of these *victims* is kept in column ``VICTIM`` of the policy's memory.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.core import blocks_for
+from engine.policy import drop, evict, schedule
+from engine.state import Memory, Plan, View
+
+FCFS, SPF, STRICT_SPF = 0, 1, 2
+"""Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt."""
+
+VICTIM, TAKEN, FILL_REQUEST_MEMORY = 0, 1, 2
+"""Columns of a policy's request memory that these moves use: victims of this plan, stamp of requests taken."""
+
+BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, FILL_ROW_MEMORY = 0, 1, 2, 3, 4
+"""Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
+
+
+@njit(cache=True)
+def is_decode(r: Any) -> bool:
+    """Whether a request that holds KV has its prompt done."""
+    return bool(r.prefilled == r.prompt)
+
+
+@njit(cache=True)
+def fits_decode(row: Any, r: Any, free: int) -> bool:
+    """Whether `free` blocks allow request `r` its next decode."""
+    need = blocks_for(r.length, row.block_size) - r.blocks
+    return bool(free >= need and (free > 0 or not row.decode_needs_free_block))
+
+
+@njit(cache=True)
+def schedule_decode(plan: Plan, row: Any, i: int, r: Any) -> int:
+    """Plan one decode token; returns the KV blocks that it takes (0 or 1)."""
+    schedule(plan, i, 1)
+    return max(0, blocks_for(r.length, row.block_size) - r.blocks)
+
+
+@njit(cache=True)
+def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> int:
+    """Plan an eviction and remember the victim; returns the KV blocks that come free."""
+    evict(plan, i)
+    memory.request[victims, VICTIM] = i
+    return view.request[i].blocks
+
+
+@njit(cache=True)
+def _precedes(view: View, order: int, i: int, j: int) -> bool:
+    """Whether request i goes strictly before request j in this order (position in the queue breaks ties)."""
+    a, b = view.request[i], view.request[j]
+    if order == STRICT_SPF and a.strict != b.strict:
+        return bool(a.strict > b.strict)
+    return bool(a.prompt < b.prompt)
+
+
+@njit(cache=True)
+def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
+    """First request in a shortest-prompt order; looks only at new arrivals while the queue has not lost anybody."""
+    row, seen = view.row[0], memory.row
+    stamp = row.iterations + 1
+    best, first = int(seen[BEST]), int(seen[SEEN_WAITING])
+    only_arrivals = row.num_waiting - seen[SEEN_WAITING] == row.next_arrival - seen[SEEN_ARRIVALS]
+    intact = victims == 0 and first > 0 and only_arrivals and seen[SEEN_EVICTIONS] == row.evictions
+    if not intact or memory.request[best, TAKEN] == stamp:
+        best, first = -1, 0
+    for k in range(victims - 1, -1, -1):
+        i = int(memory.request[k, VICTIM])
+        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, order, i, best)):
+            best = i
+    for k in range(first, row.num_waiting):
+        i = view.queue[k]
+        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, order, i, best)):
+            best = i
+    seen[BEST] = best
+    seen[SEEN_ARRIVALS] = row.next_arrival
+    seen[SEEN_WAITING] = row.num_waiting if victims == 0 and best >= 0 else 0
+    seen[SEEN_EVICTIONS] = row.evictions
+    return best
+
+
+@njit(cache=True)
+def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: int) -> int:
+    """The request that the queue would serve next, -1 if none is left.
+
+    Args:
+        view: the server.
+        memory: the policy's memory; the first columns and cells belong to these moves.
+        order: FCFS, SPF or STRICT_SPF.
+        victims: requests evicted by the present plan.
+        taken: requests that the present plan has taken from the queue (see `take`).
+    """
+    row = view.row[0]
+    if order != FCFS:
+        return _shortest(view, memory, order, victims) if victims + row.num_waiting > taken else -1
+    if taken < victims:
+        return int(memory.request[victims - 1 - taken, VICTIM])
+    return view.queue[taken - victims] if taken - victims < row.num_waiting else -1
+
+
+@njit(cache=True)
+def take(view: View, memory: Memory, i: int) -> None:
+    """Mark a waiting request as taken (admitted or dropped) by the present plan."""
+    memory.request[i, TAKEN] = view.row[0].iterations + 1
+
+
+@njit(cache=True)
+def admit_chunks(
+    view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int, active: int
+) -> tuple[int, int]:
+    """Admit from the queue while tokens, KV and sequences last; the first that does not fit blocks the rest.
+
+    Args:
+        view: the server.
+        memory: the policy's memory.
+        plan: receives the chunks.
+        order: FCFS, SPF or STRICT_SPF.
+        victims: requests evicted by the present plan.
+        tokens: tokens planned so far.
+        budget: tokens that the iteration may process.
+        free: KV blocks free after what is planned so far.
+        active: requests holding KV after what is planned so far.
+
+    Returns:
+        (tokens planned with the new chunks, KV blocks free after them).
+    """
+    row = view.row[0]
+    taken = 0
+    while tokens < budget:
+        i = next_waiting(view, memory, order, victims, taken)
+        if i < 0:
+            break
+        r = view.request[i]
+        if r.prompt > row.max_model_len:
+            drop(plan, i)
+            take(view, memory, i)
+            taken += 1
+            continue
+        need = blocks_for(r.prompt, row.block_size)
+        chunk = min(r.prompt - r.prefilled, budget - tokens)
+        if free - need < row.watermark_blocks or active >= row.max_num_seqs or chunk <= 0:
+            break
+        schedule(plan, i, chunk)
+        take(view, memory, i)
+        taken += 1
+        free -= need
+        active += 1
+        tokens += chunk
+    return tokens, free
+
+
+@njit(cache=True)
+def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int, int]:
+    """One token for every decode, oldest first; where no block is free the youngest unvisited request is evicted.
+
+    Returns:
+        (tokens planned, KV blocks free, victims, requests of `running` that were visited).
+    """
+    row = view.row[0]
+    free = row.free_blocks
+    tokens, victims, j, last = 0, 0, 0, row.num_running
+    while j < last:
+        i = view.running[j]
+        j += 1
+        r = view.request[i]
+        if not is_decode(r):
+            continue
+        while not fits_decode(row, r, free):
+            last -= 1
+            free += evict_into(plan, memory, view, view.running[last], victims)
+            victims += 1
+            if last < j:
+                break
+        if last >= j:
+            free -= schedule_decode(plan, row, i, r)
+            tokens += 1
+    return tokens, free, victims, last
+
+
+@njit(cache=True)
+def continue_prefills(view: View, plan: Plan, last: int, tokens: int, budget: int) -> int:
+    """Next chunk of every started prompt among ``running[:last]``, oldest first; returns the tokens planned."""
+    for j in range(last):
+        i = view.running[j]
+        r = view.request[i]
+        if not is_decode(r) and tokens < budget:
+            chunk = min(r.prompt - r.prefilled, budget - tokens)
+            schedule(plan, i, chunk)
+            tokens += chunk
+    return tokens
+
+
+@njit(cache=True)
+def sort_by(values: np.ndarray, column: int, ids: np.ndarray, n: int) -> None:
+    """Sort ``ids[:n]`` (ascending to begin with) by ``values[id, column]``; ties keep the smaller id first."""
+    order = np.argsort(np.array([values[int(ids[k]), column] for k in range(n)]), kind="mergesort")
+    copy = ids[:n].copy()
+    for k in range(n):
+        ids[k] = copy[order[k]]

@@ -1,0 +1,39 @@
+"""Admission with reservation: the KV of the longest possible request is taken at once, so nothing is ever evicted."""
+
+from numba import njit
+
+from baselines._fill import FCFS, is_decode, next_waiting
+from engine.core import blocks_for
+from engine.policy import drop, schedule
+from engine.state import Memory, Plan, View
+
+
+@njit(cache=True)
+def run_all(view: View, plan: Plan) -> None:
+    """One decode, or all that is left of the prompt, for every request that holds KV."""
+    for j in range(view.row[0].num_running):
+        i = view.running[j]
+        r = view.request[i]
+        schedule(plan, i, 1 if is_decode(r) else r.prompt - r.prefilled)
+
+
+@njit(cache=True)
+def admit_whole(view: View, memory: Memory, plan: Plan, batch_cap: int) -> None:
+    """Whole prompts in arrival order while a reservation of the model length fits and the batch is below its cap."""
+    row = view.row[0]
+    reserve = blocks_for(row.max_model_len, row.block_size)
+    free, active, taken = row.free_blocks, row.num_running, 0
+    while True:
+        i = next_waiting(view, memory, FCFS, 0, taken)
+        if i < 0:
+            return
+        r = view.request[i]
+        taken += 1
+        if r.prompt > row.max_model_len:
+            drop(plan, i)
+            continue
+        if free < reserve or active >= min(batch_cap, row.max_num_seqs):
+            return
+        schedule(plan, i, r.prompt, reserve)
+        free -= reserve
+        active += 1

@@ -1,0 +1,41 @@
+"""FasterTransformer: static, request-level batching."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from baselines._fill import FILL_REQUEST_MEMORY
+from baselines._reserved import admit_whole, run_all
+from engine.policy import Kernel, Policy, require
+from engine.state import Memory, Plan, View
+
+
+@Kernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    if view.row[0].num_running > 0:
+        run_all(view, plan)
+    else:
+        admit_whole(view, memory, plan, int(memory.params[0]))
+
+
+@dataclass(frozen=True)
+class FasterTransformer(Policy):
+    """A batch is filled when the previous one has left entirely; nobody joins midway.
+
+    Code: agrimUT/SLAI sarathi/core/scheduler/faster_transformer_scheduler.py. Finished members leave the computation
+    and free their KV; nobody takes their place until all are done. Not maximally stable (arXiv 2504.07347).
+    """
+
+    batch_cap: int = 8
+    """Requests in a batch (8 in the SLAI repository)."""
+
+    name: ClassVar[str] = "fastertransformer"
+    paper: ClassVar[str] = "FasterTransformer, NVIDIA 2019"
+    knows: ClassVar[str] = "longest possible request"
+    eviction: ClassVar[str] = "none (KV reserved)"
+    evidence: ClassVar[str] = "public code, replayed step by step"
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")

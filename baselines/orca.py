@@ -1,0 +1,39 @@
+"""Orca: iteration-level batching with reserved KV."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from baselines._fill import FILL_REQUEST_MEMORY
+from baselines._reserved import admit_whole, run_all
+from engine.policy import Kernel, Policy, require
+from engine.state import Memory, Plan, View
+
+
+@Kernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    run_all(view, plan)
+    admit_whole(view, memory, plan, int(memory.params[0]))
+
+
+@dataclass(frozen=True)
+class Orca(Policy):
+    """All running requests, plus whole prompts of new ones in the same iteration while the reservation fits.
+
+    Code: agrimUT/SLAI sarathi/core/scheduler/orca_scheduler.py; microsoft/vidur orca_replica_scheduler.py.
+    A long prompt stalls every decode of its iteration.
+    """
+
+    batch_cap: int = 8
+    """Requests in a batch (8 in the SLAI repository: reservations and activations grow with it)."""
+
+    name: ClassVar[str] = "orca"
+    paper: ClassVar[str] = "Orca, OSDI 2022"
+    knows: ClassVar[str] = "longest possible request"
+    eviction: ClassVar[str] = "none (KV reserved)"
+    evidence: ClassVar[str] = "public code, replayed step by step"
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")

@@ -1,0 +1,59 @@
+"""Sarathi-Serve: chunked prefill, decode first (stall-free batching)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from baselines._fill import (
+    FCFS,
+    FILL_REQUEST_MEMORY,
+    FILL_ROW_MEMORY,
+    SPF,
+    admit_chunks,
+    continue_prefills,
+    take_decodes_oldest_first,
+)
+from engine.policy import Kernel, Policy, require
+from engine.state import Memory, Plan, View
+
+TOKEN_BUDGET, ORDER = 0, 1
+
+
+@Kernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    budget = int(memory.params[TOKEN_BUDGET])
+    tokens, free, victims, last = take_decodes_oldest_first(view, memory, plan)
+    tokens = continue_prefills(view, plan, last, tokens, budget)
+    order = int(memory.params[ORDER])
+    admit_chunks(view, memory, plan, order, victims, tokens, budget, free, view.row[0].num_running - victims)
+
+
+@dataclass(frozen=True)
+class Sarathi(Policy):
+    """All decodes (oldest first), then started prompts, then new ones, up to one token budget for the iteration.
+
+    Decodes are never limited by the budget. A decode without a free block evicts the youngest running request.
+    Code: agrimUT/SLAI sarathi/core/scheduler/sarathi_scheduler.py, which adds the shortest-prompt-first order.
+    """
+
+    token_budget: int = 512
+    """Tokens per iteration, decodes included (the chunk size of the paper)."""
+    order: str = "fcfs"
+    """Order of the waiting queue: fcfs or spf (shortest prompt first)."""
+
+    name: ClassVar[str] = "sarathi"
+    paper: ClassVar[str] = "Sarathi-Serve, OSDI 2024, arXiv 2403.02310"
+    knows: ClassVar[str] = "prompt length"
+    eviction: ClassVar[str] = "youngest running request, recompute"
+    evidence: ClassVar[str] = "public code, replayed step by step"
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
+    row_memory: ClassVar[int] = FILL_ROW_MEMORY
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
+        require(self.order in ("fcfs", "spf"), self, "order", "fcfs or spf")
+
+    def encode(self, name: str, value: Any) -> float:
+        """The order as the number that the kernel compares."""
+        return float({"fcfs": FCFS, "spf": SPF}[value] if name == "order" else value)

@@ -1,0 +1,210 @@
+"""SLAI: last schedulable times for decodes, prefill in the slack (arXiv 2508.01002)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import njit
+
+from baselines._fill import (
+    FCFS,
+    FILL_REQUEST_MEMORY,
+    FILL_ROW_MEMORY,
+    SPF,
+    STRICT_SPF,
+    admit_chunks,
+    continue_prefills,
+    evict_into,
+    fits_decode,
+    is_decode,
+    schedule_decode,
+    sort_by,
+)
+from engine.policy import Kernel, Policy, require
+from engine.state import Memory, Plan, View
+
+TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
+
+LST = FILL_REQUEST_MEMORY
+"""Column of the request memory: last schedulable time of the next decode, s."""
+BATCHES, MEAN = FILL_ROW_MEMORY, FILL_ROW_MEMORY + 1
+"""Cells of the row memory: iterations counted, mean of their durations, s."""
+
+
+@njit(cache=True)
+def _update_deadlines(view: View, memory: Memory) -> None:
+    """Give each decode of the previous batch its LST = now + deadline - offset x mean batch duration."""
+    row, p = view.row[0], memory.params
+    if row.iterations > memory.row[BATCHES]:
+        memory.row[BATCHES] += 1.0
+        memory.row[MEAN] += (row.last_duration - memory.row[MEAN]) / memory.row[BATCHES]
+    under_pressure = (row.num_blocks - row.free_blocks) / row.num_blocks >= p[MEMORY_LIMIT]
+    offset = p[PRESSURE_OFFSET] if under_pressure and not p[FIXED_OFFSET] else p[OFFSET]
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        if r.last_run == row.iterations - 1 and is_decode(r):
+            memory.request[i, LST] = row.now + r.tbt - offset * memory.row[MEAN]
+
+
+@njit(cache=True)
+def _candidates(view: View, memory: Memory, critical: bool) -> tuple[np.ndarray, int]:
+    """Decodes on one side of their LST, by (LST, arrival)."""
+    row = view.row[0]
+    ids = np.empty(row.num_running, np.int64)
+    n = 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        if is_decode(view.request[i]) and (row.now >= memory.request[i, LST]) == critical:
+            ids[n] = i
+            n += 1
+    sort_by(memory.request, LST, ids, n)
+    return ids, n
+
+
+@njit(cache=True)
+def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int) -> tuple[int, int, int, int]:
+    """Critical decodes in order, evicting for blocks: the last started prefill first, else the decode itself.
+
+    Returns:
+        (tokens planned, KV blocks free, victims, started prefills are those among ``running[:last]``).
+    """
+    row = view.row[0]
+    ids, n = _candidates(view, memory, True)
+    free, tokens, victims = row.free_blocks, 0, 0
+    for k in range(n):
+        if tokens >= limit:
+            break
+        i = ids[k]
+        r = view.request[i]
+        fits = fits_decode(row, r, free)
+        while not fits:
+            while last > 0 and is_decode(view.request[view.running[last - 1]]):
+                last -= 1
+            if last == 0:
+                free += evict_into(plan, memory, view, i, victims)
+                victims += 1
+                break
+            last -= 1
+            free += evict_into(plan, memory, view, view.running[last], victims)
+            victims += 1
+            fits = fits_decode(row, r, free)
+        if fits:
+            free -= schedule_decode(plan, row, i, r)
+            tokens += 1
+    return tokens, free, victims, last
+
+
+@njit(cache=True)
+def _take_rest(view: View, memory: Memory, plan: Plan, room: int, free: int, victims: int) -> None:
+    """Non-critical decodes in order while there is room; one that finds no block evicts itself."""
+    row = view.row[0]
+    ids, n = _candidates(view, memory, False)
+    for k in range(n):
+        if room == 0:
+            break
+        r = view.request[ids[k]]
+        if fits_decode(row, r, free):
+            free -= schedule_decode(plan, row, ids[k], r)
+            room -= 1
+        else:
+            free += evict_into(plan, memory, view, ids[k], victims)
+            victims += 1
+
+
+@njit(cache=True)
+def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int) -> int:
+    """Every decode on one side of its LST; for when neither blocks nor the budget can run out."""
+    row = view.row[0]
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        if is_decode(r) and (row.now >= memory.request[i, LST]) == critical:
+            free -= schedule_decode(plan, row, i, r)
+    return free
+
+
+@njit(cache=True)
+def _count(view: View, memory: Memory) -> tuple[int, int]:
+    row = view.row[0]
+    critical, rest = 0, 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        if is_decode(view.request[i]):
+            if row.now >= memory.request[i, LST]:
+                critical += 1
+            else:
+                rest += 1
+    return critical, rest
+
+
+@Kernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    row, p = view.row[0], memory.params
+    budget, max_decodes = int(p[TOKEN_BUDGET]), int(p[MAX_DECODES])
+    _update_deadlines(view, memory)
+    critical, rest = _count(view, memory)
+    free, victims, last = row.free_blocks, 0, row.num_running
+    limit = min(budget, max_decodes)
+    if critical <= limit and critical <= free:
+        tokens = critical
+        free = _take_all(view, memory, plan, True, free)
+    else:
+        tokens, free, victims, last = _take_critical(view, memory, plan, limit, last)
+    decodes = tokens
+    tokens = continue_prefills(view, plan, last, tokens, budget)
+    active = row.num_running - victims
+    tokens, free = admit_chunks(view, memory, plan, int(p[ORDER]), victims, tokens, budget, free, active)
+    room = min(budget - tokens, max_decodes - decodes)
+    if rest <= min(room, free):
+        _take_all(view, memory, plan, False, free)
+    elif room > 0:
+        _take_rest(view, memory, plan, room, free, victims)
+
+
+@dataclass(frozen=True)
+class SLAI(Policy):
+    """Decodes wait until their last schedulable time (LST) unless budget is left; prompts use the time between.
+
+    LST = end of the last batch + TBT deadline - offset x mean batch duration. A batch takes critical decodes (past
+    their LST), started prompts, new prompts, then the other decodes. Code: agrimUT/SLAI
+    sarathi/core/scheduler/slai_scheduler.py, commit 5098a7a. A decode that finds no free block evicts the started
+    prompt queued last, else itself; it never evicts another decode.
+    """
+
+    token_budget: int = 512
+    """Tokens per iteration."""
+    order: str = "strict_spf"
+    """Order of the waiting queue: fcfs, spf, or strict_spf (paying users first: the paper's user priority)."""
+    offset: float = 5.0
+    """Mean batch durations that the LST lies before the deadline."""
+    pressure_offset: float = 10.0
+    """The same while KV use is at or above memory_limit (the paper's dynamic offset)."""
+    memory_limit: float = 0.96
+    """Share of the KV blocks in use from which pressure_offset holds."""
+    fixed_offset: bool = False
+    """Always use offset."""
+    max_decodes: int = 128
+    """Decodes per iteration."""
+
+    name: ClassVar[str] = "slai"
+    paper: ClassVar[str] = "SLAI, SIGMETRICS 2026, arXiv 2508.01002"
+    knows: ClassVar[str] = "prompt length, tier, batch times"
+    eviction: ClassVar[str] = "started prefill, else the decode itself, recompute"
+    evidence: ClassVar[str] = "public code, replayed step by step"
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 1
+    row_memory: ClassVar[int] = FILL_ROW_MEMORY + 2
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
+        require(self.max_decodes >= 1, self, "max_decodes", "requests >= 1")
+        require(self.order in ("fcfs", "spf", "strict_spf"), self, "order", "fcfs, spf or strict_spf")
+        require(self.offset >= 0.0, self, "offset", "a number >= 0")
+        require(self.pressure_offset >= 0.0, self, "pressure_offset", "a number >= 0")
+        require(0.0 <= self.memory_limit, self, "memory_limit", "a share >= 0")
+
+    def encode(self, name: str, value: Any) -> float:
+        """The order as the number that the kernel compares."""
+        return float({"fcfs": FCFS, "spf": SPF, "strict_spf": STRICT_SPF}[value] if name == "order" else value)

@@ -1,0 +1,96 @@
+"""`EngineConfig`: the limits and the semantics of one LLM server."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from engine.errors import InputError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits and semantics of the simulated (or real) server; every field can be set on the command line."""
+
+    block_size: int = 16
+    """Tokens per KV block."""
+    num_blocks: int = 14_000
+    """KV blocks on the device (14 000 x 16 tokens: Mistral-7B on a 48 GB RTX 6000 Ada)."""
+    watermark: float = 0.01
+    """Share of the blocks that admission of a new request leaves free."""
+    max_num_seqs: int = 128
+    """Requests that may hold KV at the same time."""
+    max_batched_tokens: int = 65_536
+    """Tokens that one iteration may process."""
+    max_model_len: int = 16_384
+    """Longest prompt + output in tokens."""
+    decision_s: float = 0.0
+    """Time charged to the clock for each scheduling decision, seconds."""
+    decision_per_request_s: float = 0.0
+    """Additional time charged for each request in the batch, seconds."""
+    prompt_emits: bool = True
+    """The iteration that finishes a prompt emits output token 1 (real engines); otherwise the next decode does."""
+    eviction_keeps_output: bool = True
+    """An evicted request keeps the tokens it delivered; otherwise it generates its full output again."""
+    decode_needs_free_block: bool = False
+    """A decode is scheduled only while some block is free, needed or not (the public SLAI code tests this)."""
+    ttft_at: Literal["first_token", "prompt_done"] = "first_token"
+    """Event that ends TTFT: output token 1, or the last time that the prompt was completed."""
+    zero_gaps: bool = False
+    """Count two gaps of 0 s per completed prompt, and no gap before token 1 (the public SLAI code's TBT)."""
+
+    def __post_init__(self) -> None:
+        """Check every limit.
+
+        Raises:
+            InputError: a limit is not positive, or the KV memory cannot hold one request.
+        """
+        for name in ("block_size", "num_blocks", "max_num_seqs", "max_batched_tokens", "max_model_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"engine.{name}: expected a whole number >= 1, got {value!r}")
+        if not 0.0 <= self.watermark < 1.0:
+            raise InputError(f"engine.watermark: expected a share in [0, 1), got {self.watermark!r}")
+        for name in ("decision_s", "decision_per_request_s"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise InputError(f"engine.{name}: expected seconds >= 0, got {value!r}")
+        if self.ttft_at not in ("first_token", "prompt_done"):
+            raise InputError(f"engine.ttft_at: expected first_token or prompt_done, got {self.ttft_at!r}")
+
+    @property
+    def watermark_blocks(self) -> int:
+        """Blocks that admission leaves free: int(watermark x num_blocks)."""
+        return int(self.watermark * self.num_blocks)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens of KV that fit on the device."""
+        return self.num_blocks * self.block_size
+
+    @classmethod
+    def reference(cls, **changes: object) -> "EngineConfig":
+        """The semantics of the public SLAI code (agrimUT/SLAI 5098a7a), which the golden traces follow.
+
+        Finishing a prompt emits nothing, an evicted request generates everything again, TTFT ends at the last
+        prompt completion, a decode needs a free block, and each completed prompt adds zero gaps to the TBT samples.
+        """
+        preset: dict[str, object] = {
+            "max_model_len": 8192,
+            "prompt_emits": False,
+            "eviction_keeps_output": False,
+            "decode_needs_free_block": True,
+            "ttft_at": "prompt_done",
+            "zero_gaps": True,
+        }
+        return cls(**(preset | changes))  # type: ignore[arg-type]
+
+    def replace(self, **changes: object) -> "EngineConfig":
+        """A copy with some fields changed.
+
+        Raises:
+            InputError: a name is not a field, or the new values do not fit.
+        """
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"engine: unknown field {name!r}, known: {', '.join(known)}")
+        return replace(self, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,180 @@
+"""`LatencyModel`: seconds of one iteration from the features of its batch.
+
+    t = overhead + per_request x requests
+      + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic
+      + per_pair x prefill_pairs                                attention of the prompt chunks
+      + per_context x decode_context                            KV read by the decodes
+
+A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
+measured, residuals, and the range in which they hold.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numba import njit, typeof
+
+from engine.errors import InputError
+from engine.requests import Requests
+from engine.state import Features, Server
+
+FORMAT = "llmsched-profile/1"
+
+COEFFICIENTS = np.dtype(
+    [
+        ("overhead", "f8"),  # s per iteration
+        ("per_request", "f8"),  # s per batch item
+        ("floor", "f8"),  # s, reading the weights once
+        ("per_token", "f8"),  # s per token through the linear layers
+        ("tile", "f8"),  # tokens, columns of a GeMM tile; 1 = no steps
+        ("per_pair", "f8"),  # s per (query, key) pair of prefill attention
+        ("per_context", "f8"),  # s per KV token read by decodes
+        ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
+        ("decision", "f8"),  # s charged for each scheduling decision
+        ("decision_per_request", "f8"),  # s charged for each request in the batch
+    ],
+    align=True,
+)
+
+
+class Latency(NamedTuple):
+    """Parameters in the form that compiled loops take."""
+
+    coefficient: np.ndarray  # COEFFICIENTS[1]
+
+
+class Executor(Protocol):
+    """Anything that can say how long the batch planned on a server takes: a model of a device, or the device."""
+
+    def start(self, requests: Requests) -> None:
+        """Forget every earlier run and get ready for this trace."""
+
+    def seconds(self, server: Server) -> float:
+        """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds."""
+
+
+@njit(cache=True)
+def iteration_seconds(latency: Latency, features: Features) -> float:
+    """Duration of one iteration in seconds; the formula of the module docstring."""
+    c = latency.coefficient[0]
+    tokens = float(features.tokens[0])
+    if c.tile > 1.0:
+        tokens = np.ceil(tokens / c.tile) * c.tile
+    t = c.overhead + c.per_request * features.requests[0] + max(c.floor, c.per_token * tokens)
+    t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
+    if c.tick > 0.0:
+        t = np.rint(t / c.tick) * c.tick
+    return float(t + c.decision + c.decision_per_request * features.requests[0])
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """A surrogate of one device running one model (seconds, tokens)."""
+
+    overhead: float
+    """Fixed seconds per iteration (launches, sampling, host)."""
+    floor: float
+    """Seconds to read the weights once; the linear layers never take less."""
+    per_token: float
+    """Seconds per token through the linear layers."""
+    per_pair: float
+    """Seconds per (query, key) pair of prefill attention."""
+    per_context: float
+    """Seconds per KV token that decodes read."""
+    per_request: float = 0.0
+    """Seconds per item in the batch."""
+    tile: int = 1
+    """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
+    tick: float = 0.0
+    """Results are rounded to multiples of this many seconds (0: not rounded)."""
+    name: str = "custom"
+    """Name of the profile."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Device, model, versions, how it was measured, residuals, validity range."""
+
+    def __post_init__(self) -> None:
+        """Check signs and finiteness.
+
+        Raises:
+            InputError: a parameter is negative, not finite, or everything is zero.
+        """
+        for f in fields(self)[:8]:
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise InputError(f"profile {self.name!r}: {f.name}: expected a number >= 0, got {value!r}")
+        if self.tile < 1 or int(self.tile) != self.tile:
+            raise InputError(f"profile {self.name!r}: tile: expected whole tokens >= 1, got {self.tile!r}")
+        if self.overhead + self.floor + self.per_token == 0.0:
+            raise InputError(f"profile {self.name!r}: an iteration would take no time at all")
+
+    def compiled(self, decision_s: float = 0.0, decision_per_request_s: float = 0.0) -> Latency:
+        """The parameters as an array for compiled loops, with the scheduler's own cost per decision added."""
+        coefficient = np.zeros(1, COEFFICIENTS).view(np.recarray)
+        for f in fields(self)[:8]:
+            coefficient[f.name] = getattr(self, f.name)
+        coefficient["decision"], coefficient["decision_per_request"] = decision_s, decision_per_request_s
+        return Latency(coefficient)
+
+    def start(self, requests: Requests) -> None:
+        """Nothing to prepare: the model has no memory."""
+
+    def seconds(self, server: Server) -> float:
+        """Duration in seconds of the batch planned on `server`."""
+        return float(iteration_seconds(self.compiled(), server.features))
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON."""
+        data = {"format": FORMAT, **asdict(self)}
+        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str) -> "LatencyModel":
+        """Build a model from a parsed profile.
+
+        Raises:
+            InputError: another format, an unknown or a missing key.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(f"{where}: expected a profile with format {FORMAT!r}")
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in data.items() if k != "format"}
+        if unknown := sorted(set(given) - known):
+            raise InputError(f"{where}: unknown key {unknown[0]!r}, known: {', '.join(sorted(known))}")
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    folder = resources.files("engine") / "data" / "profiles"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_profile(name: str) -> LatencyModel:
+    """A shipped profile by name, or a profile file by path.
+
+    Raises:
+        InputError: no such profile, unreadable or foreign file.
+    """
+    path = Path(name)
+    if name in profile_names():
+        text = (resources.files("engine") / "data" / "profiles" / f"{name}.json").read_text(encoding="utf-8")
+    elif path.suffix == ".json" and path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    else:
+        raise InputError(f"profile: expected one of {', '.join(profile_names())} or a .json file, got {name!r}")
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: not JSON ({error.msg}, line {error.lineno})") from None
+    return LatencyModel.from_json(data, name)
+
+
+LATENCY_TYPE = typeof(LatencyModel(1.0, 0.0, 0.0, 0.0, 0.0).compiled())
+FEATURES_TYPE = typeof(Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64))))

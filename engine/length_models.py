@@ -1,0 +1,170 @@
+"""Length models other than tables, and the spec strings that name every model."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+from engine.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, LengthPair, check_pairs
+
+LENGTH_FORMS = {
+    "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
+    "lognormal:PMU,PSIGMA,OMU,OSIGMA[,MAX]": "independent log-normal prompt and output (mean and s.d. of ln tokens), "
+    "cut to MAX tokens in total (default 8192)",
+    "FILE.json": "a joint quantile table made with engine.lengths.measure_table",
+}
+"""How a length model that is not a shipped table is written, and what it means."""
+
+
+@dataclass(frozen=True)
+class FixedLengths:
+    """Every request has the same lengths."""
+
+    prompt_tokens: int
+    """Prompt length of every request (tokens)."""
+    output_tokens: int
+    """Output length of every request (tokens)."""
+
+    def __post_init__(self) -> None:
+        """Check both lengths."""
+        check_pairs([self.prompt_tokens], [self.output_tokens])
+
+    @property
+    def description(self) -> str:
+        """One line that names the model in reports."""
+        return f"fixed lengths ({self.prompt_tokens} + {self.output_tokens} tokens)"
+
+    def draw(self, rng: np.random.Generator, n: int) -> LengthPair:
+        """Return n equal pairs (tokens), int64[n] each; nothing is drawn from `rng`."""
+        return np.full(n, self.prompt_tokens, dtype=np.int64), np.full(n, self.output_tokens, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class LogNormalLengths:
+    """Independent log-normal lengths: quick, but real lengths are not log-normal in the body and not independent.
+
+    The prompt is rounded and cut to 1..max_total_tokens - 1, then the output to 1..max_total_tokens - prompt.
+    """
+
+    prompt_mu: float
+    """Mean of the logarithm of the prompt length (ln tokens)."""
+    prompt_sigma: float
+    """Standard deviation of the logarithm of the prompt length (ln tokens)."""
+    output_mu: float
+    """Mean of the logarithm of the output length (ln tokens)."""
+    output_sigma: float
+    """Standard deviation of the logarithm of the output length (ln tokens)."""
+    max_total_tokens: int = 8192
+    """Largest prompt + output (tokens)."""
+
+    def __post_init__(self) -> None:
+        """Check that the parameters describe a distribution."""
+        values = (self.prompt_mu, self.prompt_sigma, self.output_mu, self.output_sigma)
+        if not all(math.isfinite(value) for value in values) or min(self.prompt_sigma, self.output_sigma) < 0.0:
+            raise InputError(f"lognormal lengths: expected finite mu and sigma with sigma >= 0, got {values}")
+        if self.max_total_tokens < 2:
+            raise InputError(f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}")
+
+    @property
+    def description(self) -> str:
+        """One line that names the model in reports."""
+        return (
+            f"log-normal lengths (ln prompt {self.prompt_mu:g} +- {self.prompt_sigma:g}, ln output {self.output_mu:g} +- "
+            f"{self.output_sigma:g}, at most {self.max_total_tokens} tokens)"
+        )
+
+    def draw(self, rng: np.random.Generator, n: int) -> LengthPair:
+        """Draw n prompt and n output lengths (tokens), int64[n] each."""
+        normal = rng.standard_normal((2, n))
+        # Cutting the exponent first keeps exp from overflowing for absurd parameters.
+        limit = math.log(self.max_total_tokens)
+        prompt = np.rint(np.exp(np.minimum(self.prompt_mu + self.prompt_sigma * normal[0], limit)))
+        output = np.rint(np.exp(np.minimum(self.output_mu + self.output_sigma * normal[1], limit)))
+        prompt = np.clip(prompt, 1, self.max_total_tokens - 1)
+        output = np.clip(output, 1, self.max_total_tokens - prompt)
+        return prompt.astype(np.int64), output.astype(np.int64)
+
+
+class EmpiricalLengths:
+    """Rows of real data: whole (prompt, output) pairs, so that their dependence is kept.
+
+    Up to as many pairs as there are rows are drawn without replacement (the data in shuffled order, as the public SLAI
+    code shuffles its file by seed); more are drawn with replacement.
+    """
+
+    def __init__(self, prompt: npt.ArrayLike, output: npt.ArrayLike, name: str = "empirical") -> None:
+        """Keep n pairs of lengths (tokens, >= 1) under a name for reports.
+
+        Raises:
+            InputError: no rows, arrays of unequal length, or a value that is not a whole number >= 1.
+        """
+        self.prompt, self.output = check_pairs(prompt, output)
+        self.name = name
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self.prompt.shape[0])
+
+    @property
+    def description(self) -> str:
+        """One line that names the data in reports."""
+        return f"{self.name} lengths ({len(self)} rows, shuffled)"
+
+    def draw(self, rng: np.random.Generator, n: int) -> LengthPair:
+        """Draw n pairs of prompt and output lengths (tokens), int64[n] each."""
+        size = len(self)
+        rows = rng.choice(size, n, replace=False) if n <= size else rng.integers(size, size=n)
+        return self.prompt[rows], self.output[rows]
+
+
+def table_names() -> tuple[str, ...]:
+    """Return the names of the shipped joint quantile tables."""
+    return tuple(sorted(path.stem for path in TABLE_FOLDER.glob("*.json")))
+
+
+@functools.lru_cache(maxsize=64)
+def parse_lengths(spec: str) -> LengthModel:
+    """Return the length model that a spec string names.
+
+    Known are the names of the shipped tables and the forms in `LENGTH_FORMS`. Results are kept: a table file is read
+    once per process.
+
+    Raises:
+        InputError: an unknown name (lists the known ones), bad numbers, or an unreadable table file.
+    """
+    name, colon, rest = spec.partition(":")
+    if name == "fixed" and colon:
+        prompt, output = _numbers(spec, rest, 2, 2)
+        return FixedLengths(_whole(spec, prompt), _whole(spec, output))
+    if name == "lognormal" and colon:
+        prompt_mu, prompt_sigma, output_mu, output_sigma, *total = _numbers(spec, rest, 4, 5)
+        limit = _whole(spec, total[0]) if total else LogNormalLengths.max_total_tokens
+        return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)
+    if spec in table_names():
+        return JointQuantileTable.load(TABLE_FOLDER / f"{spec}.json")
+    if spec.endswith(".json"):
+        return JointQuantileTable.load(spec)
+    known = ", ".join((*table_names(), *LENGTH_FORMS))
+    raise InputError(f"lengths: expected one of {known}; got {spec!r}")
+
+
+def _numbers(spec: str, text: str, fewest: int, most: int) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"lengths {spec!r}: expected numbers separated by commas, got {text!r}") from None
+    if not fewest <= len(values) <= most:
+        count = str(fewest) if fewest == most else f"{fewest} or {most}"
+        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(values)}")
+    return values
+
+
+def _whole(spec: str, value: float) -> int:
+    if not (math.isfinite(value) and value == int(value)):
+        raise InputError(f"lengths {spec!r}: expected whole numbers of tokens, got {value:g}")
+    return int(value)

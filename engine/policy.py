@@ -1,0 +1,143 @@
+"""What a scheduler is: a small class with parameters and one method, `plan`.
+
+A policy reads a `View`, remembers what it likes in a `Memory`, and lists the next iteration in a `Plan`:
+
+    schedule(plan, i, 1)        decode one token of request i
+    schedule(plan, i, n)        prefill a chunk of n tokens of request i (admits it if it waits)
+    evict(plan, i)              take the KV of request i away; it goes to the head of the queue
+    drop(plan, i)               refuse to serve the waiting request i
+
+Requests that the plan does not name are held: they keep their KV. A policy with a compiled `kernel` runs inside
+compiled loops; one that overrides `plan` in plain Python works everywhere too, only slower, with the same results.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import njit, types
+
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
+
+KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
+
+
+class Kernel:
+    """A plan function that compiles at first use: ``@Kernel def plan(view, memory, plan): ...``."""
+
+    def __init__(self, function: Callable[[Any, Any, Any], None]) -> None:
+        """Remember the function; nothing is compiled yet."""
+        self.function = function
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> Any:
+        """The compiled function, all of one type, so that one compiled loop serves every policy."""
+        if self._compiled is None:
+            self._compiled = njit(KERNEL_SIGNATURE, cache=True)(self.function)
+        return self._compiled
+
+    def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Plan once, compiled."""
+        self.compiled(view, memory, plan)
+
+
+@njit(cache=True)
+def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
+    """Add `tokens` of a request to the next iteration.
+
+    Args:
+        plan: the plan under construction.
+        request: index of the request.
+        tokens: 1 for a decode, the chunk size in tokens for a prefill.
+        reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs).
+    """
+    e = plan.entry[plan.size[0]]
+    e.request = request
+    e.tokens = tokens
+    e.reserve = reserve
+    plan.size[0] += 1
+
+
+@njit(cache=True)
+def evict(plan: Plan, request: int) -> None:
+    """Take the KV of a request away before the next iteration."""
+    schedule(plan, request, EVICT)
+
+
+@njit(cache=True)
+def drop(plan: Plan, request: int) -> None:
+    """Refuse to serve a waiting request."""
+    schedule(plan, request, DROP)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A scheduler. Subclass it as a frozen dataclass: the fields are the parameters, in the order of `params`."""
+
+    name: ClassVar[str] = "policy"
+    """Short name, as in `llmsched policies` and in reports."""
+    paper: ClassVar[str] = ""
+    """Where the policy comes from."""
+    knows: ClassVar[str] = "prompt length"
+    """What it knows about a request."""
+    eviction: ClassVar[str] = "none"
+    """Which requests it evicts."""
+    evidence: ClassVar[str] = ""
+    """How sure we are that this is the published policy."""
+    request_memory: ClassVar[int] = 0
+    """float64 cells that the policy remembers for each request."""
+    row_memory: ClassVar[int] = 0
+    """float64 cells that the policy remembers for the server."""
+    kernel: ClassVar[Kernel | None] = None
+    """The compiled form of `plan`, if there is one."""
+
+    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Fill `plan` for the next iteration; it comes in empty.
+
+        Raises:
+            InputError: the subclass gives neither a kernel nor its own `plan`.
+        """
+        if self.kernel is None:
+            raise InputError(f"policy {self.name!r}: expected a kernel or a plan method, found neither")
+        self.kernel(view, memory, plan)
+
+    def params(self, config: EngineConfig) -> np.ndarray:
+        """The parameters as float64, in field order (flags as 0/1); choices are encoded by `encode`."""
+        return np.array([self.encode(f.name, getattr(self, f.name)) for f in fields(self)], np.float64)
+
+    def encode(self, name: str, value: Any) -> float:
+        """One parameter as a number for the kernel."""
+        return float(value)
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        """Fresh memory for one run."""
+        return Memory(
+            self.params(config), np.zeros((num_requests, max(1, self.request_memory))), np.zeros(max(1, self.row_memory))
+        )
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether the kernel is the policy: there is one, and `plan` was not overridden beside it."""
+        return self.kernel is not None and type(self).plan is Policy.plan
+
+    @property
+    def spec(self) -> str:
+        """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{self.name}:{','.join(changed)}" if changed else self.name
+
+
+def require(condition: bool, policy: Policy, name: str, expected: str) -> None:
+    """Check one parameter of a policy.
+
+    Raises:
+        InputError: the condition does not hold.
+    """
+    if not condition:
+        raise InputError(f"policy {policy.name!r}: {name}: expected {expected}, got {getattr(policy, name)!r}")

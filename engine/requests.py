@@ -1,0 +1,286 @@
+"""Requests and service tiers: the immutable input of every simulation, environment episode and report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+
+INT32_MAX = int(np.iinfo(np.int32).max)
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of users with its own deadlines.
+
+    Raises:
+        InputError: a field is out of range (an empty name, a share outside 0..1, a deadline that is not positive and finite).
+    """
+
+    name: str
+    """Name of the tier, as reports print it."""
+    share: float
+    """Fraction of the requests that belong to the tier (0..1)."""
+    tbt_s: float
+    """Deadline of every gap between two output tokens (s)."""
+    ttft_s: float = 2.0
+    """Deadline of the first output token, counted from arrival (s); the default is Sarathi-Serve's bound on scheduling delay."""
+    weight: float = 1.0
+    """Weight of the tier's requests in rewards (no unit)."""
+    strict: bool = False
+    """Whether these are paying users: SLAI's user priority and the strict bucket of reports."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not self.name:
+            raise InputError("tier name: expected a non-empty name, got ''")
+        if not 0.0 <= self.share <= 1.0:
+            raise InputError(f"tier {self.name!r} share: expected 0..1, got {self.share!r}")
+        for field in ("tbt_s", "ttft_s"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value > 0.0):
+                raise InputError(f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}")
+        if not (math.isfinite(self.weight) and self.weight >= 0.0):
+            raise InputError(f"tier {self.name!r} weight: expected a finite number >= 0, got {self.weight!r}")
+
+
+DEFAULT_TIERS = (Tier("strict", 0.05, 0.1, strict=True), Tier("relaxed", 0.95, 0.5))
+"""Two classes of users as in the SLAI evaluation (agrimUT/SLAI): 5 % pay for 0.1 s between tokens, the rest accept 0.5 s."""
+
+
+def check_shares(tiers: tuple[Tier, ...]) -> None:
+    """Check that the tiers can be drawn by share: at least one, distinct names, shares that sum to 1.
+
+    Raises:
+        InputError: one of these does not hold.
+    """
+    total = math.fsum(tier.share for tier in _tiers(tiers))
+    if abs(total - 1.0) > 1e-6:
+        shares = ", ".join(f"{tier.name} {tier.share:g}" for tier in tiers)
+        raise InputError(f"tiers: expected shares that sum to 1, got {total:g} ({shares})")
+
+
+def draw_tiers(rng: np.random.Generator, n: int, tiers: tuple[Tier, ...]) -> IntArray:
+    """Draw n tier indices, int32[n], by comparing one uniform number per request with the cumulative shares.
+
+    With the default tiers this is the rule of the public SLAI code: a user pays if `rng.random() < 0.05`.
+
+    Raises:
+        InputError: the tiers' shares do not sum to 1.
+    """
+    check_shares(tiers)
+    # The last tier takes the rest, so that a rounding error in the sum cannot yield an index out of range.
+    bounds = np.cumsum([tier.share for tier in tiers[:-1]])
+    return np.searchsorted(bounds, rng.random(n), side="right").astype(np.int32)
+
+
+def _first(bad: npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(bad))
+
+
+def _fail(name: str, expected: str, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> InputError:
+    index = _first(bad)
+    return InputError(f"{name}[{index}]: expected {expected}, got {values[index]}")
+
+
+def _column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name}: expected a one-dimensional array of numbers, got a ragged sequence") from None
+    if array.ndim != 1:
+        raise InputError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
+    if length is not None and array.shape[0] != length:
+        raise InputError(f"{name}: expected {length} values (one for each arrival), got {array.shape[0]}")
+    if array.shape[0] and array.dtype.kind not in "iuf":
+        raise InputError(f"{name}: expected numbers, got values of type {array.dtype}")
+    return array
+
+
+def _integers(name: str, values: npt.ArrayLike, length: int, low: int, high: int) -> IntArray:
+    array = _column(name, values, length)
+    bad = ~((array >= low) & (array <= high))
+    if array.dtype.kind == "f":
+        bad |= array != np.floor(array)
+    if bad.any():
+        raise _fail(name, f"a whole number {low}..{high}", array, bad)
+    return array.astype(np.int32)
+
+
+def _arrivals(values: npt.ArrayLike) -> FloatArray:
+    array = _column("arrival", values, None)
+    if array.shape[0] == 0:
+        raise InputError("requests: expected at least one request, got none")
+    # Adding 0.0 copies and turns -0.0 into 0.0, so that equal times have equal digests.
+    arrival: FloatArray = array.astype(np.float64) + 0.0
+    bad = ~(np.isfinite(arrival) & (arrival >= 0.0))
+    if bad.any():
+        raise _fail("arrival", "finite seconds >= 0", arrival, bad)
+    unsorted = arrival[1:] < arrival[:-1]
+    if unsorted.any():
+        index = _first(unsorted) + 1
+        before, at = float(arrival[index - 1]), float(arrival[index])
+        raise InputError(f"arrival[{index}]: expected times in order, got {at!r} s after {before!r} s")
+    return arrival
+
+
+def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
+    if values is None:
+        return np.full(length, np.nan)
+    prediction: FloatArray = _column("prediction", values, length).astype(np.float64)
+    missing = np.isnan(prediction)
+    bad = ~(missing | (np.isfinite(prediction) & (prediction > 0.0)))
+    if bad.any():
+        raise _fail("prediction", "a positive number of tokens or nan", prediction, bad)
+    # One bit pattern for "no prediction", whatever sign or payload the caller's nan had.
+    prediction[missing] = np.nan
+    return prediction
+
+
+def _tiers(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    tiers = tuple(tiers)
+    if not tiers:
+        raise InputError("tiers: expected at least one tier, got none")
+    names = [tier.name for tier in tiers]
+    if len(set(names)) != len(names):
+        raise InputError(f"tiers: expected distinct names, got {', '.join(names)}")
+    return tiers
+
+
+def _tier_indices(tier: npt.ArrayLike | None, tiers: tuple[Tier, ...], length: int) -> IntArray:
+    if tier is not None:
+        return _integers("tier", tier, length, 0, len(tiers) - 1)
+    largest = max(range(len(tiers)), key=lambda index: tiers[index].share)
+    return np.full(length, largest, dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """A sequence of n requests in order of arrival, as read-only arrays of equal length.
+
+    Build it with `Requests.create`, which validates; the plain constructor does not.
+    """
+
+    arrival: FloatArray
+    """Arrival times, float64[n] (s), finite, >= 0, non-decreasing; equal times are served in index order."""
+    prompt: IntArray
+    """Prompt lengths, int32[n] (tokens), >= 1."""
+    output: IntArray
+    """True output lengths, int32[n] (tokens), >= 1; a policy must not read them."""
+    tier: IntArray
+    """Index into `tiers` of each request, int32[n]."""
+    prediction: FloatArray
+    """Predicted output lengths, float64[n] (tokens); nan where there is no prediction."""
+    tiers: tuple[Tier, ...]
+    """The service tiers that `tier` refers to."""
+    source: str
+    """One line that says where the requests come from."""
+
+    @classmethod
+    def create(
+        cls,
+        arrival: npt.ArrayLike,
+        prompt: npt.ArrayLike,
+        output: npt.ArrayLike,
+        tier: npt.ArrayLike | None = None,
+        prediction: npt.ArrayLike | None = None,
+        tiers: tuple[Tier, ...] = DEFAULT_TIERS,
+        source: str = "",
+    ) -> Requests:
+        """Convert, copy, validate and freeze.
+
+        Args:
+            arrival: n arrival times (s), non-decreasing.
+            prompt: n prompt lengths (tokens).
+            output: n output lengths (tokens).
+            tier: n indices into `tiers`; None puts every request in the tier with the largest share.
+            prediction: n predicted output lengths (tokens, nan = none); None means no predictions.
+            tiers: the service tiers.
+            source: one line on the origin of the data.
+
+        Raises:
+            InputError: no requests, lengths differ, or a value is out of range (names the first offending index).
+        """
+        times = _arrivals(arrival)
+        n = times.shape[0]
+        tiers = _tiers(tiers)
+        prompts = _integers("prompt", prompt, n, 1, INT32_MAX)
+        outputs = _integers("output", output, n, 1, INT32_MAX)
+        indices = _tier_indices(tier, tiers, n)
+        predictions = _predictions(prediction, n)
+        for array in (times, prompts, outputs, indices, predictions):
+            array.flags.writeable = False
+        return cls(times, prompts, outputs, indices, predictions, tiers, source)
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return int(self.arrival.shape[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle through `create`, since pickled arrays would come back writable."""
+        state = (self.arrival, self.prompt, self.output, self.tier, self.prediction, self.tiers, self.source)
+        return (Requests.create, state)
+
+    @property
+    def rate(self) -> float:
+        """Mean arrival rate (requests/s): n - 1 gaps over the span from first to last arrival; inf if the span is zero."""
+        span = float(self.arrival[-1] - self.arrival[0])
+        return (len(self) - 1) / span if span > 0.0 else math.inf
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits of the SHA-256 of all arrays and tiers (not of `source`): equal input, equal digest."""
+        digest = hashlib.sha256()
+        for array in (self.arrival, self.prompt, self.output, self.tier, self.prediction):
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        for tier in self.tiers:
+            fields = (tier.name, float(tier.share), float(tier.tbt_s), float(tier.ttft_s), float(tier.weight))
+            digest.update(repr((*fields, bool(tier.strict))).encode())
+        return digest.hexdigest()[:16]
+
+    def head(self, n: int) -> Requests:
+        """Return the first n requests.
+
+        Raises:
+            InputError: n is below 1 or above the number of requests.
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
+        arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
+        arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
+        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source)
+
+    def replace(self, **changes: Any) -> Requests:
+        """Return a copy in which the named fields are changed, validated as in `create`.
+
+        Raises:
+            InputError: an unknown field name, or a value that `create` refuses.
+        """
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        unknown = sorted(set(changes) - set(fields))
+        if unknown:
+            raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
+        return Requests.create(**(fields | changes))
+
+    def check_lengths(self, max_model_len: int) -> None:
+        """Check that every request fits the model's context (prompt + output <= max_model_len tokens).
+
+        Raises:
+            InputError: names the first request that does not fit and counts them.
+        """
+        total = self.prompt.astype(np.int64) + self.output
+        bad = total > max_model_len
+        if bad.any():
+            index = _first(bad)
+            raise InputError(
+                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), got "
+                f"{self.prompt[index]} + {self.output[index]}; {int(bad.sum())} of {len(self)} requests are too long"
+            )

@@ -1,0 +1,236 @@
+"""`simulate`: one policy, one trace, one executor -> `Record`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from engine.config import EngineConfig
+from engine.core import arrive, begin, explain, finish, idle, is_over
+from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
+from engine.policy import KERNEL_SIGNATURE, Policy
+from engine.requests import Requests
+from engine.state import EVICT, MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
+
+OVER, STALLED, LIMIT, HORIZON = 0, -1, -2, -3
+"""How a compiled run ended: trace done, nothing planned and nothing to wait for, too many iterations, time is up."""
+
+KERNEL_TYPE = types.FunctionType(KERNEL_SIGNATURE)
+
+
+class PolicyError(RuntimeError):
+    """A policy broke the rules: an illegal plan, or no progress with requests present."""
+
+
+@njit(cache=True)
+def empty(server: Server) -> None:
+    """Take everything out of the plan."""
+    server.plan.size[0] = 0
+    server.plan.wake[0] = np.inf
+
+
+@njit(
+    types.int64(KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64),
+    cache=True,
+)
+def _run(
+    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_iterations: int
+) -> int:
+    """Serve the trace to its end, the horizon or the first error; a positive result is an error code of `begin`."""
+    row = server.visible.row[0]
+    arrive(server)
+    while not is_over(server):
+        if row.now >= horizon:
+            return HORIZON
+        if row.iterations >= max_iterations:
+            return LIMIT
+        empty(server)
+        kernel(server.visible, memory, server.plan)
+        code = begin(server, True)
+        if code != 0:
+            return code
+        if server.features.requests[0] > 0:
+            finish(server, iteration_seconds(latency, server.features))
+        elif not is_over(server) and not idle(server):
+            return STALLED
+    return OVER
+
+
+@dataclass(frozen=True, eq=False)
+class StepLog:
+    """What happened in each iteration, for timelines and step-by-step comparison."""
+
+    start_s: np.ndarray  # float64[iterations]
+    duration_s: np.ndarray  # float64[iterations]
+    used_blocks: np.ndarray  # int64[iterations], after the iteration
+    waiting: np.ndarray  # int64[iterations], after the iteration
+    running: np.ndarray  # int64[iterations], after the iteration
+    batches: list[np.ndarray]  # per iteration int64[items, 3]: request, tokens, 1 for a prefill chunk
+    evicted: list[list[int]]  # per iteration, in order
+    dropped: list[list[int]]  # per iteration, in order
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Everything that happened to every request; numbers are made of it by `summarize`."""
+
+    policy: str  # spec of the policy
+    requests: Requests
+    config: EngineConfig
+    request: np.ndarray  # REQUEST[requests], final state
+    ledger: np.ndarray  # LEDGER[requests], times and counts
+    tier: np.ndarray  # TIER[tiers], totals
+    gaps: np.ndarray  # int64[tiers, buckets], histogram of gaps between tokens
+    row: np.ndarray  # ROW[1], totals
+    steps: StepLog | None = None
+
+
+class _Log:
+    """Collects the steps of one run; an entry without a batch is kept if something was evicted or dropped."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[float, float, int, int, int]] = []
+        self.batches: list[np.ndarray] = []
+        self.evicted: list[list[int]] = []
+        self.dropped: list[list[int]] = []
+
+    def planned(self, server: Server) -> None:
+        entries = server.plan.entry[: server.plan.size[0]]
+        requests, tokens = entries["request"], entries["tokens"]
+        batch = requests[tokens > 0]
+        rows = server.visible.request[batch]
+        is_prefill = rows["prefilled"] < rows["prompt"]
+        self.batches.append(np.column_stack([batch, tokens[tokens > 0], is_prefill]).astype(np.int64))
+        self.evicted.append([int(i) for i in requests[tokens == EVICT]])
+        self.dropped.append([int(i) for i in requests[tokens < EVICT]])
+
+    def done(self, server: Server, start: float) -> None:
+        row = server.visible.row[0]
+        if len(self.batches[-1]) or self.evicted[-1] or self.dropped[-1]:
+            used = int(row.num_blocks - row.free_blocks)
+            self.scalars.append((start, row.now - start, used, int(row.num_waiting), int(row.num_running)))
+        else:
+            for column in (self.batches, self.evicted, self.dropped):
+                column.pop()
+
+    def steps(self) -> StepLog:
+        columns = np.array(self.scalars, np.float64).reshape(-1, 5).T
+        counts = columns[2:].astype(np.int64)
+        return StepLog(
+            columns[0], columns[1], counts[0], counts[1], counts[2], self.batches, self.evicted, self.dropped
+        )
+
+
+def _drive(
+    policy: Policy, server: Server, memory: Memory, executor: Executor, horizon: float, max_iterations: int, log: _Log
+) -> int:
+    """The same loop as `_run`, step by step from Python: for plain-Python policies, real devices and step logs."""
+    row = server.visible.row[0]
+    arrive(server)
+    while not is_over(server):
+        if row.now >= horizon:
+            return HORIZON
+        if row.iterations >= max_iterations:
+            return LIMIT
+        empty(server)
+        policy.plan(server.visible, memory, server.plan)
+        if (code := begin(server, True)) != 0:
+            return int(code)
+        start = float(row.now)
+        log.planned(server)
+        if server.features.requests[0] > 0:
+            finish(server, executor.seconds(server))
+            log.done(server, start)
+            continue
+        log.done(server, start)
+        if not is_over(server) and not idle(server):
+            return STALLED
+    return OVER
+
+
+@dataclass(frozen=True)
+class _Charged:
+    """An executor whose time includes the scheduler's own cost."""
+
+    executor: Executor
+    decision_s: float
+    decision_per_request_s: float
+
+    def seconds(self, server: Server) -> float:
+        cost = self.decision_s + self.decision_per_request_s * float(server.features.requests[0])
+        return self.executor.seconds(server) + cost
+
+    def start(self, requests: Requests) -> None:
+        self.executor.start(requests)
+
+
+def _raise(code: int, policy: Policy, server: Server, max_iterations: int) -> None:
+    row = server.visible.row[0]
+    present = f"{row.num_waiting} waiting, {row.num_running} running"
+    if code > 0:
+        raise PolicyError(f"policy {policy.spec!r}: {explain(server, code)}")
+    if code == STALLED:
+        raise PolicyError(
+            f"policy {policy.spec!r} planned nothing at t={row.now:.3f} s with {present} and no arrival to wait for"
+        )
+    if code == LIMIT:
+        raise PolicyError(f"policy {policy.spec!r} made no end within {max_iterations} iterations ({present})")
+
+
+def simulate(
+    policy: Policy,
+    requests: Requests,
+    executor: Executor,
+    config: EngineConfig | None = None,
+    *,
+    horizon_s: float = float("inf"),
+    log_steps: bool = False,
+) -> Record:
+    """Serve a whole trace with one policy.
+
+    Args:
+        policy: decides every batch.
+        requests: the trace; it holds all randomness, so the same call gives the same record bit for bit.
+        executor: how long a batch takes; with a `LatencyModel` and a compiled policy the whole loop is compiled.
+        config: limits and semantics of the server.
+        horizon_s: stop at the first iteration that starts at or after this time; the rest counts as unfinished.
+        log_steps: also keep what each iteration did (drives the loop from Python).
+
+    Returns:
+        The record of the run.
+
+    Raises:
+        InputError: a request is longer than the model allows (raised where the config keeps delivered tokens).
+        PolicyError: the policy made an illegal plan, stalled, or ran for more iterations than there are tokens.
+    """
+    config = config or EngineConfig()
+    if config.eviction_keeps_output:
+        requests.check_lengths(min(config.max_model_len, config.capacity_tokens))
+    server = new_server(len(requests), len(requests.tiers))
+    load(server, config, requests)
+    memory = policy.memory(config, len(requests))
+    total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
+    max_iterations = 8 * total + 1000
+    log = _Log()
+    if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps:
+        assert policy.kernel is not None
+        latency = executor.compiled(config.decision_s, config.decision_per_request_s)
+        code = _run(policy.kernel.compiled, server, memory, latency, horizon_s, max_iterations)
+    else:
+        charged = _Charged(executor, config.decision_s, config.decision_per_request_s)
+        charged.start(requests)
+        code = _drive(policy, server, memory, charged, horizon_s, max_iterations, log)
+    _raise(code, policy, server, max_iterations)
+    view, hidden = server.visible, server.hidden
+    return Record(
+        policy.spec,
+        requests,
+        config,
+        view.request,
+        hidden.ledger,
+        hidden.tier,
+        hidden.gaps,
+        view.row,
+        log.steps() if log_steps else None,
+    )

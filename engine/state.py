@@ -1,0 +1,244 @@
+"""The state of many servers as arrays: one row is one server.
+
+A request is one fixed-size record, so that the few numbers a scheduler and the engine touch in an iteration share a
+cache line. What only the engine may know (the true output length) and what only reports need lives in a second
+record, the *ledger*, which a policy never receives: `View` carries everything a policy may see.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import typeof
+
+from engine.config import EngineConfig
+from engine.requests import Requests
+
+FUTURE, WAITING, RUNNING, FINISHED, DROPPED = 0, 1, 2, 3, 4
+"""Life of a request: not arrived, queued without KV, holding KV, served, left unserved."""
+
+EVICT, DROP = -1, -2
+"""Plan entries that are not token counts: take the KV away, refuse to serve."""
+
+REQUEST = np.dtype(
+    [
+        ("arrival", "f8"),  # s
+        ("last_token", "f8"),  # s, end of the iteration that yielded the latest token (or the prompt); -1 before
+        ("tbt", "f8"),  # s, deadline of every gap between tokens
+        ("ttft", "f8"),  # s, deadline of the first token
+        ("prediction", "f8"),  # predicted output tokens, nan = none
+        ("prompt", "i4"),  # tokens to prefill (after an eviction: original prompt + generated)
+        ("prefilled", "i4"),  # of those, done; a decode is a running request with prefilled == prompt
+        ("length", "i4"),  # tokens known so far, prompt + generated: what the KV of the next decode must hold
+        ("generated", "i4"),  # output tokens so far
+        ("blocks", "i4"),  # KV blocks held
+        ("tier", "i4"),  # index into the tiers
+        ("strict", "i4"),  # 1: paying user
+        ("status", "i4"),  # FUTURE ... DROPPED
+        ("evictions", "i4"),  # times the KV was lost
+        ("last_run", "i8"),  # index of the latest iteration that this request was part of, -1 before
+    ],
+    align=True,
+)
+
+LEDGER = np.dtype(
+    [
+        ("first_scheduled", "f8"),  # s, start of the first iteration of the request; -1 before (so below)
+        ("prompt_done", "f8"),  # s, last time the prompt was completed
+        ("first_token", "f8"),  # s, end of the iteration that yielded output token 1
+        ("completed", "f8"),  # s, end of the last iteration (or time of the drop)
+        ("max_gap", "f8"),  # s, longest gap between two tokens
+        ("output", "i4"),  # true output tokens: hidden from policies
+        ("original_prompt", "i4"),  # tokens
+        ("delivered", "i4"),  # tokens that reached the user (with regeneration: counted again)
+        ("late_gaps", "i4"),  # gaps over the deadline
+    ],
+    align=True,
+)
+
+ROW = np.dtype(
+    [
+        ("now", "f8"),  # s
+        ("last_duration", "f8"),  # s, previous iteration
+        ("busy", "f8"),  # s spent in iterations
+        ("kv_time", "f8"),  # block-seconds in use
+        ("queue_time", "f8"),  # request-seconds without a first token (sums to the total TTFT)
+        ("present_time", "f8"),  # request-seconds from arrival to completion
+        ("next_arrival", "i8"),  # index of the next request to arrive
+        ("num_requests", "i8"),
+        ("num_waiting", "i8"),  # filled part of `queue`
+        ("num_running", "i8"),  # filled part of `running`
+        ("no_first_token", "i8"),  # requests present without output token 1
+        ("free_blocks", "i8"),
+        ("num_blocks", "i8"),
+        ("block_size", "i8"),  # tokens
+        ("watermark_blocks", "i8"),
+        ("max_num_seqs", "i8"),
+        ("max_batched_tokens", "i8"),
+        ("max_model_len", "i8"),
+        ("prompt_emits", "i8"),  # EngineConfig flags as 0/1
+        ("eviction_keeps_output", "i8"),
+        ("decode_needs_free_block", "i8"),
+        ("iterations", "i8"),  # completed so far; the next one has this index
+        ("finished", "i8"),
+        ("dropped", "i8"),
+        ("evictions", "i8"),
+        ("prefill_tokens", "i8"),  # processed, recomputation included
+        ("decode_tokens", "i8"),
+        ("recomputed_tokens", "i8"),  # KV tokens lost by evictions
+        ("batch_requests", "i8"),  # sum of batch sizes
+        ("batch_tokens", "i8"),  # tokens of the previous iteration
+        ("max_waiting", "i8"),
+    ],
+    align=True,
+)
+
+TIER = np.dtype(
+    [
+        ("tokens", "i8"),  # delivered
+        ("gaps", "i8"),  # between tokens
+        ("late_gaps", "i8"),  # over the deadline
+        ("gap_sum", "f8"),  # s
+        ("late_sum", "f8"),  # sum over late gaps of gap / deadline - 1
+        ("max_gap", "f8"),  # s
+        ("first_tokens", "i8"),
+        ("finished", "i8"),
+        ("good", "i8"),  # finished, first token and every gap in time
+    ],
+    align=True,
+)
+
+ENTRY = np.dtype(
+    [
+        ("request", "i4"),  # index of the request
+        ("tokens", "i4"),  # 1 decode, n prefill chunk, EVICT, DROP
+        ("reserve", "i4"),  # KV blocks to hold at least from admission on; 0: as many as the prompt needs
+    ],
+    align=True,
+)
+
+GAP_BUCKETS_PER_OCTAVE = 512
+GAP_MIN_EXPONENT, GAP_MAX_EXPONENT = -14, 12  # 61 us ... 4096 s
+NUM_GAP_BUCKETS = (GAP_MAX_EXPONENT - GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE + 2
+"""Gap histogram: bucket edges 2**e (1 + k/512), so a percentile read from it is within 0.2 % of the exact one."""
+
+
+class View(NamedTuple):
+    """What a policy may see of one server. Arrays are live: read them, never write."""
+
+    request: np.ndarray  # REQUEST[requests]; only those that arrived may be read
+    queue: np.ndarray  # int32[requests]; queue[:num_waiting] are the waiting requests, head first
+    running: np.ndarray  # int32[requests]; running[:num_running] hold KV, in order of arrival
+    row: np.ndarray  # ROW[1]
+
+
+class Plan(NamedTuple):
+    """The next iteration: a list of (request, tokens), in the order in which the engine takes them."""
+
+    entry: np.ndarray  # ENTRY[capacity]
+    size: np.ndarray  # int64[1], filled part of `entry`
+    wake: np.ndarray  # float64[1], s: with an empty plan, wake at this time (inf: at the next arrival)
+
+
+class Memory(NamedTuple):
+    """What a policy may remember between decisions; zeroed at the start of a run except `params`."""
+
+    params: np.ndarray  # float64[p], the policy's parameters
+    request: np.ndarray  # float64[requests, k], one line per request
+    row: np.ndarray  # float64[m]
+
+
+class Hidden(NamedTuple):
+    """What only the engine and the report may see of one server."""
+
+    ledger: np.ndarray  # LEDGER[requests]
+    tier: np.ndarray  # TIER[tiers]
+    gaps: np.ndarray  # int64[tiers, NUM_GAP_BUCKETS], histogram of gaps
+
+
+class Features(NamedTuple):
+    """What the latency of an iteration depends on (one planned batch)."""
+
+    tokens: np.ndarray  # int64[1], all tokens through the linear layers
+    requests: np.ndarray  # int64[1], items in the batch
+    decodes: np.ndarray  # int64[1]
+    prefill_pairs: np.ndarray  # float64[1], sum over chunks of n (context + (n + 1) / 2): attention of prefill
+    decode_context: np.ndarray  # int64[1], sum over decodes of KV tokens read
+
+
+class Server(NamedTuple):
+    """One server, everything together: what `begin`, `finish` and the loops work on."""
+
+    visible: View
+    hidden: Hidden
+    plan: Plan
+    features: Features
+
+
+def _records(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.zeros(shape, dtype).view(np.recarray)
+
+
+def new_plan(num_requests: int) -> Plan:
+    """An empty plan with room for an eviction and a chunk of every request."""
+    return Plan(_records(2 * num_requests + 1, ENTRY), np.zeros(1, np.int64), np.full(1, np.inf))
+
+
+def new_server(num_requests: int, num_tiers: int) -> Server:
+    """Memory for one server that will meet at most `num_requests` requests; `load` fills it."""
+    view = View(
+        _records(num_requests, REQUEST),
+        np.zeros(num_requests, np.int32),
+        np.zeros(num_requests, np.int32),
+        _records(1, ROW),
+    )
+    hidden = Hidden(
+        _records(num_requests, LEDGER), _records(num_tiers, TIER), np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int64)
+    )
+    features = Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64)))
+    return Server(view, hidden, new_plan(num_requests), features)
+
+
+def load(server: Server, config: EngineConfig, requests: Requests) -> None:
+    """Put a server at time 0 in front of `requests`, nothing served yet.
+
+    Args:
+        server: memory from `new_server` (or a row of it) with room for exactly ``len(requests)`` requests.
+        config: limits and semantics.
+        requests: the whole trace; all randomness of the run is in it.
+    """
+    rows, ledger = server.visible.request, server.hidden.ledger
+    for array in (rows, ledger, server.visible.row, server.hidden.tier):
+        array.view(np.uint8)[...] = 0
+    server.hidden.gaps[...] = 0
+    for name in ("arrival", "prediction", "prompt", "tier"):
+        rows[name] = getattr(requests, name)
+    rows["length"] = requests.prompt
+    rows["last_token"] = -1.0
+    rows["last_run"] = -1
+    for name in ("tbt", "ttft", "strict"):
+        attribute = name if name == "strict" else f"{name}_s"
+        rows[name] = np.array([getattr(t, attribute) for t in requests.tiers])[requests.tier]
+    ledger["output"] = requests.output
+    ledger["original_prompt"] = requests.prompt
+    for name in ("first_scheduled", "prompt_done", "first_token", "completed"):
+        ledger[name] = -1.0
+    set_limits(server.visible.row, config)
+    server.visible.row["num_requests"] = len(requests)
+    server.plan.size[0] = 0
+    server.plan.wake[0] = np.inf
+
+
+def set_limits(row: np.ndarray, config: EngineConfig) -> None:
+    """Write the limits and the semantic flags of `config` into fresh ROW records (any number of rows)."""
+    for name in ("num_blocks", "block_size", "watermark_blocks", "max_num_seqs", "max_batched_tokens"):
+        row[name] = getattr(config, name)
+    for name in ("max_model_len", "prompt_emits", "eviction_keeps_output", "decode_needs_free_block"):
+        row[name] = getattr(config, name)
+    row["free_blocks"] = config.num_blocks
+
+
+VIEW_TYPE = typeof(new_server(1, 1).visible)
+PLAN_TYPE = typeof(new_plan(1))
+HIDDEN_TYPE = typeof(new_server(1, 1).hidden)
+SERVER_TYPE = typeof(new_server(1, 1))
+MEMORY_TYPE = typeof(Memory(np.zeros(1), np.zeros((1, 1)), np.zeros(1)))

@@ -1,0 +1,230 @@
+"""Workloads: arrival process x length model x tiers -> `Requests`, drawn as a whole from one seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from engine import arrivals as processes
+from engine.errors import InputError
+from engine.length_models import LENGTH_FORMS, FixedLengths, parse_lengths, table_names
+from engine.lengths import LengthModel
+from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers
+
+if TYPE_CHECKING:
+    Lengths = str | LengthModel
+else:
+    # A command line made from this class can only offer the string.
+    Lengths = str
+
+ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "burst", "toy"]
+
+_DESCRIPTIONS: dict[str, str] = {
+    "poisson": "exponential gaps at a constant rate",
+    "gamma": "Gamma gaps at a constant rate: cv below 1 is smoother than Poisson, above 1 burstier",
+    "onoff": "Poisson with a rate that jumps between two levels (MMPP-2)",
+    "ramp": "Poisson with a rate that goes linearly from rate to ramp_end_rate",
+    "burst": "every request at t = 0",
+    "toy": "equal requests at equal distances, nothing random: latencies can be computed by hand",
+}
+_ONOFF_KEYS = ("off_factor", "on_factor", "off_mean_s", "on_mean_s")
+_COMMON_KEYS = ("num_requests", "lengths")
+_KEYS: dict[str, tuple[str, ...]] = {
+    "poisson": ("rate", *_COMMON_KEYS, "gap_cap"),
+    "gamma": ("rate", *_COMMON_KEYS, "gap_cap", "cv"),
+    "onoff": ("rate", *_COMMON_KEYS, "gap_cap", *_ONOFF_KEYS),
+    "ramp": ("rate", *_COMMON_KEYS, "gap_cap", "ramp_end_rate"),
+    "burst": _COMMON_KEYS,
+    "toy": ("rate", *_COMMON_KEYS),
+}
+_TOY_DEFAULTS: dict[str, Any] = {"rate": 0.5, "num_requests": 8, "lengths": "fixed:512,8"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What to draw: how many requests, when they arrive, how long they are, who sends them.
+
+    Lengths are drawn first, then tiers, then arrivals; so the same seed gives the same lengths and tiers at every rate and
+    for every arrival process, and arrival times that only stretch with the rate.
+
+    The toy workload has a known answer. Requests arrive at 0, 1/rate, 2/rate, ... with P prompt and O output tokens each, all
+    in the tier with the largest share. As long as one request is served within 1/rate seconds, each is alone on the server:
+    its TTFT is the sum of its ceil(P / budget) prefill iterations, and its end-to-end time that sum plus O - 1 decode
+    iterations, the same for every request up to the rounding of the clock.
+
+    Raises:
+        InputError: a field is out of range, or a name is unknown (lists the known ones).
+    """
+
+    rate: float = 1.6
+    """Mean arrival rate (requests/s); at the start for ramp, without effect for burst."""
+    num_requests: int = 512
+    """Number of requests."""
+    arrivals: ArrivalName = "poisson"
+    """Arrival process."""
+    lengths: Lengths = "openchat_sharegpt4"
+    """Prompt and output lengths (tokens): a shipped table (openchat_sharegpt4, azure2023_conv, azure2023_code),
+    fixed:PROMPT,OUTPUT, lognormal:PMU,PSIGMA,OMU,OSIGMA or FILE.json; in Python also a length model."""
+    cv: float = 1.0
+    """Coefficient of variation of the gaps (no unit), for gamma."""
+    gap_cap: float = 0.0
+    """Largest gap as a multiple of the mean gap, 0 for none; the public SLAI code uses 3, which raises the rate by 5.2 %."""
+    off_factor: float = 0.5
+    """Rate in the quiet state as a multiple of rate, for onoff."""
+    on_factor: float = 2.0
+    """Rate in the busy state as a multiple of rate, for onoff."""
+    off_mean_s: float = 60.0
+    """Mean length of a quiet period (s), for onoff."""
+    on_mean_s: float = 30.0
+    """Mean length of a busy period (s), for onoff."""
+    ramp_end_rate: float = 3.2
+    """Arrival rate when the last request is due (requests/s), for ramp."""
+    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+    """Service tiers with their shares (fractions that sum to 1)."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.arrivals not in get_args(ArrivalName):
+            raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
+        if isinstance(self.num_requests, bool) or not isinstance(self.num_requests, int | np.integer):
+            raise InputError(f"num_requests: expected a whole number, got {self.num_requests!r}")
+        if self.num_requests < 1:
+            raise InputError(f"num_requests: expected at least 1, got {self.num_requests}")
+        for field in ("rate", "cv", "off_mean_s", "on_mean_s", "ramp_end_rate"):
+            self._check(field, zero_too=False)
+        for field in ("gap_cap", "off_factor", "on_factor"):
+            self._check(field, zero_too=True)
+        if self.off_factor == 0.0 and self.on_factor == 0.0:
+            raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
+        check_shares(self.tiers)
+        model = self.length_model
+        if self.arrivals == "toy" and not isinstance(model, FixedLengths):
+            raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
+
+    def _check(self, field: str, zero_too: bool) -> None:
+        value = getattr(self, field)
+        number = isinstance(value, int | float | np.number) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and not zero_too):
+            raise InputError(f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}")
+
+    @property
+    def length_model(self) -> LengthModel:
+        """The length model that `lengths` is or names."""
+        return parse_lengths(self.lengths) if isinstance(self.lengths, str) else self.lengths
+
+    @property
+    def description(self) -> str:
+        """One line for reports: process, rate, number and lengths."""
+        process = {
+            "poisson": f"Poisson arrivals at {self.rate:g}/s",
+            "gamma": f"Gamma arrivals at {self.rate:g}/s with CV {self.cv:g}",
+            "onoff": f"on-off arrivals at {self.off_factor:g} and {self.on_factor:g} times {self.rate:g}/s for "
+            f"{self.off_mean_s:g} s and {self.on_mean_s:g} s in the mean",
+            "ramp": f"Poisson arrivals, {self.rate:g}/s going linearly to {self.ramp_end_rate:g}/s",
+            "burst": "all arrivals at t = 0",
+            "toy": f"toy arrivals every {1.0 / self.rate:g} s",
+        }[self.arrivals]
+        cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
+        return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
+
+    def generate(self, seed: int | np.random.Generator) -> Requests:
+        """Draw the requests; the same seed gives the same requests, bit for bit.
+
+        Args:
+            seed: a whole number >= 0, or a generator, which is then advanced.
+
+        Raises:
+            InputError: the seed is negative or not a whole number.
+        """
+        try:
+            # numpy would take None for "unpredictable".
+            rng = np.random.default_rng(-1 if seed is None else seed)
+        except (TypeError, ValueError):
+            raise InputError(f"seed: expected a whole number >= 0, got {seed!r}") from None
+        n = self.num_requests
+        prompt, output = self.length_model.draw(rng, n)
+        tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)
+        label = "" if isinstance(seed, np.random.Generator) else f", seed {seed}"
+        return Requests.create(
+            self._arrival_times(rng), prompt, output, tier, tiers=self.tiers, source=self.description + label
+        )
+
+    def _arrival_times(self, rng: np.random.Generator) -> processes.FloatArray:
+        if self.arrivals == "burst":
+            return np.zeros(self.num_requests)
+        if self.arrivals == "toy":
+            return processes.evenly_spaced(self.num_requests, self.rate)
+        cv = self.cv if self.arrivals == "gamma" else 1.0
+        operational = processes.operational_times(rng, self.num_requests, cv, self.gap_cap)
+        if self.arrivals == "ramp":
+            return processes.ramp(operational, self.rate, self.ramp_end_rate)
+        if self.arrivals == "onoff":
+            rates = (self.off_factor * self.rate, self.on_factor * self.rate)
+            return processes.on_off(rng, operational, rates, (self.off_mean_s, self.on_mean_s))
+        return operational / self.rate
+
+
+def workload_names() -> tuple[str, ...]:
+    """Return the names of the arrival processes, as spec strings begin."""
+    return get_args(ArrivalName)
+
+
+def workload_descriptions() -> dict[str, str]:
+    """Return one line for each arrival process, with the keys that its spec string takes."""
+    return {name: f"{_DESCRIPTIONS[name]} (keys: {', '.join(_KEYS[name])})" for name in workload_names()}
+
+
+def length_descriptions() -> dict[str, str]:
+    """Return one line for each shipped length table and each form of length model."""
+    tables = {name: parse_lengths(name).description for name in table_names()}
+    return tables | LENGTH_FORMS
+
+
+def parse_workload(spec: str, tiers: tuple[Tier, ...] = DEFAULT_TIERS) -> Workload:
+    """Return the workload that a spec string describes, such as `gamma:rate=1.6,cv=2,lengths=fixed:512,8`.
+
+    The string is the name of an arrival process, alone or followed by a colon and key=value pairs. A part without an equals
+    sign continues the value before it. `toy` alone is complete: 8 requests of 512 + 8 tokens, 2 s apart.
+
+    Raises:
+        InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
+    """
+    name, _, rest = spec.partition(":")
+    if name not in _KEYS:
+        raise InputError(f"workload: expected one of {', '.join(workload_names())}; got {name!r}")
+    values: dict[str, Any] = {}
+    for key, text in _pairs(spec, rest):
+        if key not in _KEYS[name]:
+            raise InputError(f"workload {spec!r}: expected keys among {', '.join(_KEYS[name])}; got {key!r}")
+        if key in values:
+            raise InputError(f"workload {spec!r}: expected each key once, got {key!r} twice")
+        values[key] = _value(spec, key, text)
+    defaults = _TOY_DEFAULTS if name == "toy" else {}
+    return Workload(**{**defaults, **values, "arrivals": name, "tiers": tiers})
+
+
+def _pairs(spec: str, text: str) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for part in text.split(",") if text else ():
+        key, equals, value = part.partition("=")
+        if equals:
+            pairs.append((key.strip(), value.strip()))
+        elif pairs:
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]},{part.strip()}")
+        else:
+            raise InputError(f"workload {spec!r}: expected key=value after the colon, got {part!r}")
+    return pairs
+
+
+def _value(spec: str, key: str, text: str) -> Any:
+    if key == "lengths":
+        return text
+    convert: type[int] | type[float] = type(getattr(Workload, key))
+    try:
+        return convert(text)
+    except ValueError:
+        expected = "a whole number" if convert is int else "a number"
+        raise InputError(f"workload {spec!r}: expected {expected} for {key}, got {text!r}") from None
