@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.core import blocks_for
+from engine.core import blocks_for, decode_need
 from engine.policy import drop, evict, schedule
 from engine.state import Memory, Plan, View
 
@@ -24,24 +24,23 @@ BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, FILL_ROW_MEMORY = 0, 1, 2, 3,
 """Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def is_decode(r: Any) -> bool:
     """Whether a request that holds KV has its prompt done."""
     return bool(r.prefilled == r.prompt)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def fits_decode(row: Any, r: Any, free: int) -> bool:
     """Whether `free` blocks allow request `r` its next decode."""
-    need = blocks_for(r.length, row.block_size) - r.blocks
-    return bool(free >= need and (free > 0 or not row.decode_needs_free_block))
+    return bool(free > 0 or (decode_need(r, row.block_size) == 0 and not row.decode_needs_free_block))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def schedule_decode(plan: Plan, row: Any, i: int, r: Any) -> int:
     """Plan one decode token; returns the KV blocks that it takes (0 or 1)."""
     schedule(plan, i, 1)
-    return max(0, blocks_for(r.length, row.block_size) - r.blocks)
+    return decode_need(r, row.block_size)
 
 
 @njit(cache=True)
@@ -105,7 +104,7 @@ def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: in
     return view.queue[taken - victims] if taken - victims < row.num_waiting else -1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def take(view: View, memory: Memory, i: int) -> None:
     """Mark a waiting request as taken (admitted or dropped) by the present plan."""
     memory.request[i, TAKEN] = view.row[0].iterations + 1

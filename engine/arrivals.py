@@ -1,8 +1,9 @@
 """Arrival processes: renewal gaps of unit mean, stretched by a rate that may change over time.
 
-Every process first draws its gaps in operational time (where the rate is one request per unit) and then maps their
-sums back through the inverse of the cumulative rate. For exponential gaps that is the exact construction of an
-inhomogeneous Poisson process; for Gamma gaps it keeps the coefficient of variation at every rate.
+Every process first draws its gaps in operational time (where the rate is one request per unit) and then
+maps their sums back through the inverse of the cumulative rate. For exponential gaps that is the exact
+construction of an inhomogeneous Poisson process; for Gamma gaps it keeps the coefficient of variation at
+every rate.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ def operational_times(rng: np.random.Generator, n: int, cv: float = 1.0, gap_cap
     Args:
         rng: source of all randomness.
         n: number of arrivals.
-        cv: coefficient of variation of the gaps: 1 draws exponential gaps (Poisson), another value Gamma gaps of shape
-            1 / cv^2, as Vidur and BurstGPT's generator do.
-        gap_cap: gaps are cut to this multiple of the mean gap; 0 = no cut. The public SLAI code cuts at 3, which raises the
-            mean rate by 5.2 % over the nominal one; that is not corrected here, so that results compare.
+        cv: coefficient of variation of the gaps: 1 draws exponential gaps (Poisson), another value Gamma
+            gaps of shape 1 / cv^2, as Vidur and BurstGPT's generator do.
+        gap_cap: gaps are cut to this multiple of the mean gap; 0 = no cut. The public SLAI code cuts at 3,
+            which raises the mean rate by 5.2 % over the nominal one; that is not corrected here, so that
+            results compare.
     """
     if cv == 1.0:
         gaps = rng.standard_exponential(n)
@@ -35,9 +37,10 @@ def operational_times(rng: np.random.Generator, n: int, cv: float = 1.0, gap_cap
 
 
 def ramp(operational: FloatArray, rate: float, end_rate: float) -> FloatArray:
-    """Map operational times to seconds under a rate that goes linearly from `rate` to `end_rate` (requests/s).
+    """Map operational times to seconds under a rate that goes linearly from `rate` to `end_rate` (per second).
 
-    The ramp lasts 2 n / (rate + end_rate) seconds, the time in which n requests are expected; `end_rate` holds afterwards.
+    The ramp lasts 2 n / (rate + end_rate) seconds, the time in which n requests are expected; `end_rate`
+    holds afterwards.
     """
     n = operational.shape[0]
     length_s = 2.0 * n / (rate + end_rate)
@@ -55,7 +58,7 @@ def on_off(
     rates: tuple[float, float],
     sojourns_s: tuple[float, float],
 ) -> FloatArray:
-    """Map operational times to seconds under a rate that jumps between two values (MMPP-2 for exponential gaps).
+    """Map operational times to seconds under a rate that jumps between two values (MMPP-2 if gaps are exponential).
 
     The time spent at each rate is exponential; the first state is drawn from the stationary distribution.
 

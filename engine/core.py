@@ -44,17 +44,23 @@ _MANTISSA_SHIFT = 23 - (GAP_BUCKETS_PER_OCTAVE.bit_length() - 1)
 _FIRST_BUCKET = (127 + GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE - 1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def gap_bucket(gap: float) -> int:
     """Bucket of a gap in seconds: the leading bits of its float32 form, i.e. exponent and 9 bits of mantissa."""
     bucket = (np.float32(gap).view(np.int32) >> _MANTISSA_SHIFT) - _FIRST_BUCKET
     return min(max(bucket, 0), NUM_GAP_BUCKETS - 1)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def blocks_for(tokens: int, block_size: int) -> int:
     """KV blocks that hold this many tokens."""
     return (tokens + block_size - 1) // block_size
+
+
+@njit(cache=True, inline="always")
+def decode_need(r: Any, block_size: int) -> int:
+    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
+    return 1 if r.length > r.blocks * block_size else 0
 
 
 @njit(cache=True)
@@ -139,6 +145,19 @@ def _admit(view: Any, i: int, blocks: int) -> None:
 
 
 @njit(cache=True)
+def _drop(server: Server, i: int) -> None:
+    row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
+    _leave_queue(server.visible, i)
+    r.status = DROPPED
+    row.dropped += 1
+    if h.first_token < 0.0:
+        row.no_first_token -= 1
+    if h.first_scheduled < 0.0:
+        h.first_scheduled = row.now
+    h.completed = row.now
+
+
+@njit(cache=True)
 def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> int:
     """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
     row = view.row[0]
@@ -160,7 +179,7 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
     if r.prefilled == r.prompt:
         if tokens != 1:
             return 9
-        return 6 if blocks_for(r.length, row.block_size) - r.blocks > row.free_blocks else 0
+        return 6 if decode_need(r, row.block_size) > row.free_blocks else 0
     if tokens > r.prompt - r.prefilled:
         return 8
     if r.status == WAITING:
@@ -169,6 +188,41 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
         if max(reserve, blocks_for(r.prompt, row.block_size)) > row.free_blocks:
             return 6
     return 0
+
+
+@njit(cache=True)
+def _book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, int]:
+    """Do what entry `k` asks for outside the batch itself: eviction, drop, admission, blocks.
+
+    Returns:
+        (tokens that the entry adds to the batch, error code); without `strict` there is no error, only 0 tokens.
+    """
+    view = server.visible
+    row, entry = view.row[0], server.plan.entry[k]
+    i, n = entry.request, entry.tokens
+    if not strict and n > 0 and 0 <= i < row.next_arrival:
+        r = view.request[i]
+        if r.prefilled < r.prompt:
+            n = min(n, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
+        elif r.status == RUNNING:
+            n = 1
+    code = _fault(view, i, n, entry.reserve, used_tokens)
+    if code != 0:
+        entry.tokens = 0
+        return 0, code if strict else 0
+    entry.tokens = n
+    r = view.request[i]
+    if n == EVICT:
+        _evict(view, i)
+    elif n == DROP:
+        _drop(server, i)
+    elif r.status == WAITING:
+        _admit(view, i, max(entry.reserve, blocks_for(r.prompt, row.block_size)))
+    elif r.prefilled == r.prompt:
+        need = decode_need(r, row.block_size)
+        r.blocks += need
+        row.free_blocks -= need
+    return max(n, 0), 0
 
 
 @njit(cache=True)
@@ -182,61 +236,51 @@ def begin(server: Server, strict: bool) -> int:
     Returns:
         0, or ``code + CODE_SHIFT * entry`` with ``ILLEGAL[code]`` saying what is wrong.
     """
-    view, plan, features = server.visible, server.plan, server.features
-    row = view.row[0]
+    view, features = server.visible, server.features
+    request, entries, row = view.request, server.plan.entry, view.row[0]
+    iteration, block_size, num_requests = row.iterations, row.block_size, row.next_arrival
     tokens, requests, decodes, context, pairs = 0, 0, 0, 0, 0.0
-    for k in range(plan.size[0]):
-        entry = plan.entry[k]
+    for k in range(server.plan.size[0]):
+        entry = entries[k]
         i, n = entry.request, entry.tokens
-        if not strict and n > 0 and 0 <= i < row.next_arrival:
-            r = view.request[i]
-            if r.prefilled < r.prompt:
-                n = min(n, min(r.prompt - r.prefilled, row.max_batched_tokens - tokens))
-            elif r.status == RUNNING:
-                n = 1
-            entry.tokens = n
-        code = _fault(view, i, n, entry.reserve, tokens)
-        if code != 0:
-            if strict:
-                return code + CODE_SHIFT * k
-            entry.tokens = 0
-            continue
-        r = view.request[i]
-        if n == EVICT:
-            _evict(view, i)
-            continue
-        if n == DROP:
-            _leave_queue(view, i)
-            r.status = DROPPED
-            row.dropped += 1
-            row.no_first_token -= 1 if server.hidden.ledger[i].first_token < 0.0 else 0
-            server.hidden.ledger[i].completed = row.now
-            if server.hidden.ledger[i].first_scheduled < 0.0:
-                server.hidden.ledger[i].first_scheduled = row.now
-            continue
-        if r.status == WAITING:
-            _admit(view, i, max(entry.reserve, blocks_for(r.prompt, row.block_size)))
-        if r.prefilled < r.prompt:
-            pairs += n * (r.prefilled + (n + 1) / 2)
-        else:
-            need = blocks_for(r.length, row.block_size) - r.blocks
-            if need > 0:
+        if n == 1 and 0 <= i < num_requests:
+            r = request[i]
+            need = decode_need(r, block_size)
+            if (
+                r.status == RUNNING
+                and r.prefilled == r.prompt
+                and r.last_run < iteration
+                and need <= row.free_blocks
+                and tokens < row.max_batched_tokens
+            ):  # the common case, a decode that can be done
                 r.blocks += need
                 row.free_blocks -= need
-            context += r.length
-            decodes += 1
-        r.last_run = row.iterations
-        tokens += n
-        requests += 1
-    features.tokens[0], features.requests[0], features.decodes[0] = tokens, requests, decodes
+                r.last_run = iteration
+                context += r.length
+                decodes += 1
+                tokens += 1
+                continue
+        n, code = _book(server, k, tokens, strict)
+        if code != 0:
+            return code + CODE_SHIFT * k
+        if n > 0:
+            r = request[i]
+            if r.prefilled < r.prompt:
+                pairs += n * (r.prefilled + (n + 1) / 2)
+                requests += 1
+            else:
+                context += r.length
+                decodes += 1
+            r.last_run = iteration
+            tokens += n
+    features.tokens[0], features.requests[0], features.decodes[0] = tokens, requests + decodes, decodes
     features.prefill_pairs[0], features.decode_context[0] = pairs, context
     return 0
 
 
-@njit(cache=True)
-def _record_gap(server: Server, r: Any, h: Any, gap: float) -> None:
-    t = server.hidden.tier[r.tier]
-    server.hidden.gaps[r.tier, gap_bucket(gap)] += 1
+@njit(cache=True, inline="always")
+def _count_gap(r: Any, h: Any, t: Any, gap: float) -> None:
+    """Book one gap between two tokens of request `r` (its ledger `h`, its tier's totals `t`)."""
     t.gaps += 1
     t.gap_sum += gap
     if gap > h.max_gap:
@@ -248,26 +292,10 @@ def _record_gap(server: Server, r: Any, h: Any, gap: float) -> None:
         t.late_sum += gap / r.tbt - 1.0
 
 
-@njit(cache=True)
-def _emit(server: Server, i: int) -> bool:
-    """One output token for request `i` at the present time; True if it was the last."""
-    row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
-    now = row.now
-    t = server.hidden.tier[r.tier]
-    if h.first_token < 0.0:
-        h.first_token = now
-        row.no_first_token -= 1
-        t.first_tokens += 1
-    else:
-        _record_gap(server, r, h, now - r.last_token)
-    r.last_token = now
-    r.generated += 1
-    r.length += 1
-    h.delivered += 1
-    t.tokens += 1
-    if r.generated < h.output:
-        return False
-    h.completed = now
+@njit(cache=True, inline="always")
+def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
+    """Take a request that has all its tokens out of the server, at the present time."""
+    h.completed = row.now
     r.status = FINISHED
     row.finished += 1
     row.free_blocks += r.blocks
@@ -275,48 +303,76 @@ def _emit(server: Server, i: int) -> bool:
     t.finished += 1
     if h.late_gaps == 0 and h.first_token - r.arrival <= r.ttft:
         t.good += 1
-    return True
+
+
+@njit(cache=True)
+def _drop_finished(view: Any) -> None:
+    row, kept = view.row[0], 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        if view.request[i].status == RUNNING:
+            view.running[kept] = i
+            kept += 1
+    row.num_running = kept
 
 
 @njit(cache=True)
 def finish(server: Server, seconds: float) -> None:
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
-    view, plan = server.visible, server.plan
-    row = view.row[0]
+    request, ledger, tiers, gaps = (
+        server.visible.request,
+        server.hidden.ledger,
+        server.hidden.tier,
+        server.hidden.gaps,
+    )
+    entries, row = server.plan.entry, server.visible.row[0]
     start = row.now
     _advance(row, start + seconds)
-    row.last_duration = row.now - start
+    now = row.now
+    row.last_duration = now - start
     row.busy += row.last_duration
-    finished = 0
-    for k in range(plan.size[0]):
-        n = plan.entry[k].tokens
+    finished, prefill_tokens, decode_tokens = 0, 0, 0
+    for k in range(server.plan.size[0]):
+        n = entries[k].tokens
         if n <= 0:
             continue
-        i = plan.entry[k].request
-        r, h = view.request[i], server.hidden.ledger[i]
-        if h.first_scheduled < 0.0:
-            h.first_scheduled = start
-        row.batch_requests += 1
-        if r.prefilled == r.prompt:
-            row.decode_tokens += 1
-            finished += _emit(server, i)
-            continue
-        r.prefilled += n
-        row.prefill_tokens += n
-        if r.prefilled == r.prompt:
-            h.prompt_done = row.now
-            if row.prompt_emits:
-                finished += _emit(server, i)
-            elif h.first_token < 0.0:
-                r.last_token = row.now
+        i = entries[k].request
+        r, h = request[i], ledger[i]
+        if r.prefilled < r.prompt:
+            if h.first_scheduled < 0.0:
+                h.first_scheduled = start
+            r.prefilled += n
+            prefill_tokens += n
+            if r.prefilled < r.prompt:
+                continue
+            h.prompt_done = now
+            if not row.prompt_emits:
+                r.last_token = now if h.first_token < 0.0 else r.last_token
+                continue
+        else:
+            decode_tokens += 1
+        t = tiers[r.tier]
+        if h.first_token < 0.0:
+            h.first_token = now
+            row.no_first_token -= 1
+            t.first_tokens += 1
+        else:
+            gap = now - r.last_token
+            gaps[r.tier, gap_bucket(gap)] += 1
+            _count_gap(r, h, t, gap)
+        r.last_token = now
+        r.generated += 1
+        r.length += 1
+        h.delivered += 1
+        t.tokens += 1
+        if r.generated >= h.output:
+            _retire(row, r, h, t)
+            finished += 1
     if finished > 0:
-        kept = 0
-        for j in range(row.num_running):
-            i = view.running[j]
-            if view.request[i].status == RUNNING:
-                view.running[kept] = i
-                kept += 1
-        row.num_running = kept
+        _drop_finished(server.visible)
+    row.prefill_tokens += prefill_tokens
+    row.decode_tokens += decode_tokens
+    row.batch_requests += server.features.requests[0]
     row.batch_tokens = server.features.tokens[0]
     row.iterations += 1
     arrive(server)

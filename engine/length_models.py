@@ -14,7 +14,7 @@ from engine.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, Length
 
 LENGTH_FORMS = {
     "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
-    "lognormal:PMU,PSIGMA,OMU,OSIGMA[,MAX]": "independent log-normal prompt and output (mean and s.d. of ln tokens), "
+    "lognormal:PMU,PSIGMA,OMU,OSIGMA[,MAX]": "independent log-normal prompt and output (mean and s.d. of ln), "
     "cut to MAX tokens in total (default 8192)",
     "FILE.json": "a joint quantile table made with engine.lengths.measure_table",
 }
@@ -46,7 +46,7 @@ class FixedLengths:
 
 @dataclass(frozen=True)
 class LogNormalLengths:
-    """Independent log-normal lengths: quick, but real lengths are not log-normal in the body and not independent.
+    """Independent log-normal lengths: quick, but real lengths are neither log-normal in the body nor independent.
 
     The prompt is rounded and cut to 1..max_total_tokens - 1, then the output to 1..max_total_tokens - prompt.
     """
@@ -65,17 +65,22 @@ class LogNormalLengths:
     def __post_init__(self) -> None:
         """Check that the parameters describe a distribution."""
         values = (self.prompt_mu, self.prompt_sigma, self.output_mu, self.output_sigma)
-        if not all(math.isfinite(value) for value in values) or min(self.prompt_sigma, self.output_sigma) < 0.0:
+        if (
+            not all(math.isfinite(value) for value in values)
+            or min(self.prompt_sigma, self.output_sigma) < 0.0
+        ):
             raise InputError(f"lognormal lengths: expected finite mu and sigma with sigma >= 0, got {values}")
         if self.max_total_tokens < 2:
-            raise InputError(f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}")
+            raise InputError(
+                f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}"
+            )
 
     @property
     def description(self) -> str:
         """One line that names the model in reports."""
         return (
-            f"log-normal lengths (ln prompt {self.prompt_mu:g} +- {self.prompt_sigma:g}, ln output {self.output_mu:g} +- "
-            f"{self.output_sigma:g}, at most {self.max_total_tokens} tokens)"
+            f"log-normal lengths (ln prompt {self.prompt_mu:g} +- {self.prompt_sigma:g}, "
+            f"ln output {self.output_mu:g} +- {self.output_sigma:g}, at most {self.max_total_tokens} tokens)"
         )
 
     def draw(self, rng: np.random.Generator, n: int) -> LengthPair:
@@ -93,8 +98,8 @@ class LogNormalLengths:
 class EmpiricalLengths:
     """Rows of real data: whole (prompt, output) pairs, so that their dependence is kept.
 
-    Up to as many pairs as there are rows are drawn without replacement (the data in shuffled order, as the public SLAI
-    code shuffles its file by seed); more are drawn with replacement.
+    Up to as many pairs as there are rows are drawn without replacement (the data in shuffled order, as the
+    public SLAI code shuffles its file by seed); more are drawn with replacement.
     """
 
     def __init__(self, prompt: npt.ArrayLike, output: npt.ArrayLike, name: str = "empirical") -> None:
@@ -131,8 +136,8 @@ def table_names() -> tuple[str, ...]:
 def parse_lengths(spec: str) -> LengthModel:
     """Return the length model that a spec string names.
 
-    Known are the names of the shipped tables and the forms in `LENGTH_FORMS`. Results are kept: a table file is read
-    once per process.
+    Known are the names of the shipped tables and the forms in `LENGTH_FORMS`. Results are kept: a table
+    file is read once per process.
 
     Raises:
         InputError: an unknown name (lists the known ones), bad numbers, or an unreadable table file.

@@ -1,9 +1,10 @@
 """Joint quantile tables: prompt and output lengths measured from real data, small enough to ship.
 
-A table holds the quantile function of the prompt length, and for each of several equally likely bins of the prompt's
-rank a quantile function of the output length. A draw takes one uniform number for the prompt, which also selects the
-bin, and a second one for the output within the bin; so the dependence between the two lengths is kept, which a
-product of two marginal distributions would lose (the correlation is -0.46 for arxiv_summarization).
+A table holds the quantile function of the prompt length, and for each of several equally likely bins of the
+prompt's rank a quantile function of the output length. A draw takes one uniform number for the prompt,
+which also selects the bin, and a second one for the output within the bin; so the dependence between the
+two lengths is kept, which a product of two marginal distributions would lose (the correlation is -0.46 for
+arxiv_summarization).
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ FloatArray = npt.NDArray[np.float64]
 LengthPair = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-
 def _levels(steps: int, tail: tuple[float, ...]) -> FloatArray:
     body = np.arange(1, steps) / steps
     return np.unique(np.round(np.concatenate([tail, body, 1.0 - np.array(tail)]), 6))
 
 
-# Dense at both ends: outputs have heavy tails (Azure code: p99 of 251 tokens, maximum 1899), where a linear piece
-# across a convex quantile function would raise the mean.
+# Dense at both ends: outputs have heavy tails (Azure code: p99 of 251 tokens, maximum 1899), where a linear
+# piece across a convex quantile function would raise the mean.
 PROMPT_LEVELS = _levels(100, (0.0, 0.0005, 0.001, 0.0025, 0.005))
-OUTPUT_LEVELS = _levels(40, (0.0, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.03, 0.04))
+OUTPUT_LEVELS = _levels(
+    40, (0.0, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.03, 0.04)
+)
 
 
 class LengthModel(Protocol):
@@ -56,7 +58,8 @@ class LengthModel(Protocol):
 class JointQuantileTable:
     """Quantile functions of the prompt length and, by bin of the prompt's rank, of the output length.
 
-    Sampling is by inverse CDF with linear interpolation between the stored quantiles, rounded to whole tokens.
+    Sampling is by inverse CDF with linear interpolation between the stored quantiles, rounded to whole
+    tokens.
     """
 
     name: str
@@ -70,7 +73,7 @@ class JointQuantileTable:
     output_tokens: FloatArray
     """Output quantiles of each prompt bin, float64[B, M] (tokens), rows non-decreasing."""
     max_total_tokens: int
-    """Largest prompt + output (tokens); a larger output is cut to what is left beside the prompt. 0 means no limit."""
+    """Largest prompt + output (tokens), 0 for none; a larger output is cut to what is left beside the prompt."""
     source: str
     """Where the measured data come from."""
     licence: str
@@ -85,17 +88,23 @@ class JointQuantileTable:
         for label, levels in (("prompt_levels", self.prompt_levels), ("output_levels", self.output_levels)):
             ends_right = levels.ndim == 1 and levels.shape[0] >= 2 and levels[0] == 0.0 and levels[-1] == 1.0
             if not (ends_right and bool(np.all(np.diff(levels) > 0.0))):
-                raise InputError(f"length table {self.name!r} {label}: expected increasing levels from 0 to 1")
+                raise InputError(
+                    f"length table {self.name!r} {label}: expected increasing levels from 0 to 1"
+                )
         if self.prompt_tokens.shape != self.prompt_levels.shape:
             raise InputError(f"length table {self.name!r} prompt_tokens: expected one value for each level")
         bins_right = self.output_tokens.ndim == 2 and self.output_tokens.shape[0] >= 1
         if not bins_right or self.output_tokens.shape[1] != self.output_levels.shape[0]:
-            raise InputError(f"length table {self.name!r} output_tokens: expected bins of one value for each level")
+            raise InputError(
+                f"length table {self.name!r} output_tokens: expected bins of one value for each level"
+            )
         for label, tokens in (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens)):
             if not (bool(np.all(tokens >= 1.0)) and bool(np.all(np.diff(tokens) >= 0.0))):
                 raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
         if self.max_total_tokens and self.prompt_tokens[-1] > self.max_total_tokens - 1:
-            raise InputError(f"length table {self.name!r}: expected prompts below {self.max_total_tokens} tokens in total")
+            raise InputError(
+                f"length table {self.name!r}: expected prompts below {self.max_total_tokens} tokens in total"
+            )
 
     @property
     def description(self) -> str:
@@ -190,7 +199,9 @@ def check_pairs(prompt: npt.ArrayLike, output: npt.ArrayLike) -> LengthPair:
         bad = ~((array >= 1) & (array <= INT32_MAX) & (array == np.floor(array)))
         if bad.any():
             index = int(np.argmax(bad))
-            raise InputError(f"{label} lengths[{index}]: expected a whole number of tokens >= 1, got {array[index]}")
+            raise InputError(
+                f"{label} lengths[{index}]: expected a whole number of tokens >= 1, got {array[index]}"
+            )
         arrays.append(array.astype(np.int64))
     if arrays[0].shape != arrays[1].shape:
         counts = " and ".join(str(array.shape[0]) for array in arrays)
@@ -210,9 +221,9 @@ def measure_table(
 ) -> JointQuantileTable:
     """Measure a joint quantile table from n pairs of lengths.
 
-    Hazen's quantiles are used because the piecewise linear function through them has exactly the mean of the data.
-    The rows are sorted by prompt (ties in file order) and cut into `bins` parts of equal count; the output quantiles
-    are taken within each part.
+    Hazen's quantiles are used because the piecewise linear function through them has exactly the mean of
+    the data. The rows are sorted by prompt (ties in file order) and cut into `bins` parts of equal count;
+    the output quantiles are taken within each part.
 
     Args:
         prompt: n prompt lengths (tokens, >= 1).
@@ -229,11 +240,14 @@ def measure_table(
     prompts, outputs = check_pairs(prompt, output)
     rows = prompts.shape[0]
     if not 1 <= bins <= rows // 2:
-        raise InputError(f"bins: expected 1..{rows // 2} for {rows} rows (two rows in a bin at least), got {bins}")
+        raise InputError(
+            f"bins: expected 1..{rows // 2} for {rows} rows (two rows in a bin at least), got {bins}"
+        )
     order = np.argsort(prompts, kind="stable")
     parts = np.array_split(outputs[order], bins)
     method = (
-        f"sample quantiles (Hazen: linear between (i - 1/2)/n): the prompt's at {PROMPT_LEVELS.shape[0]} levels; the output's at "
+        "sample quantiles (Hazen: linear between (i - 1/2)/n): "
+        f"the prompt's at {PROMPT_LEVELS.shape[0]} levels; the output's at "
         f"{OUTPUT_LEVELS.shape[0]} levels within each of {bins} equally filled bins of the prompt's rank"
     )
     return JointQuantileTable(

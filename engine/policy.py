@@ -47,7 +47,7 @@ class Kernel:
         self.compiled(view, memory, plan)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     """Add `tokens` of a request to the next iteration.
 
@@ -64,13 +64,13 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     plan.size[0] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def evict(plan: Plan, request: int) -> None:
     """Take the KV of a request away before the next iteration."""
     schedule(plan, request, EVICT)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def drop(plan: Plan, request: int) -> None:
     """Refuse to serve a waiting request."""
     schedule(plan, request, DROP)

@@ -23,7 +23,8 @@ class Tier:
     """A class of users with its own deadlines.
 
     Raises:
-        InputError: a field is out of range (an empty name, a share outside 0..1, a deadline that is not positive and finite).
+        InputError: a field is out of range (an empty name, a share outside 0..1, a deadline that is not
+            positive and finite).
     """
 
     name: str
@@ -33,7 +34,7 @@ class Tier:
     tbt_s: float
     """Deadline of every gap between two output tokens (s)."""
     ttft_s: float = 2.0
-    """Deadline of the first output token, counted from arrival (s); the default is Sarathi-Serve's bound on scheduling delay."""
+    """Deadline of the first output token, from arrival (s); by default Sarathi-Serve's scheduling-delay bound."""
     weight: float = 1.0
     """Weight of the tier's requests in rewards (no unit)."""
     strict: bool = False
@@ -48,13 +49,15 @@ class Tier:
         for field in ("tbt_s", "ttft_s"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0.0):
-                raise InputError(f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}")
+                raise InputError(
+                    f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}"
+                )
         if not (math.isfinite(self.weight) and self.weight >= 0.0):
             raise InputError(f"tier {self.name!r} weight: expected a finite number >= 0, got {self.weight!r}")
 
 
 DEFAULT_TIERS = (Tier("strict", 0.05, 0.1, strict=True), Tier("relaxed", 0.95, 0.5))
-"""Two classes of users as in the SLAI evaluation (agrimUT/SLAI): 5 % pay for 0.1 s between tokens, the rest accept 0.5 s."""
+"""Users as in the SLAI evaluation (agrimUT/SLAI): 5 % pay for 0.1 s between tokens, the rest accept 0.5 s."""
 
 
 def check_shares(tiers: tuple[Tier, ...]) -> None:
@@ -96,7 +99,9 @@ def _column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray
     try:
         array: npt.NDArray[Any] = np.asarray(values)
     except ValueError:
-        raise InputError(f"{name}: expected a one-dimensional array of numbers, got a ragged sequence") from None
+        raise InputError(
+            f"{name}: expected a one-dimensional array of numbers, got a ragged sequence"
+        ) from None
     if array.ndim != 1:
         raise InputError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
     if length is not None and array.shape[0] != length:
@@ -208,7 +213,8 @@ class Requests:
             source: one line on the origin of the data.
 
         Raises:
-            InputError: no requests, lengths differ, or a value is out of range (names the first offending index).
+            InputError: no requests, lengths differ, or a value is out of range (names the first offending
+                index).
         """
         times = _arrivals(arrival)
         n = times.shape[0]
@@ -232,12 +238,12 @@ class Requests:
 
     @property
     def rate(self) -> float:
-        """Mean arrival rate (requests/s): n - 1 gaps over the span from first to last arrival; inf if the span is zero."""
+        """Mean arrival rate (requests/s): n - 1 gaps over the span of the arrivals; inf if the span is zero."""
         span = float(self.arrival[-1] - self.arrival[0])
         return (len(self) - 1) / span if span > 0.0 else math.inf
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of all arrays and tiers (not of `source`): equal input, equal digest."""
+        """Return 16 hexadecimal digits of the SHA-256 of all arrays and tiers; `source` does not count."""
         digest = hashlib.sha256()
         for array in (self.arrival, self.prompt, self.output, self.tier, self.prediction):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
@@ -253,7 +259,9 @@ class Requests:
             InputError: n is below 1 or above the number of requests.
         """
         if not 1 <= n <= len(self):
-            raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
+            raise InputError(
+                f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}"
+            )
         arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
         arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
         return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source)
@@ -267,7 +275,9 @@ class Requests:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         unknown = sorted(set(changes) - set(fields))
         if unknown:
-            raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
+            raise InputError(
+                f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}"
+            )
         return Requests.create(**(fields | changes))
 
     def check_lengths(self, max_model_len: int) -> None:
@@ -281,6 +291,6 @@ class Requests:
         if bad.any():
             index = _first(bad)
             raise InputError(
-                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), got "
-                f"{self.prompt[index]} + {self.output[index]}; {int(bad.sum())} of {len(self)} requests are too long"
+                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), got {self.prompt[index]} + "
+                f"{self.output[index]}; {int(bad.sum())} of {len(self)} requests are too long"
             )

@@ -1,17 +1,18 @@
-"""Parsers of trace files: each turns one public format into the same columns, and knows the line of every row.
+"""Parsers of trace files: each turns a public format into the same columns and knows the line of every row.
 
-Formats: `num_prefill_tokens,num_decode_tokens` with and without `arrived_at` (Vidur, Sarathi-Serve, SLAI); Azure LLM
-inference traces; BurstGPT; Mooncake jsonl. ShareGPT conversations are in `engine.sharegpt`.
+Formats: `num_prefill_tokens,num_decode_tokens` with and without `arrived_at` (Vidur, Sarathi-Serve, SLAI);
+Azure LLM inference traces; BurstGPT; Mooncake jsonl. ShareGPT conversations are in `engine.sharegpt`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from engine.requests import INT32_MAX
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+ISO_UTC = re.compile(r"((?:19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:Z|\+00:00)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,7 @@ class TraceColumns:
     """The rows of a trace file in file order, as arrays of equal length n."""
 
     arrival: FloatArray | None
-    """Arrival times counted from the first row, float64[n] (s), non-decreasing; None if the file has lengths only."""
+    """Arrival times counted from the first row, float64[n] (s), non-decreasing; None if there are none."""
     prompt: Int64Array
     """Prompt lengths, int64[n] (tokens), >= 1."""
     output: Int64Array
@@ -78,7 +82,8 @@ def read_csv(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns
         limit: stop after this many rows of a timed format; a file of lengths is always read whole.
 
     Raises:
-        InputError: unknown columns, no rows, a truncated row, or a value out of range or order (names file and line).
+        InputError: unknown columns, no rows, a truncated row, or a value out of range or order (names file
+            and line).
     """
     reader = csv.reader(file)
     header = [name.strip() for name in next(reader, [])]
@@ -109,7 +114,7 @@ def read_csv(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns
 
 
 def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns:
-    """Read a Mooncake trace: one JSON object per line with `timestamp` (ms), `input_length` and `output_length` (tokens).
+    """Read a Mooncake trace: lines of JSON with `timestamp` (ms), `input_length`, `output_length` (tokens).
 
     Args:
         path: name of the file, for messages.
@@ -117,7 +122,8 @@ def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceCo
         limit: stop after this many rows.
 
     Raises:
-        InputError: a line that is not such an object, no rows, or a value out of range or order (names file and line).
+        InputError: a line that is not such an object, no rows, or a value out of range or order (names file
+            and line).
     """
     keys = ("timestamp", "input_length", "output_length")
     rows: list[list[float]] = []
@@ -134,19 +140,25 @@ def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceCo
     columns = np.array(rows, dtype=np.float64)
     prompt = _tokens(path, lines, keys[1], columns[:, 1])
     output = _tokens(path, lines, keys[2], columns[:, 2])
-    return TraceColumns(_from_first(path, lines, keys[0], columns[:, 0] / 1000.0), prompt, output, "Mooncake jsonl")
+    return TraceColumns(
+        _from_first(path, lines, keys[0], columns[:, 0] / 1000.0), prompt, output, "Mooncake jsonl"
+    )
 
 
 def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> list[float]:
     try:
         row = json.loads(text)
     except ValueError:
-        raise InputError(f"{path}, line {line}: expected one JSON object on each line, got {text.strip()[:60]!r}") from None
+        raise InputError(
+            f"{path}, line {line}: expected one JSON object on each line, got {text.strip()[:60]!r}"
+        ) from None
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {line}: expected a JSON object, got {text.strip()[:60]!r}")
     missing = [key for key in keys if key not in row]
     if missing:
-        raise InputError(f"{path}, line {line}: expected keys {', '.join(keys)}; missing {', '.join(missing)}")
+        raise InputError(
+            f"{path}, line {line}: expected keys {', '.join(keys)}; missing {', '.join(missing)}"
+        )
     values = [row[key] for key in keys]
     for key, value in zip(keys, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -176,7 +188,9 @@ def _full_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[
             if not row:
                 continue
             if len(row) != width:
-                raise InputError(f"{path}, line {line}: expected {width} columns, got {len(row)} (truncated row?)")
+                raise InputError(
+                    f"{path}, line {line}: expected {width} columns, got {len(row)} (truncated row?)"
+                )
             yield row
     except csv.Error as error:
         raise InputError(f"{path}, line {line + 1}: expected csv, got something else ({error})") from None
@@ -189,25 +203,20 @@ def _is_zero(text: str) -> bool:
         return False
 
 
-def _numbers(path: Path, lines: list[int], column: str, cells: list[str]) -> FloatArray:
-    def number(text: str) -> float:
-        return float(text)
-
-    return _convert(path, lines, column, cells, number, "a number")
-
-
-def _convert(
-    path: Path, lines: list[int], column: str, cells: list[str], convert: Callable[[str], float], expected: str
-) -> FloatArray:
-    values = np.empty(len(cells))
-    for index, cell in enumerate(cells):
+def _converted(
+    path: Path, lines: list[int], column: str, cells: list[str], convert: Callable[[str], T], expected: str
+) -> list[T]:
+    values = []
+    for line, cell in zip(lines, cells, strict=True):
         try:
-            values[index] = convert(cell)
+            values.append(convert(cell))
         except ValueError:
-            raise InputError(
-                f"{path}, line {lines[index]}: expected {expected} for {column}, got {cell!r}"
-            ) from None
+            raise InputError(f"{path}, line {line}: expected {expected} for {column}, got {cell!r}") from None
     return values
+
+
+def _numbers(path: Path, lines: list[int], column: str, cells: list[str]) -> FloatArray:
+    return np.array(_converted(path, lines, column, cells, float, "a number"), dtype=np.float64)
 
 
 def _tokens(path: Path, lines: list[int], column: str, values: FloatArray) -> Int64Array:
@@ -215,35 +224,40 @@ def _tokens(path: Path, lines: list[int], column: str, values: FloatArray) -> In
     if bad.any():
         index = int(np.argmax(bad))
         raise InputError(
-            f"{path}, line {lines[index]}: expected a whole number of tokens >= 1 for {column}, got {values[index]:g}"
+            f"{path}, line {lines[index]}: expected a whole number of tokens >= 1 for {column}, "
+            f"got {values[index]:g}"
         )
     return values.astype(np.int64)
+
+
+def _nanoseconds(text: str) -> int:
+    match = ISO_UTC.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(np.datetime64(match[1], "ns").astype(np.int64))
 
 
 def _seconds(path: Path, lines: list[int], form: CsvFormat, cells: list[str]) -> FloatArray:
     if not form.iso_times:
         return _numbers(path, lines, form.arrival, cells)
-    # float seconds since 1970 would keep only 0.2 us of the 7 fractional digits, so count from the first row's second.
-    origin = np.datetime64("1970-01-01", "ns")
-
-    def seconds(text: str) -> float:
-        nonlocal origin
-        time = np.datetime64(text.strip().removesuffix("Z").removesuffix("+00:00"), "ns")
-        if np.isnat(time):
-            raise ValueError(text)
-        if origin == np.datetime64("1970-01-01", "ns"):
-            origin = time
-        return float((time - origin) / np.timedelta64(1, "s"))
-
-    return _convert(path, lines, form.arrival, cells, seconds, "an ISO 8601 time in UTC")
+    stamps = _converted(path, lines, form.arrival, cells, _nanoseconds, "an ISO 8601 date and time in UTC")
+    # Whole nanoseconds until the first stamp is subtracted: float seconds since 1970 resolve 0.2 us only.
+    stamps_ns = np.array(stamps, dtype=np.int64)
+    elapsed_s: FloatArray = (stamps_ns - stamps_ns[0]) / 1e9
+    return elapsed_s
 
 
 def _from_first(path: Path, lines: list[int], column: str, times: FloatArray) -> FloatArray:
-    bad = ~np.isfinite(times)
-    bad[1:] |= times[1:] < times[:-1]
+    unsorted = np.zeros(times.shape[0], dtype=np.bool_)
+    unsorted[1:] = times[1:] < times[:-1]
+    bad = unsorted | ~np.isfinite(times) | (times < 0.0)
     if bad.any():
         index = int(np.argmax(bad))
-        what = "a finite time" if not np.isfinite(times[index]) else "times in order"
-        after = f" after {times[index - 1]:.9g} s" if index and np.isfinite(times[index]) else ""
-        raise InputError(f"{path}, line {lines[index]}: expected {what} in {column}, got {times[index]:.9g} s{after}")
+        if unsorted[index]:
+            expected = f"times in order (at least {times[index - 1]:.9g} s)"
+        else:
+            expected = "a finite time >= 0"
+        raise InputError(
+            f"{path}, line {lines[index]}: expected {expected} for {column}, got {times[index]:.9g} s"
+        )
     return times - times[0]

@@ -47,13 +47,14 @@ _TOY_DEFAULTS: dict[str, Any] = {"rate": 0.5, "num_requests": 8, "lengths": "fix
 class Workload:
     """What to draw: how many requests, when they arrive, how long they are, who sends them.
 
-    Lengths are drawn first, then tiers, then arrivals; so the same seed gives the same lengths and tiers at every rate and
-    for every arrival process, and arrival times that only stretch with the rate.
+    Lengths are drawn first, then tiers, then arrivals; so the same seed gives the same lengths and tiers at
+    every rate and for every arrival process, and arrival times that only stretch with the rate.
 
-    The toy workload has a known answer. Requests arrive at 0, 1/rate, 2/rate, ... with P prompt and O output tokens each, all
-    in the tier with the largest share. As long as one request is served within 1/rate seconds, each is alone on the server:
-    its TTFT is the sum of its ceil(P / budget) prefill iterations, and its end-to-end time that sum plus O - 1 decode
-    iterations, the same for every request up to the rounding of the clock.
+    The toy workload has a known answer. Requests arrive at 0, 1/rate, 2/rate, ... with P prompt and O
+    output tokens each, all in the tier with the largest share. As long as one request is served within
+    1/rate seconds, each is alone on the server: its TTFT is the sum of its ceil(P / budget) prefill
+    iterations, and its end-to-end time that sum plus O - 1 decode iterations, the same for every request up
+    to the rounding of the clock.
 
     Raises:
         InputError: a field is out of range, or a name is unknown (lists the known ones).
@@ -66,12 +67,12 @@ class Workload:
     arrivals: ArrivalName = "poisson"
     """Arrival process."""
     lengths: Lengths = "openchat_sharegpt4"
-    """Prompt and output lengths (tokens): a shipped table (openchat_sharegpt4, azure2023_conv, azure2023_code),
+    """Prompt and output lengths: a shipped table (openchat_sharegpt4, azure2023_conv, azure2023_code),
     fixed:PROMPT,OUTPUT, lognormal:PMU,PSIGMA,OMU,OSIGMA or FILE.json; in Python also a length model."""
     cv: float = 1.0
     """Coefficient of variation of the gaps (no unit), for gamma."""
     gap_cap: float = 0.0
-    """Largest gap as a multiple of the mean gap, 0 for none; the public SLAI code uses 3, which raises the rate by 5.2 %."""
+    """Largest gap in mean gaps, 0 for none; the public SLAI code uses 3, which raises the rate by 5.2 %."""
     off_factor: float = 0.5
     """Rate in the quiet state as a multiple of rate, for onoff."""
     on_factor: float = 2.0
@@ -88,7 +89,9 @@ class Workload:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.arrivals not in get_args(ArrivalName):
-            raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
+            raise InputError(
+                f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}"
+            )
         if isinstance(self.num_requests, bool) or not isinstance(self.num_requests, int | np.integer):
             raise InputError(f"num_requests: expected a whole number, got {self.num_requests!r}")
         if self.num_requests < 1:
@@ -102,13 +105,17 @@ class Workload:
         check_shares(self.tiers)
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
-            raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
+            raise InputError(
+                f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}"
+            )
 
     def _check(self, field: str, zero_too: bool) -> None:
         value = getattr(self, field)
         number = isinstance(value, int | float | np.number) and math.isfinite(value)
         if not number or value < 0 or (value == 0 and not zero_too):
-            raise InputError(f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}")
+            raise InputError(
+                f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}"
+            )
 
     @property
     def length_model(self) -> LengthModel:
@@ -121,13 +128,17 @@ class Workload:
         process = {
             "poisson": f"Poisson arrivals at {self.rate:g}/s",
             "gamma": f"Gamma arrivals at {self.rate:g}/s with CV {self.cv:g}",
-            "onoff": f"on-off arrivals at {self.off_factor:g} and {self.on_factor:g} times {self.rate:g}/s for "
-            f"{self.off_mean_s:g} s and {self.on_mean_s:g} s in the mean",
+            "onoff": f"on-off arrivals at {self.off_factor:g} and {self.on_factor:g} times {self.rate:g}/s "
+            f"for {self.off_mean_s:g} s and {self.on_mean_s:g} s in the mean",
             "ramp": f"Poisson arrivals, {self.rate:g}/s going linearly to {self.ramp_end_rate:g}/s",
             "burst": "all arrivals at t = 0",
             "toy": f"toy arrivals every {1.0 / self.rate:g} s",
         }[self.arrivals]
-        cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
+        cap = (
+            f", gaps up to {self.gap_cap:g} means"
+            if self.gap_cap and "gap_cap" in _KEYS[self.arrivals]
+            else ""
+        )
         return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
 
     def generate(self, seed: int | np.random.Generator) -> Requests:
@@ -186,8 +197,9 @@ def length_descriptions() -> dict[str, str]:
 def parse_workload(spec: str, tiers: tuple[Tier, ...] = DEFAULT_TIERS) -> Workload:
     """Return the workload that a spec string describes, such as `gamma:rate=1.6,cv=2,lengths=fixed:512,8`.
 
-    The string is the name of an arrival process, alone or followed by a colon and key=value pairs. A part without an equals
-    sign continues the value before it. `toy` alone is complete: 8 requests of 512 + 8 tokens, 2 s apart.
+    The string is the name of an arrival process, alone or followed by a colon and key=value pairs. A part
+    without an equals sign continues the value before it. `toy` alone is complete: 8 requests of 512 + 8
+    tokens, 2 s apart.
 
     Raises:
         InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
