@@ -8,15 +8,14 @@ from typing import Any
 
 from baselines.fastertransformer import FasterTransformer
 from baselines.orca import Orca
+from baselines.rad import RAD
 from baselines.sarathi import Sarathi
 from baselines.slai import SLAI
 from baselines.vllm import VLLM
 from engine.errors import InputError
 from engine.policy import Policy
 
-POLICIES: dict[str, type[Policy]] = {
-    cls.name: cls for cls in (FasterTransformer, Orca, VLLM, Sarathi, SLAI)
-}
+POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (FasterTransformer, Orca, VLLM, Sarathi, SLAI, RAD)}
 """Every baseline by name."""
 
 
@@ -54,4 +53,4 @@ def make(spec: str) -> Policy:
     return cls(**values)
 
 
-__all__ = ["POLICIES", "SLAI", "VLLM", "FasterTransformer", "Orca", "Sarathi", "make", "names"]
+__all__ = ["POLICIES", "RAD", "SLAI", "VLLM", "FasterTransformer", "Orca", "Sarathi", "make", "names"]

@@ -20,7 +20,7 @@ FCFS, SPF, STRICT_SPF = 0, 1, 2
 VICTIM, TAKEN, FILL_REQUEST_MEMORY = 0, 1, 2
 """Columns of a policy's request memory that these moves use: victims of this plan, stamp of requests taken."""
 
-BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, FILL_ROW_MEMORY = 0, 1, 2, 3, 4
+BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, FILL_ROW_MEMORY = 0, 1, 2, 3, 4, 5
 """Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
 
 
@@ -68,6 +68,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     best, first = int(seen[BEST]), int(seen[SEEN_WAITING])
     only_arrivals = row.num_waiting - seen[SEEN_WAITING] == row.next_arrival - seen[SEEN_ARRIVALS]
     intact = victims == 0 and first > 0 and only_arrivals and seen[SEEN_EVICTIONS] == row.evictions
+    intact = intact and seen[SEEN_ORDER] == order
     if not intact or memory.request[best, TAKEN] == stamp:
         best, first = -1, 0
     for k in range(victims - 1, -1, -1):
@@ -82,6 +83,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     seen[SEEN_ARRIVALS] = row.next_arrival
     seen[SEEN_WAITING] = row.num_waiting if victims == 0 and best >= 0 else 0
     seen[SEEN_EVICTIONS] = row.evictions
+    seen[SEEN_ORDER] = order
     return best
 
 
@@ -186,10 +188,16 @@ def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[i
 @njit(cache=True)
 def continue_prefills(view: View, plan: Plan, last: int, tokens: int, budget: int) -> int:
     """Next chunk of every started prompt among ``running[:last]``, oldest first; returns the tokens planned."""
+    left = view.row[0].num_prefilling
     for j in range(last):
+        if left == 0:
+            break
         i = view.running[j]
         r = view.request[i]
-        if not is_decode(r) and tokens < budget:
+        if is_decode(r):
+            continue
+        left -= 1
+        if tokens < budget:
             chunk = min(r.prompt - r.prefilled, budget - tokens)
             schedule(plan, i, chunk)
             tokens += chunk

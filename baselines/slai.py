@@ -32,19 +32,31 @@ BATCHES, MEAN = FILL_ROW_MEMORY, FILL_ROW_MEMORY + 1
 
 
 @njit(cache=True)
-def _update_deadlines(view: View, memory: Memory) -> None:
-    """Give each decode of the previous batch its LST = now + deadline - offset x mean batch duration."""
-    row, p = view.row[0], memory.params
+def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
+    """Give each decode of the previous batch its LST = now + deadline - offset x mean batch duration.
+
+    Returns:
+        (decodes past their LST, other decodes).
+    """
+    row, p, cells = view.row[0], memory.params, memory.request
     if row.iterations > memory.row[BATCHES]:
         memory.row[BATCHES] += 1.0
         memory.row[MEAN] += (row.last_duration - memory.row[MEAN]) / memory.row[BATCHES]
     under_pressure = (row.num_blocks - row.free_blocks) / row.num_blocks >= p[MEMORY_LIMIT]
     offset = p[PRESSURE_OFFSET] if under_pressure and not p[FIXED_OFFSET] else p[OFFSET]
+    lead, now, previous = offset * memory.row[MEAN], row.now, row.iterations - 1
+    critical, rest = 0, 0
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
-        if r.last_run == row.iterations - 1 and is_decode(r):
-            memory.request[i, LST] = row.now + r.tbt - offset * memory.row[MEAN]
+        if is_decode(r):
+            if r.last_run == previous:
+                cells[i, LST] = now + r.tbt - lead
+            if now >= cells[i, LST]:
+                critical += 1
+            else:
+                rest += 1
+    return critical, rest
 
 
 @njit(cache=True)
@@ -124,26 +136,11 @@ def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int)
     return free
 
 
-@njit(cache=True)
-def _count(view: View, memory: Memory) -> tuple[int, int]:
-    row = view.row[0]
-    critical, rest = 0, 0
-    for j in range(row.num_running):
-        i = view.running[j]
-        if is_decode(view.request[i]):
-            if row.now >= memory.request[i, LST]:
-                critical += 1
-            else:
-                rest += 1
-    return critical, rest
-
-
 @Kernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     budget, max_decodes = int(p[TOKEN_BUDGET]), int(p[MAX_DECODES])
-    _update_deadlines(view, memory)
-    critical, rest = _count(view, memory)
+    critical, rest = _update_deadlines(view, memory)
     free, victims, last = row.free_blocks, 0, row.num_running
     limit = min(budget, max_decodes)
     if critical <= limit and critical <= free:

@@ -37,7 +37,7 @@ def operational_times(rng: np.random.Generator, n: int, cv: float = 1.0, gap_cap
 
 
 def ramp(operational: FloatArray, rate: float, end_rate: float) -> FloatArray:
-    """Map operational times to seconds under a rate that goes linearly from `rate` to `end_rate` (per second).
+    """Map operational times to seconds under a rate going linearly from `rate` to `end_rate` (requests/s).
 
     The ramp lasts 2 n / (rate + end_rate) seconds, the time in which n requests are expected; `end_rate`
     holds afterwards.
@@ -58,9 +58,10 @@ def on_off(
     rates: tuple[float, float],
     sojourns_s: tuple[float, float],
 ) -> FloatArray:
-    """Map operational times to seconds under a rate that jumps between two values (MMPP-2 if gaps are exponential).
+    """Map operational times to seconds under a rate that jumps between two values.
 
-    The time spent at each rate is exponential; the first state is drawn from the stationary distribution.
+    With exponential gaps this is a Markov-modulated Poisson process of two states (MMPP-2). The time spent
+    at each rate is exponential; the first state is drawn from the stationary distribution.
 
     Args:
         rng: source of all randomness.

@@ -66,6 +66,11 @@ class EngineConfig:
         """Tokens of KV that fit on the device."""
         return self.num_blocks * self.block_size
 
+    @property
+    def max_request_tokens(self) -> int:
+        """Longest prompt + output that can be served: the model's limit, or the KV above the watermark."""
+        return min(self.max_model_len, (self.num_blocks - self.watermark_blocks) * self.block_size)
+
     @classmethod
     def reference(cls, **changes: object) -> "EngineConfig":
         """The semantics of the public SLAI code (agrimUT/SLAI 5098a7a), which the golden traces follow.

@@ -105,7 +105,8 @@ def _leave_queue(view: Any, i: int) -> None:
 
 
 @njit(cache=True)
-def _evict(view: Any, i: int) -> None:
+def _evict(server: Server, i: int) -> None:
+    view = server.visible
     row, r = view.row[0], view.request[i]
     k = 0
     while view.running[k] != i:
@@ -120,12 +121,17 @@ def _evict(view: Any, i: int) -> None:
     row.free_blocks += r.blocks
     row.evictions += 1
     row.recomputed_tokens += r.prefilled + (r.length - r.prompt)
+    if r.prefilled < r.prompt:
+        row.num_prefilling -= 1
+    else:
+        row.recomputed_tokens -= row.prompt_emits  # the latest token has not been processed yet
     r.blocks = 0
     r.evictions += 1
     r.status = WAITING
     r.prompt = r.length
     r.prefilled = 0
     if not row.eviction_keeps_output:
+        server.hidden.ledger[i].delivered += r.generated
         r.generated = 0
 
 
@@ -139,6 +145,7 @@ def _admit(view: Any, i: int, blocks: int) -> None:
         k -= 1
     view.running[k] = i
     row.num_running += 1
+    row.num_prefilling += 1
     row.free_blocks -= blocks
     r.blocks = blocks
     r.status = RUNNING
@@ -150,7 +157,7 @@ def _drop(server: Server, i: int) -> None:
     _leave_queue(server.visible, i)
     r.status = DROPPED
     row.dropped += 1
-    if h.first_token < 0.0:
+    if not r.has_token:
         row.no_first_token -= 1
     if h.first_scheduled < 0.0:
         h.first_scheduled = row.now
@@ -213,7 +220,7 @@ def _book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, 
     entry.tokens = n
     r = view.request[i]
     if n == EVICT:
-        _evict(view, i)
+        _evict(server, i)
     elif n == DROP:
         _drop(server, i)
     elif r.status == WAITING:
@@ -279,30 +286,34 @@ def begin(server: Server, strict: bool) -> int:
 
 
 @njit(cache=True, inline="always")
-def _count_gap(r: Any, h: Any, t: Any, gap: float) -> None:
-    """Book one gap between two tokens of request `r` (its ledger `h`, its tier's totals `t`)."""
-    t.gaps += 1
-    t.gap_sum += gap
-    if gap > h.max_gap:
-        h.max_gap = gap
-        t.max_gap = max(t.max_gap, gap)
-    if gap > r.tbt:
-        h.late_gaps += 1
-        t.late_gaps += 1
-        t.late_sum += gap / r.tbt - 1.0
+def _settle(r: Any, h: Any) -> None:
+    """Copy what a request's own record gathered into its ledger."""
+    h.max_gap = r.max_gap
+    h.late_gaps = r.late_gaps
+    h.delivered += r.generated
 
 
 @njit(cache=True, inline="always")
 def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
     """Take a request that has all its tokens out of the server, at the present time."""
+    _settle(r, h)
     h.completed = row.now
     r.status = FINISHED
     row.finished += 1
     row.free_blocks += r.blocks
     r.blocks = 0
     t.finished += 1
-    if h.late_gaps == 0 and h.first_token - r.arrival <= r.ttft:
+    if r.late_gaps == 0 and h.first_token - r.arrival <= r.ttft:
         t.good += 1
+
+
+@njit(cache=True)
+def close(server: Server) -> None:
+    """Complete the ledgers of requests that are still present; call once when a run ends."""
+    for i in range(server.visible.row[0].next_arrival):
+        r = server.visible.request[i]
+        if r.status != FINISHED:
+            _settle(r, server.hidden.ledger[i])
 
 
 @njit(cache=True)
@@ -319,12 +330,8 @@ def _drop_finished(view: Any) -> None:
 @njit(cache=True)
 def finish(server: Server, seconds: float) -> None:
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
-    request, ledger, tiers, gaps = (
-        server.visible.request,
-        server.hidden.ledger,
-        server.hidden.tier,
-        server.hidden.gaps,
-    )
+    request, ledger, output = server.visible.request, server.hidden.ledger, server.hidden.output
+    tiers, gaps = server.hidden.tier, server.hidden.gaps
     entries, row = server.plan.entry, server.visible.row[0]
     start = row.now
     _advance(row, start + seconds)
@@ -332,13 +339,15 @@ def finish(server: Server, seconds: float) -> None:
     row.last_duration = now - start
     row.busy += row.last_duration
     finished, prefill_tokens, decode_tokens = 0, 0, 0
+    same_tier, same_gap, same_count = 0, 0.0, 0  # most gaps of a batch are alike: the histogram takes runs of them
     for k in range(server.plan.size[0]):
         n = entries[k].tokens
         if n <= 0:
             continue
         i = entries[k].request
-        r, h = request[i], ledger[i]
+        r = request[i]
         if r.prefilled < r.prompt:
+            h = ledger[i]
             if h.first_scheduled < 0.0:
                 h.first_scheduled = start
             r.prefilled += n
@@ -346,28 +355,41 @@ def finish(server: Server, seconds: float) -> None:
             if r.prefilled < r.prompt:
                 continue
             h.prompt_done = now
+            row.num_prefilling -= 1
             if not row.prompt_emits:
-                r.last_token = now if h.first_token < 0.0 else r.last_token
+                r.last_token = r.last_token if r.has_token else now
                 continue
         else:
             decode_tokens += 1
-        t = tiers[r.tier]
-        if h.first_token < 0.0:
-            h.first_token = now
-            row.no_first_token -= 1
-            t.first_tokens += 1
-        else:
+        if r.has_token:
             gap = now - r.last_token
-            gaps[r.tier, gap_bucket(gap)] += 1
-            _count_gap(r, h, t, gap)
+            if gap != same_gap or r.tier != same_tier:
+                if same_count > 0:
+                    gaps[same_tier, gap_bucket(same_gap)] += same_count
+                    tiers[same_tier].gap_sum += same_count * same_gap
+                same_tier, same_gap, same_count = r.tier, gap, 0
+            same_count += 1
+            if gap > r.max_gap:
+                r.max_gap = gap
+                tiers[r.tier].max_gap = max(tiers[r.tier].max_gap, gap)
+            if gap > r.tbt:
+                r.late_gaps += 1
+                tiers[r.tier].late_gaps += 1
+                tiers[r.tier].late_sum += gap / r.tbt - 1.0
+        else:
+            r.has_token = 1
+            ledger[i].first_token = now
+            row.no_first_token -= 1
+            tiers[r.tier].first_tokens += 1
         r.last_token = now
         r.generated += 1
         r.length += 1
-        h.delivered += 1
-        t.tokens += 1
-        if r.generated >= h.output:
-            _retire(row, r, h, t)
+        if r.generated >= output[i]:
+            _retire(row, r, ledger[i], tiers[r.tier])
             finished += 1
+    if same_count > 0:
+        gaps[same_tier, gap_bucket(same_gap)] += same_count
+        tiers[same_tier].gap_sum += same_count * same_gap
     if finished > 0:
         _drop_finished(server.visible)
     row.prefill_tokens += prefill_tokens

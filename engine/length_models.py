@@ -14,7 +14,7 @@ from engine.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, Length
 
 LENGTH_FORMS = {
     "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
-    "lognormal:PMU,PSIGMA,OMU,OSIGMA[,MAX]": "independent log-normal prompt and output (mean and s.d. of ln), "
+    "lognormal:PMU,PSIGMA,OMU,OSIGMA[,MAX]": "independent log-normal lengths (mean and s.d. of ln), "
     "cut to MAX tokens in total (default 8192)",
     "FILE.json": "a joint quantile table made with engine.lengths.measure_table",
 }
@@ -46,7 +46,7 @@ class FixedLengths:
 
 @dataclass(frozen=True)
 class LogNormalLengths:
-    """Independent log-normal lengths: quick, but real lengths are neither log-normal in the body nor independent.
+    """Independent log-normal lengths: quick, but real ones are neither log-normal nor independent.
 
     The prompt is rounded and cut to 1..max_total_tokens - 1, then the output to 1..max_total_tokens - prompt.
     """

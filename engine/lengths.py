@@ -73,7 +73,7 @@ class JointQuantileTable:
     output_tokens: FloatArray
     """Output quantiles of each prompt bin, float64[B, M] (tokens), rows non-decreasing."""
     max_total_tokens: int
-    """Largest prompt + output (tokens), 0 for none; a larger output is cut to what is left beside the prompt."""
+    """Largest prompt + output (tokens), 0 for none; larger outputs are cut to what the prompt leaves."""
     source: str
     """Where the measured data come from."""
     licence: str

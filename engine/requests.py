@@ -34,7 +34,7 @@ class Tier:
     tbt_s: float
     """Deadline of every gap between two output tokens (s)."""
     ttft_s: float = 2.0
-    """Deadline of the first output token, from arrival (s); by default Sarathi-Serve's scheduling-delay bound."""
+    """Deadline of the first output token, from arrival (s); Sarathi-Serve bounds scheduling delay by 2 s."""
     weight: float = 1.0
     """Weight of the tier's requests in rewards (no unit)."""
     strict: bool = False
@@ -70,6 +70,19 @@ def check_shares(tiers: tuple[Tier, ...]) -> None:
     if abs(total - 1.0) > 1e-6:
         shares = ", ".join(f"{tier.name} {tier.share:g}" for tier in tiers)
         raise InputError(f"tiers: expected shares that sum to 1, got {total:g} ({shares})")
+
+
+def seeded(seed: int | np.random.Generator) -> np.random.Generator:
+    """Return the generator that a seed stands for; a generator is returned as it is.
+
+    Raises:
+        InputError: the seed is not a whole number >= 0; None, which numpy accepts, is refused too.
+    """
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed: expected a whole number >= 0, got {seed!r}")
+    return np.random.default_rng(seed)
 
 
 def draw_tiers(rng: np.random.Generator, n: int, tiers: tuple[Tier, ...]) -> IntArray:
@@ -238,7 +251,7 @@ class Requests:
 
     @property
     def rate(self) -> float:
-        """Mean arrival rate (requests/s): n - 1 gaps over the span of the arrivals; inf if the span is zero."""
+        """Mean arrival rate (requests/s): n - 1 gaps over the span of the arrivals; inf if that is zero."""
         span = float(self.arrival[-1] - self.arrival[0])
         return (len(self) - 1) / span if span > 0.0 else math.inf
 
@@ -291,6 +304,7 @@ class Requests:
         if bad.any():
             index = _first(bad)
             raise InputError(
-                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), got {self.prompt[index]} + "
-                f"{self.output[index]}; {int(bad.sum())} of {len(self)} requests are too long"
+                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), "
+                f"got {self.prompt[index]} + {self.output[index]}; "
+                f"{int(bad.sum())} of {len(self)} requests are too long"
             )

@@ -67,7 +67,7 @@ def read_sharegpt(path: Path, file: TextIO, count: Tokenizer) -> TraceColumns:
     """
     try:
         conversations = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a JSON list of conversations, got something else ({error})"
         ) from None

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit, types
 
 from engine.config import EngineConfig
-from engine.core import arrive, begin, explain, finish, idle, is_over
+from engine.core import arrive, begin, close, explain, finish, idle, is_over
 from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
@@ -52,7 +52,7 @@ def _run(
             return code
         if server.features.requests[0] > 0:
             finish(server, iteration_seconds(latency, server.features))
-        elif not is_over(server) and not idle(server):
+        elif server.plan.size[0] == 0 and not idle(server):
             return STALLED
     return OVER
 
@@ -81,7 +81,7 @@ class Record:
     request: np.ndarray  # REQUEST[requests], final state
     ledger: np.ndarray  # LEDGER[requests], times and counts
     tier: np.ndarray  # TIER[tiers], totals
-    gaps: np.ndarray  # int64[tiers, buckets], histogram of gaps between tokens
+    gaps: np.ndarray  # int32[tiers, buckets], histogram of gaps between tokens
     row: np.ndarray  # ROW[1], totals
     steps: StepLog | None = None
 
@@ -144,7 +144,7 @@ def _drive(
             log.done(server, start)
             continue
         log.done(server, start)
-        if not is_over(server) and not idle(server):
+        if server.plan.size[0] == 0 and not idle(server):
             return STALLED
     return OVER
 
@@ -206,7 +206,7 @@ def simulate(
     """
     config = config or EngineConfig()
     if config.eviction_keeps_output:
-        requests.check_lengths(min(config.max_model_len, config.capacity_tokens))
+        requests.check_lengths(config.max_request_tokens)
     server = new_server(len(requests), len(requests.tiers))
     load(server, config, requests)
     memory = policy.memory(config, len(requests))
@@ -222,6 +222,7 @@ def simulate(
         charged.start(requests)
         code = _drive(policy, server, memory, charged, horizon_s, max_iterations, log)
     _raise(code, policy, server, max_iterations)
+    close(server)
     view, hidden = server.visible, server.hidden
     return Record(
         policy.spec,

@@ -24,18 +24,21 @@ REQUEST = np.dtype(
         ("arrival", "f8"),  # s
         ("last_token", "f8"),  # s, end of the iteration that yielded the latest token (or the prompt); -1 before
         ("tbt", "f8"),  # s, deadline of every gap between tokens
-        ("ttft", "f8"),  # s, deadline of the first token
-        ("prediction", "f8"),  # predicted output tokens, nan = none
+        ("ttft", "f4"),  # s, deadline of the first token
+        ("prediction", "f4"),  # predicted output tokens, nan = none
         ("prompt", "i4"),  # tokens to prefill (after an eviction: original prompt + generated)
         ("prefilled", "i4"),  # of those, done; a decode is a running request with prefilled == prompt
         ("length", "i4"),  # tokens known so far, prompt + generated: what the KV of the next decode must hold
         ("generated", "i4"),  # output tokens so far
         ("blocks", "i4"),  # KV blocks held
-        ("tier", "i4"),  # index into the tiers
-        ("strict", "i4"),  # 1: paying user
-        ("status", "i4"),  # FUTURE ... DROPPED
+        ("last_run", "i4"),  # index of the latest iteration that this request was part of, -1 before
         ("evictions", "i4"),  # times the KV was lost
-        ("last_run", "i8"),  # index of the latest iteration that this request was part of, -1 before
+        ("late_gaps", "i4"),  # gaps over the deadline so far
+        ("max_gap", "f8"),  # s, longest gap between two tokens so far
+        ("tier", "i1"),  # index into the tiers
+        ("strict", "i1"),  # 1: paying user
+        ("status", "i1"),  # FUTURE ... DROPPED
+        ("has_token", "i1"),  # 1 once output token 1 was delivered
     ],
     align=True,
 )
@@ -46,11 +49,11 @@ LEDGER = np.dtype(
         ("prompt_done", "f8"),  # s, last time the prompt was completed
         ("first_token", "f8"),  # s, end of the iteration that yielded output token 1
         ("completed", "f8"),  # s, end of the last iteration (or time of the drop)
-        ("max_gap", "f8"),  # s, longest gap between two tokens
-        ("output", "i4"),  # true output tokens: hidden from policies
-        ("original_prompt", "i4"),  # tokens
-        ("delivered", "i4"),  # tokens that reached the user (with regeneration: counted again)
+        ("max_gap", "f8"),  # s, longest gap between two tokens (from `close` on, and so below)
         ("late_gaps", "i4"),  # gaps over the deadline
+        ("delivered", "i4"),  # tokens that reached the user (with regeneration: counted again)
+        ("original_prompt", "i4"),  # tokens
+        ("output", "i4"),  # true output tokens
     ],
     align=True,
 )
@@ -67,6 +70,7 @@ ROW = np.dtype(
         ("num_requests", "i8"),
         ("num_waiting", "i8"),  # filled part of `queue`
         ("num_running", "i8"),  # filled part of `running`
+        ("num_prefilling", "i8"),  # running requests whose prompt is not done
         ("no_first_token", "i8"),  # requests present without output token 1
         ("free_blocks", "i8"),
         ("num_blocks", "i8"),
@@ -94,10 +98,8 @@ ROW = np.dtype(
 
 TIER = np.dtype(
     [
-        ("tokens", "i8"),  # delivered
-        ("gaps", "i8"),  # between tokens
-        ("late_gaps", "i8"),  # over the deadline
-        ("gap_sum", "f8"),  # s
+        ("late_gaps", "i8"),  # gaps between tokens over the deadline
+        ("gap_sum", "f8"),  # s, all gaps
         ("late_sum", "f8"),  # sum over late gaps of gap / deadline - 1
         ("max_gap", "f8"),  # s
         ("first_tokens", "i8"),
@@ -151,8 +153,9 @@ class Hidden(NamedTuple):
     """What only the engine and the report may see of one server."""
 
     ledger: np.ndarray  # LEDGER[requests]
+    output: np.ndarray  # int32[requests], true output tokens (compact: every token is checked against it)
     tier: np.ndarray  # TIER[tiers]
-    gaps: np.ndarray  # int64[tiers, NUM_GAP_BUCKETS], histogram of gaps
+    gaps: np.ndarray  # int32[tiers, NUM_GAP_BUCKETS], histogram of gaps
 
 
 class Features(NamedTuple):
@@ -192,7 +195,10 @@ def new_server(num_requests: int, num_tiers: int) -> Server:
         _records(1, ROW),
     )
     hidden = Hidden(
-        _records(num_requests, LEDGER), _records(num_tiers, TIER), np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int64)
+        _records(num_requests, LEDGER),
+        np.zeros(num_requests, np.int32),
+        _records(num_tiers, TIER),
+        np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int32),
     )
     features = Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64)))
     return Server(view, hidden, new_plan(num_requests), features)
@@ -218,6 +224,7 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     for name in ("tbt", "ttft", "strict"):
         attribute = name if name == "strict" else f"{name}_s"
         rows[name] = np.array([getattr(t, attribute) for t in requests.tiers])[requests.tier]
+    server.hidden.output[...] = requests.output
     ledger["output"] = requests.output
     ledger["original_prompt"] = requests.prompt
     for name in ("first_scheduled", "prompt_done", "first_token", "completed"):

@@ -85,21 +85,25 @@ def read_csv(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns
         InputError: unknown columns, no rows, a truncated row, or a value out of range or order (names file
             and line).
     """
-    reader = csv.reader(file)
-    header = [name.strip() for name in next(reader, [])]
+    rows = _csv_rows(path, file)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
     form = _csv_format(path, header)
     wanted = [header.index(column) for column in form.columns]
     limit = limit if form.arrival else None
     cells: list[list[str]] = []
     lines: list[int] = []
     failed = 0
-    for row in _full_rows(path, reader, len(header)):
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?)"
+            )
         picked = [row[index] for index in wanted]
         if form.zero_output_failed and _is_zero(picked[-1]):
             failed += 1
             continue
         cells.append(picked)
-        lines.append(reader.line_num)
+        lines.append(line)
         if len(cells) == limit:
             break
     if not cells:
@@ -148,7 +152,7 @@ def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceCo
 def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> list[float]:
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             f"{path}, line {line}: expected one JSON object on each line, got {text.strip()[:60]!r}"
         ) from None
@@ -161,8 +165,11 @@ def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> li
         )
     values = [row[key] for key in keys]
     for key, value in zip(keys, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{path}, line {line}: expected a number for {key}, got {value!r}")
+        # The bound keeps out nan, infinity and integers that no float can hold.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise InputError(
+                f"{path}, line {line}: expected a finite number for {key}, got {str(value)[:40]!r}"
+            )
     return values
 
 
@@ -171,29 +178,27 @@ def _csv_format(path: Path, header: list[str]) -> CsvFormat:
         if set(form.columns) <= set(header):
             return form
     came = ", ".join(header) if header else "an empty file"
-    nearest = max(CSV_FORMATS, key=lambda form: len(set(form.columns) & set(header)))
+    nearest = min(CSV_FORMATS, key=lambda form: len(set(form.columns) - set(header)))
     if set(nearest.columns) & set(header):
         missing = ", ".join(column for column in nearest.columns if column not in header)
-        raise InputError(f"{path}, line 1: missing column {missing} of a {nearest.name}; came: {came}")
+        raise InputError(
+            f"{path}, line 1: missing column {missing} of the {nearest.name} format; came: {came}"
+        )
     # The two lengths formats differ by an optional column only.
     known = "; ".join(", ".join(form.columns) for form in CSV_FORMATS[1:])
     raise InputError(f"{path}, line 1: expected a header with columns {known}; came: {came}")
 
 
-def _full_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
-    line = 1
+def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file)
     try:
         for row in reader:
-            line = reader.line_num  # type: ignore[attr-defined]
-            if not row:
-                continue
-            if len(row) != width:
-                raise InputError(
-                    f"{path}, line {line}: expected {width} columns, got {len(row)} (truncated row?)"
-                )
-            yield row
+            if row:
+                yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}, line {line + 1}: expected csv, got something else ({error})") from None
+        raise InputError(
+            f"{path}, line {reader.line_num}: expected csv, got something else ({error})"
+        ) from None
 
 
 def _is_zero(text: str) -> bool:

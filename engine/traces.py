@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.length_models import EmpiricalLengths
-from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers
+from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
 from engine.sharegpt import Tokenizer, load_tokenizer, read_sharegpt
 from engine.trace_formats import FloatArray, TraceColumns, read_csv, read_mooncake
 from engine.workload import parse_workload
@@ -126,8 +126,8 @@ def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | 
         raise InputError(f"rate_scale: expected a finite factor > 0, got {rate_scale!r}")
     if rate is not None and rate_scale != 1.0:
         raise InputError(f"rate, rate_scale: expected one of them, got {rate:g} and {rate_scale:g}")
-    if num_requests is not None and num_requests < 1:
-        raise InputError(f"num_requests: expected at least 1, got {num_requests}")
+    if num_requests is not None and not (isinstance(num_requests, int | np.integer) and num_requests >= 1):
+        raise InputError(f"num_requests: expected a whole number >= 1, got {num_requests!r}")
 
 
 def _given_keys(spec: str) -> set[str]:
@@ -173,9 +173,7 @@ def _recorded(
     if num_requests is not None and num_requests > n:
         raise InputError(f"num_requests: expected 1..{n} (the rows of {path}), got {num_requests}")
     factor = _rate_factor(path, columns.arrival, rate, rate_scale)
-    if seed < 0:
-        raise InputError(f"seed: expected a whole number >= 0, got {seed!r}")
-    tier = draw_tiers(np.random.default_rng(seed), n, tiers)
+    tier = draw_tiers(seeded(seed), n, tiers)
     changed = f", rate times {factor:.6g}" if factor != 1.0 else ""
     source = f"{path.name} ({columns.note}), {n} requests at recorded times{changed}, tiers by seed {seed}"
     return Requests.create(

@@ -12,7 +12,7 @@ from engine import arrivals as processes
 from engine.errors import InputError
 from engine.length_models import LENGTH_FORMS, FixedLengths, parse_lengths, table_names
 from engine.lengths import LengthModel
-from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers
+from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 
 if TYPE_CHECKING:
     Lengths = str | LengthModel
@@ -61,7 +61,7 @@ class Workload:
     """
 
     rate: float = 1.6
-    """Mean arrival rate (requests/s); at the start for ramp, without effect for burst."""
+    """Mean arrival rate (requests/s); onoff scales it by its factors, ramp starts at it, burst ignores it."""
     num_requests: int = 512
     """Number of requests."""
     arrivals: ArrivalName = "poisson"
@@ -150,11 +150,7 @@ class Workload:
         Raises:
             InputError: the seed is negative or not a whole number.
         """
-        try:
-            # numpy would take None for "unpredictable".
-            rng = np.random.default_rng(-1 if seed is None else seed)
-        except (TypeError, ValueError):
-            raise InputError(f"seed: expected a whole number >= 0, got {seed!r}") from None
+        rng = seeded(seed)
         n = self.num_requests
         prompt, output = self.length_model.draw(rng, n)
         tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)

@@ -1,0 +1,84 @@
+"""From what a person writes to a policy: baseline specs, `random`, folders with a learned policy."""
+
+import hashlib
+from pathlib import Path
+
+import baselines
+from engine.errors import InputError
+from engine.policy import Policy
+
+RANDOM = "random"
+"""Name of the random-legal policy, the floor that every learner must beat."""
+
+
+def _is_start(part: str) -> bool:
+    """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
+    name = part.partition(":")[0]
+    return name in baselines.POLICIES or name == RANDOM or Path(part).exists() or "=" not in part
+
+
+def split_policies(text: str) -> tuple[str, ...]:
+    """Specs in a comma-separated list; commas also stand between the parameters of one spec.
+
+    ``slai:token_budget=1024,offset=3,sarathi`` are two policies.
+
+    Raises:
+        InputError: an empty list, or one policy twice.
+    """
+    specs: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if not part:
+            continue
+        if specs and not _is_start(part):
+            specs[-1] = f"{specs[-1]},{part}"
+        else:
+            specs.append(part)
+    if not specs:
+        raise InputError(f"policies: expected at least one, got {text!r}")
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise InputError(f"policies: expected each once, got {spec!r} twice")
+    return tuple(specs)
+
+
+def resolve(spec: str) -> Policy:
+    """The policy that a spec names: a baseline, `random`, or the folder of a training run or of a bundle.
+
+    Raises:
+        InputError: an unknown name or parameter, or a folder without a usable bundle.
+    """
+    name, _, settings = spec.partition(":")
+    if name in baselines.POLICIES:
+        return baselines.make(spec)
+    if name == RANDOM:
+        return _random(settings)
+    path = Path(spec)
+    if path.exists():
+        from agents.policy import LearnedPolicy
+
+        return LearnedPolicy.load(path)
+    known = ", ".join([*baselines.POLICIES, RANDOM])
+    raise InputError(f"policy: expected one of {known} or the folder of a trained policy, got {spec!r}")
+
+
+def _random(settings: str) -> Policy:
+    from agents.policy import RandomLegal
+
+    key, _, value = settings.partition("=")
+    if not settings:
+        return RandomLegal()
+    if key != "seed" or not value.isdecimal():
+        raise InputError(f"policy 'random': expected seed=WHOLE NUMBER, got {settings!r}")
+    return RandomLegal(seed=int(value))
+
+
+def fingerprint(spec: str) -> str:
+    """What makes results of this spec comparable: the spec, or the digest of a learned policy's files."""
+    path = Path(spec)
+    if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM) or not path.is_dir():
+        return spec
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.suffix in (".json", ".safetensors") and file.is_file():
+            digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return f"{spec}@{digest.hexdigest()[:16]}"

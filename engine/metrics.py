@@ -1,0 +1,206 @@
+"""Numbers from a record: what each of them means (seconds here; milliseconds in JSON, under vLLM's keys).
+
+TTFT: arrival to the end of the iteration that yields output token 1. Queueing counts, an eviction does not
+    reset it. A request that never got one (unfinished or dropped) is not left out: it enters with the time
+    from its arrival to the end of the run, a lower bound. Reference semantics (config.ttft_at =
+    prompt_done): arrival to the last completion of the prompt, finished requests only.
+TBT (itl): each single gap between consecutive output tokens of one request, pooled over requests.
+    Percentiles come from a histogram, with a relative error below 0.2 %. Reference semantics
+    (config.zero_gaps): two gaps of 0 s are added for each request, one when its prompt is complete, one at
+    token 1.
+TPOT: (completion - token 1) / (output tokens - 1) of a finished request with at least 2 output tokens.
+E2E (e2el): arrival to completion of a finished request. Normalised latency: E2E / output tokens.
+SLO attainment: share of the arrived requests. TTFT: token 1 within the tier's TTFT deadline. TBT: finished,
+    and no gap over the tier's TBT deadline. Joint: both. Unfinished and dropped requests have not attained
+    it.
+Goodput: requests that attained the joint SLO, per second of the run.
+Capacity, paper's criterion: median TTFT < 0.5 s and, in each tier, p99 TBT within its deadline.
+Capacity, sound criterion: also p99 TTFT < 10 s and no growing queue, that is: when the last request
+    arrives, at least 98 % of those that arrived are finished, are receiving tokens, or are inside their
+    TTFT deadline.
+Duration: time 0 (or the end of the warm-up) to the end of the last iteration, so the drain after the last
+    arrival is included. Throughputs are per second of it.
+Warm-up: requests that arrive before warmup_s are served but not counted in TTFT, TPOT, E2E, SLO and
+    goodput. Gaps and the totals of the server (iterations, evictions, KV use, ...) always cover the whole
+    run.
+Max wait: longest time from arrival to the first iteration of a request (to the end of the run if there was
+    none).
+Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
+    fast.
+KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
+Recomputed tokens: KV tokens that were lost to evictions.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+from engine.report import Distribution, Floats, Report, TierReport
+from engine.simulate import Record
+from engine.state import DROPPED, FINISHED, FUTURE
+
+Mask = npt.NDArray[np.bool_]
+
+
+def _ratio(part: float | np.integer[Any], whole: float) -> float:
+    return float(part) / float(whole) if whole > 0 else math.nan
+
+
+class _Times:
+    """Columns of a record, contiguous, and the masks that select them; one value per counted request."""
+
+    def __init__(self, record: Record, warmup_s: float) -> None:
+        counted = (record.request["status"] != FUTURE) & (record.request["arrival"] >= warmup_s)
+        request, ledger = record.request[counted], record.ledger[counted]
+        self.end = float(record.row["now"][0])
+        self.tier = request["tier"].copy()
+        self.arrival = request["arrival"].copy()
+        self.output = ledger["output"].copy()
+        self.input_tokens = int(ledger["original_prompt"].sum(dtype=np.int64))
+        self.delivered = ledger["delivered"].copy()
+        self.completed = ledger["completed"].copy()
+        self.first_token = ledger["first_token"].copy()
+        self.finished = request["status"] == FINISHED
+        self.dropped = request["status"] == DROPPED
+        started = ledger["first_scheduled"] >= 0.0
+        # A dropped request was never started, though its ledger says when it was dropped.
+        started &= ~self.dropped | (ledger["first_scheduled"] < self.completed)
+        self.wait = np.where(started, ledger["first_scheduled"], self.end) - self.arrival
+        self.e2e = self.completed - self.arrival
+        if record.config.ttft_at == "prompt_done":
+            self.ttft = ledger["prompt_done"] - self.arrival
+            self.has_ttft = self.finished
+        else:
+            self.ttft = np.where(self.first_token >= 0.0, self.first_token, self.end) - self.arrival
+            self.has_ttft = np.ones(len(self.ttft), np.bool_)
+        token_1 = self.first_token >= 0.0
+        self.ttft_met = token_1 & (self.ttft <= request["ttft"])
+        self.tbt_met = self.finished & (ledger["late_gaps"] == 0)
+        self.good = self.ttft_met & self.tbt_met
+        self.is_late = self.arrival + request["ttft"]
+
+    def tpot(self, chosen: Mask) -> Floats:
+        chosen = chosen & self.finished & (self.output > 1)
+        span = self.completed[chosen] - self.first_token[chosen]
+        return np.asarray(span / (self.output[chosen] - 1))
+
+    def kept_up_share(self) -> float:
+        """Share of the counted requests that are not behind at the time of the last arrival."""
+        if len(self.arrival) == 0:
+            return math.nan
+        last = self.arrival[-1]
+        served = (self.first_token >= 0.0) & (self.first_token <= last)
+        behind = ~served & (self.is_late < last) | self.dropped
+        return 1.0 - float(np.count_nonzero(behind)) / len(self.arrival)
+
+    def jain_index(self) -> float:
+        """Jain, Chiu, Hawe 1984: (sum x)^2 / (n sum x^2), x = output tokens per second of presence."""
+        ended = np.where(self.finished | self.dropped, self.completed, self.end)
+        present = ended - self.arrival
+        x = np.divide(self.delivered, present, out=np.zeros(len(present)), where=present > 0.0)
+        return _ratio(float(x.sum()) ** 2, len(x) * float((x * x).sum()))  # not x @ x: BLAS wakes its threads
+
+
+def _gaps(record: Record, tier: int | None) -> Distribution:
+    """Gaps of one tier (None: of all tiers), with the zero samples of the reference semantics."""
+    histogram = record.gaps.sum(axis=0) if tier is None else record.gaps[tier].copy()
+    totals = record.tier if tier is None else record.tier[tier : tier + 1]
+    if record.config.zero_gaps:
+        ledger = record.ledger if tier is None else record.ledger[record.request["tier"] == tier]
+        histogram[0] += np.count_nonzero(ledger["prompt_done"] >= 0.0)
+        histogram[0] += np.count_nonzero(ledger["first_token"] >= 0.0)
+    return Distribution.of_gaps(histogram, float(totals["gap_sum"].sum()), float(totals["max_gap"].max()))
+
+
+def _tier_report(record: Record, times: _Times, index: int, duration_s: float) -> TierReport:
+    tier, totals = record.requests.tiers[index], record.tier[index]
+    chosen = times.tier == index
+    arrived = int(np.count_nonzero(chosen))
+    good = np.count_nonzero(times.good & chosen)
+    finished = chosen & times.finished
+    return TierReport(
+        name=tier.name,
+        strict=tier.strict,
+        tbt_deadline_s=tier.tbt_s,
+        ttft_deadline_s=tier.ttft_s,
+        arrived=arrived,
+        completed=int(np.count_nonzero(finished)),
+        ttft=Distribution.of(times.ttft[chosen & times.has_ttft]),
+        itl=_gaps(record, index),
+        tpot=Distribution.of(times.tpot(chosen)),
+        e2el=Distribution.of(times.e2e[finished]),
+        ttft_attainment=_ratio(np.count_nonzero(times.ttft_met & chosen), arrived),
+        tbt_attainment=_ratio(np.count_nonzero(times.tbt_met & chosen), arrived),
+        slo_attainment=_ratio(good, arrived),
+        goodput=_ratio(good, duration_s),
+        late_gap_share=_ratio(totals["late_gaps"], totals["gaps"]),
+    )
+
+
+def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
+    """Make the numbers of a run; the module docstring defines them.
+
+    Args:
+        record: what `simulate` returned.
+        warmup_s: requests that arrive before this time (s) are not counted.
+
+    Raises:
+        InputError: the warm-up is negative, not finite, or not over when the run ends.
+    """
+    row = record.row[0]
+    end = float(row["now"])
+    if not 0.0 <= warmup_s < math.inf or (warmup_s > 0.0 and warmup_s >= end):
+        raise InputError(f"warmup_s: expected seconds in [0, {end:.6g}) (the run's end), got {warmup_s!r}")
+    times = _Times(record, warmup_s)
+    duration = end - warmup_s
+    arrived, completed = len(times.arrival), int(np.count_nonzero(times.finished))
+    dropped = int(np.count_nonzero(times.dropped))
+    everyone = np.ones(arrived, np.bool_)
+    good = np.count_nonzero(times.good)
+    output_tokens = int(times.delivered.sum(dtype=np.int64))
+    iterations, processed = int(row["iterations"]), int(row["prefill_tokens"] + row["decode_tokens"])
+    e2e = times.e2e[times.finished]
+    return Report(
+        policy=record.policy,
+        num_requests=len(record.requests),
+        arrived=arrived,
+        completed=completed,
+        unfinished=arrived - completed - dropped,
+        dropped=dropped,
+        warmup_s=warmup_s,
+        duration_s=duration,
+        input_tokens=times.input_tokens,
+        output_tokens=output_tokens,
+        request_throughput=_ratio(completed, duration),
+        output_throughput=_ratio(output_tokens, duration),
+        token_throughput=_ratio(times.input_tokens + output_tokens, duration),
+        goodput=_ratio(good, duration),
+        ttft=Distribution.of(times.ttft[times.has_ttft]),
+        itl=_gaps(record, None),
+        tpot=Distribution.of(times.tpot(everyone)),
+        e2el=Distribution.of(e2e),
+        normalized_latency=Distribution.of(e2e / times.output[times.finished]),
+        ttft_attainment=_ratio(np.count_nonzero(times.ttft_met), arrived),
+        tbt_attainment=_ratio(np.count_nonzero(times.tbt_met), arrived),
+        slo_attainment=_ratio(good, arrived),
+        late_gap_share=_ratio(record.tier["late_gaps"].sum(), record.tier["gaps"].sum()),
+        kept_up_share=times.kept_up_share(),
+        tiers=tuple(_tier_report(record, times, k, duration) for k in range(len(record.requests.tiers))),
+        iterations=iterations,
+        mean_iteration_s=_ratio(row["busy"], iterations),
+        mean_batch_requests=_ratio(row["batch_requests"], iterations),
+        mean_batch_tokens=_ratio(processed, iterations),
+        busy_share=_ratio(row["busy"], end),
+        kv_use=_ratio(row["kv_time"], end * float(row["num_blocks"])),
+        evictions=int(row["evictions"]),
+        recomputed_tokens=int(row["recomputed_tokens"]),
+        max_waiting=int(row["max_waiting"]),
+        max_wait_s=float(times.wait.max()) if arrived else math.nan,
+        jain_index=times.jain_index(),
+    )
+
+
+__all__ = ["Distribution", "Report", "TierReport", "summarize"]

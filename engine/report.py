@@ -1,0 +1,270 @@
+"""`Report`: the numbers of one run, in seconds, and as JSON; `engine.metrics` says what each one means."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.state import GAP_BUCKETS_PER_OCTAVE, GAP_MIN_EXPONENT, NUM_GAP_BUCKETS
+
+MEDIAN_TTFT_LIMIT_S = 0.5
+"""Capacity: the median TTFT stays below this (SLAI, section 5)."""
+P99_TTFT_LIMIT_S = 10.0
+"""Capacity, sound criterion: the 99th percentile of TTFT stays below this."""
+KEPT_UP_SHARE = 0.98
+"""Capacity, sound criterion: at least this share is served or in service when the last request arrives."""
+
+Floats = npt.NDArray[np.float64]
+
+_QUANTILES = np.array([0.5, 0.9, 0.95, 0.99])
+
+
+def _gap_edges() -> Floats:
+    """Lower edges of the gap buckets and the end of the last regular one, float64[NUM_GAP_BUCKETS] (s)."""
+    k = np.arange(NUM_GAP_BUCKETS - 1)
+    octave, step = np.divmod(k, GAP_BUCKETS_PER_OCTAVE)
+    edges = np.ldexp(1.0 + step / GAP_BUCKETS_PER_OCTAVE, GAP_MIN_EXPONENT + octave)
+    return np.concatenate([[0.0], edges])
+
+
+_EDGES = _gap_edges()
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A sample in a few numbers (s); everything but `count` is nan for an empty sample."""
+
+    count: int
+    mean: float
+    std: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Floats) -> "Distribution":
+        """Exact numbers of a sample; percentiles interpolate between order statistics as numpy's."""
+        n = values.shape[0]
+        if n == 0:
+            return _EMPTY
+        ordered = np.sort(values)
+        position = _QUANTILES * (n - 1)
+        below = position.astype(np.int64)
+        above = np.minimum(below + 1, n - 1)
+        low = ordered[below]
+        p = (low + (ordered[above] - low) * (position - below)).tolist()
+        return cls(n, float(ordered.mean()), float(ordered.std()), p[0], p[1], p[2], p[3], float(ordered[-1]))
+
+    @classmethod
+    def of_gaps(cls, histogram: npt.NDArray[np.int64], total: float, largest: float) -> "Distribution":
+        """Numbers of the gaps counted in a histogram.
+
+        Args:
+            histogram: int64[NUM_GAP_BUCKETS] as the engine keeps it.
+            total: sum of the gaps (s).
+            largest: the longest gap (s).
+        """
+        used = np.flatnonzero(histogram)
+        if used.shape[0] == 0:
+            return _EMPTY
+        counts = histogram[used]
+        ends = np.append(_EDGES, largest)
+        lower = _EDGES[used]
+        # The first bucket holds zeros; the last one is open, so the longest gap closes it.
+        width = np.where(used == 0, 0.0, np.maximum(ends[used + 1] - lower, 0.0))
+        n = int(counts.sum())
+        before = np.cumsum(counts) - counts
+        p = [_order_statistic(q * (n - 1), lower, width, counts, before, largest) for q in _QUANTILES]
+        mean = total / n
+        spread = float((counts * (lower + 0.5 * width - mean) ** 2).sum()) / n
+        return cls(n, mean, math.sqrt(spread), p[0], p[1], p[2], p[3], largest)
+
+    def to_dict(self, name: str) -> dict[str, float | None]:
+        """The numbers in milliseconds under vLLM's keys (`mean_ttft_ms`, `p99_itl_ms`); None for nan."""
+        keys = ("mean", "std", "median", "p90", "p95", "p99", "max")
+        values = (self.mean, self.std, self.p50, self.p90, self.p95, self.p99, self.max)
+        return {f"{key}_{name}_ms": finite(1000.0 * value) for key, value in zip(keys, values, strict=True)}
+
+
+_EMPTY = Distribution(0, *[math.nan] * 7)
+
+
+def _order_statistic(
+    position: float,
+    lower: Floats,
+    width: Floats,
+    counts: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    largest: float,
+) -> float:
+    """Value at a fractional rank, the members of a bucket being spread evenly over it."""
+    ranks = np.array([math.floor(position), math.ceil(position)])
+    k = np.searchsorted(before, ranks, side="right") - 1
+    values = np.minimum(lower[k] + width[k] * (ranks - before[k] + 0.5) / counts[k], largest)
+    return float(values[0] + (values[1] - values[0]) * (position - ranks[0]))
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where strict JSON has no number for it (nan, inf)."""
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class TierReport:
+    """The numbers of one tier (times in s, shares in 0..1)."""
+
+    name: str
+    strict: bool
+    tbt_deadline_s: float
+    ttft_deadline_s: float
+    arrived: int
+    completed: int
+    ttft: Distribution
+    itl: Distribution
+    tpot: Distribution
+    e2el: Distribution
+    ttft_attainment: float
+    tbt_attainment: float
+    slo_attainment: float
+    goodput: float
+    late_gap_share: float
+
+    @property
+    def keeps_tbt(self) -> bool:
+        """Whether the 99th percentile of the gaps is within the deadline (true for a tier without gaps)."""
+        return not self.itl.p99 > self.tbt_deadline_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: vLLM's keys in milliseconds, attainments as shares."""
+        return {
+            "strict": self.strict,
+            "tbt_deadline_ms": 1000.0 * self.tbt_deadline_s,
+            "ttft_deadline_ms": 1000.0 * self.ttft_deadline_s,
+            "arrived": self.arrived,
+            "completed": self.completed,
+            **self.ttft.to_dict("ttft"),
+            **self.itl.to_dict("itl"),
+            **self.tpot.to_dict("tpot"),
+            **self.e2el.to_dict("e2el"),
+            "ttft_attainment": finite(self.ttft_attainment),
+            "tbt_attainment": finite(self.tbt_attainment),
+            "slo_attainment": finite(self.slo_attainment),
+            "request_goodput": finite(self.goodput),
+            "late_gap_share": finite(self.late_gap_share),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one run; the module docstring says what each means (times in s, shares in 0..1)."""
+
+    policy: str
+    num_requests: int
+    arrived: int
+    completed: int
+    unfinished: int
+    dropped: int
+    warmup_s: float
+    duration_s: float
+    input_tokens: int
+    output_tokens: int
+    request_throughput: float
+    output_throughput: float
+    token_throughput: float
+    goodput: float
+    ttft: Distribution
+    itl: Distribution
+    tpot: Distribution
+    e2el: Distribution
+    normalized_latency: Distribution
+    ttft_attainment: float
+    tbt_attainment: float
+    slo_attainment: float
+    late_gap_share: float
+    kept_up_share: float
+    tiers: tuple[TierReport, ...]
+    iterations: int
+    mean_iteration_s: float
+    mean_batch_requests: float
+    mean_batch_tokens: float
+    busy_share: float
+    kv_use: float
+    evictions: int
+    recomputed_tokens: int
+    max_waiting: int
+    max_wait_s: float
+    jain_index: float
+
+    @property
+    def paper(self) -> bool:
+        """Whether this load is within capacity by the paper's criterion."""
+        return self.ttft.p50 < MEDIAN_TTFT_LIMIT_S and all(tier.keeps_tbt for tier in self.tiers)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is by the criterion that also catches starvation and growing queues."""
+        return self.paper and self.ttft.p99 < P99_TTFT_LIMIT_S and self.kept_up_share >= KEPT_UP_SHARE
+
+    @property
+    def verdict(self) -> str:
+        """One word for the load.
+
+        `stable` (sound), `starving` (only the paper's criterion holds), `saturated` (growing queue), `late`.
+        """
+        if self.paper:
+            return "stable" if self.sound else "starving"
+        return "late" if self.kept_up_share >= KEPT_UP_SHARE else "saturated"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: keys and milliseconds of `vllm bench serve` where the meaning is the same, tiers.
+
+        Numbers that do not exist (a percentile of nothing) are None, so that the result is strict JSON.
+        """
+        return {
+            "policy": self.policy,
+            "num_prompts": self.num_requests,
+            "arrived": self.arrived,
+            "completed": self.completed,
+            "unfinished": self.unfinished,
+            "dropped": self.dropped,
+            "warmup_s": self.warmup_s,
+            "duration": self.duration_s,
+            "total_input_tokens": self.input_tokens,
+            "total_output_tokens": self.output_tokens,
+            "request_throughput": finite(self.request_throughput),
+            "output_throughput": finite(self.output_throughput),
+            "total_token_throughput": finite(self.token_throughput),
+            "request_goodput": finite(self.goodput),
+            **self.ttft.to_dict("ttft"),
+            **self.itl.to_dict("itl"),
+            **self.tpot.to_dict("tpot"),
+            **self.e2el.to_dict("e2el"),
+            **self.normalized_latency.to_dict("normalized_latency"),
+            "ttft_attainment": finite(self.ttft_attainment),
+            "tbt_attainment": finite(self.tbt_attainment),
+            "slo_attainment": finite(self.slo_attainment),
+            "late_gap_share": finite(self.late_gap_share),
+            "capacity": {"paper": self.paper, "sound": self.sound, "verdict": self.verdict},
+            "kept_up_share": finite(self.kept_up_share),
+            **self._server(),
+            "tiers": {tier.name: tier.to_dict() for tier in self.tiers},
+        }
+
+    def _server(self) -> dict[str, Any]:
+        return {
+            "iterations": self.iterations,
+            "mean_iteration_ms": finite(1000.0 * self.mean_iteration_s),
+            "mean_batch_requests": finite(self.mean_batch_requests),
+            "mean_batch_tokens": finite(self.mean_batch_tokens),
+            "busy_share": finite(self.busy_share),
+            "kv_use": finite(self.kv_use),
+            "evictions": self.evictions,
+            "recomputed_tokens": self.recomputed_tokens,
+            "max_waiting": self.max_waiting,
+            "max_wait_s": finite(self.max_wait_s),
+            "jain_index": finite(self.jain_index),
+        }

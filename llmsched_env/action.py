@@ -1,0 +1,228 @@
+"""The `allocation` action: how big the batch is, which decodes must run, which prompts come first.
+
+Every combination is legal, so plain PPO works without masks. Sarathi-Serve, SLAI and vLLM are points or simple rules
+in this space. The codec is an ordinary policy kernel that reads the choice from its memory: an environment writes the
+learner's action there, a learned policy its own.
+
+1. Decodes whose slack is below the chosen threshold run, oldest first; one that finds no free KV block evicts the
+   youngest request that is not in the batch yet.
+2. Prompt chunks in the chosen order until the token budget (decodes count) or the KV runs out.
+3. Tokens left over in the budget go to the other decodes, oldest first, as long as blocks are free.
+4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numba import njit
+
+from baselines._fill import (
+    FILL_REQUEST_MEMORY,
+    SPF,
+    TAKEN,
+    admit_chunks,
+    evict_into,
+    fits_decode,
+    is_decode,
+    next_waiting,
+    schedule_decode,
+    take,
+)
+from engine.core import blocks_for
+from engine.latency import LatencyModel
+from engine.policy import Kernel, schedule
+from engine.state import Memory, Plan, View
+from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
+
+TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
+"""Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
+TIME_LEVELS_S = (0.0, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
+"""Alternative: predicted durations of an iteration, seconds."""
+SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
+"""A decode must run if its slack is below this many batch times (inf: all decodes run)."""
+SRPT = 3
+ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
+"""Prefill orders; in srpt (shortest remaining prompt) a short newcomer overtakes a started prompt, which keeps its KV."""
+
+ACTION_SIZES = (len(TOKEN_LEVELS), len(SLACK_LEVELS), len(ORDERS))
+"""Choices in each dimension: budget, decode rule, prefill order."""
+
+_LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
+_TIMED, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
+    _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
+)
+ALLOCATION_PARAMS = _PER_CONTEXT + 1
+"""Cells at the start of the parameters that belong to the codec."""
+BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
+"""Cells of the row memory that hold the choice: indices into the levels."""
+ALLOCATION_ROW_MEMORY = OBSERVER_ROW_MEMORY + 3
+ALLOCATION_REQUEST_MEMORY = FILL_REQUEST_MEMORY
+
+BudgetKind = Literal["tokens", "time"]
+
+
+def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
+    """The codec's parameters: float64[ALLOCATION_PARAMS].
+
+    Args:
+        model: predicts the duration of a batch (for time budgets, and for the unit of the decode rule).
+        budget: whether the levels are TOKEN_LEVELS or TIME_LEVELS_S.
+    """
+    levels = TIME_LEVELS_S if budget == "time" else TOKEN_LEVELS
+    coefficients = (model.overhead, model.floor, model.per_token, model.per_pair, model.per_context)
+    return np.array([*levels, *SLACK_LEVELS, float(budget == "time"), *coefficients], np.float64)
+
+
+@njit(cache=True)
+def _decode_context(view: View) -> int:
+    total = 0
+    for j in range(view.row[0].num_running):
+        r = view.request[view.running[j]]
+        if is_decode(r):
+            total += r.length
+    return total
+
+
+@njit(cache=True)
+def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
+    """The chosen level as (tokens, predicted seconds)."""
+    level = p[_LEVELS + choice]
+    if p[_TIMED] > 0.0:
+        linear = level - p[_OVERHEAD] - p[_PER_CONTEXT] * _decode_context(view)
+        return max(0, int(linear / p[_PER_TOKEN])), level
+    return int(level), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
+
+
+@njit(cache=True)
+def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
+    """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
+    row = view.row[0]
+    for j in range(row.num_running - 1, -1, -1):
+        v = view.running[j]
+        if memory.request[v, TAKEN] != row.iterations + 1:
+            return v
+    return i
+
+
+@njit(cache=True)
+def _take_urgent(
+    view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
+) -> tuple[int, int, int]:
+    """Decodes with less slack than this, oldest first; returns (tokens, free blocks, victims)."""
+    row = view.row[0]
+    stamp = row.iterations + 1
+    tokens = 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or memory.request[i, TAKEN] == stamp:
+            continue
+        memory.request[i, TAKEN] = stamp
+        fits = fits_decode(row, r, free)
+        while not fits:
+            v = _youngest_unplanned(view, memory, i)
+            take(view, memory, v)
+            free += evict_into(plan, memory, view, v, victims)
+            victims += 1
+            if v == i:
+                break
+            fits = fits_decode(row, r, free)
+        if fits:
+            free -= schedule_decode(plan, row, i, r)
+            tokens += 1
+    return tokens, free, victims
+
+
+@njit(cache=True)
+def _take_shortest_remaining(
+    view: View, memory: Memory, plan: Plan, victims: int, tokens: int, budget: int, free: int, active: int
+) -> tuple[int, int]:
+    """Chunks by shortest remaining prompt among started and waiting ones; returns (tokens, free blocks)."""
+    row = view.row[0]
+    stamp = row.iterations + 1
+    taken, blocked = 0, False
+    while tokens < budget:
+        best, least = -1, 1 << 30
+        if row.num_prefilling > 0:
+            for j in range(row.num_running):
+                i = view.running[j]
+                r = view.request[i]
+                if r.prompt - r.prefilled < least and not is_decode(r) and memory.request[i, TAKEN] != stamp:
+                    best, least = i, r.prompt - r.prefilled
+        started = best
+        if not blocked:
+            i = next_waiting(view, memory, SPF, victims, taken)
+            if i >= 0 and memory.request[i, TAKEN] != stamp and view.request[i].prompt < least:
+                best = i
+        if best < 0:
+            break
+        r = view.request[best]
+        if best != started:
+            need = blocks_for(r.prompt, row.block_size)
+            if free - need < row.watermark_blocks or active >= row.max_num_seqs:
+                blocked = True
+                continue
+            free -= need
+            active += 1
+            taken += 1
+        chunk = min(r.prompt - r.prefilled, budget - tokens)
+        schedule(plan, best, chunk)
+        take(view, memory, best)
+        tokens += chunk
+    return tokens, free
+
+
+@njit(cache=True)
+def _take_prompts(
+    view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int
+) -> tuple[int, int]:
+    row = view.row[0]
+    active = row.num_running - victims
+    if order == SRPT:
+        return _take_shortest_remaining(view, memory, plan, victims, tokens, budget, free, active)
+    for j in range(row.num_running if row.num_prefilling > 0 else 0):
+        i = view.running[j]
+        r = view.request[i]
+        if not is_decode(r) and tokens < budget and memory.request[i, TAKEN] != row.iterations + 1:
+            chunk = min(r.prompt - r.prefilled, budget - tokens)
+            schedule(plan, i, chunk)
+            tokens += chunk
+    if victims > 0:
+        return tokens, free
+    return admit_chunks(view, memory, plan, order, 0, tokens, budget, free, active)
+
+
+@njit(cache=True)
+def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int) -> None:
+    row = view.row[0]
+    stamp = row.iterations + 1
+    for j in range(row.num_running):
+        if room <= 0:
+            break
+        i = view.running[j]
+        r = view.request[i]
+        if is_decode(r) and memory.request[i, TAKEN] != stamp and fits_decode(row, r, free):
+            free -= schedule_decode(plan, row, i, r)
+            room -= 1
+
+
+@njit(cache=True)
+def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
+    """Build the batch for the choice in the memory's cells BUDGET, RULE and ORDER (see the module docstring)."""
+    row, p, m = view.row[0], memory.params, memory.row
+    budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
+    slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)
+    order = int(m[ORDER])
+    tokens, free, victims = _take_urgent(view, memory, plan, slack, row.free_blocks, 0)
+    if budget > tokens and row.num_waiting + row.num_prefilling > 0:
+        tokens, free = _take_prompts(view, memory, plan, order, victims, tokens, budget, free)
+    if budget > tokens:
+        _take_leftover(view, memory, plan, budget - tokens, free)
+    if plan.size[0] == victims:
+        tokens, free, victims = _take_urgent(view, memory, plan, np.inf, free, victims)
+        if tokens == 0:
+            _take_prompts(view, memory, plan, order, victims, 0, TOKEN_LEVELS[1], free)
+
+
+allocate = Kernel(allocate_batch.py_func)
+"""`allocate_batch` as a policy kernel."""

@@ -1,0 +1,107 @@
+"""`EnvConfig`: everything that makes an environment, as one frozen record that can be saved and compared."""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.requests import Tier
+from engine.workload import Workload
+from llmsched_env.reward import RewardWeights
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """One LLM server as an environment."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Limits and semantics of the server."""
+    profile: str = "rtx6000ada-mistral-7b"
+    """Latency profile: a shipped name or a JSON file."""
+    workload: Workload = field(default_factory=lambda: Workload(rate=1.6, num_requests=256))
+    """Arrivals, lengths and tiers of an episode."""
+    rates: tuple[float, ...] = ()
+    """Arrival rates in requests per second, one drawn for each episode (empty: the workload's own rate)."""
+    backlog: int = 0
+    """Up to this many requests are already present at time 0 (drawn uniformly for each episode)."""
+    max_steps: int = 0
+    """Truncate an episode after this many decisions (0: no limit)."""
+    horizon_s: float = 0.0
+    """Truncate an episode at this time in seconds (0: no limit)."""
+    skip_decode_only: bool = True
+    """Run iterations without any prompt work (all decodes) without asking; their time and reward count."""
+    action: Literal["allocation", "mixture"] = "allocation"
+    """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
+    budget: Literal["tokens", "time"] = "tokens"
+    """Whether the batch-size levels of `allocation` are tokens or predicted seconds."""
+    arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
+    """Baselines that `mixture` chooses from."""
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    """Weights of the reward terms."""
+
+    def __post_init__(self) -> None:
+        """Check the fields that are the environment's own.
+
+        Raises:
+            InputError: one of them does not fit.
+        """
+        if self.action not in ("allocation", "mixture"):
+            raise InputError(f"env.action: expected allocation or mixture, got {self.action!r}")
+        if self.budget not in ("tokens", "time"):
+            raise InputError(f"env.budget: expected tokens or time, got {self.budget!r}")
+        if self.action == "mixture" and not self.arms:
+            raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
+        for rate in self.rates:
+            if not 0.0 < rate < float("inf"):
+                raise InputError(f"env.rates: expected requests/s > 0, got {rate!r}")
+        if self.max_steps < 0 or self.horizon_s < 0.0 or self.horizon_s != self.horizon_s:
+            raise InputError(
+                f"env: expected max_steps and horizon_s >= 0, got {self.max_steps!r} and {self.horizon_s!r}"
+            )
+        if not 0 <= self.backlog <= self.workload.num_requests:
+            raise InputError(
+                f"env.backlog: expected 0 to num_requests ({self.workload.num_requests}), got {self.backlog!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON.
+
+        Raises:
+            InputError: the workload holds a length model that is an object, which has no name to save.
+        """
+        if not isinstance(self.workload.lengths, str):
+            raise InputError("env.workload.lengths: expected a name to be able to save it, got an object")
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EnvConfig":
+        """Build a configuration from (part of) what `to_dict` gives; what is absent keeps its default.
+
+        Raises:
+            InputError: an unknown key, or a value of the wrong kind.
+        """
+        return _build(cls, data, "env")  # type: ignore[no-any-return]
+
+
+_NESTED: dict[str, type] = {"engine": EngineConfig, "workload": Workload, "reward": RewardWeights}
+
+
+def _build(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping, got {type(data).__name__}")
+    known = {f.name: f for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}, known: {', '.join(known)}")
+        if key in _NESTED and cls is EnvConfig:
+            value = value if is_dataclass(value) else _build(_NESTED[key], value, f"{where}.{key}")
+        elif key == "tiers":
+            value = tuple(t if isinstance(t, Tier) else _build(Tier, t, f"{where}.tiers") for t in value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[key] = value
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from None

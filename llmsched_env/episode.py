@@ -1,0 +1,44 @@
+"""The numbers of one episode, cheap enough to compute at every episode end in training."""
+
+from typing import Any
+
+import numpy as np
+
+from engine.state import GAP_BUCKETS_PER_OCTAVE, GAP_MIN_EXPONENT, Server
+
+
+def _gap_percentile_ms(counts: np.ndarray, percent: float) -> float:
+    total = np.cumsum(counts)
+    if total[-1] == 0:
+        return 0.0
+    bucket = int(np.searchsorted(total, percent / 100.0 * total[-1]))
+    exponent, step = divmod(max(bucket - 1, 0), GAP_BUCKETS_PER_OCTAVE)
+    upper = 2.0 ** (GAP_MIN_EXPONENT + exponent) * (1.0 + (step + 1) / GAP_BUCKETS_PER_OCTAVE)
+    return float(1000.0 * upper)
+
+
+def episode_report(server: Server, tier_names: list[str]) -> dict[str, Any]:
+    """TTFT, gaps, goodput and load of one row; times in ms unless the key ends in _s."""
+    row, ledger, request = server.visible.row[0], server.hidden.ledger, server.visible.request
+    started = ledger["first_token"] >= 0.0
+    ttft = (ledger["first_token"] - request["arrival"])[started]
+    median, p99 = np.percentile(ttft, [50, 99]) if ttft.size else (0.0, 0.0)
+    good = int(server.hidden.tier["good"].sum())
+    report: dict[str, Any] = {
+        "completed": int(row.finished),
+        "num_requests": int(row.num_requests),
+        "duration_s": float(row.now),
+        "iterations": int(row.iterations),
+        "mean_ttft_ms": 1000.0 * float(ttft.mean()) if ttft.size else 0.0,
+        "median_ttft_ms": 1000.0 * float(median),
+        "p99_ttft_ms": 1000.0 * float(p99),
+        "request_goodput": good / float(row.now) if row.now > 0.0 else 0.0,
+        "good_share": good / int(row.num_requests),
+        "evictions": int(row.evictions),
+    }
+    for k, name in enumerate(tier_names):
+        tier = server.hidden.tier[k]
+        gaps = int(server.hidden.gaps[k].sum())
+        report[f"p99_itl_ms/{name}"] = _gap_percentile_ms(server.hidden.gaps[k], 99.0)
+        report[f"late_gap_share/{name}"] = float(tier.late_gaps) / gaps if gaps else 0.0
+    return report

@@ -1,0 +1,55 @@
+"""What a compiled learned policy is made of: `observe`, then a network of its own, then `act`.
+
+Memory of such a policy: the codec's parameters come first in `params`, the observer's and the codec's cells first in
+`row` and `request`; whatever the network needs follows behind them.
+"""
+
+from numba import njit
+
+from llmsched_env.action import (
+    ACTION_SIZES,
+    ALLOCATION_PARAMS,
+    ALLOCATION_REQUEST_MEMORY,
+    ALLOCATION_ROW_MEMORY,
+    BUDGET,
+    ORDER,
+    RULE,
+    allocate_batch,
+    allocation_params,
+)
+from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
+
+ENV_PARAMS = ALLOCATION_PARAMS
+ENV_REQUEST_MEMORY = ALLOCATION_REQUEST_MEMORY
+ENV_ROW_MEMORY = ALLOCATION_ROW_MEMORY
+
+env_params = allocation_params
+"""The first ENV_PARAMS parameters of a learned policy: ``env_params(latency_model, budget_kind)``."""
+
+
+@njit(cache=True)
+def observe(view, memory, out):  # type: ignore[no-untyped-def]
+    """Write the observation for the present decision; `out` is float32[OBSERVATION_SIZE]."""
+    remember(view, memory)
+    encode(view, memory, out)
+
+
+@njit(cache=True)
+def act(view, memory, choice, plan):  # type: ignore[no-untyped-def]
+    """Turn a choice (int64[3]: indices of budget, decode rule, prefill order) into a plan."""
+    memory.row[BUDGET] = choice[0]
+    memory.row[RULE] = choice[1]
+    memory.row[ORDER] = choice[2]
+    allocate_batch(view, memory, plan)
+
+
+__all__ = [
+    "ACTION_SIZES",
+    "ENV_PARAMS",
+    "ENV_REQUEST_MEMORY",
+    "ENV_ROW_MEMORY",
+    "OBSERVATION_SIZE",
+    "act",
+    "env_params",
+    "observe",
+]

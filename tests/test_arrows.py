@@ -1,0 +1,244 @@
+"""The import arrows: engine <- baselines <- llmsched_env <- agents, and which third parties each may load.
+
+Sources are parsed, not run, so an import inside a function counts too. What importing really loads is
+checked in fresh interpreters.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OURS = {
+    "engine": {"engine"},
+    "baselines": {"baselines", "engine"},
+    "llmsched_env": {"llmsched_env", "engine", "baselines"},
+    "agents": {"agents", "engine", "baselines", "llmsched_env"},
+}
+
+ON_LOAD = {
+    "engine": {"numpy", "numba"},
+    "baselines": {"numpy", "numba"},
+    "llmsched_env": {"numpy", "numba", "gymnasium"},
+}
+"""Third parties that importing a package may load; `agents` has its own rule."""
+
+IN_FUNCTIONS = {"engine": {"scipy", "tokenizers"}}
+"""Third parties that the package may additionally import inside functions."""
+
+GPU_ONLY = {"torch", "transformers"}
+"""Inside engine these belong to functions of engine/gpu.py."""
+
+LIGHT_FILES = {"agents/__init__.py", "agents/cli.py"}
+HEAVY = {"torch", "stable_baselines3", "matplotlib"}
+"""What the files that every command loads must leave to the command that needs it."""
+
+IMPORT_NAMES = {"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}
+"""Distributions whose import name differs."""
+
+
+class Import(NamedTuple):
+    """One imported module as a source file states it."""
+
+    module: str
+    line: int
+    on_load: bool  # runs when the file is imported: neither in a function nor for type checkers only
+    typing_only: bool  # under `if TYPE_CHECKING`
+
+    @property
+    def top(self) -> str:
+        """The top-level package."""
+        return self.module.partition(".")[0]
+
+
+def declared_imports() -> set[str]:
+    """Import names of the dependencies in pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]]
+    return {IMPORT_NAMES.get(name, name) for name in names}
+
+
+def sources(package: str) -> dict[str, str]:
+    """Text of every source file of a package by its path from the root."""
+    files = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / package).rglob("*.py"))}
+    assert files, f"{package} has no source files"
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+
+def modules_of(node: ast.AST, file: str) -> list[str]:
+    """Modules that one statement or call imports; relative ones are resolved from the file's folder."""
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=module, level=0):
+            return [module or ""]
+        case ast.ImportFrom(module=module, level=level):
+            folder = file.split("/")[:-level]
+            return [".".join([*folder, *([module] if module else [])])]
+        case ast.Call(
+            func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+            args=[ast.Constant(value=str(name)), *_],
+        ):
+            return [file.split("/")[0] if name.startswith(".") else name]
+    return []
+
+
+def imports_of(text: str, file: str) -> list[Import]:
+    """Every import of a source file, in functions and calls of `import_module` too."""
+
+    def walk(node: ast.AST, on_load: bool, typing_only: bool) -> Iterator[Import]:
+        for module in modules_of(node, file):
+            yield Import(module, getattr(node, "lineno", 0), on_load, typing_only)
+        if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING":
+            for statement in node.body:
+                yield from walk(statement, False, True)
+            for statement in node.orelse:
+                yield from walk(statement, on_load, typing_only)
+            return
+        in_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, on_load and not in_function, typing_only)
+
+    return list(walk(ast.parse(text), True, False))
+
+
+def third_party_fault(file: str, found: Import) -> str | None:
+    """Why this file may not import this third party here; None when it may."""
+    package = file.split("/")[0]
+    if package == "agents":
+        if found.top == "ray":
+            return None if file == "agents/scale.py" else "ray belongs to agents/scale.py"
+        if file in LIGHT_FILES and found.on_load and found.top in HEAVY:
+            return f"{found.top} must not load with this file"
+        return (
+            None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
+        )
+    if found.top in GPU_ONLY:
+        fits = file == "engine/gpu.py" and not found.on_load
+        return None if fits else f"{found.top} belongs to functions of engine/gpu.py"
+    if found.top in ON_LOAD[package]:
+        return None
+    if found.top in IN_FUNCTIONS.get(package, set()):
+        return f"{found.top} must be imported inside the function that needs it" if found.on_load else None
+    return f"{package} may not import {found.top}"
+
+
+def faults(files: dict[str, str]) -> list[str]:
+    """Every import against the arrows or the third-party limits, as `file:line: reason`."""
+    found = []
+    for file, text in files.items():
+        package = file.split("/")[0]
+        for item in imports_of(text, file):
+            if item.top in sys.stdlib_module_names or (item.typing_only and item.top not in OURS):
+                continue
+            if item.top in OURS:
+                reason = None if item.top in OURS[package] else f"{package} may not import {item.top}"
+            else:
+                reason = third_party_fault(file, item)
+            if reason:
+                found.append(f"{file}:{item.line}: {reason}")
+    return found
+
+
+def run_python(code: str, folder: Path) -> str:
+    """Output of a fresh interpreter started in a folder."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_package_imports_only_along_the_arrows(package: str) -> None:
+    assert faults(sources(package)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("engine/core.py", "from baselines.slai import SLAI", "engine may not import baselines"),
+        ("engine/core.py", "def f():\n    import agents.policy", "engine may not import agents"),
+        ("engine/core.py", "if TYPE_CHECKING:\n    from agents import train", "engine may not import agents"),
+        (
+            "engine/core.py",
+            "import importlib\nimportlib.import_module('llmsched_env')",
+            "may not import llmsched_env",
+        ),
+        ("engine/fit.py", "import scipy.optimize", "scipy must be imported inside the function"),
+        ("engine/fit.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
+        (
+            "engine/gpu.py",
+            "try:\n    import torch\nexcept ImportError:\n    pass",
+            "torch belongs to functions",
+        ),
+        ("engine/core.py", "import pandas", "engine may not import pandas"),
+        ("baselines/slai.py", "from llmsched_env import EnvConfig", "baselines may not import llmsched_env"),
+        ("baselines/slai.py", "import scipy", "baselines may not import scipy"),
+        (
+            "llmsched_env/env.py",
+            "from agents.policy import LearnedPolicy",
+            "llmsched_env may not import agents",
+        ),
+        ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
+        ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib must not load with this file"),
+        ("agents/train.py", "import ray", "ray belongs to agents/scale.py"),
+        ("agents/train.py", "import requests", "requests is not a dependency"),
+    ],
+)
+def test_wrong_import_is_reported(file: str, text: str, reason: str) -> None:
+    assert [reason in line for line in faults({file: text})] == [True]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (
+            "engine/sub/part.py",
+            "from ..errors import InputError\nfrom . import other\nimport json, numpy.random",
+        ),
+        ("engine/fit.py", "def f():\n    from scipy import optimize"),
+        ("engine/gpu.py", "def f():\n    import torch, transformers"),
+        ("baselines/slai.py", "from engine.policy import Policy\nfrom numba import njit"),
+        ("llmsched_env/env.py", "import gymnasium, engine, baselines"),
+        ("agents/cli.py", "if typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import matplotlib"),
+        ("agents/scale.py", "def f():\n    import ray"),
+    ],
+)
+def test_allowed_import_is_not_reported(file: str, text: str) -> None:
+    assert faults({file: text}) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (
+            "engine, baselines, llmsched_env",
+            {"torch", "matplotlib", "pandas", "transformers", "stable_baselines3"},
+        ),
+        ("agents, agents.cli", {"torch", "matplotlib", "transformers", "stable_baselines3"}),
+    ],
+)
+def test_import_loads_nothing_heavy(modules: str, heavy: set[str]) -> None:
+    loaded = json.loads(
+        run_python(f"import {modules}, sys, json; print(json.dumps(list(sys.modules)))", ROOT)
+    )
+    assert set(modules.split(", ")) <= set(loaded)
+    assert heavy & set(loaded) == set()
+
+
+def test_packages_outside_the_checkout_are_ours(tmp_path: Path) -> None:
+    """`agents` and `baselines` are also published names: what a user imports must be what we installed."""
+    code = (
+        f"import json, importlib.util as u; print(json.dumps([u.find_spec(n).origin for n in {list(OURS)}]))"
+    )
+    ours = [str(ROOT / name / "__init__.py") for name in OURS]
+    assert json.loads(run_python(code, tmp_path)) == ours, "another distribution's packages come first"
+    assert json.loads(run_python(code, ROOT)) == ours
