@@ -416,6 +416,13 @@ def idle(server: Server) -> bool:
 
 
 @njit(cache=True)
+def empty(server: Server) -> None:
+    """Take everything out of the plan."""
+    server.plan.size[0] = 0
+    server.plan.wake[0] = np.inf
+
+
+@njit(cache=True)
 def is_over(server: Server) -> bool:
     """Every request of the trace has been served or dropped."""
     row = server.visible.row[0]

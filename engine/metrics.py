@@ -77,10 +77,11 @@ class _Times:
             self.ttft = np.where(self.first_token >= 0.0, self.first_token, self.end) - self.arrival
             self.has_ttft = np.ones(len(self.ttft), np.bool_)
         token_1 = self.first_token >= 0.0
-        self.ttft_met = token_1 & (self.ttft <= request["ttft"])
+        deadline = np.array([tier.ttft_s for tier in record.requests.tiers])[self.tier]
+        self.ttft_met = token_1 & (self.ttft <= deadline)
         self.tbt_met = self.finished & (ledger["late_gaps"] == 0)
         self.good = self.ttft_met & self.tbt_met
-        self.is_late = self.arrival + request["ttft"]
+        self.due = self.arrival + deadline
 
     def tpot(self, chosen: Mask) -> Floats:
         chosen = chosen & self.finished & (self.output > 1)
@@ -93,7 +94,7 @@ class _Times:
             return math.nan
         last = self.arrival[-1]
         served = (self.first_token >= 0.0) & (self.first_token <= last)
-        behind = ~served & (self.is_late < last) | self.dropped
+        behind = ~served & (self.due < last) | self.dropped
         return 1.0 - float(np.count_nonzero(behind)) / len(self.arrival)
 
     def jain_index(self) -> float:
@@ -106,7 +107,7 @@ class _Times:
 
 def _gaps(record: Record, tier: int | None) -> Distribution:
     """Gaps of one tier (None: of all tiers), with the zero samples of the reference semantics."""
-    histogram = record.gaps.sum(axis=0) if tier is None else record.gaps[tier].copy()
+    histogram = (record.gaps if tier is None else record.gaps[tier : tier + 1]).sum(axis=0, dtype=np.int64)
     totals = record.tier if tier is None else record.tier[tier : tier + 1]
     if record.config.zero_gaps:
         ledger = record.ledger if tier is None else record.ledger[record.request["tier"] == tier]
@@ -136,8 +137,14 @@ def _tier_report(record: Record, times: _Times, index: int, duration_s: float) -
         tbt_attainment=_ratio(np.count_nonzero(times.tbt_met & chosen), arrived),
         slo_attainment=_ratio(good, arrived),
         goodput=_ratio(good, duration_s),
-        late_gap_share=_ratio(totals["late_gaps"], totals["gaps"]),
+        late_gap_share=_ratio(totals["late_gaps"], float(record.gaps[index].sum(dtype=np.int64))),
     )
+
+
+def ttft_samples(record: Record, *, warmup_s: float = 0.0) -> Floats:
+    """TTFT of every request that counts (s), in order of arrival: the sample behind the report's percentiles."""
+    times = _Times(record, warmup_s)
+    return np.asarray(times.ttft[times.has_ttft])
 
 
 def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
@@ -186,7 +193,7 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
         ttft_attainment=_ratio(np.count_nonzero(times.ttft_met), arrived),
         tbt_attainment=_ratio(np.count_nonzero(times.tbt_met), arrived),
         slo_attainment=_ratio(good, arrived),
-        late_gap_share=_ratio(record.tier["late_gaps"].sum(), record.tier["gaps"].sum()),
+        late_gap_share=_ratio(record.tier["late_gaps"].sum(), float(record.gaps.sum(dtype=np.int64))),
         kept_up_share=times.kept_up_share(),
         tiers=tuple(_tier_report(record, times, k, duration) for k in range(len(record.requests.tiers))),
         iterations=iterations,
@@ -203,4 +210,4 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
     )
 
 
-__all__ = ["Distribution", "Report", "TierReport", "summarize"]
+__all__ = ["Distribution", "Report", "TierReport", "summarize", "ttft_samples"]

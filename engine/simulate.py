@@ -1,5 +1,6 @@
 """`simulate`: one policy, one trace, one executor -> `Record`."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,14 @@ import numpy as np
 from numba import njit, types
 
 from engine.config import EngineConfig
-from engine.core import arrive, begin, close, explain, finish, idle, is_over
+from engine.core import arrive, begin, close, empty, explain, finish, idle, is_over
 from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
 from engine.state import EVICT, MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
 
 OVER, STALLED, LIMIT, HORIZON = 0, -1, -2, -3
-"""How a compiled run ended: trace done, nothing planned and nothing to wait for, too many iterations, time is up."""
+"""How a compiled run ended: trace done, nothing planned and nothing to wait for, too many decisions, time is up."""
 
 KERNEL_TYPE = types.FunctionType(KERNEL_SIGNATURE)
 
@@ -23,28 +24,19 @@ class PolicyError(RuntimeError):
     """A policy broke the rules: an illegal plan, or no progress with requests present."""
 
 
-@njit(cache=True)
-def empty(server: Server) -> None:
-    """Take everything out of the plan."""
-    server.plan.size[0] = 0
-    server.plan.wake[0] = np.inf
-
-
-@njit(
-    types.int64(KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64),
-    cache=True,
-)
 def _run(
-    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_iterations: int
+    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int
 ) -> int:
     """Serve the trace to its end, the horizon or the first error; a positive result is an error code of `begin`."""
     row = server.visible.row[0]
+    decisions = 0
     arrive(server)
     while not is_over(server):
         if row.now >= horizon:
             return HORIZON
-        if row.iterations >= max_iterations:
+        if decisions >= max_decisions:
             return LIMIT
+        decisions += 1
         empty(server)
         kernel(server.visible, memory, server.plan)
         code = begin(server, True)
@@ -55,6 +47,13 @@ def _run(
         elif server.plan.size[0] == 0 and not idle(server):
             return STALLED
     return OVER
+
+
+@functools.cache
+def _compiled_run() -> Any:
+    """`_run` for kernels of one type: compiled once, for every policy."""
+    arguments = (KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64)
+    return njit(types.int64(*arguments), cache=True)(_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +122,18 @@ class _Log:
 
 
 def _drive(
-    policy: Policy, server: Server, memory: Memory, executor: Executor, horizon: float, max_iterations: int, log: _Log
+    policy: Policy, server: Server, memory: Memory, executor: Executor, horizon: float, max_decisions: int, log: _Log
 ) -> int:
     """The same loop as `_run`, step by step from Python: for plain-Python policies, real devices and step logs."""
     row = server.visible.row[0]
+    decisions = 0
     arrive(server)
     while not is_over(server):
         if row.now >= horizon:
             return HORIZON
-        if row.iterations >= max_iterations:
+        if decisions >= max_decisions:
             return LIMIT
+        decisions += 1
         empty(server)
         policy.plan(server.visible, memory, server.plan)
         if (code := begin(server, True)) != 0:
@@ -158,14 +159,14 @@ class _Charged:
     decision_per_request_s: float
 
     def seconds(self, server: Server) -> float:
-        cost = self.decision_s + self.decision_per_request_s * float(server.features.requests[0])
-        return self.executor.seconds(server) + cost
+        seconds = self.executor.seconds(server) + self.decision_s  # added in the order of `iteration_seconds`
+        return seconds + self.decision_per_request_s * float(server.features.requests[0])
 
     def start(self, requests: Requests) -> None:
         self.executor.start(requests)
 
 
-def _raise(code: int, policy: Policy, server: Server, max_iterations: int) -> None:
+def _raise(code: int, policy: Policy, server: Server, max_decisions: int) -> None:
     row = server.visible.row[0]
     present = f"{row.num_waiting} waiting, {row.num_running} running"
     if code > 0:
@@ -175,7 +176,7 @@ def _raise(code: int, policy: Policy, server: Server, max_iterations: int) -> No
             f"policy {policy.spec!r} planned nothing at t={row.now:.3f} s with {present} and no arrival to wait for"
         )
     if code == LIMIT:
-        raise PolicyError(f"policy {policy.spec!r} made no end within {max_iterations} iterations ({present})")
+        raise PolicyError(f"policy {policy.spec!r} made no end within {max_decisions} decisions ({present})")
 
 
 def simulate(
@@ -202,7 +203,7 @@ def simulate(
 
     Raises:
         InputError: a request is longer than the model allows (raised where the config keeps delivered tokens).
-        PolicyError: the policy made an illegal plan, stalled, or ran for more iterations than there are tokens.
+        PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
     config = config or EngineConfig()
     if config.eviction_keeps_output:
@@ -211,17 +212,17 @@ def simulate(
     load(server, config, requests)
     memory = policy.memory(config, len(requests))
     total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
-    max_iterations = 8 * total + 1000
+    max_decisions = 8 * total + 1000
     log = _Log()
     if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps:
         assert policy.kernel is not None
         latency = executor.compiled(config.decision_s, config.decision_per_request_s)
-        code = _run(policy.kernel.compiled, server, memory, latency, horizon_s, max_iterations)
+        code = _compiled_run()(policy.kernel.compiled, server, memory, latency, horizon_s, max_decisions)
     else:
         charged = _Charged(executor, config.decision_s, config.decision_per_request_s)
         charged.start(requests)
-        code = _drive(policy, server, memory, charged, horizon_s, max_iterations, log)
-    _raise(code, policy, server, max_iterations)
+        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log)
+    _raise(code, policy, server, max_decisions)
     close(server)
     view, hidden = server.visible, server.hidden
     return Record(

@@ -3,7 +3,7 @@
 ``gymnasium.make("llmsched_env:LLMSched-v0")`` and ``gymnasium.make_vec("llmsched_env:LLMSched-v0", num_envs=256)``.
 """
 
-from gymnasium.envs.registration import register
+from gymnasium.envs.registration import register, registry
 
 from engine.workload import Workload
 from llmsched_env.config import EnvConfig
@@ -24,12 +24,13 @@ PRESETS: dict[str, EnvConfig] = {
 def register_envs() -> None:
     """Register the presets with Gymnasium (importing this package has done it)."""
     for name, config in PRESETS.items():
-        register(
-            id=name,
-            entry_point="llmsched_env.env:LLMSchedEnv",
-            vector_entry_point="llmsched_env.vector:LLMSchedVectorEnv",
-            kwargs={"config": config},
-        )
+        if name not in registry:
+            register(
+                id=name,
+                entry_point="llmsched_env.env:LLMSchedEnv",
+                vector_entry_point="llmsched_env.vector:LLMSchedVectorEnv",
+                kwargs={"config": config},
+            )
 
 
 register_envs()

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, prange, types, typeof
 
-from engine.core import begin, finish, idle, is_over
+from engine.core import begin, empty, finish, idle, is_over
 from engine.latency import LATENCY_TYPE, Latency, iteration_seconds
-from engine.policy import KERNEL_SIGNATURE
+from engine.policy import KERNEL_SIGNATURE, Kernel
 from engine.rows import new_rows, row_of
-from engine.simulate import empty
 from engine.state import Memory, Server
 from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
@@ -116,52 +115,60 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
         remember(server.visible, observer)
 
 
+@njit(cache=True)
+def _book_step(server: Server, observer: Memory, rules: Rules, outcome: Outcome, e: int, start: float) -> None:
+    """Reward, end of the episode and observation after a step that began at `start`."""
+    row, terms = server.visible.row[0], outcome.terms[e]
+    add_totals(server, rules.tier_weight, 1.0, terms)
+    outcome.elapsed_s[e] = row.now - start
+    if rules.weights[NUM_TERMS - 1] > 0.0:
+        terms[NUM_TERMS - 1] -= starving(server, rules.weights[NUM_TERMS]) * outcome.elapsed_s[e]
+    reward = 0.0
+    for t in range(NUM_TERMS):
+        reward += rules.weights[t] * terms[t]
+    outcome.reward[e] = reward
+    outcome.terminated[e] = is_over(server)
+    late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
+    long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
+    outcome.truncated[e] = (late or long) and not outcome.terminated[e]
+    encode(server.visible, observer, outcome.observation[e])
+
+
 def _step_rows(
-    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any
+    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, fresh: int
 ) -> None:
-    for e in prange(outcome.reward.shape[0]):
+    first, last = (fresh, fresh + 1) if fresh >= 0 else (0, outcome.reward.shape[0])
+    for e in prange(first, last):
         server = row_of(servers, e)
-        row = server.visible.row[0]
         observer = _memory(memories, e, 0)
-        terms = outcome.terms[e]
-        terms[:] = 0.0
-        add_totals(server, rules.tier_weight, -1.0, terms)
-        start = row.now
+        if fresh >= 0:
+            outcome.steps[e] = 0
+            empty(server)
+            idle(server)
+            _to_next_decision(server, observer, latency, rules.limits)
+            encode(server.visible, observer, outcome.observation[e])
+            continue
+        outcome.terms[e, :] = 0.0
+        add_totals(server, rules.tier_weight, -1.0, outcome.terms[e])
+        start = server.visible.row[0].now
+        outcome.steps[e] += 1
         empty(server)
-        if len(kernels) == 1:
+        if action.shape[1] > 1:
             _choose(observer, action[e, 0], action[e, 1], action[e, 2])
             allocate_batch(server.visible, observer, server.plan)
         else:
-            k = 1 + action[e, 0]
-            kernels[k](server.visible, _memory(memories, e, k), server.plan)
+            k = action[e, 0]
+            kernels[k](server.visible, _memory(memories, e, 1 + k), server.plan)
         _run_batch(server, latency)
         if server.features.requests[0] == 0:
             _fall_back(server, observer, latency)
         _to_next_decision(server, observer, latency, rules.limits)
-        add_totals(server, rules.tier_weight, 1.0, terms)
-        outcome.elapsed_s[e] = row.now - start
-        if rules.weights[NUM_TERMS - 1] > 0.0:
-            terms[NUM_TERMS - 1] -= starving(server, rules.weights[NUM_TERMS]) * outcome.elapsed_s[e]
-        reward = 0.0
-        for t in range(NUM_TERMS):
-            reward += rules.weights[t] * terms[t]
-        outcome.reward[e] = reward
-        outcome.steps[e] += 1
-        outcome.terminated[e] = is_over(server)
-        late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
-        long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
-        outcome.truncated[e] = (late or long) and not outcome.terminated[e]
-        encode(server.visible, observer, outcome.observation[e])
+        _book_step(server, observer, rules, outcome, e, start)
 
 
-def _start_row(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int) -> None:
-    server = row_of(servers, e)
-    observer = _memory(memories, e, 0)
-    empty(server)
-    idle(server)
-    _to_next_decision(server, observer, latency, rules.limits)
-    outcome.steps[e] = 0
-    encode(server.visible, observer, outcome.observation[e])
+@Kernel
+def no_arm(view: Any, memory: Any, plan: Any) -> None:
+    """Plan nothing: stands in where there are no arms, so that the step has one type."""
 
 
 _ROWS = (
@@ -176,17 +183,12 @@ _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
 
 @functools.cache
 def step_rows(num_kernels: int, parallel: bool) -> Any:
-    """The compiled step: ``f(kernels, action int64[rows, n], servers, memories, latency, rules, outcome)``.
+    """The compiled step: ``f(kernels, action, servers, memories, latency, rules, outcome, fresh)``.
 
-    Args:
-        num_kernels: 1 for `allocation` (the codec alone), 1 + number of arms for `mixture`.
-        parallel: spread the rows over numba's threads; the result does not depend on it.
+    `action` is int64[rows, dimensions]. With ``fresh >= 0`` only that row is touched: it has just been loaded and goes
+    to its first decision. With `parallel` the rows are spread over numba's threads; results do not depend on it.
+    `num_kernels` is the number of arms of `mixture`; `allocation`, which needs none, passes `no_arm`.
     """
-    signature = types.void(types.UniTuple(_KERNEL, num_kernels), typeof(np.zeros((1, 1), np.int64)), *_ROWS)
+    actions = typeof(np.zeros((1, 1), np.int64))
+    signature = types.void(types.UniTuple(_KERNEL, num_kernels), actions, *_ROWS, types.int64)
     return njit(signature, cache=True, parallel=parallel)(_step_rows)
-
-
-@functools.cache
-def start_row() -> Any:
-    """The compiled start of an episode: ``f(servers, memories, latency, rules, outcome, row)``."""
-    return njit(types.void(*_ROWS, types.int64), cache=True)(_start_row)

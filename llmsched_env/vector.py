@@ -19,14 +19,13 @@ from llmsched_env.action import (
     ALLOCATION_PARAMS,
     ALLOCATION_REQUEST_MEMORY,
     ALLOCATION_ROW_MEMORY,
-    allocate,
     allocation_params,
 )
 from llmsched_env.config import EnvConfig
 from llmsched_env.episode import episode_report
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.step import Memories, Rules, new_memories, new_outcome, start_row, step_rows
+from llmsched_env.step import Memories, Rules, new_memories, new_outcome, no_arm, step_rows
 
 
 def observation_space() -> spaces.Box:
@@ -58,7 +57,7 @@ class Fleet:
         for arm in arms:
             if not arm.runs_compiled:
                 raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
-        self.kernels = tuple(k.compiled for k in (allocate, *(a.kernel for a in arms)) if k is not None)
+        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel) or (no_arm.compiled,)
         n, tiers = config.workload.num_requests, config.workload.tiers
         params = [allocation_params(model, config.budget), *(a.params(config.engine) for a in arms)]
         cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
@@ -74,7 +73,7 @@ class Fleet:
         self.returns = np.zeros(rows)
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
         self._step = step_rows(len(self.kernels), threads > 1)
-        self._start = start_row()
+        self._no_action = np.zeros((rows, 1), np.int64)
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
@@ -108,13 +107,15 @@ class Fleet:
         self.memories.row[e] = 0.0
         self.returns[e] = 0.0
         self.term_sums[e] = 0.0
-        self._start(self.servers, self.memories, self.latency, self.rules, self.outcome, e)
+        self._advance(self._no_action, e)
+
+    def _advance(self, action: np.ndarray, fresh: int) -> None:
+        rows = (self.servers, self.memories, self.latency, self.rules, self.outcome)
+        self._step(self.kernels, action, *rows, fresh)
 
     def step(self, action: np.ndarray) -> None:
         """Advance every row by one decision; `action` is int64[rows, dimensions]; results are in `outcome`."""
-        self._step(
-            self.kernels, action, self.servers, self.memories, self.latency, self.rules, self.outcome
-        )
+        self._advance(action, -1)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
 

@@ -1,0 +1,64 @@
+"""Rewards add up to numbers of the report, and rank policies as the report does."""
+
+import numpy as np
+import pytest
+
+from engine.simulate import simulate
+from engine.latency import load_profile
+from engine.workload import Workload
+from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv
+import baselines
+
+CONFIG = EnvConfig(workload=Workload(rate=1.9, num_requests=200), action="mixture", arms=("slai", "sarathi", "vllm", "orca"))
+
+
+def play(arm, seed, config=CONFIG):
+    env = LLMSchedEnv(config)
+    env.reset(seed=seed)
+    sums = dict.fromkeys(REWARD_TERMS, 0.0)
+    terminated, total, elapsed = False, 0.0, 0.0
+    while not terminated:
+        _, reward, terminated, _, info = env.step(arm)
+        total += reward
+        elapsed += info["elapsed_s"]
+        for name, value in info["reward_terms"].items():
+            sums[name] += value
+    return total, sums, elapsed, info["report"], env
+
+
+def test_terms_sum_to_the_report():
+    _, sums, elapsed, report, env = play(1, 3)
+    view, hidden = env.fleet.servers.visible, env.fleet.servers.hidden
+    ttft = (hidden.ledger[0]["first_token"] - view.request[0]["arrival"]).sum()
+    latency = (hidden.ledger[0]["completed"] - view.request[0]["arrival"]).sum()
+    first = view.request[0]["arrival"].min()
+    assert sums["ttft"] == pytest.approx(-ttft)
+    assert sums["e2e"] == pytest.approx(-latency)
+    assert sums["goodput"] == hidden.tier[0]["good"].sum()
+    assert sums["tbt"] == pytest.approx(-hidden.tier[0]["late_sum"].sum())
+    assert elapsed == pytest.approx(report["duration_s"] - first)
+
+
+@pytest.mark.parametrize("arm", range(4))
+def test_one_arm_all_the_time_is_that_baseline(arm):
+    env = LLMSchedEnv(EnvConfig(**{**vars(CONFIG), "skip_decode_only": False}))
+    env.reset(seed=5)
+    requests = env.fleet.draw(np.random.default_rng(5))
+    env.reset(options={"requests": requests})
+    terminated = False
+    while not terminated:
+        terminated = env.step(arm)[2]
+    record = simulate(baselines.make(CONFIG.arms[arm]), requests, load_profile(CONFIG.profile), CONFIG.engine)
+    ledger = env.fleet.servers.hidden.ledger[0]
+    assert np.array_equal(ledger["completed"], record.ledger["completed"])
+    assert np.array_equal(ledger["first_token"], record.ledger["first_token"])
+
+
+def test_return_ranks_policies_as_the_report_does():
+    """Mean return over the seeds orders the arms exactly as their mean TTFT where no gap is late."""
+    returns, ttft = [], []
+    for arm in range(4):
+        runs = [play(arm, seed) for seed in range(4)]
+        returns.append(np.mean([sums["ttft"] for _, sums, *_ in runs]))
+        ttft.append(np.mean([report["mean_ttft_ms"] for *_, report, _ in runs]))
+    assert np.argsort(-np.array(returns)).tolist() == np.argsort(ttft).tolist()

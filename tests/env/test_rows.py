@@ -1,0 +1,108 @@
+"""The vector environment is the scalar one, row by row, bit for bit; and every action is legal."""
+
+import numpy as np
+import pytest
+
+from engine.workload import Workload
+from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, RewardWeights
+
+SHORT = Workload(rate=3.0, num_requests=24)
+CONFIGS = {
+    "allocation": EnvConfig(workload=SHORT, rates=(1.0, 4.0), backlog=12),
+    "every iteration": EnvConfig(workload=SHORT, skip_decode_only=False),
+    "time budget": EnvConfig(workload=SHORT, budget="time", reward=RewardWeights(starvation=1.0)),
+    "mixture": EnvConfig(workload=SHORT, action="mixture", arms=("slai", "sarathi", "orca", "vllm")),
+    "horizon": EnvConfig(workload=SHORT, horizon_s=4.0),
+}
+
+
+def play_scalar(config, seed, actions):
+    env = LLMSchedEnv(config)
+    observation, _ = env.reset(seed=seed)
+    history = [observation]
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        history.append((observation, reward, terminated, truncated, info["elapsed_s"], info.get("report")))
+        if terminated or truncated:
+            observation, _ = env.reset()
+            history.append(observation)
+    return history
+
+
+def same(a, b):
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_vector_rows_equal_single_environments(name):
+    config, rows, steps = CONFIGS[name], 3, 400
+    vector = LLMSchedVectorEnv(rows, config)
+    space = vector.single_action_space
+    space.seed(3)
+    actions = np.array([[space.sample() for _ in range(rows)] for _ in range(steps)])
+    first, _ = vector.reset(seed=11)
+    tracks = [[first[e]] for e in range(rows)]
+    ended = 0
+    for action in actions:
+        observation, reward, terminated, truncated, infos = vector.step(action)
+        for e in range(rows):
+            if terminated[e] or truncated[e]:
+                ended += 1
+                report = infos["final_info"]["report"][e]
+                last = infos["final_obs"][e]
+                tracks[e].append((last, reward[e], terminated[e], truncated[e], infos["elapsed_s"][e], report))
+                tracks[e].append(observation[e])
+            else:
+                tracks[e].append((observation[e], reward[e], False, False, None, None))
+    assert ended > 0 or name == "every iteration"
+    for e in range(rows):
+        alone = play_scalar(config, 11 + e, actions[:, e])
+        assert len(alone) == len(tracks[e])
+        for one, row in zip(alone, tracks[e], strict=True):
+            if not isinstance(one, tuple):
+                assert same(one, row)
+                continue
+            assert same(one[0], row[0])
+            assert one[1:4] == row[1:4]
+            assert row[5] is None or one[5] == row[5]
+
+
+def test_rows_do_not_depend_on_their_number():
+    config = CONFIGS["allocation"]
+    few, many = LLMSchedVectorEnv(2, config), LLMSchedVectorEnv(5, config)
+    a, b = few.reset(seed=4)[0], many.reset(seed=4)[0]
+    for k in range(100):
+        assert same(a, b[:2])
+        action = np.array([[(k + e) % 9, k % 5, (k + e) % 4] for e in range(5)])
+        a, b = few.step(action[:2])[0], many.step(action)[0]
+
+
+@pytest.mark.parametrize("action", [(0, 4, 0), (0, 0, 3), (8, 4, 1), (8, 0, 2), (1, 4, 3), (3, 2, 3)])
+def test_every_constant_action_serves_everybody(action):
+    env = LLMSchedEnv(EnvConfig(workload=Workload(rate=4.0, num_requests=60)))
+    env.reset(seed=2)
+    terminated, steps = False, 0
+    while not terminated and steps < 100_000:
+        _, _, terminated, _, info = env.step(np.array(action))
+        steps += 1
+    assert terminated
+    assert info["report"]["completed"] == 60
+
+
+def test_every_action_is_legal_under_memory_pressure():
+    engine = EnvConfig().engine.replace(num_blocks=700, max_model_len=8192, max_num_seqs=24)
+    config = EnvConfig(engine=engine, workload=Workload(rate=6.0, num_requests=60))
+    env = LLMSchedEnv(config)
+    env.action_space.seed(5)
+    env.reset(seed=5)
+    terminated = False
+    for _ in range(200_000):
+        _, _, terminated, _, info = env.step(env.action_space.sample())
+        row = env.fleet.servers.visible.row[0, 0]
+        held = env.fleet.servers.visible.request[0]["blocks"].sum()
+        assert row.free_blocks == row.num_blocks - held >= 0
+        assert row.num_running <= row.max_num_seqs
+        if terminated:
+            break
+    assert terminated
+    assert info["report"]["evictions"] > 0
