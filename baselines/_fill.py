@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.core import blocks_for, decode_need
+from engine.kv import blocks_for, decode_need
 from engine.policy import drop, evict, schedule
 from engine.state import Memory, Plan, View
 

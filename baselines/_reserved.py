@@ -3,7 +3,7 @@
 from numba import njit
 
 from baselines._fill import FCFS, is_decode, next_waiting
-from engine.core import blocks_for
+from engine.kv import blocks_for
 from engine.policy import drop, schedule
 from engine.state import Memory, Plan, View
 

@@ -18,7 +18,7 @@ from baselines._fill import (
     take,
 )
 from engine.config import EngineConfig
-from engine.core import blocks_for
+from engine.kv import blocks_for
 from engine.policy import Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
 
@@ -38,11 +38,11 @@ def _reservation(row: Any, r: Any, output: int) -> int:
 
 @njit(cache=True)
 def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
-    """One chunk of the started prompt, else of the next ones in arrival order; False if no prompt can run."""
+    """One chunk of the started prompt, else of the next ones in arrival order; False if none can run."""
     row, p = view.row[0], memory.params
-    chunk = min(int(p[CHUNK]), row.max_batched_tokens)
-    room, free, active, taken = chunk, row.free_blocks, row.num_running, 0
-    for j in range(row.num_running):
+    room = min(int(p[CHUNK]), row.max_batched_tokens)
+    free, active, taken = row.free_blocks, row.num_running, 0
+    for j in range(row.num_running if row.num_prefilling > 0 else 0):
         r = view.request[view.running[j]]
         if not is_decode(r) and room > 0:
             n = min(r.prompt - r.prefilled, room)
@@ -71,7 +71,7 @@ def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
         free -= need
         active += 1
         memory.row[LEFT] -= 1
-    return bool(room < chunk)
+    return bool(plan.size[0] > 0)
 
 
 @njit(cache=True)
@@ -110,13 +110,15 @@ def _decode(view: View, memory: Memory, plan: Plan, batch: int) -> None:
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     batch = min(int(p[DECODE_BATCH]), row.max_batched_tokens)
-    if not memory.row[PREFILLING] and row.num_running < (1 if p[FULL_DRAIN] else batch):
-        memory.row[PREFILLING] = 1
-        memory.row[LEFT] = min(int(p[PREFILLS]), row.num_waiting)
-    if memory.row[PREFILLING] and not _prefill(view, memory, plan):
+    enough = 1 if p[FULL_DRAIN] else batch
+    for _ in range(2):  # where a prefill mode ends short of a full batch, the next one follows at once
+        if not memory.row[PREFILLING] and row.num_running < enough:
+            memory.row[PREFILLING] = 1
+            memory.row[LEFT] = min(int(p[PREFILLS]), row.num_waiting)
+        if memory.row[PREFILLING] and _prefill(view, memory, plan):
+            return
         memory.row[PREFILLING] = 0
-    if not memory.row[PREFILLING]:
-        _decode(view, memory, plan, batch)
+    _decode(view, memory, plan, batch)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from numba import njit
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
-from engine.core import blocks_for
+from engine.kv import blocks_for
 from engine.policy import Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
 

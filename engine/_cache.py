@@ -22,7 +22,7 @@ _KEEP = 4
 def _source_digest(root: Path) -> str:
     digest = hashlib.sha256(f"{sys.version}{os.name}".encode())
     for package in _PACKAGES:
-        for path in sorted((root / package).glob("*.py")):
+        for path in sorted((root / package).rglob("*.py")):
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -57,4 +57,4 @@ def use_source_keyed_cache() -> None:
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _forget_old(base, name)
-    numba.config.CACHE_DIR = str(folder)
+    vars(numba.config)["CACHE_DIR"] = str(folder)

@@ -1,9 +1,7 @@
 """The physics of one server: `arrive`, `begin`, `finish`, `idle`. Everybody who moves a server calls these.
 
 One iteration is ``begin`` (the plan becomes KV blocks and batch features, or an error code), some seconds on a device,
-``finish`` (clock, progress, tokens, completions, arrivals). KV is counted in blocks: a request is admitted with the
-blocks of its whole prompt, a decode takes one more when its last block is full, an eviction gives all of them back and
-puts the request at the head of the queue to prefill prompt + generated tokens again.
+``finish`` (clock, progress, tokens, completions, arrivals). What an entry of a plan may ask for is in `engine.kv`.
 """
 
 from typing import Any
@@ -11,10 +9,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kv import CODE_SHIFT, ILLEGAL, book, decode_need
 from engine.state import (
-    DROP,
-    DROPPED,
-    EVICT,
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
     GAP_MIN_EXPONENT,
@@ -24,22 +20,6 @@ from engine.state import (
     Server,
 )
 
-ILLEGAL = (
-    "",
-    "evicts a request that holds no KV",
-    "drops a request that is not waiting",
-    "schedules a request twice in one iteration",
-    "schedules a request that has not arrived or has left",
-    "asks for more than max_num_seqs requests with KV",
-    "asks for more KV blocks than are free",
-    "asks for more tokens than max_batched_tokens",
-    "asks for more prompt tokens than remain",
-    "asks a decode for a number of tokens other than 1",
-    "has a token count that is neither positive, EVICT nor DROP",
-)
-"""What a plan entry did wrong; the index is the error code of `begin`."""
-CODE_SHIFT = len(ILLEGAL)
-
 _MANTISSA_SHIFT = 23 - (GAP_BUCKETS_PER_OCTAVE.bit_length() - 1)
 _FIRST_BUCKET = (127 + GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE - 1
 
@@ -47,20 +27,8 @@ _FIRST_BUCKET = (127 + GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE - 1
 @njit(cache=True, inline="always")
 def gap_bucket(gap: float) -> int:
     """Bucket of a gap in seconds: the leading bits of its float32 form, i.e. exponent and 9 bits of mantissa."""
-    bucket = (np.float32(gap).view(np.int32) >> _MANTISSA_SHIFT) - _FIRST_BUCKET
+    bucket = int(np.float32(gap).view(np.int32) >> _MANTISSA_SHIFT) - _FIRST_BUCKET
     return min(max(bucket, 0), NUM_GAP_BUCKETS - 1)
-
-
-@njit(cache=True, inline="always")
-def blocks_for(tokens: int, block_size: int) -> int:
-    """KV blocks that hold this many tokens."""
-    return (tokens + block_size - 1) // block_size
-
-
-@njit(cache=True, inline="always")
-def decode_need(r: Any, block_size: int) -> int:
-    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
-    return 1 if r.length > r.blocks * block_size else 0
 
 
 @njit(cache=True)
@@ -91,145 +59,6 @@ def arrive(server: Server) -> None:
         row.queue_time += row.now - r.arrival
         row.present_time += row.now - r.arrival
     row.max_waiting = max(row.max_waiting, row.num_waiting)
-
-
-@njit(cache=True)
-def _leave_queue(view: Any, i: int) -> None:
-    row = view.row[0]
-    k = 0
-    while view.queue[k] != i:
-        k += 1
-    for j in range(k, row.num_waiting - 1):
-        view.queue[j] = view.queue[j + 1]
-    row.num_waiting -= 1
-
-
-@njit(cache=True)
-def _evict(server: Server, i: int) -> None:
-    view = server.visible
-    row, r = view.row[0], view.request[i]
-    k = 0
-    while view.running[k] != i:
-        k += 1
-    for j in range(k, row.num_running - 1):
-        view.running[j] = view.running[j + 1]
-    row.num_running -= 1
-    for j in range(row.num_waiting, 0, -1):
-        view.queue[j] = view.queue[j - 1]
-    view.queue[0] = i
-    row.num_waiting += 1
-    row.free_blocks += r.blocks
-    row.evictions += 1
-    row.recomputed_tokens += r.prefilled + (r.length - r.prompt)
-    if r.prefilled < r.prompt:
-        row.num_prefilling -= 1
-    else:
-        row.recomputed_tokens -= row.prompt_emits  # the latest token has not been processed yet
-    r.blocks = 0
-    r.evictions += 1
-    r.status = WAITING
-    r.prompt = r.length
-    r.prefilled = 0
-    if not row.eviction_keeps_output:
-        server.hidden.ledger[i].delivered += r.generated
-        r.generated = 0
-
-
-@njit(cache=True)
-def _admit(view: Any, i: int, blocks: int) -> None:
-    row, r = view.row[0], view.request[i]
-    _leave_queue(view, i)
-    k = row.num_running
-    while k > 0 and view.running[k - 1] > i:
-        view.running[k] = view.running[k - 1]
-        k -= 1
-    view.running[k] = i
-    row.num_running += 1
-    row.num_prefilling += 1
-    row.free_blocks -= blocks
-    r.blocks = blocks
-    r.status = RUNNING
-
-
-@njit(cache=True)
-def _drop(server: Server, i: int) -> None:
-    row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
-    _leave_queue(server.visible, i)
-    r.status = DROPPED
-    row.dropped += 1
-    if not r.has_token:
-        row.no_first_token -= 1
-    if h.first_scheduled < 0.0:
-        h.first_scheduled = row.now
-    h.completed = row.now
-
-
-@njit(cache=True)
-def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> int:
-    """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
-    row = view.row[0]
-    if i < 0 or i >= row.next_arrival:
-        return 4
-    r = view.request[i]
-    if tokens == EVICT:
-        return (0 if r.last_run < row.iterations else 3) if r.status == RUNNING else 1
-    if tokens == DROP:
-        return 0 if r.status == WAITING else 2
-    if tokens <= 0:
-        return 10
-    if r.status != WAITING and r.status != RUNNING:
-        return 4
-    if r.last_run == row.iterations:
-        return 3
-    if used_tokens + tokens > row.max_batched_tokens:
-        return 7
-    if r.prefilled == r.prompt:
-        if tokens != 1:
-            return 9
-        return 6 if decode_need(r, row.block_size) > row.free_blocks else 0
-    if tokens > r.prompt - r.prefilled:
-        return 8
-    if r.status == WAITING:
-        if row.num_running >= row.max_num_seqs:
-            return 5
-        if max(reserve, blocks_for(r.prompt, row.block_size)) > row.free_blocks:
-            return 6
-    return 0
-
-
-@njit(cache=True)
-def _book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, int]:
-    """Do what entry `k` asks for outside the batch itself: eviction, drop, admission, blocks.
-
-    Returns:
-        (tokens that the entry adds to the batch, error code); without `strict` there is no error, only 0 tokens.
-    """
-    view = server.visible
-    row, entry = view.row[0], server.plan.entry[k]
-    i, n = entry.request, entry.tokens
-    if not strict and n > 0 and 0 <= i < row.next_arrival:
-        r = view.request[i]
-        if r.prefilled < r.prompt:
-            n = min(n, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
-        elif r.status == RUNNING:
-            n = 1
-    code = _fault(view, i, n, entry.reserve, used_tokens)
-    if code != 0:
-        entry.tokens = 0
-        return 0, code if strict else 0
-    entry.tokens = n
-    r = view.request[i]
-    if n == EVICT:
-        _evict(server, i)
-    elif n == DROP:
-        _drop(server, i)
-    elif r.status == WAITING:
-        _admit(view, i, max(entry.reserve, blocks_for(r.prompt, row.block_size)))
-    elif r.prefilled == r.prompt:
-        need = decode_need(r, row.block_size)
-        r.blocks += need
-        row.free_blocks -= need
-    return max(n, 0), 0
 
 
 @njit(cache=True)
@@ -267,7 +96,7 @@ def begin(server: Server, strict: bool) -> int:
                 decodes += 1
                 tokens += 1
                 continue
-        n, code = _book(server, k, tokens, strict)
+        n, code = book(server, k, tokens, strict)
         if code != 0:
             return code + CODE_SHIFT * k
         if n > 0:
@@ -328,7 +157,7 @@ def _drop_finished(view: Any) -> None:
 
 
 @njit(cache=True)
-def finish(server: Server, seconds: float) -> None:
+def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loop: calls in it would double its cost
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
     request, ledger, output = server.visible.request, server.hidden.ledger, server.hidden.output
     tiers, gaps = server.hidden.tier, server.hidden.gaps

@@ -65,15 +65,10 @@ class LogNormalLengths:
     def __post_init__(self) -> None:
         """Check that the parameters describe a distribution."""
         values = (self.prompt_mu, self.prompt_sigma, self.output_mu, self.output_sigma)
-        if (
-            not all(math.isfinite(value) for value in values)
-            or min(self.prompt_sigma, self.output_sigma) < 0.0
-        ):
+        if not all(math.isfinite(value) for value in values) or min(self.prompt_sigma, self.output_sigma) < 0.0:
             raise InputError(f"lognormal lengths: expected finite mu and sigma with sigma >= 0, got {values}")
         if self.max_total_tokens < 2:
-            raise InputError(
-                f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}"
-            )
+            raise InputError(f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}")
 
     @property
     def description(self) -> str:

@@ -36,9 +36,7 @@ def _levels(steps: int, tail: tuple[float, ...]) -> FloatArray:
 # Dense at both ends: outputs have heavy tails (Azure code: p99 of 251 tokens, maximum 1899), where a linear
 # piece across a convex quantile function would raise the mean.
 PROMPT_LEVELS = _levels(100, (0.0, 0.0005, 0.001, 0.0025, 0.005))
-OUTPUT_LEVELS = _levels(
-    40, (0.0, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.03, 0.04)
-)
+OUTPUT_LEVELS = _levels(40, (0.0, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.03, 0.04))
 
 
 class LengthModel(Protocol):
@@ -88,16 +86,12 @@ class JointQuantileTable:
         for label, levels in (("prompt_levels", self.prompt_levels), ("output_levels", self.output_levels)):
             ends_right = levels.ndim == 1 and levels.shape[0] >= 2 and levels[0] == 0.0 and levels[-1] == 1.0
             if not (ends_right and bool(np.all(np.diff(levels) > 0.0))):
-                raise InputError(
-                    f"length table {self.name!r} {label}: expected increasing levels from 0 to 1"
-                )
+                raise InputError(f"length table {self.name!r} {label}: expected increasing levels from 0 to 1")
         if self.prompt_tokens.shape != self.prompt_levels.shape:
             raise InputError(f"length table {self.name!r} prompt_tokens: expected one value for each level")
         bins_right = self.output_tokens.ndim == 2 and self.output_tokens.shape[0] >= 1
         if not bins_right or self.output_tokens.shape[1] != self.output_levels.shape[0]:
-            raise InputError(
-                f"length table {self.name!r} output_tokens: expected bins of one value for each level"
-            )
+            raise InputError(f"length table {self.name!r} output_tokens: expected bins of one value for each level")
         for label, tokens in (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens)):
             if not (bool(np.all(tokens >= 1.0)) and bool(np.all(np.diff(tokens) >= 0.0))):
                 raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
@@ -199,9 +193,7 @@ def check_pairs(prompt: npt.ArrayLike, output: npt.ArrayLike) -> LengthPair:
         bad = ~((array >= 1) & (array <= INT32_MAX) & (array == np.floor(array)))
         if bad.any():
             index = int(np.argmax(bad))
-            raise InputError(
-                f"{label} lengths[{index}]: expected a whole number of tokens >= 1, got {array[index]}"
-            )
+            raise InputError(f"{label} lengths[{index}]: expected a whole number of tokens >= 1, got {array[index]}")
         arrays.append(array.astype(np.int64))
     if arrays[0].shape != arrays[1].shape:
         counts = " and ".join(str(array.shape[0]) for array in arrays)
@@ -240,9 +232,7 @@ def measure_table(
     prompts, outputs = check_pairs(prompt, output)
     rows = prompts.shape[0]
     if not 1 <= bins <= rows // 2:
-        raise InputError(
-            f"bins: expected 1..{rows // 2} for {rows} rows (two rows in a bin at least), got {bins}"
-        )
+        raise InputError(f"bins: expected 1..{rows // 2} for {rows} rows (two rows in a bin at least), got {bins}")
     order = np.argsort(prompts, kind="stable")
     parts = np.array_split(outputs[order], bins)
     method = (

@@ -118,7 +118,9 @@ class Policy:
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """Fresh memory for one run."""
         return Memory(
-            self.params(config), np.zeros((num_requests, max(1, self.request_memory))), np.zeros(max(1, self.row_memory))
+            self.params(config),
+            np.zeros((num_requests, max(1, self.request_memory))),
+            np.zeros(max(1, self.row_memory)),
         )
 
     @property

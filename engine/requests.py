@@ -49,9 +49,7 @@ class Tier:
         for field in ("tbt_s", "ttft_s"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0.0):
-                raise InputError(
-                    f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}"
-                )
+                raise InputError(f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}")
         if not (math.isfinite(self.weight) and self.weight >= 0.0):
             raise InputError(f"tier {self.name!r} weight: expected a finite number >= 0, got {self.weight!r}")
 
@@ -112,9 +110,7 @@ def _column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray
     try:
         array: npt.NDArray[Any] = np.asarray(values)
     except ValueError:
-        raise InputError(
-            f"{name}: expected a one-dimensional array of numbers, got a ragged sequence"
-        ) from None
+        raise InputError(f"{name}: expected a one-dimensional array of numbers, got a ragged sequence") from None
     if array.ndim != 1:
         raise InputError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
     if length is not None and array.shape[0] != length:
@@ -272,9 +268,7 @@ class Requests:
             InputError: n is below 1 or above the number of requests.
         """
         if not 1 <= n <= len(self):
-            raise InputError(
-                f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}"
-            )
+            raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
         arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
         arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
         return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source)
@@ -288,9 +282,7 @@ class Requests:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         unknown = sorted(set(changes) - set(fields))
         if unknown:
-            raise InputError(
-                f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}"
-            )
+            raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
         return Requests.create(**(fields | changes))
 
     def check_lengths(self, max_model_len: int) -> None:

@@ -33,9 +33,7 @@ def load_tokenizer(tokenizer: Tokenizer | str | Path | None) -> Tokenizer:
         InputError: no tokenizer, or no readable `tokenizer.json` in the folder.
     """
     if tokenizer is None:
-        raise InputError(
-            "tokenizer: expected a tokenizer folder or function for ShareGPT conversations, got none"
-        )
+        raise InputError("tokenizer: expected a tokenizer folder or function for ShareGPT conversations, got none")
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -68,9 +66,7 @@ def read_sharegpt(path: Path, file: TextIO, count: Tokenizer) -> TraceColumns:
     try:
         conversations = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected a JSON list of conversations, got something else ({error})"
-        ) from None
+        raise InputError(f"{path}: expected a JSON list of conversations, got something else ({error})") from None
     prompts: list[int] = []
     outputs: list[int] = []
     left_out = 0
@@ -85,9 +81,7 @@ def read_sharegpt(path: Path, file: TextIO, count: Tokenizer) -> TraceColumns:
                 left_out += assistant
             history += tokens
     if not prompts:
-        raise InputError(
-            f"{path}: expected at least one assistant turn of 1..{MAX_TOTAL_TOKENS} tokens, got none"
-        )
+        raise InputError(f"{path}: expected at least one assistant turn of 1..{MAX_TOTAL_TOKENS} tokens, got none")
     note = f"ShareGPT json, {left_out} empty or longer turns left out" if left_out else "ShareGPT json"
     return TraceColumns(None, np.array(prompts, dtype=np.int64), np.array(outputs, dtype=np.int64), note)
 

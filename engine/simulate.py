@@ -24,9 +24,7 @@ class PolicyError(RuntimeError):
     """A policy broke the rules: an illegal plan, or no progress with requests present."""
 
 
-def _run(
-    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int
-) -> int:
+def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int) -> int:
     """Serve the trace to its end, the horizon or the first error; a positive result is an error code of `begin`."""
     row = server.visible.row[0]
     decisions = 0

@@ -95,9 +95,7 @@ def read_csv(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns
     failed = 0
     for line, row in rows:
         if len(row) != len(header):
-            raise InputError(
-                f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?)"
-            )
+            raise InputError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?)")
         picked = [row[index] for index in wanted]
         if form.zero_output_failed and _is_zero(picked[-1]):
             failed += 1
@@ -144,9 +142,7 @@ def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceCo
     columns = np.array(rows, dtype=np.float64)
     prompt = _tokens(path, lines, keys[1], columns[:, 1])
     output = _tokens(path, lines, keys[2], columns[:, 2])
-    return TraceColumns(
-        _from_first(path, lines, keys[0], columns[:, 0] / 1000.0), prompt, output, "Mooncake jsonl"
-    )
+    return TraceColumns(_from_first(path, lines, keys[0], columns[:, 0] / 1000.0), prompt, output, "Mooncake jsonl")
 
 
 def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> list[float]:
@@ -160,16 +156,12 @@ def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> li
         raise InputError(f"{path}, line {line}: expected a JSON object, got {text.strip()[:60]!r}")
     missing = [key for key in keys if key not in row]
     if missing:
-        raise InputError(
-            f"{path}, line {line}: expected keys {', '.join(keys)}; missing {', '.join(missing)}"
-        )
+        raise InputError(f"{path}, line {line}: expected keys {', '.join(keys)}; missing {', '.join(missing)}")
     values = [row[key] for key in keys]
     for key, value in zip(keys, values, strict=True):
         # The bound keeps out nan, infinity and integers that no float can hold.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise InputError(
-                f"{path}, line {line}: expected a finite number for {key}, got {str(value)[:40]!r}"
-            )
+            raise InputError(f"{path}, line {line}: expected a finite number for {key}, got {str(value)[:40]!r}")
     return values
 
 
@@ -181,9 +173,7 @@ def _csv_format(path: Path, header: list[str]) -> CsvFormat:
     nearest = min(CSV_FORMATS, key=lambda form: len(set(form.columns) - set(header)))
     if set(nearest.columns) & set(header):
         missing = ", ".join(column for column in nearest.columns if column not in header)
-        raise InputError(
-            f"{path}, line 1: missing column {missing} of the {nearest.name} format; came: {came}"
-        )
+        raise InputError(f"{path}, line 1: missing column {missing} of the {nearest.name} format; came: {came}")
     # The two lengths formats differ by an optional column only.
     known = "; ".join(", ".join(form.columns) for form in CSV_FORMATS[1:])
     raise InputError(f"{path}, line 1: expected a header with columns {known}; came: {came}")
@@ -196,9 +186,7 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num}: expected csv, got something else ({error})"
-        ) from None
+        raise InputError(f"{path}, line {reader.line_num}: expected csv, got something else ({error})") from None
 
 
 def _is_zero(text: str) -> bool:
@@ -229,8 +217,7 @@ def _tokens(path: Path, lines: list[int], column: str, values: FloatArray) -> In
     if bad.any():
         index = int(np.argmax(bad))
         raise InputError(
-            f"{path}, line {lines[index]}: expected a whole number of tokens >= 1 for {column}, "
-            f"got {values[index]:g}"
+            f"{path}, line {lines[index]}: expected a whole number of tokens >= 1 for {column}, got {values[index]:g}"
         )
     return values.astype(np.int64)
 
@@ -262,7 +249,5 @@ def _from_first(path: Path, lines: list[int], column: str, times: FloatArray) ->
             expected = f"times in order (at least {times[index - 1]:.9g} s)"
         else:
             expected = "a finite time >= 0"
-        raise InputError(
-            f"{path}, line {lines[index]}: expected {expected} for {column}, got {times[index]:.9g} s"
-        )
+        raise InputError(f"{path}, line {lines[index]}: expected {expected} for {column}, got {times[index]:.9g} s")
     return times - times[0]

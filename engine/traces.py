@@ -70,13 +70,9 @@ def read_trace(
     workload = parse_workload(arrivals or "poisson", tiers)
     given = _given_keys(arrivals or "") & {"rate", "num_requests", "lengths"}
     if given or workload.arrivals == "toy":
-        raise InputError(
-            f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}"
-        )
+        raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}")
     if rate is None and workload.arrivals != "burst":
-        raise InputError(
-            f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none"
-        )
+        raise InputError(f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none")
     lengths = EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
     number = len(lengths) if num_requests is None else num_requests
     rate = workload.rate if rate is None else rate
@@ -109,9 +105,7 @@ def write_mooncake(requests: Requests, path: str | Path) -> None:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for stamp, prompt, output in rows:
-                file.write(
-                    json.dumps({"timestamp": stamp, "input_length": prompt, "output_length": output}) + "\n"
-                )
+                file.write(json.dumps({"timestamp": stamp, "input_length": prompt, "output_length": output}) + "\n")
         os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{target}: cannot write the trace ({error.strerror})") from None
@@ -145,9 +139,7 @@ def _read_columns(path: Path, limit: int | None, tokenizer: Tokenizer | str | Pa
         raise InputError(f"{path}: expected a text file (UTF-8), got something else") from None
 
 
-def _parse(
-    path: Path, file: TextIO, limit: int | None, tokenizer: Tokenizer | str | Path | None
-) -> TraceColumns:
+def _parse(path: Path, file: TextIO, limit: int | None, tokenizer: Tokenizer | str | Path | None) -> TraceColumns:
     first = file.read(1)
     while first.isspace():
         first = file.read(1)
@@ -176,9 +168,7 @@ def _recorded(
     tier = draw_tiers(seeded(seed), n, tiers)
     changed = f", rate times {factor:.6g}" if factor != 1.0 else ""
     source = f"{path.name} ({columns.note}), {n} requests at recorded times{changed}, tiers by seed {seed}"
-    return Requests.create(
-        columns.arrival / factor, columns.prompt, columns.output, tier, tiers=tiers, source=source
-    )
+    return Requests.create(columns.arrival / factor, columns.prompt, columns.output, tier, tiers=tiers, source=source)
 
 
 def _rate_factor(path: Path, arrival: FloatArray, rate: float | None, rate_scale: float) -> float:
@@ -186,7 +176,5 @@ def _rate_factor(path: Path, arrival: FloatArray, rate: float | None, rate_scale
         return rate_scale
     span = float(arrival[-1] - arrival[0])
     if span <= 0.0:
-        raise InputError(
-            f"rate: expected recorded times that differ, to reach {rate:g}/s, got one time only in {path}"
-        )
+        raise InputError(f"rate: expected recorded times that differ, to reach {rate:g}/s, got one time only in {path}")
     return rate * span / (arrival.shape[0] - 1)

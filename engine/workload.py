@@ -89,9 +89,7 @@ class Workload:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.arrivals not in get_args(ArrivalName):
-            raise InputError(
-                f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}"
-            )
+            raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
         if isinstance(self.num_requests, bool) or not isinstance(self.num_requests, int | np.integer):
             raise InputError(f"num_requests: expected a whole number, got {self.num_requests!r}")
         if self.num_requests < 1:
@@ -105,17 +103,13 @@ class Workload:
         check_shares(self.tiers)
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
-            raise InputError(
-                f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}"
-            )
+            raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
 
     def _check(self, field: str, zero_too: bool) -> None:
         value = getattr(self, field)
         number = isinstance(value, int | float | np.number) and math.isfinite(value)
         if not number or value < 0 or (value == 0 and not zero_too):
-            raise InputError(
-                f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}"
-            )
+            raise InputError(f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}")
 
     @property
     def length_model(self) -> LengthModel:
@@ -134,11 +128,7 @@ class Workload:
             "burst": "all arrivals at t = 0",
             "toy": f"toy arrivals every {1.0 / self.rate:g} s",
         }[self.arrivals]
-        cap = (
-            f", gaps up to {self.gap_cap:g} means"
-            if self.gap_cap and "gap_cap" in _KEYS[self.arrivals]
-            else ""
-        )
+        cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
         return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
 
     def generate(self, seed: int | np.random.Generator) -> Requests:

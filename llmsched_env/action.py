@@ -28,7 +28,7 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from engine.core import blocks_for
+from engine.kv import blocks_for
 from engine.latency import LatencyModel
 from engine.policy import Kernel, schedule
 from engine.state import Memory, Plan, View
@@ -42,7 +42,7 @@ SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""
 SRPT = 3
 ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
-"""Prefill orders; in srpt (shortest remaining prompt) a short newcomer overtakes a started prompt, which keeps its KV."""
+"""Prefill orders; in srpt (shortest remaining prompt) a short newcomer overtakes a started prompt, which keeps KV."""
 
 ACTION_SIZES = (len(TOKEN_LEVELS), len(SLACK_LEVELS), len(ORDERS))
 """Choices in each dimension: budget, decode rule, prefill order."""

@@ -80,7 +80,7 @@ class EnvConfig:
         Raises:
             InputError: an unknown key, or a value of the wrong kind.
         """
-        return _build(cls, data, "env")  # type: ignore[no-any-return]
+        return _build(cls, data, "env")
 
 
 _NESTED: dict[str, type] = {"engine": EngineConfig, "workload": Workload, "reward": RewardWeights}

@@ -1,6 +1,6 @@
 """`LLMSchedEnv`: one LLM server as a `gymnasium.Env`."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -50,11 +50,9 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as Gymnasium declares it
 
-    def __init__(
-        self, config: EnvConfig | None = None, render_mode: str | None = None, **changes: Any
-    ) -> None:
+    def __init__(self, config: EnvConfig | None = None, render_mode: str | None = None, **changes: Any) -> None:
         """Build the server.
 
         Raises:

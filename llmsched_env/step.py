@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types, typeof
+from numba import njit, prange, typeof, types
 
 from engine.core import begin, empty, finish, idle, is_over
 from engine.latency import LATENCY_TYPE, Latency, iteration_seconds

@@ -1,6 +1,6 @@
 """`LLMSchedVectorEnv`: many independent servers, stepped by one compiled call."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -37,7 +37,7 @@ def action_space(config: EnvConfig) -> spaces.Space[Any]:
     """MultiDiscrete (budget, decode rule, order) for `allocation`, Discrete (arm) for `mixture`."""
     if config.action == "mixture":
         return spaces.Discrete(len(config.arms))
-    return spaces.MultiDiscrete(ACTION_SIZES)
+    return spaces.MultiDiscrete(list(ACTION_SIZES))
 
 
 class Fleet:
@@ -140,7 +140,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args of the constructor: `num_envs` rows; `config`; `threads` > 1 spreads rows over numba's threads.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
         self, num_envs: int = 1, config: EnvConfig | None = None, threads: int = 1, render_mode: str | None = None
@@ -189,9 +189,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self.fleet.start(e, given[e] if given is not None else self.fleet.draw(rng))
         return self.fleet.outcome.observation.copy(), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one decision in every row (see the class for what comes back)."""
         fleet, outcome = self.fleet, self.fleet.outcome
         fleet.step(np.ascontiguousarray(actions, np.int64).reshape(self.num_envs, -1))
@@ -201,7 +199,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if ended.size:
             final_obs = np.full(self.num_envs, None, object)
             reports = np.full(self.num_envs, None, object)
-            for e in ended:
+            for e in ended.tolist():
                 final_obs[e] = outcome.observation[e].copy()
                 reports[e] = fleet.report(e)
                 fleet.start(e, fleet.draw(self._generators[e]))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from baselines import SLAI, VLLM, Sarathi
 from engine.config import EngineConfig
-from engine.core import CODE_SHIFT, ILLEGAL, arrive, begin, close, finish, idle, is_over
+from engine.core import arrive, begin, close, finish, idle, is_over
+from engine.kv import CODE_SHIFT, ILLEGAL
 from engine.latency import iteration_seconds
 from engine.policy import Policy
 from engine.requests import Requests
@@ -272,7 +273,7 @@ def drive_policies(policy: Policy, plain: PlainPolicy, config: EngineConfig, req
     memory = policy.memory(config, len(requests))
     for _ in range(3000):
         if reference.is_over:
-            return
+            break
         put(server, [])
         policy.plan(server.visible, memory, server.plan)
         kernel_plan = [tuple(e) for e in server.plan.entry[: server.plan.size[0]].tolist()]
@@ -284,11 +285,11 @@ def drive_policies(policy: Policy, plain: PlainPolicy, config: EngineConfig, req
             seconds = float(iteration_seconds(LATENCY, server.features))
             finish(server, seconds)
             reference.finish(seconds)
-        else:
+        elif not plan:
             went_on = reference.idle()
             assert bool(idle(server)) == went_on
-            if not went_on and not plan:
-                return
+            if not went_on:
+                break
     compare(server, reference)
 
 

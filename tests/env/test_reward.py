@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from engine.simulate import simulate
+import baselines
 from engine.latency import load_profile
+from engine.simulate import simulate
 from engine.workload import Workload
 from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv
-import baselines
 
-CONFIG = EnvConfig(workload=Workload(rate=1.9, num_requests=200), action="mixture", arms=("slai", "sarathi", "vllm", "orca"))
+CONFIG = EnvConfig(
+    workload=Workload(rate=1.9, num_requests=200), action="mixture", arms=("slai", "sarathi", "vllm", "orca")
+)
 
 
 def play(arm, seed, config=CONFIG):
