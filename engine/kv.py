@@ -162,7 +162,8 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
             n = 1
     code = _fault(view, i, n, entry.reserve, used_tokens)
     if code != 0:
-        entry.tokens = 0
+        if not strict:
+            entry.tokens = 0
         return 0, code if strict else 0
     entry.tokens = n
     r = view.request[i]

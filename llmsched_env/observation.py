@@ -1,8 +1,8 @@
 """Observation: one fixed float32 vector of scale-free aggregates of the server.
 
 Counts and token amounts are square roots or shares of the server's limits, slack is in units of the recent batch time,
-waits in units of the TTFT deadline, so that the same numbers mean the same on a faster card or with longer deadlines. What a
-single snapshot cannot show (recent batch time, recent arrival rate) is kept in the policy's own memory.
+waits in units of the TTFT deadline, so that the same numbers mean the same on a faster card or with longer deadlines.
+What a single snapshot cannot show (recent batch time, recent arrival rate) is kept in the policy's own memory.
 """
 
 from typing import Any
