@@ -1,12 +1,41 @@
 """One LLM server as arrays: requests, limits, physics, metrics."""
 
-import warnings
+from engine import _cache as _cache  # first: it decides where compiled kernels are kept
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import Executor, LatencyModel, load_profile, profile_names
+from engine.metrics import summarize
+from engine.policy import Kernel, Policy, drop, evict, schedule
+from engine.requests import DEFAULT_TIERS, Requests, Tier
+from engine.simulate import PolicyError, Record, simulate
+from engine.state import Memory, Plan, View
+from engine.traces import read_trace, write_mooncake
+from engine.workload import Workload, parse_workload
 
-from numba.core.errors import NumbaExperimentalFeatureWarning
-
-from engine._cache import use_source_keyed_cache
-
-use_source_keyed_cache()
-# Policies reach the compiled loops as first-class functions, so that one cached loop serves all of them; numba calls
-# the feature experimental each time it is compiled.
-warnings.filterwarnings("ignore", "First-class function type feature", NumbaExperimentalFeatureWarning)
+__all__ = [
+    "DEFAULT_TIERS",
+    "EngineConfig",
+    "Executor",
+    "InputError",
+    "Kernel",
+    "LatencyModel",
+    "Memory",
+    "Plan",
+    "Policy",
+    "PolicyError",
+    "Record",
+    "Requests",
+    "Tier",
+    "View",
+    "Workload",
+    "drop",
+    "evict",
+    "load_profile",
+    "parse_workload",
+    "profile_names",
+    "read_trace",
+    "schedule",
+    "simulate",
+    "summarize",
+    "write_mooncake",
+]

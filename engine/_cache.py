@@ -11,9 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numba
+from numba.core.errors import NumbaExperimentalFeatureWarning
 
 _PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
 _KEEP = 4
@@ -47,8 +49,7 @@ def _forget_old(base: Path, current: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def use_source_keyed_cache() -> None:
-    """Point numba at a cache folder that belongs to exactly these sources (before anything compiles)."""
+def _use_source_keyed_cache() -> None:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     base = _writable_home()
@@ -58,3 +59,10 @@ def use_source_keyed_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _forget_old(base, name)
     vars(numba.config)["CACHE_DIR"] = str(folder)
+
+
+# Importing this module, first of all in `engine`, is what sets the folder: kernels are declared right after.
+_use_source_keyed_cache()
+# Policies reach the compiled loops as first-class functions, so that one cached loop serves all of them; numba calls
+# the feature experimental each time it is compiled.
+warnings.filterwarnings("ignore", "First-class function type feature", NumbaExperimentalFeatureWarning)
