@@ -1,0 +1,1 @@
+"""Learned policies, evaluation, reports, studies and the `llmsched` command."""

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +42,19 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Result]]:
     """Yield (index of the task, result) in the order of completion; the results do not depend on `workers`.
 
@@ -62,7 +77,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupt)
     finished = False
     try:
-        futures: dict[Future[Result], int] = {pool.submit(function, task): k for k, task in enumerate(tasks)}
+        with _interrupts_ignored():
+            futures: dict[Future[Result], int] = {pool.submit(function, t): k for k, t in enumerate(tasks)}
         for future in as_completed(futures):
             yield futures[future], future.result()
         finished = True

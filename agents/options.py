@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.length_models import EmpiricalLengths
 from engine.latency import LatencyModel, load_profile
+from engine.length_models import EmpiricalLengths
 from engine.requests import Requests
 from engine.traces import read_trace, trace_lengths
 from engine.workload import parse_workload
@@ -60,7 +60,10 @@ class Source:
     def seed_note(self) -> str:
         """One line for reports: what differs between seeds."""
         if not self.synthetic_arrivals:
-            return "Recorded arrival times and lengths are replayed as they are: seeds differ only in tiers."
+            return (
+                "Recorded arrival times and lengths are replayed as they are: seeds differ only in tiers, "
+                "and intervals say nothing about other arrivals."
+            )
         if self.trace:
             return "Seeds differ in the order of the file's lengths, the tiers and the arrival times."
         return "Seeds differ in lengths, tiers and arrival times."

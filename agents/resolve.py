@@ -79,6 +79,6 @@ def fingerprint(spec: str) -> str:
         return spec
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.suffix in (".json", ".safetensors") and file.is_file():
+        if file.name in ("policy.json", "weights.safetensors"):
             digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
     return f"{spec}@{digest.hexdigest()[:16]}"

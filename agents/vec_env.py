@@ -120,6 +120,14 @@ class SB3VecEnv(VecEnv):
         self._returns[row] = 0.0
         self._lengths[row] = 0
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Return and length of the running episodes: float64[rows] and int64[rows]."""
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue the running episodes from what `state` gave."""
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+
     def close(self) -> None:
         """Close the vector environment."""
         self.envs.close()
@@ -199,9 +207,7 @@ class SB3VecEnv(VecEnv):
             raise InputError(f"env_method {method_name!r}: expected one result for each of {len(rows)} rows")
         return list(result) if "indices" in method_kwargs else [result[row] for row in rows]
 
-    def env_is_wrapped(
-        self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Indices = None
-    ) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Indices = None) -> list[bool]:
         """Whether each of the rows is inside this wrapper; rows of a natively vectorised environment never are."""
         rows, singles = self._rows(indices), self._singles()
         return [singles is not None and is_wrapped(singles[row], wrapper_class) for row in rows]

@@ -20,7 +20,6 @@ def fixed(max_examples: int) -> settings:
 @st.composite
 def configs(draw: st.DrawFn) -> EngineConfig:
     """Small servers of every semantics, most of them short of memory."""
-    flags = {name: draw(st.booleans()) for name in ("prompt_emits", "eviction_keeps_output", "decode_needs_free_block")}
     return EngineConfig(
         block_size=draw(st.sampled_from((1, 4, 16))),
         num_blocks=draw(st.integers(6, 60)),
@@ -28,7 +27,9 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         max_num_seqs=draw(st.integers(1, 8)),
         max_batched_tokens=draw(st.sampled_from((1, 7, 40, 4096))),
         max_model_len=draw(st.sampled_from((40, 1000))),
-        **flags,
+        prompt_emits=draw(st.booleans()),
+        eviction_keeps_output=draw(st.booleans()),
+        decode_needs_free_block=draw(st.booleans()),
     )
 
 

@@ -203,7 +203,7 @@ def random_plan(rng: np.random.Generator, reference: ReferenceServer, junk: floa
     return [(int(i), n, reserve) for i, n, reserve in plan[: 2 * len(jobs) + 1]]
 
 
-@fixed(120)
+@fixed(400)
 @given(configs(), workloads(), st.integers(0, 2**32), st.sampled_from((0.0, 0.1, 0.5)))
 def test_random_plans_have_the_same_effects_in_both_engines(
     config: EngineConfig, requests: Requests, seed: int, junk: float
@@ -297,7 +297,7 @@ orders = st.sampled_from(("fcfs", "spf", "strict_spf"))
 budgets = st.sampled_from((3, 16, 200))
 
 
-@fixed(80)
+@fixed(150)
 @given(configs(), workloads(20), budgets, orders)
 def test_sarathi_kernel_plans_what_the_plain_policy_plans(
     config: EngineConfig, requests: Requests, budget: int, order: str
@@ -307,7 +307,7 @@ def test_sarathi_kernel_plans_what_the_plain_policy_plans(
     drive_policies(Sarathi(budget, order), PlainSarathi(budget, order), config, requests)
 
 
-@fixed(80)
+@fixed(150)
 @given(configs(), workloads(20), st.sampled_from((0, 30)), st.integers(1, 9))
 def test_vllm_kernel_plans_what_the_plain_policy_plans(
     config: EngineConfig, requests: Requests, max_batched_tokens: int, cap: int
@@ -330,7 +330,7 @@ def slai_settings(draw: st.DrawFn) -> SLAI:
     )
 
 
-@fixed(120)
+@fixed(250)
 @given(configs(), workloads(20), slai_settings())
 def test_slai_kernel_plans_what_the_heap_of_deadlines_plans(
     config: EngineConfig, requests: Requests, policy: SLAI

@@ -1,0 +1,125 @@
+"""The `llmsched` command: finds the module of the command that is called, imports only that, and runs it."""
+
+import ast
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+INPUT_ERROR, INTERRUPTED = 2, 130
+"""Exit codes: bad input, Ctrl-C."""
+
+_FOLDER = Path(__file__).parent / "commands"
+_RULES = str.maketrans("", "", "\u2500\u2502\u256d\u256e\u256f\u2570")  # the box that tyro draws around errors
+
+
+def commands() -> list[str]:
+    """Names of the commands: one module each in agents/commands."""
+    return sorted(file.stem for file in _FOLDER.glob("*.py") if not file.stem.startswith("_"))
+
+
+def _summary(name: str) -> str:
+    """First line of the docstring of a command's class, read without importing it."""
+    tree = ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Command")
+    return next(((ast.get_docstring(node) or "").partition("\n")[0] for node in classes), "")
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12}{_summary(name)}" for name in commands()]
+    return "\n".join(
+        ["usage: llmsched COMMAND [OPTIONS]", "", *lines, "", "llmsched COMMAND --help lists the options of one."]
+    )
+
+
+def _one_line(message: str) -> str:
+    """A boxed message in one line, without the hint for help that its last part gives."""
+    lines: list[str] = []
+    for line in message.splitlines()[1:]:
+        text = line.translate(_RULES).strip()
+        if not text and lines:
+            break
+        lines.append(text)
+    return " ".join(lines) or " ".join(message.split())
+
+
+def _parse(name: str, arguments: Sequence[str]) -> Any:
+    """The command as its flags describe it; leaves with code 2 and one line if they cannot be read."""
+    import tyro
+
+    command_class = import_module(f"agents.commands.{name}").Command
+
+    def parse(default: Any) -> Any:
+        options = {} if default is None else {"default": default}
+        return tyro.cli(command_class, prog=f"llmsched {name}", args=list(arguments), **options)
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            command = parse(None)
+            preset = getattr(command, "preset", None)
+            # Some flags choose the defaults of others.
+            default = preset() if preset else None
+            return command if default is None else parse(default)
+    except SystemExit as leaving:
+        if leaving.code:
+            print(f"llmsched {name}: {_one_line(errors.getvalue())}", file=sys.stderr)
+        raise
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    from engine.errors import InputError
+    from engine.simulate import PolicyError
+
+    try:
+        _parse(name, arguments).run()
+    except (InputError, PolicyError) as error:
+        print(f"llmsched: {' '.join(str(error).split())}", file=sys.stderr)
+        return INPUT_ERROR
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        sys.stdout = io.TextIOWrapper(io.BytesIO())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"llmsched: {where}{error.strerror or error}", file=sys.stderr)
+        return INPUT_ERROR
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: as after `llmsched`; None takes those of the process.
+
+    Returns:
+        Exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if given[0] in ("--version", "-V"):
+        from importlib import metadata
+
+        print(f"llmsched {metadata.version('llmsched')}")
+        return 0
+    name = given[0]
+    if name not in commands():
+        print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
+        return INPUT_ERROR
+    try:
+        return _run(name, given[1:])
+    except KeyboardInterrupt:
+        print("llmsched: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

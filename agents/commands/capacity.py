@@ -1,0 +1,120 @@
+"""`llmsched capacity`: the largest load that each policy sustains, by both criteria."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.capacity import CRITERIA, Search, search_capacity
+from agents.cells import default_workers, write_atomically
+from agents.options import ServerOptions, SourceOptions, parse_rates
+from agents.resolve import split_policies
+from engine.errors import InputError
+
+CRITERION_TEXT = {
+    "paper": "median TTFT < 0.5 s and p99 TBT of each tier within its deadline",
+    "sound": "also p99 TTFT < 10 s and no growing queue",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(SourceOptions, ServerOptions):
+    """Find the largest arrival rate that each policy sustains, by the paper's and by the sound criterion."""
+
+    policies: str = "slai,sarathi"
+    """Policies, comma separated."""
+    rates: str | None = None
+    """Grid instead of bisection: 1.0,1.4,1.8 or 1.0:2.0:0.1."""
+    low: float = 0.1
+    """Bisection starts between this rate ..."""
+    high: float = 4.0
+    """... and this one, requests/s,"""
+    tolerance: float = 0.01
+    """and ends when they are this close."""
+    seeds: int = 3
+    """Seeds 0 ... N-1."""
+    reference: str | None = None
+    """Policy that gains are relative to (default: sarathi if it is there, else the first)."""
+    workers: int | None = None
+    """Processes (default: one per core)."""
+    out: Path = Path("out/capacity")
+    """Folder of the results (capacity.json, cells.jsonl)."""
+    json: Path | None = None
+    """Also write the result to this file."""
+    resume: bool = False
+    """Go on with an interrupted search of the same configuration."""
+
+    def search(self) -> Search:
+        """Where to look.
+
+        Raises:
+            InputError: options that do not fit.
+        """
+        if self.rate_scale != 1.0:
+            raise InputError("rate_scale: expected 1, since the capacity search sets the rate itself")
+        policies = split_policies(self.policies)
+        default = "sarathi" if "sarathi" in policies else policies[0]
+        return Search(
+            policies=policies,
+            source=self.source(),
+            seeds=self.seeds,
+            reference=self.reference or default,
+            profile=self.model(),
+            config=self.engine,
+            rates=None if self.rates is None else parse_rates(self.rates),
+            low=self.low,
+            high=self.high,
+            tolerance=self.tolerance,
+            horizon_s=self.horizon,
+            warmup_s=self.warmup,
+        )
+
+    def run(self) -> None:
+        """Search, print, write.
+
+        Raises:
+            InputError: options that do not fit, or a place that cannot be written.
+        """
+        from agents.report import json_text
+
+        search = self.search()
+        result = search_capacity(
+            search,
+            workers=default_workers() if self.workers is None else self.workers,
+            cells_path=self.out / "cells.jsonl",
+            resume=self.resume,
+            on_cell=_count if sys.stderr.isatty() else None,
+        )
+        for path in filter(None, (self.out / "capacity.json", self.json)):
+            write_atomically(path, json_text(result))
+        print(as_text(result))
+        print(f"written: {self.json or self.out / 'capacity.json'}")
+
+
+def _count(done: int, total: int) -> None:
+    print(f"\r{done}/{total} cells", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _range(values: list[float], bounds: list[str]) -> str:
+    sign = ">= " if "above" in bounds else "< " if all(bound == "below" for bound in bounds) else ""
+    low, high = min(values), max(values)
+    return f"{sign}{low:.2f}" if low == high else f"{sign}{low:.2f} to {high:.2f}"
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The capacities as a plain table, one block per criterion."""
+    lines = []
+    for criterion in CRITERIA:
+        lines += [f"Capacity, {criterion} criterion: {CRITERION_TEXT[criterion]}", ""]
+        lines.append(f"  {'policy':<20}{'req/s':>8}  {'over seeds':<16}{'gain':<24}limited by")
+        for row in (row for row in result["rows"] if row["criterion"] == criterion):
+            gain = ""
+            if row["gain"]:
+                gain = f"{row['gain']['mean']:+.1%}"
+                if row["gain"]["low"] is not None:
+                    gain += f" [{row['gain']['low']:+.1%}, {row['gain']['high']:+.1%}]"
+            spread = _range(row["by_seed"], row["bounds"])
+            limits = "; ".join(row["limited_by"]) or "-"
+            lines.append(f"  {row['policy']:<20}{row['capacity']['mean']:>8.3f}  {spread:<16}{gain:<24}{limits}")
+        lines.append("")
+    return "\n".join([*lines, f"Gain over {result['reference']}, same traces, with a 95 % paired bootstrap interval."])

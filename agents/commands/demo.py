@@ -1,0 +1,133 @@
+"""`llmsched demo`: train a scheduler, then compare it with every baseline on unseen traces."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.cells import default_workers, write_atomically
+from agents.evaluate import Evaluation, evaluate
+from agents.options import Source
+from agents.report import json_text, write_report
+from agents.statistics import Interval
+from agents.train_config import TrainConfig
+from engine.latency import load_profile
+
+RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "orca", "fastertransformer")
+MUST_BEAT = ("random", "sarathi")
+"""A learner that is not above these has failed, and the demo says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train a PPO scheduler, compare it with every baseline on unseen traces, write a report (about 5 minutes).
+
+    Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward.
+    """
+
+    total_timesteps: int = 1_500_000
+    """Decisions to train on."""
+    rate: float = 1.6
+    """Load of the comparison, requests/s."""
+    num_requests: int = 2000
+    """Requests in each trace of the comparison."""
+    seeds: int = 5
+    """Traces of the comparison."""
+    seed: int = 0
+    """Seed of the training."""
+    out: Path = Path("out/demo")
+    """Folder of the results; a demo that is there already is replaced."""
+    workers: int | None = None
+    """Processes of the comparison (default: one per core)."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def run(self) -> None:
+        """Train, compare, write, print.
+
+        Raises:
+            InputError: options that do not fit, or a folder that cannot be written.
+            SystemExit: code 1, the trained policy is not good enough.
+        """
+        from agents.train import train
+
+        start = time.perf_counter()
+        config = self._training()
+        if (config.run_dir / "config.json").is_file():
+            shutil.rmtree(config.run_dir)
+        print(f"training PPO for {config.total_timesteps:,} decisions into {config.run_dir}")
+        learned = str(train(config))
+        trained = time.perf_counter()
+        evaluation = self._comparison(learned, config)
+        print(
+            f"comparing {len(evaluation.policies)} policies on {self.seeds} unseen traces at {self.rate:g} requests/s"
+        )
+        result = evaluate(evaluation, workers=default_workers() if self.workers is None else self.workers)
+        margins = reward_margins(evaluation, config, learned)
+        written = write_report(result, self.out)
+        write_atomically(self.out / "reward.json", json_text({k: v.to_dict() for k, v in margins.items()}))
+        _print(result, margins)
+        times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
+        print(f"report: {written[-1]}; TensorBoard: tensorboard --logdir {learned} ({times})")
+        behind = [name for name in MUST_BEAT if not margins[name].low > 0.0]
+        if behind:
+            print(f"the trained policy is not above {' and '.join(behind)}: train longer (--total-timesteps)")
+            raise SystemExit(1)
+
+    def _training(self) -> TrainConfig:
+        return replace(
+            TrainConfig.from_yaml(),
+            total_timesteps=self.total_timesteps,
+            seed=self.seed,
+            run_dir=self.out / "run",
+            progress=self.progress,
+        )
+
+    def _comparison(self, learned: str, config: TrainConfig) -> Evaluation:
+        return Evaluation(
+            policies=(learned, *RIVALS),
+            source=Source(num_requests=self.num_requests),
+            loads=(self.rate,),
+            seeds=self.seeds,
+            reference="sarathi",
+            profile=load_profile(config.env.profile),
+            config=config.env.engine,
+        )
+
+
+def reward_margins(evaluation: Evaluation, config: TrainConfig, learned: str) -> dict[str, Interval]:
+    """How much more default reward for each request the learned policy collects than each other one, by paired traces.
+
+    Args:
+        evaluation: which policies and traces.
+        config: holds the reward weights.
+        learned: the policy of the margins.
+    """
+    from agents.heldout import record_return
+    from agents.resolve import resolve
+    from agents.statistics import paired_bootstrap
+    from engine.simulate import simulate
+
+    returns: dict[str, list[float]] = {spec: [] for spec in evaluation.policies}
+    for seed in range(evaluation.seeds):
+        requests = evaluation.source.requests(evaluation.loads[0], seed)
+        for spec, values in returns.items():
+            record = simulate(resolve(spec), requests, evaluation.profile, evaluation.config)
+            values.append(record_return(record, config.env.reward) / len(requests))
+    return {s: paired_bootstrap(returns[learned], values) for s, values in returns.items() if s != learned}
+
+
+def _print(result: dict[str, Any], margins: dict[str, Interval]) -> None:
+    from rich.table import Table
+
+    from agents.tables import console_for_tables, print_tables
+
+    console = console_for_tables()
+    print_tables(result, console)
+    table = Table(title="Default reward for each request: learned minus other, 95 % paired interval", box=None)
+    for heading in ("other", "difference", "interval"):
+        table.add_column(heading, justify="left" if heading == "other" else "right")
+    for name, margin in margins.items():
+        table.add_row(name, f"{margin.mean:+.3f}", f"[{margin.low:+.3f}, {margin.high:+.3f}]".replace("[", r"\["))
+    console.print(table)

@@ -1,0 +1,35 @@
+"""`llmsched report`: the report of an evaluation, built again from its JSON."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.report import load_result, write_report
+from agents.tables import console_for_tables, print_tables
+
+
+@dataclass(frozen=True)
+class Command:
+    """Build the report of a finished evaluation again from its folder or JSON file."""
+
+    result: Annotated[Path, tyro.conf.Positional] = Path("out/evaluate")
+    """Folder of an evaluation, or its JSON file."""
+    out: Path | None = None
+    """Folder for the files (default: that of the result)."""
+    html: Path | None = None
+    """Put the HTML report here (default: report.html in OUT)."""
+
+    def run(self) -> None:
+        """Read, print, write.
+
+        Raises:
+            InputError: not the result of an evaluation, or a place that cannot be written.
+        """
+        result = load_result(self.result)
+        folder = self.out or (self.result if self.result.is_dir() else self.result.parent)
+        written = write_report(result, folder, self.html)
+        console = console_for_tables()
+        print_tables(result, console)
+        console.print(f"written: {written[-1]}", style="dim", highlight=False)

@@ -1,0 +1,72 @@
+"""`llmsched simulate`: one policy, one trace, its numbers."""
+
+import json as json_format
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.cells import write_atomically
+from agents.options import ServerOptions, SourceOptions
+from agents.resolve import resolve
+from engine.errors import InputError
+from engine.metrics import Distribution, Report, summarize
+from engine.simulate import simulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(SourceOptions, ServerOptions):
+    """Serve one trace with one policy and print its numbers."""
+
+    policy: str = "slai"
+    """A baseline (slai:offset=3), random, or the folder of a trained policy."""
+    rate: float | None = None
+    """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
+    seed: int = 0
+    """Draws whatever is random in the requests."""
+    json: Path | None = None
+    """Also write the numbers to this file, under the keys of `vllm bench serve`."""
+
+    def run(self) -> None:
+        """Simulate, print, write.
+
+        Raises:
+            InputError: options that do not fit, or a file that cannot be written.
+        """
+        if self.seed < 0:
+            raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
+        (load,) = self.loads(self.rate, None)
+        requests = self.source().requests(load, self.seed)
+        policy, model = resolve(self.policy), self.model()
+        record = simulate(policy, requests, model, self.engine, horizon_s=self.horizon)
+        report = summarize(record, warmup_s=self.warmup)
+        if self.json is not None:
+            data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
+            write_atomically(self.json, json_format.dumps(data, indent=1, allow_nan=False) + "\n")
+        print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
+        print(as_text(report))
+
+
+def _line(name: str, sample: Distribution) -> str:
+    numbers = (sample.mean, sample.p50, sample.p90, sample.p99, sample.max)
+    return f"  {name:<22}" + "".join(f"{number:>10.3f}" for number in numbers)
+
+
+def as_text(report: Report) -> str:
+    """The numbers of a run as plain lines."""
+    samples = {"TTFT": report.ttft, "TPOT": report.tpot, "E2E": report.e2el}
+    lines = [
+        f"  {report.completed} of {report.arrived} requests finished, {report.unfinished} unfinished, "
+        f"{report.dropped} dropped in {report.duration_s:.1f} s: {report.verdict}",
+        f"  {'seconds':<22}" + "".join(f"{name:>10}" for name in ("mean", "median", "p90", "p99", "max")),
+        *(_line(name, sample) for name, sample in samples.items()),
+        *(_line(f"TBT {tier.name} (<= {tier.tbt_deadline_s:g})", tier.itl) for tier in report.tiers),
+        "  SLO met "
+        + ", ".join(f"{tier.name} {tier.slo_attainment:.1%}" for tier in report.tiers)
+        + f"; all {report.slo_attainment:.1%}; goodput {report.goodput:.3f} requests/s, "
+        f"{report.output_throughput:.0f} output tokens/s",
+        f"  {report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
+        f"{report.mean_batch_requests:.1f} requests, {report.mean_batch_tokens:.0f} tokens; busy "
+        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions",
+        f"  longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
+        f"paper {'yes' if report.paper else 'no'}, sound {'yes' if report.sound else 'no'}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""How good a policy is on traces that training never sees: the yardstick for the best model and for TensorBoard."""
+
+from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
+
+import numpy as np
+
+from engine.latency import load_profile
+from engine.metrics import Report, summarize
+from engine.policy import Policy
+from engine.requests import Requests
+from engine.simulate import Record, simulate
+from llmsched_env.config import EnvConfig
+from llmsched_env.reward import REWARD_TERMS, RewardWeights
+
+HELD_OUT_SEED = 1 << 40
+"""Traces for choosing the best model are drawn from this seed on: far from those of evaluations (0, 1, ...)."""
+TRAINING_SEED = 1 << 41
+"""Training traces are drawn from this seed on, 2**20 seeds apart for different training seeds."""
+
+
+def reward_terms(record: Record, starvation_s: float) -> np.ndarray:
+    """The environment's reward terms summed over a whole run, float64[terms] in the order of REWARD_TERMS.
+
+    The same totals as in `llmsched_env.reward`; only starvation, which the environment samples once in each step, is
+    taken here from the times in the record: seconds that requests waited unscheduled beyond `starvation_s`.
+    """
+    row, weight = record.row[0], np.array([t.weight for t in record.requests.tiers])
+    started = record.ledger["first_scheduled"]
+    waited = np.where(started >= 0.0, started, float(row["now"])) - record.request["arrival"]
+    starved = np.maximum(waited - starvation_s, 0.0).sum()
+    late = float(weight @ record.tier["late_sum"])
+    good = float(record.tier["good"].sum())
+    return np.array([-float(row["queue_time"]), -late, -float(row["present_time"]), good, -float(starved)])
+
+
+def record_return(record: Record, weights: RewardWeights) -> float:
+    """Undiscounted return of a run under reward weights."""
+    vector = weights.vector()
+    return float(vector[: len(REWARD_TERMS)] @ reward_terms(record, weights.starvation_s))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Results of one policy on all held-out traces."""
+
+    returns: np.ndarray  # float64[traces], return for each request of the trace
+    ttft_s: np.ndarray  # float64[traces], mean TTFT
+    reports: tuple[Report, ...]
+
+    @property
+    def mean_return(self) -> float:
+        """Mean over traces of the return per request."""
+        return float(self.returns.mean())
+
+    @property
+    def mean_ttft_s(self) -> float:
+        """Mean over traces of the mean TTFT."""
+        return float(self.ttft_s.mean())
+
+
+class HeldOut:
+    """A fixed set of traces (every rate of the environment x some seeds) and the scores of policies on it."""
+
+    def __init__(self, env: EnvConfig, traces: int, requests: int) -> None:
+        self.env = env
+        self.executor = load_profile(env.profile)
+        workload = dataclass_replace(env.workload, num_requests=requests)
+        self.traces: list[Requests] = [
+            dataclass_replace(workload, rate=rate).generate(HELD_OUT_SEED + k)
+            for rate in (env.rates or (workload.rate,))
+            for k in range(traces)
+        ]
+
+    def score(self, policy: Policy) -> Score:
+        """Serve every trace with a policy.
+
+        Raises:
+            PolicyError: the policy broke the rules.
+        """
+        returns, ttft, reports = [], [], []
+        for requests in self.traces:
+            record = simulate(policy, requests, self.executor, self.env.engine)
+            report = summarize(record)
+            returns.append(record_return(record, self.env.reward) / len(requests))
+            ttft.append(report.ttft.mean)
+            reports.append(report)
+        return Score(np.array(returns), np.array(ttft), tuple(reports))

@@ -1,0 +1,277 @@
+"""Learned policies as policies like the others: observation, small network, action codec in one compiled kernel.
+
+`LearnedPolicy` takes the best action of each head; `LearnedMixture` lets the chosen baseline build the batch;
+`RandomLegal` draws every choice with equal odds, the floor that a learner must clear.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numba import njit
+
+import baselines
+from agents.bundle import ACTIVATIONS, MAX_LAYERS, POLICY_FILE, Bundle
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.policy import Kernel, Policy, require
+from engine.state import Memory, Plan, View
+from llmsched_env.config import EnvConfig
+from llmsched_env.kernel import (
+    ACTION_SIZES,
+    ENV_PARAMS,
+    ENV_REQUEST_MEMORY,
+    ENV_ROW_MEMORY,
+    OBSERVATION_SIZE,
+    act,
+    env_params,
+    observe,
+)
+
+SKIP, RELU, CLIP, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 5)
+"""Header of the network in `params`: flags, clip, number of layers, width of each layer (MAX_LAYERS cells)."""
+NETWORK = WIDTHS + MAX_LAYERS
+"""Then mean and std of the observation, then for each layer the weights [in, out] and the biases."""
+HEADS = np.array(ACTION_SIZES)
+DECODES_ONLY = np.zeros(3, np.int64)
+SEED = ENV_PARAMS + 1
+
+
+@njit(cache=True)
+def forward(p: Any, observation: Any, scratch: Any) -> int:
+    """Run the network; returns where in `scratch` the logits start.
+
+    Args:
+        p: float64, the policy's parameters (layout: see NETWORK).
+        observation: float32[OBSERVATION_SIZE].
+        scratch: float64, twice the largest width (the observation's included).
+    """
+    size, half = OBSERVATION_SIZE, scratch.shape[0] // 2
+    mean, std, at = NETWORK, NETWORK + size, NETWORK + 2 * size
+    clip = p[CLIP]
+    for i in range(size):
+        x = (observation[i] - p[mean + i]) / p[std + i]
+        # Rounded as the learner's observations are.
+        scratch[i] = np.float32(min(max(x, -clip), clip))
+    source, target, inputs = 0, half, size
+    layers = int(p[NUM_LAYERS])
+    for k in range(layers):
+        width = int(p[WIDTHS + k])
+        bias = at + inputs * width
+        for j in range(width):
+            scratch[target + j] = p[bias + j]
+        for i in range(inputs):
+            x, start = scratch[source + i], at + i * width
+            for j in range(width):
+                scratch[target + j] += x * p[start + j]
+        if k < layers - 1:
+            for j in range(width):
+                x = scratch[target + j]
+                scratch[target + j] = max(x, 0.0) if p[RELU] > 0.0 else np.tanh(x)
+        at, inputs = bias + width, width
+        source, target = target, source
+    return source
+
+
+@njit(cache=True)
+def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
+    """The largest logit of each head (the first of equals), as SB3's deterministic prediction."""
+    for h in range(heads.shape[0]):
+        winner = 0
+        for j in range(heads[h]):
+            if scratch[at + j] > scratch[at + winner]:
+                winner = j
+        choice[h] = winner
+        at += heads[h]
+
+
+@njit(cache=True)
+def _nothing_to_decide(view: View, skip: float) -> bool:
+    """Only decodes run and no prompt waits: the environment passes such an iteration without asking."""
+    row = view.row[0]
+    return bool(skip > 0.0 and row.num_waiting + row.num_prefilling == 0)
+
+
+@Kernel
+def _learned(view: View, memory: Memory, plan: Plan) -> None:
+    observation = np.empty(OBSERVATION_SIZE, np.float32)
+    choice = np.zeros(3, np.int64)
+    observe(view, memory, observation)
+    if not _nothing_to_decide(view, memory.params[SKIP]):
+        scratch = memory.row[ENV_ROW_MEMORY:]
+        best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
+    act(view, memory, choice, plan)
+
+
+@njit(cache=True)
+def _splitmix(x: np.uint64) -> np.uint64:
+    """One output of SplitMix64 (Steele, Lea, Flood 2014) for the state `x`."""
+    x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
+    x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    return np.uint64(x ^ (x >> np.uint64(31)))
+
+
+@Kernel
+def _random(view: View, memory: Memory, plan: Plan) -> None:
+    observation = np.empty(OBSERVATION_SIZE, np.float32)
+    choice = np.zeros(3, np.int64)
+    observe(view, memory, observation)
+    if not _nothing_to_decide(view, memory.params[SKIP]):
+        word = _splitmix(np.uint64(int(memory.params[SEED])))
+        for h in range(3):
+            word = _splitmix(np.uint64(word + np.uint64(3 * view.row[0].iterations + h)))
+            choice[h] = np.int64(word % np.uint64(HEADS[h]))
+    act(view, memory, choice, plan)
+
+
+def network_params(bundle: Bundle) -> np.ndarray:
+    """A bundle as the parameters of `forward` (float64), the codec's first."""
+    header = np.zeros(NETWORK - ENV_PARAMS)
+    start = ENV_PARAMS
+    header[SKIP - start] = bundle.env.skip_decode_only
+    header[RELU - start] = ACTIVATIONS.index(bundle.activation)
+    header[CLIP - start] = bundle.clip
+    header[NUM_LAYERS - start] = len(bundle.layers)
+    for k, (_, bias) in enumerate(bundle.layers):
+        header[WIDTHS - start + k] = len(bias)
+    parts = [bundle.codec, header, bundle.mean, bundle.std]
+    for weight, bias in bundle.layers:
+        parts += [weight.T.astype(np.float64).ravel(), bias.astype(np.float64)]
+    return np.concatenate(parts)
+
+
+def _scratch_cells(bundle: Bundle) -> int:
+    return 2 * max(OBSERVATION_SIZE, *(len(bias) for _, bias in bundle.layers))
+
+
+@dataclass(frozen=True)
+class LearnedPolicy(Policy):
+    """A trained network that chooses batch size, decode rule and prompt order of every batch."""
+
+    name: ClassVar[str] = "learned"
+    knows: ClassVar[str] = "prompt length"
+    eviction: ClassVar[str] = "youngest, when a decode finds no block"
+    request_memory: ClassVar[int] = ENV_REQUEST_MEMORY
+    row_memory: ClassVar[int] = ENV_ROW_MEMORY
+    kernel: ClassVar[Kernel | None] = _learned
+
+    path: str
+    """Where it came from: the folder as it was given."""
+    bundle: Bundle = field(repr=False, compare=False)
+    """Network, normalisation and environment."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "LearnedPolicy | LearnedMixture":
+        """The policy of a bundle folder, or of a training run: its best bundle, or its last.
+
+        Raises:
+            InputError: neither, or a damaged or foreign bundle.
+        """
+        path = Path(folder)
+        for place in (path, path / "best", path / "final"):
+            if (place / POLICY_FILE).is_file():
+                bundle = Bundle.load(place)
+                kind = LearnedMixture if bundle.env.action == "mixture" else cls
+                return kind(str(folder), bundle)
+        raise InputError(f"{folder}: expected a policy bundle ({POLICY_FILE}) or a training run with one")
+
+    def params(self, config: EngineConfig) -> np.ndarray:
+        """Codec and network (see `network_params`)."""
+        return network_params(self.bundle)
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        """Fresh memory with room for the layers."""
+        cells = ENV_ROW_MEMORY + _scratch_cells(self.bundle)
+        return Memory(self.params(config), np.zeros((num_requests, ENV_REQUEST_MEMORY)), np.zeros(cells))
+
+    def choose(self, observations: np.ndarray) -> np.ndarray:
+        """The choices for observations as the environment gives them, float32[n, observations] -> int64[n, heads]."""
+        p, heads = network_params(self.bundle), np.array(self.bundle.heads)
+        scratch = np.zeros(_scratch_cells(self.bundle))
+        choices = np.zeros((len(observations), len(heads)), np.int64)
+        for observation, choice in zip(observations, choices, strict=True):
+            best(scratch, forward(p, observation, scratch), heads, choice)
+        return choices
+
+    @property
+    def spec(self) -> str:
+        """The folder, which is how the command line takes it."""
+        return self.path
+
+
+class MixtureMemory(NamedTuple):
+    """What a mixture remembers in a run: its own memory, and one for each arm."""
+
+    params: np.ndarray  # of the network
+    request: np.ndarray  # of the observer and the codec
+    row: np.ndarray  # of the observer and the codec, then scratch
+    arms: tuple[Memory, ...]
+
+
+@dataclass(frozen=True)
+class LearnedMixture(LearnedPolicy):
+    """A trained network that chooses which baseline builds the next batch; the choice is made in Python."""
+
+    name: ClassVar[str] = "learned-mixture"
+    eviction: ClassVar[str] = "as the chosen baseline"
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        """Fresh memory for the network and every arm."""
+        arms = tuple(baselines.make(arm).memory(config, num_requests) for arm in self.bundle.env.arms)
+        return MixtureMemory(*super().memory(config, num_requests), arms)  # type: ignore[return-value]
+
+    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Let the chosen arm plan; if it waits while there is nothing to wait for, the codec plans instead."""
+        assert isinstance(memory, MixtureMemory)
+        own = Memory(memory.params, memory.request, memory.row)
+        observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(1, np.int64)
+        observe(view, own, observation)
+        if _nothing_to_decide(view, own.params[SKIP]):
+            act(view, own, DECODES_ONLY, plan)
+            return
+        scratch = own.row[ENV_ROW_MEMORY:]
+        best(scratch, forward(own.params, observation, scratch), np.array(self.bundle.heads), choice)
+        kernel = baselines.make(self.bundle.env.arms[choice[0]]).kernel
+        assert kernel is not None
+        kernel(view, memory.arms[choice[0]], plan)
+        row = view.row[0]
+        stuck = plan.size[0] == 0 and row.num_waiting + row.num_running > 0
+        if stuck and row.next_arrival == row.num_requests and plan.wake[0] == np.inf:
+            act(view, own, SARATHI_CHOICE, plan)
+
+
+SARATHI_CHOICE = np.array([5, 0, 0])
+"""Decodes first, prompts in order of arrival up to 512 tokens: what the environment falls back to."""
+
+
+@dataclass(frozen=True)
+class RandomLegal(Policy):
+    """Every choice of the `allocation` action with equal odds; a run depends on nothing but the seed."""
+
+    name: ClassVar[str] = "random"
+    evidence: ClassVar[str] = "ours: the floor for learners"
+    eviction: ClassVar[str] = "youngest, when a decode finds no block"
+    request_memory: ClassVar[int] = ENV_REQUEST_MEMORY
+    row_memory: ClassVar[int] = ENV_ROW_MEMORY
+    kernel: ClassVar[Kernel | None] = _random
+
+    seed: int = 0
+    """Seed of the choices."""
+
+    def __post_init__(self) -> None:
+        """Check the seed.
+
+        Raises:
+            InputError: it is not a whole number from 0 to 2**53, which float64 parameters can hold.
+        """
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        require(whole and 0 <= self.seed <= 2**53, self, "seed", "a whole number from 0 to 2**53")
+
+    def params(self, config: EngineConfig) -> np.ndarray:
+        """The codec's parameters for the default environment, whether to skip, the seed."""
+        env = EnvConfig()
+        codec = env_params(load_profile(env.profile), env.budget)
+        return np.concatenate([codec, [float(env.skip_decode_only), float(self.seed)]])

@@ -1,0 +1,238 @@
+"""The comparison as tables: for the terminal, as CSV and as LaTeX, all from the JSON of an evaluation."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """One number per policy and load."""
+
+    key: str  # as in the report, `tiers.<name>.<key>` for one of a tier
+    title: str
+    scale: float  # from the report's unit to the table's
+    digits: int
+    has_interval: bool = True  # whether the interval is worth its room
+
+
+def columns(result: Result) -> list[Column]:
+    """What tables show, the tiers' TBT included."""
+    tiers = result["cells"][0]["report"]["tiers"]
+    found = [
+        Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
+        Column("p99_ttft_ms", "TTFT p99, s", 1e-3, 2),
+        *(Column(f"tiers.{tier}.p99_itl_ms", f"TBT p99 {tier}, s", 1e-3, 3) for tier in tiers),
+        Column("mean_e2el_ms", "E2E mean, s", 1e-3, 1),
+        Column("slo_attainment", "SLO met, %", 100.0, 1),
+        Column("request_goodput", "goodput, req/s", 1.0, 3),
+        Column("output_throughput", "output, tok/s", 1.0, 1),
+        Column("unfinished", "unfinished", 1.0, 0, False),
+        Column("dropped", "dropped", 1.0, 0, False),
+        Column("evictions", "evictions", 1.0, 0, False),
+        Column("max_wait_s", "max wait, s", 1.0, 1, False),
+        Column("jain_index", "Jain index", 1.0, 2, False),
+        Column("kv_use", "KV use, %", 100.0, 0, False),
+        Column("busy_share", "busy, %", 100.0, 0, False),
+    ]
+    zero = _zero_counts(result)
+    return [column for column in found if column.key not in zero]
+
+
+def _zero_counts(result: Result) -> list[str]:
+    return [key for key in COUNTS if not any(row["metrics"][key]["mean"] for row in result["summary"])]
+
+
+def remarks(result: Result) -> list[str]:
+    """The notes of a result, and which counts are left out of the tables because they are all zero."""
+    zero = _zero_counts(result)
+    return [*result["notes"], *([f"Zero in every run: {', '.join(zero)}."] if zero else [])]
+
+
+TERMINAL = ("TTFT", "TBT", "SLO", "goodput")
+"""Columns that fit a terminal, by the beginning of their titles."""
+COUNTS = ("unfinished", "dropped", "evictions")
+"""Columns that are left out where they are all zero."""
+
+
+def load_label(result: Result, load: float | None) -> str:
+    """A load in words: its rate, or that the recorded times are replayed."""
+    if load is not None:
+        return f"{load:g} req/s"
+    rates = [trace["rate"] for trace in result["traces"] if trace["load"] is None and trace["rate"]]
+    scale = result["config"]["source"]["rate_scale"]
+    scaled = f" x {scale:g}" if scale != 1.0 else ""
+    return f"recorded{scaled} ({rates[0]:.3g} req/s)" if rates else "all at once"
+
+
+def load_rate(result: Result, load: float | None) -> float:
+    """A load as a number for an axis, requests/s (nan for all at once)."""
+    if load is not None:
+        return load
+    rates = [trace["rate"] for trace in result["traces"] if trace["load"] is None and trace["rate"]]
+    return float(rates[0]) if rates else math.nan
+
+
+def number(value: float | None, column: Column, sign: bool = False) -> str:
+    """A number in the table's unit, a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value * column.scale:{'+' if sign else ''}.{column.digits}f}"
+
+
+def with_interval(metric: Row, column: Column) -> str:
+    """`mean` or `mean [low, high]`, without the interval where it has no width."""
+    text = number(metric["mean"], column)
+    low, high = number(metric["low"], column), number(metric["high"], column)
+    return text if low in ("-", high) or not column.has_interval else f"{text} [{low}, {high}]"
+
+
+def criteria(row: Row) -> tuple[str, str]:
+    """How many seeds meet the paper's and the sound criterion, as `5/5`."""
+    return f"{row['paper']}/{row['seeds']}", f"{row['sound']}/{row['seeds']}"
+
+
+_COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red"}
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _terminal_columns(result: Result) -> list[Column]:
+    return [c for c in columns(result) if c.title.startswith(TERMINAL) or c.key in COUNTS]
+
+
+def _print_summary(result: Result, console: Console) -> None:
+    shown = _terminal_columns(result)
+    for load in result["config"]["loads"]:
+        table = _table(load_label(result, load))
+        table.add_column("policy", no_wrap=True)
+        for column in shown:
+            table.add_column(column.title, justify="right")
+        for title in ("capacity paper", "capacity sound", "verdict"):
+            table.add_column(title)
+        for row in (row for row in result["summary"] if row["load"] == load):
+            values = [number(row["metrics"][column.key]["mean"], column) for column in shown]
+            verdict = Text(row["verdict"], style=_COLOURS[row["verdict"]])
+            table.add_row(row["policy"], *values, *criteria(row), verdict)
+        console.print(table)
+
+
+def print_tables(result: Result, console: Console) -> None:
+    """One table per load, then the differences to the reference, decision times, notes and warnings."""
+    _print_summary(result, console)
+    _print_differences(result, console)
+    looks = result["windows"].get("policies", {})
+    times = [f"{p} {seen['decision_us']['median']:.2f}" for p, seen in looks.items() if seen["decision_us"]]
+    if times:
+        console.print(f"Time of one decision, us (median): {', '.join(times)}", style="dim", highlight=False)
+    for note in remarks(result):
+        console.print(note, style="dim", highlight=False)
+    for warning in result["warnings"]:
+        console.print(f"Outside the profile's range: {warning}", style="yellow", highlight=False)
+
+
+def console_for_tables() -> Console:
+    """A console that does not squeeze tables into 80 columns when it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+HEADLINE = ("median_ttft_ms", "p99_ttft_ms", "slo_attainment", "request_goodput")
+"""Differences that the terminal shows."""
+
+
+def difference_text(row: Row, column: Column) -> str:
+    """A paired difference with its interval, and relative to the reference."""
+    gap = row["difference"]
+    text = number(gap["mean"], column, sign=True)
+    if row["relative"] is not None:
+        text += f" ({row['relative']:+.0%})"
+    if gap["low"] is None:
+        return text
+    return f"{text} [{number(gap['low'], column, sign=True)}, {number(gap['high'], column, sign=True)}]"
+
+
+def _print_differences(result: Result, console: Console) -> None:
+    rows = [row for row in result["paired"] if row["metric"] in HEADLINE]
+    if not rows:
+        return
+    by_key = {column.key: column for column in columns(result)}
+    table = _table(f"Difference to {result['reference']}, same traces, 95 % interval")
+    for title in ("load", "policy"):
+        table.add_column(title, no_wrap=True)
+    for key in HEADLINE:
+        table.add_column(by_key[key].title, justify="right")
+    found = {(row["load"], row["policy"], row["metric"]): row for row in rows}
+    for load, policy in dict.fromkeys((load, policy) for load, policy, _ in found):
+        cells = []
+        for row in (found[load, policy, key] for key in HEADLINE):
+            style = {"better": "green", "worse": "red"}.get(row["judgement"], "")
+            text = difference_text(row, by_key[row["metric"]]).replace(" [", "\n[")
+            cells.append(Text(text, style=style))
+        table.add_row("-" if load is None else f"{load:g}", policy, *cells)
+    console.print(table)
+
+
+def csv_text(result: Result) -> str:
+    """One line per policy and load: mean and interval of every number, in the units of the report."""
+    keys = list(result["summary"][0]["metrics"]) if result["summary"] else []
+    names = [f"{key}{part}" for key in keys for part in ("", "_low", "_high")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["policy", "load", "rate", "seeds", "paper", "sound", "verdict", *names])
+    for row in result["summary"]:
+        metrics = [row["metrics"][key][part] for key in keys for part in ("mean", "low", "high")]
+        load = "" if row["load"] is None else row["load"]
+        rate = load_rate(result, row["load"])
+        fixed = [row["policy"], load, rate, row["seeds"], row["paper"], row["sound"], row["verdict"]]
+        writer.writerow([*fixed, *("" if value is None else value for value in metrics)])
+    return out.getvalue()
+
+
+_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "\\": r"\textbackslash{}"})
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def latex_text(result: Result) -> str:
+    """A booktabs table: policies by load, means over seeds with half the width of the interval."""
+    shown = [column for column in columns(result) if column.title.startswith(TERMINAL)]
+
+    def cell(metric: Row, column: Column) -> str:
+        mean = number(metric["mean"], column)
+        if metric["low"] is None or mean == "-":
+            return mean.replace("-", "--")
+        return f"${mean} \\pm {number((metric['high'] - metric['low']) / 2, column)}$"
+
+    head = " & ".join(_escaped(title) for title in ["load", "policy", *(c.title for c in shown), "verdict"])
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{ll{'r' * len(shown)}l}}",
+        "\\toprule",
+        f"{head} \\\\",
+    ]
+    for load in result["config"]["loads"]:
+        lines.append("\\midrule")
+        for row in (row for row in result["summary"] if row["load"] == load):
+            cells = [cell(row["metrics"][column.key], column) for column in shown]
+            fixed = [_escaped(load_label(result, load)), _escaped(row["policy"])]
+            lines.append(" & ".join([*fixed, *cells, row["verdict"]]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+Writer = Callable[[Result], str]
+TEXTS: dict[str, Writer] = {"table.csv": csv_text, "table.tex": latex_text}
+"""Text files that a report consists of, by name."""
