@@ -157,8 +157,9 @@ def _vector_rate(rows: int, scale: float, rounds: int = 3) -> float:
         for k in range(steps):
             envs.step(actions[k % 64])
 
-    play(max(20, int(2000 * scale)))
-    steps = max(50, int(500_000 * scale) // rows)
+    warm_up = max(20, int(1000 * scale))
+    # As many steps as take about a second.
+    steps = max(20, int(scale * warm_up / seconds(lambda: play(warm_up))))
     return median(rows * steps / seconds(lambda: play(steps)) for _ in range(rounds))
 
 
@@ -185,7 +186,7 @@ def scalar_env(scale: float) -> Result:
     """Steps per second through `gymnasium.make`, ours and CartPole-v1 in turn, resets included."""
     import gymnasium
 
-    steps = max(200, int(50_000 * scale))
+    steps = max(200, int(20_000 * scale))
     ours = gymnasium.make("llmsched_env:LLMSched-v0")
     rates = {"ours": _scalar_rate(ours, steps), "cartpole": _scalar_rate(gymnasium.make("CartPole-v1"), steps)}
     alternate(1, rates)
@@ -224,7 +225,7 @@ def capacity_curve(scale: float) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "agents.cli", "capacity", "--policies", "sarathi", "--rates", CURVE_RATES]
         command += ["--num-requests", str(int(CURVE_REQUESTS * scale)), "--seeds", "1", "--workers", "1"]
-        command += ["--json", str(Path(folder) / "capacity.json")]
+        command += ["--out", folder]
 
         def whole_process() -> None:
             subprocess.run(command, env=_pinned(), check=True, stdout=subprocess.DEVNULL)

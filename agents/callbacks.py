@@ -35,7 +35,7 @@ def tensorboard_logger(folder: Path, first_step: int) -> Logger:
     output = TensorBoardOutputFormat(str(folder))
     if first_step > 0:
         output.writer.close()
-        output.writer = SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+        output.writer = SummaryWriter(str(folder), purge_step=first_step)
     return Logger(folder=str(folder), output_formats=[output])
 
 
@@ -129,7 +129,7 @@ class Evaluation(BaseCallback):
         tiers = [tier.name for tier in self.config.env.workload.tiers]
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
-                output.writer.add_custom_scalars(scalar_layout(tiers, self.config.eval_baselines))  # type: ignore[no-untyped-call]
+                output.writer.add_custom_scalars(scalar_layout(tiers, self.config.eval_baselines))
 
     def _on_step(self) -> bool:
         return True

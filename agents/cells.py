@@ -149,3 +149,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Find out before a long run that its results could not be written.
+
+    Raises:
+        InputError: the folder of a path cannot be made or written, or the path is a folder.
+    """
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise InputError(f"{path}: expected a file to write, got a folder")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        write_atomically(probe, b"")
+        probe.unlink(missing_ok=True)

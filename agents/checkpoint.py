@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def load_checkpoint(model: TimedPPO, path: Path) -> dict[str, Any]:
         base.load_state(rows)
         model._last_obs, model._last_episode_starts = rows["last_obs"], rows["episode_starts"]
         model.num_timesteps, model._n_updates = learner["num_timesteps"], learner["n_updates"]
-        model.ep_info_buffer.extend(learner["episodes"])  # type: ignore[union-attr]
+        model.ep_info_buffer = deque(learner["episodes"], maxlen=model._stats_window_size)
+        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
         _set_generators({k: _cpu(v) for k, v in data["generators"].items()})
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: does not fit this configuration ({str(error).splitlines()[0][:120]})") from None

@@ -21,7 +21,7 @@ class TimedNormalize(VecNormalize):
         super().__init__(venv, clip_obs=clip_obs, clip_reward=clip_reward)
         self.discount_s = discount_s
 
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step, update the statistics (in training) and normalise."""
         obs, rewards, dones, infos = self.venv.step_wait()
         assert isinstance(obs, np.ndarray)

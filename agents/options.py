@@ -184,7 +184,9 @@ class SourceOptions:
         if rates is not None:
             return parse_rates(rates)
         if rate is not None:
-            return parse_rates(repr(rate))
+            if not (math.isfinite(rate) and rate > 0.0):
+                raise InputError(f"rate: expected a finite number of requests/s > 0, got {rate}")
+            return (rate,)
         if not source.synthetic_arrivals:
             return (None,)
         if self.trace is not None:

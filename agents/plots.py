@@ -117,7 +117,12 @@ def _fit_scale(axes: "Axes", result: Result, key: str) -> None:
         # A band may reach down to zero: the means alone set the range.
         axes.set_ylim(0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
     else:
-        axes.set_ylim(bottom=0.0)
+        _from_zero(axes)
+
+
+def _from_zero(axes: "Axes") -> None:
+    """Room from zero to above the largest value."""
+    axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])
 
 
 def _plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
@@ -137,7 +142,7 @@ def plot_tbt(result: Result) -> "Figure":
     panels = figure.subplots(1, max(2, len(tiers)), squeeze=False)[0]
     for axes, (name, tier) in zip(panels, tiers.items(), strict=False):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
-        axes.set_ylim(bottom=0.0)
+        _from_zero(axes)
         deadline = tier["tbt_deadline_ms"] / 1000.0
         _limit(axes, deadline, f"deadline {deadline:g} s")
         axes.set_title(f"p99 TBT of tier {name}, s", loc="left", fontsize=10)
@@ -153,7 +158,7 @@ def plot_goodput(result: Result) -> "Figure":
     left, right = figure.subplots(1, 2)
     _against_load(left, result, "request_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
-    left.set_ylim(bottom=0.0)
+    _from_zero(left)
     rates = [load_rate(result, load) for load in result["config"]["loads"]]
     if len(rates) > 1:
         left.plot(rates, rates, **LIMIT)
@@ -163,6 +168,7 @@ def plot_goodput(result: Result) -> "Figure":
             ha="right", fontsize=7.5, color="#555555",
         )  # fmt: skip
     _against_load(right, result, "slo_attainment", 100.0)
+    right.set_ylim(0.0, 104.0)
     right.set_title("requests that met TTFT and every TBT deadline, %", loc="left", fontsize=10)
     _legend(figure, left)
     return figure

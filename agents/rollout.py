@@ -70,14 +70,12 @@ class TimedPPO(PPO):
         InputError: `discount_s` is not positive.
     """
 
-    def __init__(
-        self, *args: Any, discount_s: float = 30.0, step_s: float = 0.05, _init_setup_model: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, discount_s: float = 30.0, step_s: float = 0.05, **kwargs: Any) -> None:
         if not discount_s > 0.0:
             raise InputError(f"discount_s: expected seconds > 0, got {discount_s!r}")
         self.discount_s = discount_s
         kwargs |= {"gamma": float(np.exp(-step_s / discount_s)), "rollout_buffer_class": TimedRolloutBuffer}
-        super().__init__(*args, _init_setup_model=_init_setup_model, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -146,7 +146,7 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
         if start is not None:
             run = load_checkpoint(model, start)
             evaluation.load_state(run["evaluation"])
-        logger = tensorboard_logger(config.run_dir, model.num_timesteps)
+        logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if start else 0)
         model.set_logger(logger)
         kept = Checkpoints(config, config.run_dir / CHECKPOINTS, lambda: {"evaluation": evaluation.state()})
         bar = ProgressBar(config.total_timesteps) if config.progress else None

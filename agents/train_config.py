@@ -102,7 +102,8 @@ class TrainConfig:
         self._whole("batch_size", 2)
         if self.n_envs * self.n_steps % self.batch_size:
             raise InputError(
-                f"batch_size: expected a divisor of n_envs x n_steps = {self.n_envs * self.n_steps}, got {self.batch_size}"
+                f"batch_size: expected a divisor of n_envs x n_steps = {self.n_envs} x {self.n_steps}, "
+                f"got {self.batch_size}"
             )
         for name in ("learning_rate", "discount_s", "clip_range", "max_grad_norm"):
             self._number(name, above_zero=True)

@@ -31,7 +31,7 @@ def row_info(infos: dict[str, Any], row: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, values in infos.items():
         mask = infos.get(f"_{key}")
-        if key.startswith("_") and key[1:] in infos or (mask is not None and not mask[row]):
+        if (key.startswith("_") and key[1:] in infos) or (mask is not None and not mask[row]):
             continue
         found[key] = row_info(values, row) if isinstance(values, dict) else values[row]
     return found
@@ -88,7 +88,7 @@ class SB3VecEnv(VecEnv):
         """Keep the actions for `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step every row: (observations, float32 rewards, dones, infos)."""
         observations, rewards, terminated, truncated, infos = self.envs.step(self._actions)
         self.step_infos = infos
@@ -98,7 +98,7 @@ class SB3VecEnv(VecEnv):
         done = np.logical_or(terminated, truncated)
         self._forget_infos()
         self._ended = np.flatnonzero(done)
-        for row in self._ended:
+        for row in self._ended.tolist():
             self._end_episode(row, infos, bool(truncated[row] and not terminated[row]))
         return np.array(observations), np.array(rewards, np.float32), done, self._infos
 
@@ -134,7 +134,7 @@ class SB3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One image per row, where the environment draws them."""
-        frames = self.envs.render() if self.envs.render_mode == "rgb_array" else None
+        frames: Any = self.envs.render() if self.envs.render_mode == "rgb_array" else None
         return list(frames) if frames is not None else [None] * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.capacity import CRITERIA, Search, search_capacity
-from agents.cells import default_workers, write_atomically
+from agents.cells import check_writable, default_workers, write_atomically
 from agents.options import ServerOptions, SourceOptions, parse_rates
 from agents.resolve import split_policies
 from engine.errors import InputError
@@ -78,6 +78,7 @@ class Command(SourceOptions, ServerOptions):
         from agents.report import json_text
 
         search = self.search()
+        check_writable(self.json)
         result = search_capacity(
             search,
             workers=default_workers() if self.workers is None else self.workers,

@@ -26,7 +26,7 @@ class Command:
     Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward.
     """
 
-    total_timesteps: int = 1_500_000
+    total_timesteps: int = 1_000_000
     """Decisions to train on."""
     rate: float = 1.6
     """Load of the comparison, requests/s."""

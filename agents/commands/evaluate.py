@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.cells import default_workers, write_atomically
+from agents.cells import check_writable, default_workers, write_atomically
 from agents.evaluate import Evaluation, evaluate
 from agents.options import ServerOptions, SourceOptions
 from agents.report import json_text, write_report
@@ -71,6 +71,7 @@ class Command(SourceOptions, ServerOptions):
             InputError: options that do not fit, or a place that cannot be written.
         """
         evaluation = self.evaluation()
+        check_writable(self.json, self.report)
         with_progress(lambda on_cell: self._run(evaluation, on_cell))
 
     def _run(self, evaluation: Evaluation, on_cell: Callable[[int, int], None]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.cells import write_atomically
+from agents.cells import check_writable, write_atomically
 from agents.options import ServerOptions, SourceOptions
 from agents.resolve import resolve
 from engine.errors import InputError
@@ -33,6 +33,7 @@ class Command(SourceOptions, ServerOptions):
         """
         if self.seed < 0:
             raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
+        check_writable(self.json)
         (load,) = self.loads(self.rate, None)
         requests = self.source().requests(load, self.seed)
         policy, model = resolve(self.policy), self.model()

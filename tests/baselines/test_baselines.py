@@ -1,7 +1,6 @@
-"""The published policies: their specs, and what each of them does on small traces."""
+"""What each of the published policies does on small traces."""
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import pytest
 import baselines
 from baselines.slai import LST
 from engine.config import EngineConfig
-from engine.errors import InputError
 from engine.kv import blocks_for
 from engine.latency import LatencyModel
 from engine.policy import Policy
@@ -96,57 +94,6 @@ def running(view: View) -> list[int]:
 def decodes(view: View) -> set[int]:
     """Requests that hold KV and have their prompt done."""
     return {i for i in running(view) if view.request[i].prefilled == view.request[i].prompt}
-
-
-@pytest.mark.parametrize("name", baselines.names())
-def test_a_policy_says_what_it_is_and_its_spec_builds_it_again(name: str) -> None:
-    policy = baselines.make(name)
-    assert policy == baselines.POLICIES[name]()
-    assert (policy.name, policy.spec) == (name, name)
-    assert policy.paper
-    assert policy.evidence
-    assert policy.__doc__
-    for field in fields(policy):
-        value = {"int": 7, "float": 2.5, "bool": not field.default}.get(getattr(field.type, "__name__", ""))
-        if value is not None:
-            changed = baselines.make(f"{name}:{field.name}={value}")
-            assert getattr(changed, field.name) == value
-            assert changed.spec == f"{name}:{field.name}={value}"
-            assert baselines.make(changed.spec) == changed
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("slia", "policy: expected one of fastertransformer, orca, vllm, sarathi, slai"),
-        ("", "policy: expected one of "),
-        (" slai", "policy: expected one of "),
-        ("slai:ofset=3", "policy 'slai': expected one of token_budget, order, offset,"),
-        ("slai:offset", "policy 'slai': expected one of .* as name=value, got 'offset'"),
-        ("slai:offset=", "policy 'slai': offset: expected float, got ''"),
-        ("slai:offset=five", "policy 'slai': offset: expected float, got 'five'"),
-        ("slai:offset=-1", "policy 'slai': offset: expected a number >= 0, got -1.0"),
-        ("slai:offset=nan", "policy 'slai': offset: expected a number >= 0, got nan"),
-        ("slai:fixed_offset=perhaps", "policy 'slai': fixed_offset: expected bool, got 'perhaps'"),
-        ("slai:token_budget=1.5", "policy 'slai': token_budget: expected int, got '1.5'"),
-        ("slai:max_decodes=0", "policy 'slai': max_decodes: expected requests >= 1, got 0"),
-        ("sarathi:token_budget=0", "policy 'sarathi': token_budget: expected tokens >= 1, got 0"),
-        ("sarathi:order=lifo", "policy 'sarathi': order: expected fcfs or spf, got 'lifo'"),
-        ("vllm:max_batched_tokens=-1", "policy 'vllm': max_batched_tokens: expected tokens >= 0, got -1"),
-        ("orca:batch_cap=0", "policy 'orca': batch_cap: expected requests >= 1, got 0"),
-        ("fastertransformer:batch_cap=-3", "policy 'fastertransformer': batch_cap: expected requests >= 1, got -3"),
-    ],
-)
-def test_a_wrong_spec_gives_one_line_that_says_what_is_expected(spec: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"^{message}") as caught:
-        baselines.make(spec)
-    assert "\n" not in str(caught.value)
-
-
-def test_settings_of_a_spec_are_parsed_by_the_type_of_the_parameter() -> None:
-    policy = baselines.make("slai:token_budget=1_024,offset=3,fixed_offset=true,order=spf")
-    assert policy == baselines.SLAI(token_budget=1024, offset=3.0, fixed_offset=True, order="spf")
-    assert baselines.make("slai:") == baselines.SLAI()
 
 
 def test_vllm_never_mixes_prompts_and_decodes_and_prefers_prompts() -> None:
@@ -307,6 +254,14 @@ def test_slai_takes_the_pressure_offset_at_and_above_its_memory_limit() -> None:
     assert pressed.ledger.tobytes() == always.ledger.tobytes()
     assert relaxed.ledger.tobytes() == never.ledger.tobytes()
     assert pressed.ledger.tobytes() != relaxed.ledger.tobytes()
+
+
+@pytest.mark.parametrize(("limit", "second"), [(0.25, ({1: 3}, [0])), (0.26, ({1: 4}, []))])
+def test_slai_is_under_pressure_as_soon_as_kv_use_equals_its_limit(
+    limit: float, second: tuple[dict[int, int], list[int]]
+) -> None:
+    spec = f"slai:token_budget=4,order=fcfs,offset=0,pressure_offset=1e6,memory_limit={limit}"
+    assert batches(run(spec, burst([4, 8], [2, 2]), FULL))[1] == second
 
 
 FULL = EngineConfig(block_size=4, num_blocks=4, watermark=0.0, max_model_len=16)

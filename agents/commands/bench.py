@@ -1,0 +1,86 @@
+"""`llmsched bench`: the measurements of `agents.bench`."""
+
+import json as json_format
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agents import bench
+from agents.cells import write_atomically
+from engine.errors import InputError
+
+GOALS: dict[str, tuple[str, float]] = {
+    "simulate_iterations_per_s": (">=", 500_000),
+    "capacity_curve_s": ("<=", 3.0),
+    "vector_env_steps_per_s": (">=", 400_000),
+    "scalar_to_cartpole": (">=", 0.6),
+    "ppo_to_null_env": (">=", 0.85),
+    "cold_start_s": ("<=", 20.0),
+    "warm_start_s": ("<=", 1.5),
+    "simulate_peak_mib": ("<=", 250.0),
+}
+"""What each figure must reach on a quiet machine."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Measure speed and memory: one thread, medians, peers in turn in the same process."""
+
+    only: str | None = None
+    """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth (default: all)."""
+    scale: float = 1.0
+    """Size of the measurements; below 1 they are quicker and less exact."""
+    json: Path | None = None
+    """Also write every figure to this file."""
+
+    def run(self) -> None:
+        """Measure, print, write.
+
+        Raises:
+            InputError: an unknown measurement, a scale that is not positive, or a file that cannot be written.
+        """
+        names = [*bench.MEASUREMENTS] if self.only is None else [name.strip() for name in self.only.split(",")]
+        for name in names:
+            if name not in bench.MEASUREMENTS:
+                raise InputError(f"only: expected measurements among {', '.join(bench.MEASUREMENTS)}, got {name!r}")
+        if not 0.0 < self.scale <= 100.0:
+            raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
+        console = Console()
+        with console.status("") as status:
+            result = bench.bench(names, self.scale, status.update)
+        console.print(_figures(result))
+        for column in ("running", "waiting", "rows"):
+            if "growth" in result:
+                console.print(_growth(result["growth"][column]))
+        if self.json is not None:
+            write_atomically(self.json, json_format.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _figures(result: dict[str, Any]) -> Table:
+    machine = result["machine"]
+    table = Table(title=f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread")
+    for title in ("figure", "measured", "goal", ""):
+        table.add_column(title, justify="left" if title == "figure" else "right")
+    for name, value in result.items():
+        if name in ("scale", "threads") or not isinstance(value, int | float):
+            continue
+        sign, goal = GOALS.get(name, ("", 0.0))
+        held = "" if not sign else "yes" if (value >= goal if sign == ">=" else value <= goal) else "NO"
+        table.add_row(
+            name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", f"{sign} {goal:,g}" * bool(sign), held
+        )
+    return table
+
+
+def _growth(rows: list[dict[str, Any]]) -> Table:
+    first = next(iter(rows[0]))
+    unit = "environment steps per s" if first == "rows" else "ns per iteration of a whole simulation"
+    table = Table(title=f"Growth with {first}, {unit}")
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:,.0f}" for value in row.values()))
+    return table

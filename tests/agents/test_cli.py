@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agents.cli import commands, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
+    code = main(line.split())
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+SMALL = "--workload poisson:lengths=lognormal:5,1,3,1,2000 --num-requests 30 --seeds 2 --workers 1"
+
+TRACES = {
+    "columns.csv": "a,b\n1,2\n",
+    "empty.csv": "",
+    "headonly.csv": "num_prefill_tokens,num_decode_tokens\n",
+    "negative.csv": "num_prefill_tokens,num_decode_tokens\n-5,2\n",
+    "nan.csv": "arrived_at,num_prefill_tokens,num_decode_tokens\nnan,5,2\n",
+    "unsorted.csv": "arrived_at,num_prefill_tokens,num_decode_tokens\n5,5,2\n1,5,2\n",
+    "long.csv": "arrived_at,num_prefill_tokens,num_decode_tokens\n0,20000,2\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nosuch", "expected a command"),
+        ("evaluate --policies nosuch", "got 'nosuch'"),
+        ("evaluate --policies runs/nosuch", "got 'runs/nosuch'"),
+        ("evaluate --policies slai:nosuch=1", "got 'nosuch=1'"),
+        ("evaluate --policies slai:offset=x", "got 'x'"),
+        ("evaluate --policies slai:offset=-1", "offset"),
+        ("evaluate --policies ,", "at least one"),
+        ("evaluate --policies slai,slai", "twice"),
+        ("evaluate --reference slai --policies vllm,orca", "reference"),
+        ("evaluate --seeds 0", "seeds"),
+        ("evaluate --seeds x", "--seeds"),
+        ("evaluate --workers 0", "workers"),
+        ("evaluate --num-requests 0", "num_requests"),
+        ("evaluate --rate -1", "rate"),
+        ("evaluate --rate nan", "rate"),
+        ("evaluate --rates 2:1:1", "rates"),
+        ("evaluate --rates 1:2:0", "rates"),
+        ("evaluate --rates 1,1", "each load once"),
+        ("evaluate --rate 1 --rates 1,2", "got both"),
+        ("evaluate --rate-scale 0.5", "rate_scale"),
+        ("evaluate --workload nosuch", "got 'nosuch'"),
+        ("evaluate --workload poisson:nosuch=1", "got 'nosuch'"),
+        ("evaluate --workload poisson:rate=2 --rate 3", "rate: expected once"),
+        ("evaluate --profile nosuch", "profile"),
+        ("evaluate --engine.num-blocks 0", "num_blocks"),
+        ("evaluate --engine.num-blocks 10", "prompt + output"),
+        ("evaluate --engine.nosuch 1", "nosuch"),
+        ("evaluate --horizon -1", "horizon"),
+        ("evaluate --warmup -1", "warmup"),
+        ("evaluate --resume", "to resume"),
+        ("evaluate --nosuch", "--nosuch"),
+        ("evaluate --trace nosuch.csv", "nosuch.csv"),
+        ("evaluate --trace columns.csv", "columns.csv, line 1"),
+        ("evaluate --trace empty.csv", "empty.csv"),
+        ("evaluate --trace headonly.csv", "headonly.csv"),
+        ("evaluate --trace negative.csv", "negative.csv, line 2"),
+        ("evaluate --trace nan.csv", "nan.csv, line 2"),
+        ("evaluate --trace unsorted.csv", "unsorted.csv, line 3"),
+        ("evaluate --trace long.csv --workers 1", "max_model_len"),
+        ("evaluate --out columns.csv", "columns.csv"),
+        ("evaluate --report columns.csv/report.html", "report.html"),
+        ("evaluate --json .", "got a folder"),
+        ("simulate --policy nosuch", "got 'nosuch'"),
+        ("simulate --seed -1", "seed"),
+        ("capacity --low 2 --high 1", "low, high"),
+        ("capacity --rates 2,1", "ascending"),
+        ("capacity --trace unsorted.csv", "unsorted.csv"),
+        ("report nosuch", "nosuch"),
+        ("report columns.csv", "columns.csv"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], line: str, words: str) -> None:
+    for name, text in TRACES.items():
+        Path(name).write_text(text)
+    code, out, err = run(capsys, line)
+    assert (code, out) == (2, "")
+    assert err.startswith("llmsched")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_the_overview_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ("", "--help", "help"):
+        code, out, _ = run(capsys, line)
+        assert code == 0
+        for name in commands():
+            (text,) = (row for row in out.splitlines() if row.split()[:1] == [name])
+            assert len(text.split()) > 3
+
+
+@pytest.mark.parametrize("name", ["evaluate", "simulate", "capacity", "report", "policies", "workloads"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, out, err = run(capsys, f"{name} --help")
+    assert (code, err) == (0, "")
+    assert f"usage: llmsched {name}" in out
+
+
+def test_evaluate_prints_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys, f"evaluate {SMALL} --policies sarathi,random --rates 4,8 --report r/x.html --json j.json"
+    )
+    assert (code, err) == (0, "")
+    assert "Difference to sarathi" in out
+    result = json.loads(Path("j.json").read_text())
+    assert len(result["cells"]) == 8
+    assert result == json.loads(Path("out/evaluate/result.json").read_text())
+    assert Path("r/x.html").read_text().startswith("<!doctype html>")
+    assert len(Path("out/evaluate/cells.jsonl").read_text().splitlines()) == 9
+    Path("r/x.html").unlink()
+    code, out, err = run(capsys, "report j.json --out again")
+    assert (code, err) == (0, "")
+    assert Path("again/report.html").is_file()
+
+
+def test_simulate_writes_the_keys_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "simulate --workload toy --policy sarathi --json j.json")
+    assert (code, err) == (0, "")
+    assert "8 of 8 requests finished" in out
+    data = json.loads(Path("j.json").read_text())
+    assert data["completed"] == 8
+    # One chunk of 512 tokens: 7.64 ms + 512 x 83.6 us + pairs and nothing else.
+    assert data["median_ttft_ms"] == pytest.approx(7.64 + 512 * 0.0836 + 512 * 513 / 2 * 5.8254e-6, rel=1e-3)
+
+
+def test_semantics_are_presets_that_single_fields_override(capsys: pytest.CaptureFixture[str]) -> None:
+    def engine(flags: str) -> dict[str, object]:
+        code, _, err = run(capsys, f"evaluate {SMALL} --policies sarathi --no-plots --json j.json {flags}")
+        assert (code, err) == (0, "")
+        found: dict[str, object] = json.loads(Path("j.json").read_text())["config"]["engine"]
+        return found
+
+    assert engine("")["prompt_emits"] is True
+    reference = engine("--semantics reference")
+    assert (reference["prompt_emits"], reference["max_model_len"]) == (False, 8192)
+    changed = engine("--semantics reference --engine.max-model-len 16_384 --engine.prompt-emits")
+    assert (changed["prompt_emits"], changed["max_model_len"], changed["zero_gaps"]) == (True, 16384, True)
+
+
+def test_policies_and_workloads_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "policies")
+    assert code == 0
+    for word in ("sarathi", "arXiv 2508.01002", "evidence", "token_budget=512", "random"):
+        assert word in out
+    code, out, _ = run(capsys, "workloads")
+    assert code == 0
+    for word in ("gamma", "openchat_sharegpt4", "lognormal:", "Mooncake"):
+        assert word in out
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "agents.cli", *arguments]
+
+
+def test_comparing_baselines_loads_no_torch() -> None:
+    code = "import sys; from agents.cli import main; main(sys.argv[1:]); print(sorted(sys.modules))"
+    line = f"evaluate {SMALL} --policies sarathi --no-plots".split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], capture_output=True, text=True, env=environment, check=True
+    )
+    modules = done.stdout.splitlines()[-1]
+    for heavy in ("'torch'", "'pandas'", "'matplotlib'", "'stable_baselines3'", "'transformers'"):
+        assert heavy not in modules
+    assert "'engine.metrics'" in modules
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_is_one_line_exit_code_130_and_leaves_finished_cells(workers: str) -> None:
+    arguments = ["evaluate", "--rates", "1:3:0.02", "--policies", "sarathi", "--workers", workers, "--no-plots"]
+    process = subprocess.Popen(
+        _python(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    cells = Path("out/evaluate/cells.jsonl")
+    deadline = time.monotonic() + 120.0
+    while not (cells.is_file() and len(cells.read_text().splitlines()) > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # As a terminal does: to the whole process group.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "llmsched: interrupted\n")
+    lines = cells.read_text().splitlines()
+    assert 3 < len(lines) < 304
+    assert all("report" in json.loads(line) for line in lines[1:])
