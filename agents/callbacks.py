@@ -141,6 +141,9 @@ class Evaluation(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.evaluate()
+        # What was recorded since the last dump belongs to the next step, which does not come.
+        for name in [name for name in self.logger.name_to_value if name.startswith("train/")]:
+            del self.logger.name_to_value[name]
         self.logger.dump(self.num_timesteps)
 
     def evaluate(self) -> None:

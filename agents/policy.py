@@ -1,17 +1,16 @@
 """Learned policies as policies like the others: observation, small network, action codec in one compiled kernel.
 
-`LearnedPolicy` takes the best action of each head; `LearnedMixture` lets the chosen baseline build the batch;
-`RandomLegal` draws every choice with equal odds, the floor that a learner must clear.
+`LearnedPolicy` takes the best action of each head; `RandomLegal` draws every choice with equal odds, the floor that a
+learner must clear. Policies that choose among baselines are in `agents.mixture`.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
 
-import baselines
 from agents.bundle import ACTIVATIONS, MAX_LAYERS, POLICY_FILE, Bundle
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -35,7 +34,6 @@ SKIP, RELU, CLIP, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 5)
 NETWORK = WIDTHS + MAX_LAYERS
 """Then mean and std of the observation, then for each layer the weights [in, out] and the biases."""
 HEADS = np.array(ACTION_SIZES)
-DECODES_ONLY = np.zeros(3, np.int64)
 SEED = ENV_PARAMS + 1
 
 
@@ -88,7 +86,7 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
 
 
 @njit(cache=True)
-def _nothing_to_decide(view: View, skip: float) -> bool:
+def nothing_to_decide(view: View, skip: float) -> bool:
     """Only decodes run and no prompt waits: the environment passes such an iteration without asking."""
     row = view.row[0]
     return bool(skip > 0.0 and row.num_waiting + row.num_prefilling == 0)
@@ -99,14 +97,14 @@ def _learned(view: View, memory: Memory, plan: Plan) -> None:
     observation = np.empty(OBSERVATION_SIZE, np.float32)
     choice = np.zeros(3, np.int64)
     observe(view, memory, observation)
-    if not _nothing_to_decide(view, memory.params[SKIP]):
+    if not nothing_to_decide(view, memory.params[SKIP]):
         scratch = memory.row[ENV_ROW_MEMORY:]
         best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
     act(view, memory, choice, plan)
 
 
 @njit(cache=True)
-def _splitmix(x: np.uint64) -> np.uint64:
+def splitmix(x: np.uint64) -> np.uint64:
     """One output of SplitMix64 (Steele, Lea, Flood 2014) for the state `x`."""
     x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
     x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
@@ -119,10 +117,10 @@ def _random(view: View, memory: Memory, plan: Plan) -> None:
     observation = np.empty(OBSERVATION_SIZE, np.float32)
     choice = np.zeros(3, np.int64)
     observe(view, memory, observation)
-    if not _nothing_to_decide(view, memory.params[SKIP]):
-        word = _splitmix(np.uint64(int(memory.params[SEED])))
+    if not nothing_to_decide(view, memory.params[SKIP]):
+        word = splitmix(np.uint64(int(memory.params[SEED])))
         for h in range(3):
-            word = _splitmix(np.uint64(word + np.uint64(3 * view.row[0].iterations + h)))
+            word = splitmix(np.uint64(word + np.uint64(3 * view.row[0].iterations + h)))
             choice[h] = np.int64(word % np.uint64(HEADS[h]))
     act(view, memory, choice, plan)
 
@@ -143,7 +141,8 @@ def network_params(bundle: Bundle) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _scratch_cells(bundle: Bundle) -> int:
+def scratch_cells(bundle: Bundle) -> int:
+    """float64 cells that `forward` needs beside the parameters."""
     return 2 * max(OBSERVATION_SIZE, *(len(bias) for _, bias in bundle.layers))
 
 
@@ -164,7 +163,7 @@ class LearnedPolicy(Policy):
     """Network, normalisation and environment."""
 
     @classmethod
-    def load(cls, folder: str | Path) -> "LearnedPolicy | LearnedMixture":
+    def load(cls, folder: str | Path) -> "LearnedPolicy":
         """The policy of a bundle folder, or of a training run: its best bundle, or its last.
 
         Raises:
@@ -173,10 +172,15 @@ class LearnedPolicy(Policy):
         path = Path(folder)
         for place in (path, path / "best", path / "final"):
             if (place / POLICY_FILE).is_file():
-                bundle = Bundle.load(place)
-                kind = LearnedMixture if bundle.env.action == "mixture" else cls
-                return kind(str(folder), bundle)
+                return cls.of(Bundle.load(place), str(folder))
         raise InputError(f"{folder}: expected a policy bundle ({POLICY_FILE}) or a training run with one")
+
+    @staticmethod
+    def of(bundle: Bundle, path: str) -> "LearnedPolicy":
+        """The policy of a bundle; its action space decides of which kind."""
+        from agents.mixture import LearnedMixture
+
+        return (LearnedMixture if bundle.env.action == "mixture" else LearnedPolicy)(path, bundle)
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """Codec and network (see `network_params`)."""
@@ -184,13 +188,13 @@ class LearnedPolicy(Policy):
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """Fresh memory with room for the layers."""
-        cells = ENV_ROW_MEMORY + _scratch_cells(self.bundle)
+        cells = ENV_ROW_MEMORY + scratch_cells(self.bundle)
         return Memory(self.params(config), np.zeros((num_requests, ENV_REQUEST_MEMORY)), np.zeros(cells))
 
     def choose(self, observations: np.ndarray) -> np.ndarray:
         """The choices for observations as the environment gives them, float32[n, observations] -> int64[n, heads]."""
         p, heads = network_params(self.bundle), np.array(self.bundle.heads)
-        scratch = np.zeros(_scratch_cells(self.bundle))
+        scratch = np.zeros(scratch_cells(self.bundle))
         choices = np.zeros((len(observations), len(heads)), np.int64)
         for observation, choice in zip(observations, choices, strict=True):
             best(scratch, forward(p, observation, scratch), heads, choice)
@@ -200,51 +204,6 @@ class LearnedPolicy(Policy):
     def spec(self) -> str:
         """The folder, which is how the command line takes it."""
         return self.path
-
-
-class MixtureMemory(NamedTuple):
-    """What a mixture remembers in a run: its own memory, and one for each arm."""
-
-    params: np.ndarray  # of the network
-    request: np.ndarray  # of the observer and the codec
-    row: np.ndarray  # of the observer and the codec, then scratch
-    arms: tuple[Memory, ...]
-
-
-@dataclass(frozen=True)
-class LearnedMixture(LearnedPolicy):
-    """A trained network that chooses which baseline builds the next batch; the choice is made in Python."""
-
-    name: ClassVar[str] = "learned-mixture"
-    eviction: ClassVar[str] = "as the chosen baseline"
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """Fresh memory for the network and every arm."""
-        arms = tuple(baselines.make(arm).memory(config, num_requests) for arm in self.bundle.env.arms)
-        return MixtureMemory(*super().memory(config, num_requests), arms)  # type: ignore[return-value]
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Let the chosen arm plan; if it waits while there is nothing to wait for, the codec plans instead."""
-        assert isinstance(memory, MixtureMemory)
-        own = Memory(memory.params, memory.request, memory.row)
-        observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(1, np.int64)
-        observe(view, own, observation)
-        if _nothing_to_decide(view, own.params[SKIP]):
-            act(view, own, DECODES_ONLY, plan)
-            return
-        scratch = own.row[ENV_ROW_MEMORY:]
-        best(scratch, forward(own.params, observation, scratch), np.array(self.bundle.heads), choice)
-        kernel = baselines.make(self.bundle.env.arms[choice[0]]).kernel
-        assert kernel is not None
-        kernel(view, memory.arms[choice[0]], plan)
-        row = view.row[0]
-        stuck = plan.size[0] == 0 and row.num_waiting + row.num_running > 0
-        if stuck and row.next_arrival == row.num_requests and plan.wake[0] == np.inf:
-            act(view, own, SARATHI_CHOICE, plan)
-
-
-SARATHI_CHOICE = np.array([5, 0, 0])
-"""Decodes first, prompts in order of arrival up to 512 tokens: what the environment falls back to."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from agents.cells import write_atomically
 from agents.checkpoint import checkpoints, load_checkpoint
 from agents.heldout import TRAINING_SEED
 from agents.normalize import TimedNormalize
-from agents.policy import LearnedMixture, LearnedPolicy
+from agents.policy import LearnedPolicy
 from agents.rollout import TimedPPO
 from agents.train_config import TrainConfig, difference
 from agents.vec_env import SB3VecEnv
@@ -95,7 +95,7 @@ def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") 
     """The model's present actor as a policy for `simulate`."""
     codec = env_params(load_profile(config.env.profile), config.env.budget)
     bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
-    return (LearnedMixture if config.env.action == "mixture" else LearnedPolicy)(name, bundle)
+    return LearnedPolicy.of(bundle, name)
 
 
 def _command() -> str:

@@ -1,5 +1,6 @@
 """Bundles and learned policies: the same decisions as the trained model, and nothing foreign gets in."""
 
+import hashlib
 import json
 import pickle
 import random
@@ -15,7 +16,9 @@ import torch as th
 from safetensors.numpy import load_file, save_file
 
 from agents.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
-from agents.policy import LearnedMixture, LearnedPolicy, RandomLegal, best, forward, network_params
+from agents.heldout import record_return
+from agents.mixture import LearnedMixture
+from agents.policy import LearnedPolicy, RandomLegal, best, forward, network_params, splitmix
 from agents.rollout import TimedPPO
 from agents.train import build_model, learned_policy, train
 from agents.train_config import TrainConfig
@@ -132,8 +135,6 @@ def test_simulation_equals_the_environment(tmp_path: Path, changes: dict[str, An
     record = simulate(policy, REQUESTS, MODEL, engine)
     assert policy.runs_compiled == (env.action == "allocation")
     assert_same_times(record, servers)
-    from agents.heldout import record_return
-
     assert record_return(record, env.reward) == pytest.approx(total, rel=1e-9)
 
 
@@ -180,8 +181,6 @@ def edit(place: Path, **changes: Any) -> None:
 
 def rewrite_weights(place: Path, change: Any) -> None:
     """Change the tensors and fix the hash, as a person who edits a bundle by hand would."""
-    import hashlib
-
     tensors = load_file(place / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, place / WEIGHTS_FILE)
@@ -200,8 +199,6 @@ def flip_a_bit(place: Path) -> None:
 
 
 def pickled(place: Path) -> None:
-    import hashlib
-
     data = pickle.dumps({"layer_0.weight": [1.0]})
     (place / WEIGHTS_FILE).write_bytes(data)
     edit(place, weights_sha256=hashlib.sha256(data).hexdigest())
@@ -232,7 +229,10 @@ def pickled(place: Path) -> None:
         (lambda p: rewrite_weights(p, lambda t: t["mean"].fill(np.nan)), "mean: expected finite numbers"),
         (lambda p: rewrite_weights(p, lambda t: t["std"].fill(0.0)), "positive normalisation scales"),
         (lambda p: rewrite_weights(p, lambda t: t.update(mean=t["mean"][:3])), "mean: expected"),
-        (lambda p: rewrite_weights(p, lambda t: t.update(codec=t["codec"].astype(np.float32))), "codec: expected float64"),
+        (
+            lambda p: rewrite_weights(p, lambda t: t.update(codec=t["codec"].astype(np.float32))),
+            "codec: expected float64",
+        ),
         (lambda p: rewrite_weights(p, lambda t: t.update({"layer_1.weight": t["layer_1.weight"].T.copy()})), "layer 1"),
         (lambda p: rewrite_weights(p, lambda t: t.pop("codec")), "expected tensors"),
     ],
@@ -302,13 +302,11 @@ def test_random_legal_serves_everybody_under_memory_pressure() -> None:
 
 
 def test_random_legal_uses_every_choice_about_equally() -> None:
-    from agents.policy import _splitmix
-
     counts = [np.zeros(n) for n in ACTION_SIZES]
-    word = _splitmix(np.uint64(5))
+    word = splitmix(np.uint64(5))
     for iteration in range(9000):
         for h, head in enumerate(counts):
-            drawn = _splitmix(np.uint64((int(word) + 3 * iteration + h) % 2**64))
+            drawn = splitmix(np.uint64((int(word) + 3 * iteration + h) % 2**64))
             head[int(drawn) % len(head)] += 1
     for head in counts:
         assert np.abs(head / 9000 - 1 / len(head)).max() < 0.02
