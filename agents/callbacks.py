@@ -143,7 +143,7 @@ class Evaluation(BaseCallback):
         self.evaluate()
         # What was recorded since the last dump belongs to the next step, which does not come.
         for name in [name for name in self.logger.name_to_value if name.startswith("train/")]:
-            del self.logger.name_to_value[name]
+            del self.logger.name_to_value[name], self.logger.name_to_excluded[name]
         self.logger.dump(self.num_timesteps)
 
     def evaluate(self) -> None:

@@ -41,7 +41,7 @@ def make_legal(view: View, plan: Plan, trial: Server) -> None:
         copy[...] = array
     begin(trial._replace(plan=plan), False)
     size = int(plan.size[0])
-    kept = plan.entry[:size][plan.entry.tokens[:size] != 0].copy()
+    kept = plan.entry[:size][plan.entry["tokens"][:size] != 0].copy()
     plan.entry[: len(kept)] = kept
     plan.size[0] = len(kept)
 

@@ -8,8 +8,8 @@ the list of these *victims* is kept in column ``VICTIM`` of the policy's memory.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from engine._jit import hot
 from engine.kv import blocks_for, decode_need
 from engine.policy import drop, evict, schedule
 from engine.state import Memory, Plan, View
@@ -24,26 +24,26 @@ BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, FILL_ROW_MEMORY =
 """Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def is_decode(r: Any) -> bool:
     """Whether a request that holds KV has its prompt done."""
     return bool(r.prefilled == r.prompt)
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def fits_decode(row: Any, r: Any, free: int) -> bool:
     """Whether `free` blocks allow request `r` its next decode."""
     return bool(free > 0 or (decode_need(r, row.block_size) == 0 and not row.decode_needs_free_block))
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def schedule_decode(plan: Plan, row: Any, i: int, r: Any) -> int:
     """Plan one decode token; returns the KV blocks that it takes (0 or 1)."""
     schedule(plan, i, 1)
     return decode_need(r, row.block_size)
 
 
-@njit(cache=True)
+@hot
 def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> int:
     """Plan an eviction and remember the victim; returns the KV blocks that come free."""
     evict(plan, i)
@@ -51,7 +51,7 @@ def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> 
     return view.request[i].blocks
 
 
-@njit(cache=True)
+@hot
 def _precedes(view: View, order: int, i: int, j: int) -> bool:
     """Whether request i goes strictly before request j in this order (position in the queue breaks ties)."""
     a, b = view.request[i], view.request[j]
@@ -60,7 +60,7 @@ def _precedes(view: View, order: int, i: int, j: int) -> bool:
     return bool(a.prompt < b.prompt)
 
 
-@njit(cache=True)
+@hot
 def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     """First request in a shortest-prompt order; looks only at new arrivals while the queue has not lost anybody."""
     row, seen = view.row[0], memory.row
@@ -87,7 +87,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     return best
 
 
-@njit(cache=True)
+@hot
 def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: int) -> int:
     """The request that the queue would serve next, -1 if none is left.
 
@@ -106,13 +106,13 @@ def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: in
     return view.queue[taken - victims] if taken - victims < row.num_waiting else -1
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def take(view: View, memory: Memory, i: int) -> None:
     """Mark a waiting request as taken (admitted or dropped) by the present plan."""
     memory.request[i, TAKEN] = view.row[0].iterations + 1
 
 
-@njit(cache=True)
+@hot
 def admit_chunks(
     view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int, active: int
 ) -> tuple[int, int]:
@@ -157,7 +157,7 @@ def admit_chunks(
     return tokens, free
 
 
-@njit(cache=True)
+@hot
 def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int, int]:
     """One token for every decode, oldest first; where no block is free the youngest unvisited request is evicted.
 
@@ -185,7 +185,7 @@ def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[i
     return tokens, free, victims, last
 
 
-@njit(cache=True)
+@hot
 def continue_prefills(view: View, plan: Plan, last: int, tokens: int, budget: int) -> int:
     """Next chunk of every started prompt among ``running[:last]``, oldest first; returns the tokens planned."""
     left = view.row[0].num_prefilling
@@ -204,10 +204,19 @@ def continue_prefills(view: View, plan: Plan, last: int, tokens: int, budget: in
     return tokens
 
 
-@njit(cache=True)
-def sort_by(values: np.ndarray, column: int, ids: np.ndarray, n: int) -> None:
-    """Sort ``ids[:n]`` (ascending to begin with) by ``values[id, column]``; ties keep the smaller id first."""
-    order = np.argsort(np.array([values[int(ids[k]), column] for k in range(n)]), kind="mergesort")
-    copy = ids[:n].copy()
-    for k in range(n):
-        ids[k] = copy[order[k]]
+@hot
+def insert_sorted(cells: np.ndarray, ids: int, key: int, n: int, i: int) -> None:
+    """Insert request `i` into the list in column `ids`, sorted by column `key`; among equals it comes last.
+
+    Args:
+        cells: the policy's request memory; ``cells[:n, ids]`` is the list, ``cells[i, key]`` the key of request i.
+        ids: column that holds the list.
+        key: column that holds the keys.
+        n: length of the list before.
+        i: the request.
+    """
+    value, k = cells[i, key], n
+    while k > 0 and cells[int(cells[k - 1, ids]), key] > value:
+        cells[k, ids] = cells[k - 1, ids]
+        k -= 1
+    cells[k, ids] = i

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from baselines._fill import FILL_REQUEST_MEMORY
 from baselines._reserved import admit_whole, run_all
-from engine.policy import Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
 
-@Kernel
+@HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     run_all(view, plan)
     admit_whole(view, memory, plan, int(memory.params[0]))

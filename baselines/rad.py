@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 
 from baselines._fill import (
     FCFS,
@@ -17,9 +16,10 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
+from engine._jit import hot
 from engine.config import EngineConfig
 from engine.kv import blocks_for
-from engine.policy import Kernel, Policy, drop, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
 
 PREFILLS, CHUNK, DECODE_BATCH, TILE, FULL_DRAIN, PACK_TAIL, RESERVE_OUTPUT = range(7)
@@ -28,7 +28,7 @@ PREFILLING, LEFT, NEXT, RAD_ROW_MEMORY = 0, 1, 2, 3
 """Cells of the row memory: in prefill mode, requests that this mode may still admit, where round robin goes on."""
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def _reservation(row: Any, r: Any, output: int) -> int:
     """KV blocks for the prompt and `output` tokens, or for the prompt alone if the device could never hold more."""
     most = row.num_blocks - max(row.watermark_blocks, row.decode_needs_free_block)
@@ -36,7 +36,7 @@ def _reservation(row: Any, r: Any, output: int) -> int:
     return max(wanted, blocks_for(r.prompt, row.block_size))
 
 
-@njit(cache=True)
+@hot
 def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
     """One chunk of the started prompt, else of the next ones in arrival order; False if none can run."""
     row, p = view.row[0], memory.params
@@ -74,7 +74,7 @@ def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
     return bool(plan.size[0] > 0)
 
 
-@njit(cache=True)
+@hot
 def _evict_youngest(view: View, memory: Memory, plan: Plan, victims: int) -> int:
     """Evict the youngest request that this plan has not named yet; returns the KV blocks that come free."""
     j = view.row[0].num_running - 1
@@ -84,7 +84,7 @@ def _evict_youngest(view: View, memory: Memory, plan: Plan, victims: int) -> int
     return evict_into(plan, memory, view, view.running[j], victims)
 
 
-@njit(cache=True)
+@hot
 def _decode(view: View, memory: Memory, plan: Plan, batch: int) -> None:
     """`batch` decodes (all, if fewer), round robin; evicts only where an output outgrew every reservation."""
     row, named = view.row[0], view.row[0].iterations + 1
@@ -106,7 +106,7 @@ def _decode(view: View, memory: Memory, plan: Plan, batch: int) -> None:
                 break
 
 
-@Kernel
+@HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     batch = min(int(p[DECODE_BATCH]), row.max_batched_tokens)

@@ -12,13 +12,13 @@ from baselines._fill import (
     continue_prefills,
     take_decodes_oldest_first,
 )
-from engine.policy import Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER = 0, 1
 
 
-@Kernel
+@HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     budget = int(memory.params[TOKEN_BUDGET])
     tokens, free, victims, last = take_decodes_oldest_first(view, memory, plan)

@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from numba import njit
-
 from baselines._fill import (
     FCFS,
     FILL_REQUEST_MEMORY,
@@ -16,22 +13,23 @@ from baselines._fill import (
     continue_prefills,
     evict_into,
     fits_decode,
+    insert_sorted,
     is_decode,
     schedule_decode,
-    sort_by,
 )
-from engine.policy import Kernel, Policy, require
+from engine._jit import hot
+from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
 
-LST = FILL_REQUEST_MEMORY
-"""Column of the request memory: last schedulable time of the next decode, s."""
+LST, LISTED = FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 1
+"""Columns of the request memory: last schedulable time of the next decode (s), a list of requests being sorted."""
 BATCHES, MEAN = FILL_ROW_MEMORY, FILL_ROW_MEMORY + 1
 """Cells of the row memory: iterations counted, mean of their durations, s."""
 
 
-@njit(cache=True)
+@hot
 def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
     """Give each decode of the previous batch its LST = now + deadline - offset x mean batch duration.
 
@@ -59,22 +57,20 @@ def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
     return critical, rest
 
 
-@njit(cache=True)
-def _candidates(view: View, memory: Memory, critical: bool) -> tuple[np.ndarray, int]:
-    """Decodes on one side of their LST, by (LST, arrival)."""
+@hot
+def _candidates(view: View, memory: Memory, critical: bool) -> int:
+    """List the decodes on one side of their LST in column LISTED, by (LST, arrival); returns how many."""
     row = view.row[0]
-    ids = np.empty(row.num_running, np.int64)
     n = 0
     for j in range(row.num_running):
         i = view.running[j]
         if is_decode(view.request[i]) and (row.now >= memory.request[i, LST]) == critical:
-            ids[n] = i
+            insert_sorted(memory.request, LISTED, LST, n, i)
             n += 1
-    sort_by(memory.request, LST, ids, n)
-    return ids, n
+    return n
 
 
-@njit(cache=True)
+@hot
 def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int) -> tuple[int, int, int, int]:
     """Critical decodes in order, evicting for blocks: the last started prefill first, else the decode itself.
 
@@ -82,12 +78,12 @@ def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int
         (tokens planned, KV blocks free, victims, started prefills are those among ``running[:last]``).
     """
     row = view.row[0]
-    ids, n = _candidates(view, memory, True)
+    n = _candidates(view, memory, True)
     free, tokens, victims = row.free_blocks, 0, 0
     for k in range(n):
         if tokens >= limit:
             break
-        i = ids[k]
+        i = int(memory.request[k, LISTED])
         r = view.request[i]
         fits = fits_decode(row, r, free)
         while not fits:
@@ -107,24 +103,25 @@ def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int
     return tokens, free, victims, last
 
 
-@njit(cache=True)
+@hot
 def _take_rest(view: View, memory: Memory, plan: Plan, room: int, free: int, victims: int) -> None:
     """Non-critical decodes in order while there is room; one that finds no block evicts itself."""
     row = view.row[0]
-    ids, n = _candidates(view, memory, False)
+    n = _candidates(view, memory, False)
     for k in range(n):
         if room == 0:
             break
-        r = view.request[ids[k]]
+        i = int(memory.request[k, LISTED])
+        r = view.request[i]
         if fits_decode(row, r, free):
-            free -= schedule_decode(plan, row, ids[k], r)
+            free -= schedule_decode(plan, row, i, r)
             room -= 1
         else:
-            free += evict_into(plan, memory, view, ids[k], victims)
+            free += evict_into(plan, memory, view, i, victims)
             victims += 1
 
 
-@njit(cache=True)
+@hot
 def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int) -> int:
     """Every decode on one side of its LST; for when neither blocks nor the budget can run out."""
     row = view.row[0]
@@ -136,7 +133,7 @@ def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int)
     return free
 
 
-@Kernel
+@HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     budget, max_decodes = int(p[TOKEN_BUDGET]), int(p[MAX_DECODES])
@@ -189,7 +186,7 @@ class SLAI(Policy):
     knows: ClassVar[str] = "prompt length, tier, batch times"
     eviction: ClassVar[str] = "started prefill, else the decode itself, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 1
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = FILL_ROW_MEMORY + 2
     kernel: ClassVar[Kernel | None] = _plan
 

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from numba import njit
-
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
+from engine._jit import hot
 from engine.kv import blocks_for
-from engine.policy import Kernel, Policy, drop, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
 
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
 
 
-@njit(cache=True)
+@hot
 def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
     """Whole prompts of waiting requests while they fit; True if anything was planned."""
     row, p = view.row[0], memory.params
@@ -44,7 +43,7 @@ def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
     return bool(plan.size[0] > 0)
 
 
-@Kernel
+@HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     if not _prefill_batch(view, memory, plan):
         take_decodes_oldest_first(view, memory, plan)

@@ -32,6 +32,8 @@ class EngineConfig:
     """An evicted request keeps the tokens it delivered; otherwise it generates its full output again."""
     decode_needs_free_block: bool = False
     """A decode is scheduled only while some block is free, needed or not (the public SLAI code tests this)."""
+    replans_at_once: bool = True
+    """After a plan that only evicts or drops, plan again at the same time; otherwise at the next arrival."""
     ttft_at: Literal["first_token", "prompt_done"] = "first_token"
     """Event that ends TTFT: output token 1, or the last time that the prompt was completed."""
     zero_gaps: bool = False
@@ -83,6 +85,7 @@ class EngineConfig:
             "prompt_emits": False,
             "eviction_keeps_output": False,
             "decode_needs_free_block": True,
+            "replans_at_once": False,
             "ttft_at": "prompt_done",
             "zero_gaps": True,
         }

@@ -7,9 +7,9 @@ One iteration is ``begin`` (the plan becomes KV blocks and batch features, or an
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from engine.kv import CODE_SHIFT, ILLEGAL, book, decode_need
+from engine._jit import hot
+from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, decode_need
 from engine.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
@@ -24,14 +24,14 @@ _MANTISSA_SHIFT = 23 - (GAP_BUCKETS_PER_OCTAVE.bit_length() - 1)
 _FIRST_BUCKET = (127 + GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE - 1
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def gap_bucket(gap: float) -> int:
     """Bucket of a gap in seconds: the leading bits of its float32 form, i.e. exponent and 9 bits of mantissa."""
     bucket = int(np.float32(gap).view(np.int32) >> _MANTISSA_SHIFT) - _FIRST_BUCKET
     return min(max(bucket, 0), NUM_GAP_BUCKETS - 1)
 
 
-@njit(cache=True)
+@hot
 def _advance(row: Any, time: float) -> None:
     """Move the clock and the time integrals; `row` is one ROW record."""
     span = time - row.now
@@ -41,7 +41,7 @@ def _advance(row: Any, time: float) -> None:
     row.now = time
 
 
-@njit(cache=True)
+@hot
 def arrive(server: Server) -> None:
     """Queue every request with arrival <= now."""
     view = server.visible
@@ -61,7 +61,7 @@ def arrive(server: Server) -> None:
     row.max_waiting = max(row.max_waiting, row.num_waiting)
 
 
-@njit(cache=True)
+@hot
 def begin(server: Server, strict: bool) -> int:
     """Turn the plan into admissions, evictions, KV blocks and batch features.
 
@@ -75,6 +75,10 @@ def begin(server: Server, strict: bool) -> int:
     view, features = server.visible, server.features
     request, entries, row = view.request, server.plan.entry, view.row[0]
     iteration, block_size, num_requests = row.iterations, row.block_size, row.next_arrival
+    if server.plan.size[0] > entries.shape[0]:
+        server.plan.size[0] = entries.shape[0]
+        if strict:
+            return TOO_MANY + CODE_SHIFT * (entries.shape[0] - 1)
     tokens, requests, decodes, context, pairs = 0, 0, 0, 0, 0.0
     for k in range(server.plan.size[0]):
         entry = entries[k]
@@ -114,7 +118,7 @@ def begin(server: Server, strict: bool) -> int:
     return 0
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def _settle(r: Any, h: Any) -> None:
     """Copy what a request's own record gathered into its ledger."""
     h.max_gap = r.max_gap
@@ -122,7 +126,7 @@ def _settle(r: Any, h: Any) -> None:
     h.delivered += r.generated
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
     """Take a request that has all its tokens out of the server, at the present time."""
     _settle(r, h)
@@ -136,7 +140,7 @@ def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
         t.good += 1
 
 
-@njit(cache=True)
+@hot
 def close(server: Server) -> None:
     """Complete the ledgers of requests that are still present; call once when a run ends."""
     for i in range(server.visible.row[0].next_arrival):
@@ -145,7 +149,7 @@ def close(server: Server) -> None:
             _settle(r, server.hidden.ledger[i])
 
 
-@njit(cache=True)
+@hot
 def _drop_finished(view: Any) -> None:
     row, kept = view.row[0], 0
     for j in range(row.num_running):
@@ -156,7 +160,7 @@ def _drop_finished(view: Any) -> None:
     row.num_running = kept
 
 
-@njit(cache=True)
+@hot
 def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loop: calls in it would double its cost
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
     request, ledger, output = server.visible.request, server.hidden.ledger, server.hidden.output
@@ -229,7 +233,7 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
     arrive(server)
 
 
-@njit(cache=True)
+@hot
 def idle(server: Server) -> bool:
     """Jump to the next arrival (or the plan's wake time, if earlier); False if there is nothing to wait for."""
     row = server.visible.row[0]
@@ -244,14 +248,23 @@ def idle(server: Server) -> bool:
     return True
 
 
-@njit(cache=True)
+@hot
+def pause(server: Server) -> bool:
+    """Go on after a plan without a batch: plan again if it evicted or dropped somebody, else wait; False if stuck."""
+    changed = server.plan.size[0] > 0
+    if changed and server.visible.row[0].replans_at_once:
+        return True
+    return bool(idle(server)) or changed
+
+
+@hot
 def empty(server: Server) -> None:
     """Take everything out of the plan."""
     server.plan.size[0] = 0
     server.plan.wake[0] = np.inf
 
 
-@njit(cache=True)
+@hot
 def is_over(server: Server) -> bool:
     """Every request of the trace has been served or dropped."""
     row = server.visible.row[0]

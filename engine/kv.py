@@ -7,8 +7,7 @@ generated tokens again.
 
 from typing import Any
 
-from numba import njit
-
+from engine._jit import hot
 from engine.state import DROP, DROPPED, EVICT, RUNNING, WAITING, Server
 
 ILLEGAL = (
@@ -23,24 +22,26 @@ ILLEGAL = (
     "asks for more prompt tokens than remain",
     "asks a decode for a number of tokens other than 1",
     "has a token count that is neither positive, EVICT nor DROP",
+    "is the last one that fits: the plan names more entries than it holds",
 )
 """What a plan entry did wrong; the index is the error code of `begin`."""
 CODE_SHIFT = len(ILLEGAL)
+TOO_MANY = CODE_SHIFT - 1
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def blocks_for(tokens: int, block_size: int) -> int:
     """KV blocks that hold this many tokens."""
     return (tokens + block_size - 1) // block_size
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def decode_need(r: Any, block_size: int) -> int:
     """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
     return 1 if r.length > r.blocks * block_size else 0
 
 
-@njit(cache=True)
+@hot
 def _leave_queue(view: Any, i: int) -> None:
     row = view.row[0]
     k = 0
@@ -51,7 +52,7 @@ def _leave_queue(view: Any, i: int) -> None:
     row.num_waiting -= 1
 
 
-@njit(cache=True)
+@hot
 def _evict(server: Server, i: int) -> None:
     view = server.visible
     row, r = view.row[0], view.request[i]
@@ -82,7 +83,7 @@ def _evict(server: Server, i: int) -> None:
         r.generated = 0
 
 
-@njit(cache=True)
+@hot
 def _admit(view: Any, i: int, blocks: int) -> None:
     row, r = view.row[0], view.request[i]
     _leave_queue(view, i)
@@ -98,7 +99,7 @@ def _admit(view: Any, i: int, blocks: int) -> None:
     r.status = RUNNING
 
 
-@njit(cache=True)
+@hot
 def _drop(server: Server, i: int) -> None:
     row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
     _leave_queue(server.visible, i)
@@ -111,7 +112,7 @@ def _drop(server: Server, i: int) -> None:
     h.completed = row.now
 
 
-@njit(cache=True)
+@hot
 def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> int:  # noqa: C901 - a list of rules
     """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
     row = view.row[0]
@@ -144,7 +145,7 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
     return 0
 
 
-@njit(cache=True)
+@hot
 def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, int]:
     """Do what entry `k` asks for outside the batch itself: eviction, drop, admission, blocks.
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit, typeof
+from numba import typeof
 
+from engine._jit import hot
 from engine.errors import InputError
 from engine.requests import Requests
 from engine.state import Features, Server
@@ -57,7 +58,7 @@ class Executor(Protocol):
         """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds."""
 
 
-@njit(cache=True)
+@hot
 def iteration_seconds(latency: Latency, features: Features) -> float:
     """Duration of one iteration in seconds; the formula of the module docstring."""
     c = latency.coefficient[0]

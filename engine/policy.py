@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import njit, types
 
+from engine._jit import hot
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
@@ -28,9 +29,15 @@ KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
 class Kernel:
     """A plan function that compiles at first use: ``@Kernel def plan(view, memory, plan): ...``."""
 
-    def __init__(self, function: Callable[[Any, Any, Any], None]) -> None:
-        """Remember the function; nothing is compiled yet."""
+    def __init__(self, function: Callable[[Any, Any, Any], None], allocates: bool = True) -> None:
+        """Remember the function; nothing is compiled yet.
+
+        Args:
+            function: the plan function.
+            allocates: whether it makes arrays; without, it is compiled as the engine's own hot path is (`HotKernel`).
+        """
         self.function = function
+        self.allocates = allocates
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self._compiled: Any = None
@@ -39,7 +46,7 @@ class Kernel:
     def compiled(self) -> Any:
         """The compiled function, all of one type, so that one compiled loop serves every policy."""
         if self._compiled is None:
-            self._compiled = njit(KERNEL_SIGNATURE, cache=True)(self.function)
+            self._compiled = njit(KERNEL_SIGNATURE, cache=True, _nrt=self.allocates)(self.function)
         return self._compiled
 
     def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
@@ -47,7 +54,12 @@ class Kernel:
         self.compiled(view, memory, plan)
 
 
-@njit(cache=True, inline="always")
+def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
+    """A kernel that makes no arrays, without numba's reference counting: about twice as fast."""
+    return Kernel(function, allocates=False)
+
+
+@hot(inline="always")
 def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     """Add `tokens` of a request to the next iteration.
 
@@ -57,20 +69,22 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
         tokens: 1 for a decode, the chunk size in tokens for a prefill.
         reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs).
     """
-    e = plan.entry[plan.size[0]]
-    e.request = request
-    e.tokens = tokens
-    e.reserve = reserve
-    plan.size[0] += 1
+    k = plan.size[0]
+    if k < plan.entry.shape[0]:
+        e = plan.entry[k]
+        e.request = request
+        e.tokens = tokens
+        e.reserve = reserve
+    plan.size[0] = k + 1
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def evict(plan: Plan, request: int) -> None:
     """Take the KV of a request away before the next iteration."""
     schedule(plan, request, EVICT)
 
 
-@njit(cache=True, inline="always")
+@hot(inline="always")
 def drop(plan: Plan, request: int) -> None:
     """Refuse to serve a waiting request."""
     schedule(plan, request, DROP)

@@ -1,8 +1,8 @@
 """Many servers side by side: the arrays of `Server` with a leading axis, one row per server."""
 
 import numpy as np
-from numba import njit
 
+from engine._jit import hot
 from engine.state import Features, Hidden, Plan, Server, View, new_server
 
 
@@ -21,7 +21,7 @@ def new_rows(rows: int, num_requests: int, num_tiers: int) -> Server:
     )
 
 
-@njit(cache=True)
+@hot
 def row_of(servers: Server, e: int) -> Server:
     """Server `e` of many; its arrays are views, so changes reach the stack."""
     v, h, p, f = servers.visible, servers.hidden, servers.plan, servers.features

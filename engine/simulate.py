@@ -8,7 +8,8 @@ import numpy as np
 from numba import njit, types
 
 from engine.config import EngineConfig
-from engine.core import arrive, begin, close, empty, explain, finish, idle, is_over
+from engine.core import arrive, begin, close, empty, explain, finish, is_over, pause
+from engine.errors import InputError
 from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
@@ -42,7 +43,7 @@ def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon:
             return code
         if server.features.requests[0] > 0:
             finish(server, iteration_seconds(latency, server.features))
-        elif server.plan.size[0] == 0 and not idle(server):
+        elif not pause(server):
             return STALLED
     return OVER
 
@@ -51,7 +52,7 @@ def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon:
 def _compiled_run() -> Any:
     """`_run` for kernels of one type: compiled once, for every policy."""
     arguments = (KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64)
-    return njit(types.int64(*arguments), cache=True)(_run)
+    return njit(types.int64(*arguments), cache=True, _nrt=False)(_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ def _drive(
             log.done(server, start)
             continue
         log.done(server, start)
-        if server.plan.size[0] == 0 and not idle(server):
+        if not pause(server):
             return STALLED
     return OVER
 
@@ -204,6 +205,8 @@ def simulate(
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
     config = config or EngineConfig()
+    if not horizon_s > 0.0:
+        raise InputError(f"horizon_s: expected seconds > 0, got {horizon_s!r}")
     if config.eviction_keeps_output:
         requests.check_lengths(config.max_request_tokens)
     server = new_server(len(requests), len(requests.tiers))

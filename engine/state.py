@@ -82,6 +82,7 @@ ROW = np.dtype(
         ("prompt_emits", "i8"),  # EngineConfig flags as 0/1
         ("eviction_keeps_output", "i8"),
         ("decode_needs_free_block", "i8"),
+        ("replans_at_once", "i8"),
         ("iterations", "i8"),  # completed so far; the next one has this index
         ("finished", "i8"),
         ("dropped", "i8"),
@@ -239,7 +240,13 @@ def set_limits(row: np.ndarray, config: EngineConfig) -> None:
     """Write the limits and the semantic flags of `config` into fresh ROW records (any number of rows)."""
     for name in ("num_blocks", "block_size", "watermark_blocks", "max_num_seqs", "max_batched_tokens"):
         row[name] = getattr(config, name)
-    for name in ("max_model_len", "prompt_emits", "eviction_keeps_output", "decode_needs_free_block"):
+    for name in (
+        "max_model_len",
+        "prompt_emits",
+        "eviction_keeps_output",
+        "decode_needs_free_block",
+        "replans_at_once",
+    ):
         row[name] = getattr(config, name)
     row["free_blocks"] = config.num_blocks
 

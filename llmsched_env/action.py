@@ -14,7 +14,6 @@ learner's action there, a learned policy its own.
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 
 from baselines._fill import (
     FILL_REQUEST_MEMORY,
@@ -28,9 +27,10 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
+from engine._jit import hot
 from engine.kv import blocks_for
 from engine.latency import LatencyModel
-from engine.policy import Kernel, schedule
+from engine.policy import HotKernel, schedule
 from engine.state import Memory, Plan, View
 from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
 
@@ -73,7 +73,7 @@ def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
     return np.array([*levels, *SLACK_LEVELS, float(budget == "time"), *coefficients], np.float64)
 
 
-@njit(cache=True)
+@hot
 def _decode_context(view: View) -> int:
     total = 0
     for j in range(view.row[0].num_running):
@@ -83,7 +83,7 @@ def _decode_context(view: View) -> int:
     return total
 
 
-@njit(cache=True)
+@hot
 def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
     level = p[_LEVELS + choice]
@@ -93,7 +93,7 @@ def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     return int(level), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
 
 
-@njit(cache=True)
+@hot
 def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
     """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
     row = view.row[0]
@@ -104,7 +104,7 @@ def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
     return i
 
 
-@njit(cache=True)
+@hot
 def _take_urgent(
     view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
 ) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _take_urgent(
     return tokens, free, victims
 
 
-@njit(cache=True)
+@hot
 def _take_shortest_remaining(
     view: View, memory: Memory, plan: Plan, victims: int, tokens: int, budget: int, free: int, active: int
 ) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _take_shortest_remaining(
     return tokens, free
 
 
-@njit(cache=True)
+@hot
 def _take_prompts(
     view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int
 ) -> tuple[int, int]:
@@ -192,7 +192,7 @@ def _take_prompts(
     return admit_chunks(view, memory, plan, order, 0, tokens, budget, free, active)
 
 
-@njit(cache=True)
+@hot
 def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int) -> None:
     row = view.row[0]
     stamp = row.iterations + 1
@@ -206,7 +206,7 @@ def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int)
             room -= 1
 
 
-@njit(cache=True)
+@hot
 def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the choice in the memory's cells BUDGET, RULE and ORDER (see the module docstring)."""
     row, p, m = view.row[0], memory.params, memory.row
@@ -224,5 +224,5 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
             _take_prompts(view, memory, plan, order, victims, 0, TOKEN_LEVELS[1], free)
 
 
-allocate = Kernel(allocate_batch.py_func)
+allocate = HotKernel(allocate_batch.py_func)
 """`allocate_batch` as a policy kernel."""

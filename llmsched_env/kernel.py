@@ -4,8 +4,7 @@ Memory of such a policy: the codec's parameters come first in `params`, the obse
 `row` and `request`; whatever the network needs follows behind them.
 """
 
-from numba import njit
-
+from engine._jit import hot
 from llmsched_env.action import (
     ACTION_SIZES,
     ALLOCATION_PARAMS,
@@ -27,14 +26,14 @@ env_params = allocation_params
 """The first ENV_PARAMS parameters of a learned policy: ``env_params(latency_model, budget_kind)``."""
 
 
-@njit(cache=True)
+@hot
 def observe(view, memory, out):  # type: ignore[no-untyped-def]
     """Write the observation for the present decision; `out` is float32[OBSERVATION_SIZE]."""
     remember(view, memory)
     encode(view, memory, out)
 
 
-@njit(cache=True)
+@hot
 def act(view, memory, choice, plan):  # type: ignore[no-untyped-def]
     """Turn a choice (int64[3]: indices of budget, decode rule, prefill order) into a plan."""
     memory.row[BUDGET] = choice[0]

@@ -8,9 +8,9 @@ What a single snapshot cannot show (recent batch time, recent arrival rate) is k
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from baselines._fill import FILL_ROW_MEMORY
+from engine._jit import hot
 from engine.state import Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
@@ -59,7 +59,7 @@ _FORGET = 0.1
 _FIRST_BATCH_TIME_S = 0.03
 
 
-@njit(cache=True)
+@hot
 def remember(view: View, memory: Memory) -> None:
     """Update the running means of batch time and time between arrivals; call once before each decision."""
     row, m = view.row[0], memory.row
@@ -77,7 +77,7 @@ def remember(view: View, memory: Memory) -> None:
         m[LAST_SEEN] = row.now
 
 
-@njit(cache=True)
+@hot
 def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
     row = view.row[0]
     tokens, relaxed, strict, shortest = 0, 0.0, 0.0, 1 << 30
@@ -98,7 +98,7 @@ def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
     return tokens, relaxed, strict, shortest
 
 
-@njit(cache=True)
+@hot
 def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, float, float]:
     """Slack histogram; returns (tokens left in started prompts, context and output of decodes, least slacks)."""
     row = view.row[0]
@@ -125,7 +125,7 @@ def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, fl
     return left, context, output, relaxed, strict
 
 
-@njit(cache=True)
+@hot
 def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     """Write the observation of one server; call `remember` first.
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from engine._jit import hot
 from engine.errors import InputError
 from engine.state import Server
 
@@ -52,7 +52,7 @@ class RewardWeights:
         return np.array([getattr(self, name) for name in (*REWARD_TERMS, "starvation_s")], np.float64)
 
 
-@njit(cache=True)
+@hot
 def add_totals(server: Server, tier_weight: np.ndarray, sign: float, out: np.ndarray) -> None:
     """Add `sign` times the running totals behind the terms; before a step with -1, after it with +1.
 
@@ -74,7 +74,7 @@ def add_totals(server: Server, tier_weight: np.ndarray, sign: float, out: np.nda
     out[3] += sign * good
 
 
-@njit(cache=True)
+@hot
 def starving(server: Server, limit_s: float) -> int:
     """Waiting requests without a first token that arrived more than `limit_s` seconds ago."""
     view = server.visible

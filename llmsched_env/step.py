@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, prange, typeof, types
 
-from engine.core import begin, empty, finish, idle, is_over
+from engine._jit import hot
+from engine.core import begin, empty, finish, idle, is_over, pause
 from engine.latency import LATENCY_TYPE, Latency, iteration_seconds
-from engine.policy import KERNEL_SIGNATURE, Kernel
+from engine.policy import KERNEL_SIGNATURE, HotKernel
 from engine.rows import new_rows, row_of
 from engine.state import Memory, Server
 from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
@@ -68,35 +69,35 @@ def new_outcome(rows: int) -> Outcome:
     )
 
 
-@njit(cache=True)
+@hot
 def _memory(memories: Memories, e: int, k: int) -> Memory:
     return Memory(memories.params[k], memories.request[e, k], memories.row[e, k])
 
 
-@njit(cache=True)
+@hot
 def _choose(memory: Memory, budget: int, rule: int, order: int) -> None:
     memory.row[BUDGET] = budget
     memory.row[RULE] = rule
     memory.row[ORDER] = order
 
 
-@njit(cache=True)
+@hot
 def _run_batch(server: Server, latency: Latency) -> None:
     begin(server, False)
     if server.features.requests[0] > 0:
         finish(server, iteration_seconds(latency, server.features))
 
 
-@njit(cache=True)
+@hot
 def _fall_back(server: Server, observer: Memory, latency: Latency) -> None:
     """Go on after a plan without a batch: try again after evictions, wait, or (nothing to wait for) do as Sarathi."""
-    if server.plan.size[0] == 0 and not idle(server):
+    if not pause(server):
         _choose(observer, SARATHI_LEVEL, 0, 0)
         allocate_batch(server.visible, observer, server.plan)
         _run_batch(server, latency)
 
 
-@njit(cache=True)
+@hot
 def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits: np.ndarray) -> None:
     """Let time pass until there is something to decide (or the episode ends)."""
     row = server.visible.row[0]
@@ -115,7 +116,7 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
         remember(server.visible, observer)
 
 
-@njit(cache=True)
+@hot
 def _book_step(server: Server, observer: Memory, rules: Rules, outcome: Outcome, e: int, start: float) -> None:
     """Reward, end of the episode and observation after a step that began at `start`."""
     row, terms = server.visible.row[0], outcome.terms[e]
@@ -166,7 +167,7 @@ def _step_rows(
         _book_step(server, observer, rules, outcome, e, start)
 
 
-@Kernel
+@HotKernel
 def no_arm(view: Any, memory: Any, plan: Any) -> None:
     """Plan nothing: stands in where there are no arms, so that the step has one type."""
 
@@ -191,4 +192,4 @@ def step_rows(num_kernels: int, parallel: bool) -> Any:
     """
     actions = typeof(np.zeros((1, 1), np.int64))
     signature = types.void(types.UniTuple(_KERNEL, num_kernels), actions, *_ROWS, types.int64)
-    return njit(signature, cache=True, parallel=parallel)(_step_rows)
+    return njit(signature, cache=True, parallel=parallel, _nrt=parallel)(_step_rows)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from agents import bench
 from agents.cells import write_atomically
+from agents.tables import console_for_tables
 from engine.errors import InputError
 
 GOALS: dict[str, tuple[str, float]] = {
@@ -48,7 +48,7 @@ class Command:
                 raise InputError(f"only: expected measurements among {', '.join(bench.MEASUREMENTS)}, got {name!r}")
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
-        console = Console()
+        console = console_for_tables()
         with console.status("") as status:
             result = bench.bench(names, self.scale, status.update)
         console.print(_figures(result))
@@ -61,7 +61,9 @@ class Command:
 
 def _figures(result: dict[str, Any]) -> Table:
     machine = result["machine"]
-    table = Table(title=f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread")
+    table = Table(
+        title=f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread"
+    )
     for title in ("figure", "measured", "goal", ""):
         table.add_column(title, justify="left" if title == "figure" else "right")
     for name, value in result.items():

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from agents import reproduce
 from agents.cells import write_atomically
 from agents.options import parse_rates
+from agents.tables import console_for_tables
 from engine.errors import InputError
 
 FIGURES = {
@@ -47,7 +47,7 @@ class Command:
             raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
-        console = Console()
+        console = console_for_tables()
         study = reproduce.load_study(self.lengths, self.num_requests)
         seeds = range(reproduce.SEEDS[0], reproduce.SEEDS[0] + self.seeds)
         with console.status("") as status:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from agents import tile_study
 from agents.cells import write_atomically
+from agents.tables import console_for_tables
 from engine.errors import InputError
 
 
@@ -32,12 +32,12 @@ class Command:
         """
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
-        console = Console()
+        console = console_for_tables()
         with console.status("") as status:
             result = tile_study.study(self.num_requests, self.seed, progress=status.update)
         console.print(_table(result))
         for reading in tile_study.readings(result):
-            console.print(reading, highlight=False, markup=False)
+            console.print(reading, highlight=False, markup=False, soft_wrap=True)
         if self.json is not None:
             write_atomically(self.json, json_format.dumps(result, indent=1, allow_nan=False) + "\n")
 

@@ -50,7 +50,7 @@ def trained(config: TrainConfig) -> TimedPPO:
     generator = th.Generator().manual_seed(3)
     with th.no_grad():
         for parameter in model.policy.parameters():
-            parameter += 0.3 * th.randn(parameter.shape, generator=generator)
+            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
     return model
 
 
