@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange, typeof, types
+from numba.experimental import structref
 
 from engine._jit import hot
 from engine.core import begin, empty, finish, idle, is_over, pause
 from engine.latency import LATENCY_TYPE, Latency, iteration_seconds
-from engine.policy import KERNEL_SIGNATURE, HotKernel
+from engine.policy import KERNEL_SIGNATURE
 from engine.rows import new_rows, row_of
 from engine.state import Memory, Server
 from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
@@ -117,8 +118,14 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
 
 
 @hot
-def _book_step(server: Server, observer: Memory, rules: Rules, outcome: Outcome, e: int, start: float) -> None:
-    """Reward, end of the episode and observation after a step that began at `start`."""
+def _finish_step(
+    server: Server, observer: Memory, latency: Latency, rules: Rules, outcome: Outcome, e: int, start: float
+) -> None:
+    """Run the planned batch, go to the next decision, then reward, end of the episode and observation."""
+    _run_batch(server, latency)
+    if server.features.requests[0] == 0:
+        _fall_back(server, observer, latency)
+    _to_next_decision(server, observer, latency, rules.limits)
     row, terms = server.visible.row[0], outcome.terms[e]
     add_totals(server, rules.tier_weight, 1.0, terms)
     outcome.elapsed_s[e] = row.now - start
@@ -128,6 +135,7 @@ def _book_step(server: Server, observer: Memory, rules: Rules, outcome: Outcome,
     for t in range(NUM_TERMS):
         reward += rules.weights[t] * terms[t]
     outcome.reward[e] = reward
+    outcome.steps[e] += 1
     outcome.terminated[e] = is_over(server)
     late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
     long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
@@ -135,61 +143,121 @@ def _book_step(server: Server, observer: Memory, rules: Rules, outcome: Outcome,
     encode(server.visible, observer, outcome.observation[e])
 
 
-def _step_rows(
-    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, fresh: int
+@hot
+def _open_step(server: Server, rules: Rules, terms: np.ndarray) -> float:
+    """Note the totals before a step and empty the plan; returns the time."""
+    terms[:] = 0.0
+    add_totals(server, rules.tier_weight, -1.0, terms)
+    empty(server)
+    return float(server.visible.row[0].now)
+
+
+def _allocation_rows(action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> None:
+    for e in prange(outcome.reward.shape[0]):
+        server, observer = row_of(servers, e), _memory(memories, e, 0)
+        start = _open_step(server, rules, outcome.terms[e])
+        _choose(observer, action[e, 0], action[e, 1], action[e, 2])
+        allocate_batch(server.visible, observer, server.plan)
+        _finish_step(server, observer, latency, rules, outcome, e, start)
+
+
+def _mixture_rows(
+    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any
 ) -> None:
-    first, last = (fresh, fresh + 1) if fresh >= 0 else (0, outcome.reward.shape[0])
-    for e in prange(first, last):
-        server = row_of(servers, e)
-        observer = _memory(memories, e, 0)
-        if fresh >= 0:
-            outcome.steps[e] = 0
-            empty(server)
-            idle(server)
-            _to_next_decision(server, observer, latency, rules.limits)
-            encode(server.visible, observer, outcome.observation[e])
-            continue
-        outcome.terms[e, :] = 0.0
-        add_totals(server, rules.tier_weight, -1.0, outcome.terms[e])
-        start = server.visible.row[0].now
-        outcome.steps[e] += 1
-        empty(server)
-        if action.shape[1] > 1:
-            _choose(observer, action[e, 0], action[e, 1], action[e, 2])
-            allocate_batch(server.visible, observer, server.plan)
-        else:
-            k = action[e, 0]
-            kernels[k](server.visible, _memory(memories, e, 1 + k), server.plan)
-        _run_batch(server, latency)
-        if server.features.requests[0] == 0:
-            _fall_back(server, observer, latency)
-        _to_next_decision(server, observer, latency, rules.limits)
-        _book_step(server, observer, rules, outcome, e, start)
+    for e in prange(outcome.reward.shape[0]):
+        server, observer = row_of(servers, e), _memory(memories, e, 0)
+        start = _open_step(server, rules, outcome.terms[e])
+        kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
+        _finish_step(server, observer, latency, rules, outcome, e, start)
 
 
-@HotKernel
-def no_arm(view: Any, memory: Any, plan: Any) -> None:
-    """Plan nothing: stands in where there are no arms, so that the step has one type."""
+@hot
+def _first_decision(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int) -> None:
+    server, observer = row_of(servers, e), _memory(memories, e, 0)
+    outcome.steps[e] = 0
+    empty(server)
+    idle(server)
+    _to_next_decision(server, observer, latency, rules.limits)
+    encode(server.visible, observer, outcome.observation[e])
 
 
-_ROWS = (
-    typeof(new_rows(1, 1, 1)),
-    typeof(new_memories(1, 1, 1, 1, 1, 1)),
-    LATENCY_TYPE,
-    typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1))),
-    typeof(new_outcome(1)),
-)
+@structref.register
+class _FleetType(types.StructRef):  # type: ignore[misc]
+    """Numba's type of `FleetArrays`."""
+
+
+class FleetArrays(structref.StructRefProxy):  # type: ignore[misc]
+    """All arrays of a fleet behind one reference: passing 40 arrays one by one costs more than a step of one row."""
+
+
+structref.define_boxing(_FleetType, FleetArrays)
+
+_FIELDS = {
+    "servers": typeof(new_rows(1, 1, 1)),
+    "memories": typeof(new_memories(1, 1, 1, 1, 1, 1)),
+    "latency": LATENCY_TYPE,
+    "rules": typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1))),
+    "outcome": typeof(new_outcome(1)),
+}
+_FLEET = _FleetType([*_FIELDS.items()])
 _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
+_ACTION = typeof(np.zeros((1, 1), np.int64))
+
+
+def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> Any:
+    fleet = structref.new(_FLEET)
+    fleet.servers = servers
+    fleet.memories = memories
+    fleet.latency = latency
+    fleet.rules = rules
+    fleet.outcome = outcome
+    return fleet
+
+
+_serial_allocation, _parallel_allocation = hot(_allocation_rows), njit(parallel=True, cache=True)(_allocation_rows)
+_serial_mixture, _parallel_mixture = hot(_mixture_rows), njit(parallel=True, cache=True)(_mixture_rows)
+
+
+def _start(fleet: Any, e: int) -> None:
+    _first_decision(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome, e)
+
+
+def _allocate(action: Any, f: Any) -> None:
+    _serial_allocation(action, f.servers, f.memories, f.latency, f.rules, f.outcome)
+
+
+def _allocate_parallel(action: Any, f: Any) -> None:
+    _parallel_allocation(action, f.servers, f.memories, f.latency, f.rules, f.outcome)
+
+
+def _mix(kernels: Any, action: Any, f: Any) -> None:
+    _serial_mixture(kernels, action, f.servers, f.memories, f.latency, f.rules, f.outcome)
+
+
+def _mix_parallel(kernels: Any, action: Any, f: Any) -> None:
+    _parallel_mixture(kernels, action, f.servers, f.memories, f.latency, f.rules, f.outcome)
 
 
 @functools.cache
-def step_rows(num_kernels: int, parallel: bool) -> Any:
-    """The compiled step: ``f(kernels, action, servers, memories, latency, rules, outcome, fresh)``.
+def bundle_arrays() -> Any:
+    """The compiled constructor: ``f(servers, memories, latency, rules, outcome) -> FleetArrays``, all shared."""
+    return njit(_FLEET(*_FIELDS.values()), cache=True)(_bundle)
 
-    `action` is int64[rows, dimensions]. With ``fresh >= 0`` only that row is touched: it has just been loaded and goes
-    to its first decision. With `parallel` the rows are spread over numba's threads; results do not depend on it.
-    `num_kernels` is the number of arms of `mixture`; `allocation`, which needs none, passes `no_arm`.
-    """
-    actions = typeof(np.zeros((1, 1), np.int64))
-    signature = types.void(types.UniTuple(_KERNEL, num_kernels), actions, *_ROWS, types.int64)
-    return njit(signature, cache=True, parallel=parallel, _nrt=parallel)(_step_rows)
+
+@functools.cache
+def start_row() -> Any:
+    """``f(fleet, e)``: take the freshly loaded row `e` to its first decision."""
+    return njit(types.void(_FLEET, types.int64), cache=True)(_start)
+
+
+@functools.cache
+def step_allocation(parallel: bool) -> Any:
+    """``f(action, fleet)`` with action int64[rows, 3]; rows on numba's threads if `parallel`, with the same results."""
+    return njit(types.void(_ACTION, _FLEET), cache=True)(_allocate_parallel if parallel else _allocate)
+
+
+@functools.cache
+def step_mixture(arms: int, parallel: bool) -> Any:
+    """``f(kernels, action, fleet)`` with the kernels of all arms and action int64[rows, 1]."""
+    signature = types.void(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET)
+    return njit(signature, cache=True)(_mix_parallel if parallel else _mix)

@@ -1,5 +1,6 @@
 """`LLMSchedVectorEnv`: many independent servers, stepped by one compiled call."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,16 @@ from llmsched_env.config import EnvConfig
 from llmsched_env.episode import episode_report
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.step import Memories, Rules, new_memories, new_outcome, no_arm, step_rows
+from llmsched_env.step import (
+    Memories,
+    Rules,
+    bundle_arrays,
+    new_memories,
+    new_outcome,
+    start_row,
+    step_allocation,
+    step_mixture,
+)
 
 
 def observation_space() -> spaces.Box:
@@ -57,7 +67,7 @@ class Fleet:
         for arm in arms:
             if not arm.runs_compiled:
                 raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
-        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel) or (no_arm.compiled,)
+        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
         n, tiers = config.workload.num_requests, config.workload.tiers
         params = [allocation_params(model, config.budget), *(a.params(config.engine) for a in arms)]
         cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
@@ -72,8 +82,9 @@ class Fleet:
         self.outcome = new_outcome(rows)
         self.returns = np.zeros(rows)
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
-        self._step = step_rows(len(self.kernels), threads > 1)
-        self._no_action = np.zeros((rows, 1), np.int64)
+        self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
+        self._start = start_row()
+        self._step = self._stepper(threads > 1)
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
@@ -107,15 +118,19 @@ class Fleet:
         self.memories.row[e] = 0.0
         self.returns[e] = 0.0
         self.term_sums[e] = 0.0
-        self._advance(self._no_action, e)
+        self._start(self._arrays, e)
 
-    def _advance(self, action: np.ndarray, fresh: int) -> None:
-        rows = (self.servers, self.memories, self.latency, self.rules, self.outcome)
-        self._step(self.kernels, action, *rows, fresh)
+    def _stepper(self, parallel: bool) -> Callable[[np.ndarray], None]:
+        arrays, kernels = self._arrays, self.kernels
+        if not kernels:
+            allocation = step_allocation(parallel)
+            return lambda action: allocation(action, arrays)
+        mixture = step_mixture(len(kernels), parallel)
+        return lambda action: mixture(kernels, action, arrays)
 
     def step(self, action: np.ndarray) -> None:
         """Advance every row by one decision; `action` is int64[rows, dimensions]; results are in `outcome`."""
-        self._advance(action, -1)
+        self._step(action)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
 
