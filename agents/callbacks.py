@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
@@ -25,6 +26,8 @@ from llmsched_env.reward import REWARD_TERMS
 
 HEADS = {"allocation": ("budget", "decode_rule", "prefill_order"), "mixture": ("arm",)}
 """Names of the action heads, for histograms."""
+NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "env_id")
+"""How the names of fields begin that say how to run, not what is learned."""
 SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
 TIMELINE_REQUESTS = 40
 EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "request_goodput", "evictions")
@@ -39,21 +42,25 @@ def tensorboard_logger(folder: Path, first_step: int) -> Logger:
     return Logger(folder=str(folder), output_formats=[output])
 
 
-def scalar_layout(tiers: list[str], rivals: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom-scalars page: deadlines by tier, margins over the baselines, reward terms."""
+def scalar_layout(tiers: list[str], terms: list[str], rivals: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom-scalars page: deadlines by tier, margins over the baselines, reward terms that count."""
 
     def lines(*tags: str) -> list[Any]:
         return ["Multiline", list(tags)]
 
     layout = {
         "Service levels": {m: lines(*(f"slo/{tier}/{m}" for tier in tiers)) for m in SLO_METRICS},
-        "Reward": {"terms of one step": lines(*(f"reward/{term}" for term in REWARD_TERMS))},
+        "Reward": {"terms of one step": lines(*(f"reward/{term}" for term in terms))},
     }
     if rivals:
         layout["Margin over baselines"] = {
             what: lines(*(f"margin/{name}/{what}" for name in rivals)) for what in ("ttft", "return")
         }
     return layout
+
+
+def _writers(logger: Logger) -> list[SummaryWriter]:
+    return [output.writer for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
 
 
 class TrainingLog(BaseCallback):
@@ -85,6 +92,10 @@ class TrainingLog(BaseCallback):
             self._episodes += [self.locals["infos"][row]["episode"] for row in rows]
         return True
 
+    def _choices(self) -> list[int]:
+        space = self.training_env.action_space
+        return [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()  # type: ignore[attr-defined]
+
     def _on_rollout_end(self) -> None:
         for name, total in zip(REWARD_TERMS, self._terms, strict=True):
             self.logger.record(f"reward/{name}", float(total) / self._steps)
@@ -94,8 +105,10 @@ class TrainingLog(BaseCallback):
             if values:
                 self.logger.record(f"episode/{name}", float(np.mean(values)))
         actions = self.locals["rollout_buffer"].actions
-        for k, head in enumerate(self.heads):
-            self.logger.record(f"action/{head}", actions[..., k].ravel())
+        for k, (head, choices) in enumerate(zip(self.heads, self._choices(), strict=True)):
+            for writer in _writers(self.logger):
+                bins = (np.arange(choices + 1) - 0.5).tolist()
+                writer.add_histogram(f"action/{head}", actions[..., k].ravel(), self.num_timesteps, bins=bins)
         self._terms[:] = 0.0
         self._steps, self._elapsed = 0, 0.0
         self._episodes.clear()
@@ -123,13 +136,18 @@ class Evaluation(BaseCallback):
         self.rivals = {s: self.held_out.score(baselines.make(s)) for s in self.config.eval_baselines}
         if self._next == 0:
             self._next = self.config.eval_every
-        numbers = {k: v for k, v in self.config.to_dict().items() if isinstance(v, bool | str | int | float)}
+        numbers = {
+            k: v
+            for k, v in self.config.to_dict().items()
+            if isinstance(v, bool | str | int | float) and not k.startswith(NOT_HYPERPARAMETERS)
+        }
         metrics = {"eval/return": 0.0, "eval/mean_ttft_s": 0.0}
         self.logger.record("hparams", HParam(numbers, metrics), exclude=("stdout", "log", "json", "csv"))
-        tiers = [tier.name for tier in self.config.env.workload.tiers]
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.writer.add_custom_scalars(scalar_layout(tiers, self.config.eval_baselines))
+        env = self.config.env
+        terms = [name for name in REWARD_TERMS if getattr(env.reward, name) > 0.0]
+        layout = scalar_layout([t.name for t in env.workload.tiers], terms, self.config.eval_baselines)
+        for writer in _writers(self.logger):
+            writer.add_custom_scalars(layout)
 
     def _on_step(self) -> bool:
         return True

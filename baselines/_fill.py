@@ -24,19 +24,19 @@ BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, FILL_ROW_MEMORY =
 """Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
 
 
-@hot(inline="always")
+@hot
 def is_decode(r: Any) -> bool:
     """Whether a request that holds KV has its prompt done."""
     return bool(r.prefilled == r.prompt)
 
 
-@hot(inline="always")
+@hot
 def fits_decode(row: Any, r: Any, free: int) -> bool:
     """Whether `free` blocks allow request `r` its next decode."""
     return bool(free > 0 or (decode_need(r, row.block_size) == 0 and not row.decode_needs_free_block))
 
 
-@hot(inline="always")
+@hot
 def schedule_decode(plan: Plan, row: Any, i: int, r: Any) -> int:
     """Plan one decode token; returns the KV blocks that it takes (0 or 1)."""
     schedule(plan, i, 1)
@@ -106,7 +106,7 @@ def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: in
     return view.queue[taken - victims] if taken - victims < row.num_waiting else -1
 
 
-@hot(inline="always")
+@hot
 def take(view: View, memory: Memory, i: int) -> None:
     """Mark a waiting request as taken (admitted or dropped) by the present plan."""
     memory.request[i, TAKEN] = view.row[0].iterations + 1

@@ -28,7 +28,7 @@ PREFILLING, LEFT, NEXT, RAD_ROW_MEMORY = 0, 1, 2, 3
 """Cells of the row memory: in prefill mode, requests that this mode may still admit, where round robin goes on."""
 
 
-@hot(inline="always")
+@hot
 def _reservation(row: Any, r: Any, output: int) -> int:
     """KV blocks for the prompt and `output` tokens, or for the prompt alone if the device could never hold more."""
     most = row.num_blocks - max(row.watermark_blocks, row.decode_needs_free_block)

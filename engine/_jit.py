@@ -10,8 +10,10 @@ from typing import Any
 
 from numba import njit
 
+_njit: Any = njit  # numba's type hints do not know the switch
 
-def hot(function: Callable[..., Any] | None = None, *, inline: str = "never") -> Any:
-    """Compile at first call, cached on disk, without reference counting: ``@hot`` or ``@hot(inline="always")``."""
-    decorator = njit(cache=True, _nrt=False, inline=inline)
-    return decorator if function is None else decorator(function)
+
+def hot(function: Callable[..., Any], signature: Any = None) -> Any:
+    """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
+    options = {"cache": True, "_nrt": False}
+    return _njit(**options)(function) if signature is None else _njit(signature, **options)(function)

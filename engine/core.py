@@ -24,7 +24,7 @@ _MANTISSA_SHIFT = 23 - (GAP_BUCKETS_PER_OCTAVE.bit_length() - 1)
 _FIRST_BUCKET = (127 + GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE - 1
 
 
-@hot(inline="always")
+@hot
 def gap_bucket(gap: float) -> int:
     """Bucket of a gap in seconds: the leading bits of its float32 form, i.e. exponent and 9 bits of mantissa."""
     bucket = int(np.float32(gap).view(np.int32) >> _MANTISSA_SHIFT) - _FIRST_BUCKET
@@ -118,7 +118,7 @@ def begin(server: Server, strict: bool) -> int:
     return 0
 
 
-@hot(inline="always")
+@hot
 def _settle(r: Any, h: Any) -> None:
     """Copy what a request's own record gathered into its ledger."""
     h.max_gap = r.max_gap
@@ -126,7 +126,7 @@ def _settle(r: Any, h: Any) -> None:
     h.delivered += r.generated
 
 
-@hot(inline="always")
+@hot
 def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
     """Take a request that has all its tokens out of the server, at the present time."""
     _settle(r, h)

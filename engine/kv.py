@@ -29,13 +29,13 @@ CODE_SHIFT = len(ILLEGAL)
 TOO_MANY = CODE_SHIFT - 1
 
 
-@hot(inline="always")
+@hot
 def blocks_for(tokens: int, block_size: int) -> int:
     """KV blocks that hold this many tokens."""
     return (tokens + block_size - 1) // block_size
 
 
-@hot(inline="always")
+@hot
 def decode_need(r: Any, block_size: int) -> int:
     """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
     return 1 if r.length > r.blocks * block_size else 0

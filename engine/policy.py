@@ -46,7 +46,10 @@ class Kernel:
     def compiled(self) -> Any:
         """The compiled function, all of one type, so that one compiled loop serves every policy."""
         if self._compiled is None:
-            self._compiled = njit(KERNEL_SIGNATURE, cache=True, _nrt=self.allocates)(self.function)
+            if self.allocates:
+                self._compiled = njit(KERNEL_SIGNATURE, cache=True)(self.function)
+            else:
+                self._compiled = hot(self.function, KERNEL_SIGNATURE)
         return self._compiled
 
     def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
@@ -59,7 +62,7 @@ def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
     return Kernel(function, allocates=False)
 
 
-@hot(inline="always")
+@hot
 def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     """Add `tokens` of a request to the next iteration.
 
@@ -78,13 +81,13 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     plan.size[0] = k + 1
 
 
-@hot(inline="always")
+@hot
 def evict(plan: Plan, request: int) -> None:
     """Take the KV of a request away before the next iteration."""
     schedule(plan, request, EVICT)
 
 
-@hot(inline="always")
+@hot
 def drop(plan: Plan, request: int) -> None:
     """Refuse to serve a waiting request."""
     schedule(plan, request, DROP)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
+from engine._jit import hot
 from engine.config import EngineConfig
 from engine.core import arrive, begin, close, empty, explain, finish, is_over, pause
 from engine.errors import InputError
@@ -52,7 +53,7 @@ def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon:
 def _compiled_run() -> Any:
     """`_run` for kernels of one type: compiled once, for every policy."""
     arguments = (KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64)
-    return njit(types.int64(*arguments), cache=True, _nrt=False)(_run)
+    return hot(_run, types.int64(*arguments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +206,8 @@ def simulate(
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
     config = config or EngineConfig()
-    if not horizon_s > 0.0:
-        raise InputError(f"horizon_s: expected seconds > 0, got {horizon_s!r}")
+    if not horizon_s >= 0.0:
+        raise InputError(f"horizon_s: expected seconds >= 0, got {horizon_s!r}")
     if config.eviction_keeps_output:
         requests.check_lengths(config.max_request_tokens)
     server = new_server(len(requests), len(requests.tiers))

@@ -182,11 +182,11 @@ def _first_decision(servers: Any, memories: Any, latency: Any, rules: Any, outco
 
 
 @structref.register
-class _FleetType(types.StructRef):  # type: ignore[misc]
+class _FleetType(types.StructRef):
     """Numba's type of `FleetArrays`."""
 
 
-class FleetArrays(structref.StructRefProxy):  # type: ignore[misc]
+class FleetArrays(structref.StructRefProxy):
     """All arrays of a fleet behind one reference: passing 40 arrays one by one costs more than a step of one row."""
 
 
@@ -199,13 +199,13 @@ _FIELDS = {
     "rules": typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1))),
     "outcome": typeof(new_outcome(1)),
 }
-_FLEET = _FleetType([*_FIELDS.items()])
+_FLEET: Any = _FleetType([*_FIELDS.items()])  # type: ignore[no-untyped-call]
 _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
 _ACTION = typeof(np.zeros((1, 1), np.int64))
 
 
 def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> Any:
-    fleet = structref.new(_FLEET)
+    fleet: Any = structref.new(_FLEET)  # type: ignore[call-arg]
     fleet.servers = servers
     fleet.memories = memories
     fleet.latency = latency

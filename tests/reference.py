@@ -129,14 +129,14 @@ class ReferenceServer:
         self.now = time
 
     def begin(self, plan: list[Entry], strict: bool) -> int:
-        """Apply the plan; 0, or code + 11 x entry of the first illegal entry (strict only)."""
+        """Apply the plan; 0, or code + 12 x entry of the first illegal entry (strict only)."""
         self.batch = []
         for k, (i, tokens, reserve) in enumerate(plan):
             if not strict:
                 tokens = self._cut(i, tokens)
             code = self._fault(i, tokens, reserve)
             if code and strict:
-                return code + 11 * k
+                return code + 12 * k
             if not code:
                 self._apply(self.jobs[i], tokens, reserve)
         return 0

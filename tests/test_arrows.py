@@ -119,9 +119,7 @@ def third_party_fault(file: str, found: Import) -> str | None:
             return None if file == "agents/scale.py" else "ray belongs to agents/scale.py"
         if file in LIGHT_FILES and found.on_load and found.top in HEAVY:
             return f"{found.top} must not load with this file"
-        return (
-            None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
-        )
+        return None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
     if found.top in GPU_ONLY:
         fits = file == "engine/gpu.py" and not found.on_load
         return None if fits else f"{found.top} belongs to functions of engine/gpu.py"
@@ -227,18 +225,14 @@ def test_allowed_import_is_not_reported(file: str, text: str) -> None:
     ],
 )
 def test_import_loads_nothing_heavy(modules: str, heavy: set[str]) -> None:
-    loaded = json.loads(
-        run_python(f"import {modules}, sys, json; print(json.dumps(list(sys.modules)))", ROOT)
-    )
+    loaded = json.loads(run_python(f"import {modules}, sys, json; print(json.dumps(list(sys.modules)))", ROOT))
     assert set(modules.split(", ")) <= set(loaded)
     assert heavy & set(loaded) == set()
 
 
 def test_packages_outside_the_checkout_are_ours(tmp_path: Path) -> None:
     """`agents` and `baselines` are also published names: what a user imports must be what we installed."""
-    code = (
-        f"import json, importlib.util as u; print(json.dumps([u.find_spec(n).origin for n in {list(OURS)}]))"
-    )
+    code = f"import json, importlib.util as u; print(json.dumps([u.find_spec(n).origin for n in {list(OURS)}]))"
     ours = [str(ROOT / name / "__init__.py") for name in OURS]
     assert json.loads(run_python(code, tmp_path)) == ours, "another distribution's packages come first"
     assert json.loads(run_python(code, ROOT)) == ours

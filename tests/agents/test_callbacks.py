@@ -52,7 +52,9 @@ def test_scalars_cover_reward_service_levels_and_margins(events: EventAccumulato
 def test_histograms_figure_hparams_and_layout_are_there(events: EventAccumulator) -> None:
     tags: dict[str, Any] = events.Tags()
     assert {"action/budget", "action/decode_rule", "action/prefill_order"} <= set(tags["histograms"])
-    assert events.Histograms("action/budget")[0].histogram_value.num == 64
+    assert events.Histograms("action/prefill_order")[0].histogram_value.num == 64
+    # Fewer than two whole numbers between the edges of a bucket: every choice is told from the others.
+    assert np.diff(events.Histograms("action/prefill_order")[0].histogram_value.bucket_limit).max() == 1.0
     assert "timeline" in tags["images"]
     assert events.Images("timeline")[-1].width > 500
     plugins = {e for e in ("hparams", "custom_scalars") if events.PluginTagToContent(e)}
@@ -69,10 +71,11 @@ def test_resumed_run_goes_on_in_the_same_curves(events: EventAccumulator) -> Non
 
 
 def test_layout_names_every_series() -> None:
-    layout = scalar_layout(["strict"], ("slai",))
+    layout = scalar_layout(["strict"], ["ttft"], ("slai",))
     assert layout["Service levels"]["p99_tbt_s"] == ["Multiline", ["slo/strict/p99_tbt_s"]]
+    assert layout["Reward"]["terms of one step"] == ["Multiline", ["reward/ttft"]]
     assert layout["Margin over baselines"]["ttft"] == ["Multiline", ["margin/slai/ttft"]]
-    assert "Margin over baselines" not in scalar_layout(["strict"], ())
+    assert "Margin over baselines" not in scalar_layout(["strict"], ["ttft"], ())
 
 
 def test_margins_are_measured_on_the_same_traces(run: Path, tmp_path: Path) -> None:

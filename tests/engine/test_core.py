@@ -53,7 +53,7 @@ def burst(prompts: list[int], outputs: list[int]) -> Requests:
 def book(server: Server, *entries: tuple[int, ...], strict: bool = True) -> int:
     """Write a plan of (request, tokens[, reserve]) and begin it."""
     server.plan.size[0] = len(entries)
-    for k, entry in enumerate(entries):
+    for k, entry in enumerate(entries[: len(server.plan.entry)]):
         server.plan.entry[k] = (*entry, 0)[:3]
     return int(begin(server, strict))
 
@@ -223,6 +223,7 @@ ILLEGAL_PLANS: list[tuple[list[tuple[int, ...]], str]] = [
     ([(2, 10)], "asks for more prompt tokens than remain"),
     ([(0, 2)], "asks a decode for a number of tokens other than 1"),
     ([(1, 0)], "has a token count that is neither positive, EVICT nor DROP"),
+    ([(0, 1)] * 12, "is the last one that fits: the plan names more entries than it holds"),
 ]
 
 
@@ -234,9 +235,9 @@ def test_an_illegal_plan_is_refused_with_its_entry_and_reason(plan: list[tuple[i
     code = book(server, *plan)
     assert ILLEGAL[code % CODE_SHIFT] == reason
     request_id, tokens = plan[-1][:2]
+    last = min(len(plan), len(server.plan.entry)) - 1
     assert explain(server, code) == (
-        f"illegal plan at iteration 1, t=1.000000 s: entry {len(plan) - 1} "
-        f"(request {request_id}, tokens {tokens}) {reason}"
+        f"illegal plan at iteration 1, t=1.000000 s: entry {last} (request {request_id}, tokens {tokens}) {reason}"
     )
 
 

@@ -147,12 +147,8 @@ def test_lognormal_lengths_have_the_logarithms_asked_for() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.floats(-1e4, 1e4), st.floats(0, 1e4), st.floats(-1e4, 1e4), st.floats(0, 1e4), st.integers(2, 10_000)
-)
-def test_lognormal_lengths_stay_within_the_total(
-    p_mu: float, p_s: float, o_mu: float, o_s: float, total: int
-) -> None:
+@given(st.floats(-1e4, 1e4), st.floats(0, 1e4), st.floats(-1e4, 1e4), st.floats(0, 1e4), st.integers(2, 10_000))
+def test_lognormal_lengths_stay_within_the_total(p_mu: float, p_s: float, o_mu: float, o_s: float, total: int) -> None:
     prompt, output = LogNormalLengths(p_mu, p_s, o_mu, o_s, total).draw(np.random.default_rng(0), 100)
     assert min(prompt.min(), output.min()) >= 1
     assert (prompt + output).max() <= total

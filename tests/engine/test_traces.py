@@ -185,9 +185,7 @@ def test_equal_arrival_times_keep_file_order(tmp_path: Path) -> None:
         ({"rate": 1.0, "tiers": (Tier("a", 0.5, 0.1),)}, "sum to 1"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(
-    tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
+def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_trace(written(tmp_path, LENGTHS), **arguments)
 

@@ -178,9 +178,7 @@ def test_workload_fields_are_checked_at_construction(fields: dict[str, Any], mes
 
 def test_spec_strings_set_the_fields() -> None:
     parsed = parse_workload("gamma:rate=1.6, cv=2, num_requests=2_000, lengths=fixed:512,8, gap_cap=3")
-    assert parsed == Workload(
-        rate=1.6, num_requests=2000, arrivals="gamma", lengths="fixed:512,8", cv=2.0, gap_cap=3.0
-    )
+    assert parsed == Workload(rate=1.6, num_requests=2000, arrivals="gamma", lengths="fixed:512,8", cv=2.0, gap_cap=3.0)
     assert parsed.length_model == FixedLengths(512, 8)
     assert parse_workload("poisson") == Workload()
 

@@ -1,5 +1,7 @@
 """Rewards add up to numbers of the report, and rank policies as the report does."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ CONFIG = EnvConfig(
 )
 
 
-def play(arm, seed, config=CONFIG):
+def play(arm: Any, seed: Any, config: Any = CONFIG) -> Any:
     env = LLMSchedEnv(config)
     env.reset(seed=seed)
     sums = dict.fromkeys(REWARD_TERMS, 0.0)
@@ -28,7 +30,7 @@ def play(arm, seed, config=CONFIG):
     return total, sums, elapsed, info["report"], env
 
 
-def test_terms_sum_to_the_report():
+def test_terms_sum_to_the_report() -> None:
     _, sums, elapsed, report, env = play(1, 3)
     view, hidden = env.fleet.servers.visible, env.fleet.servers.hidden
     ttft = (hidden.ledger[0]["first_token"] - view.request[0]["arrival"]).sum()
@@ -42,7 +44,7 @@ def test_terms_sum_to_the_report():
 
 
 @pytest.mark.parametrize("arm", range(4))
-def test_one_arm_all_the_time_is_that_baseline(arm):
+def test_one_arm_all_the_time_is_that_baseline(arm: Any) -> None:
     env = LLMSchedEnv(EnvConfig(**{**vars(CONFIG), "skip_decode_only": False}))
     env.reset(seed=5)
     requests = env.fleet.draw(np.random.default_rng(5))
@@ -56,7 +58,7 @@ def test_one_arm_all_the_time_is_that_baseline(arm):
     assert np.array_equal(ledger["first_token"], record.ledger["first_token"])
 
 
-def test_return_ranks_policies_as_the_report_does():
+def test_return_ranks_policies_as_the_report_does() -> None:
     """Mean return over the seeds orders the arms exactly as their mean TTFT where no gap is late."""
     returns, ttft = [], []
     for arm in range(4):

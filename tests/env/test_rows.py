@@ -1,5 +1,7 @@
 """The vector environment is the scalar one, row by row, bit for bit; and every action is legal."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,10 +18,10 @@ CONFIGS = {
 }
 
 
-def play_scalar(config, seed, actions):
+def play_scalar(config: Any, seed: Any, actions: Any) -> Any:
     env = LLMSchedEnv(config)
     observation, _ = env.reset(seed=seed)
-    history = [observation]
+    history: list[Any] = [observation]
     for action in actions:
         observation, reward, terminated, truncated, info = env.step(action)
         history.append((observation, reward, terminated, truncated, info["elapsed_s"], info.get("report")))
@@ -29,12 +31,12 @@ def play_scalar(config, seed, actions):
     return history
 
 
-def same(a, b):
+def same(a: Any, b: Any) -> Any:
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_vector_rows_equal_single_environments(name):
+def test_vector_rows_equal_single_environments(name: Any) -> None:
     config, rows, steps = CONFIGS[name], 3, 400
     vector = LLMSchedVectorEnv(rows, config)
     space = vector.single_action_space
@@ -67,7 +69,7 @@ def test_vector_rows_equal_single_environments(name):
             assert row[5] is None or one[5] == row[5]
 
 
-def test_rows_do_not_depend_on_their_number():
+def test_rows_do_not_depend_on_their_number() -> None:
     config = CONFIGS["allocation"]
     few, many = LLMSchedVectorEnv(2, config), LLMSchedVectorEnv(5, config)
     a, b = few.reset(seed=4)[0], many.reset(seed=4)[0]
@@ -78,7 +80,7 @@ def test_rows_do_not_depend_on_their_number():
 
 
 @pytest.mark.parametrize("action", [(0, 4, 0), (0, 0, 3), (8, 4, 1), (8, 0, 2), (1, 4, 3), (3, 2, 3)])
-def test_every_constant_action_serves_everybody(action):
+def test_every_constant_action_serves_everybody(action: Any) -> None:
     env = LLMSchedEnv(EnvConfig(workload=Workload(rate=4.0, num_requests=60)))
     env.reset(seed=2)
     terminated, steps = False, 0
@@ -89,7 +91,7 @@ def test_every_constant_action_serves_everybody(action):
     assert info["report"]["completed"] == 60
 
 
-def test_every_action_is_legal_under_memory_pressure():
+def test_every_action_is_legal_under_memory_pressure() -> None:
     engine = EnvConfig().engine.replace(num_blocks=700, max_model_len=8192, max_num_seqs=24)
     config = EnvConfig(engine=engine, workload=Workload(rate=6.0, num_requests=60))
     env = LLMSchedEnv(config)
