@@ -16,7 +16,15 @@ from engine.errors import InputError
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
 
-NOT_COMPARED = ("total_timesteps", "run_dir", "resume", "progress", "checkpoint_every", "keep_checkpoints")
+NOT_COMPARED = (
+    "total_timesteps",
+    "run_dir",
+    "resume",
+    "progress",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+)
 """Fields that may differ when a run is resumed."""
 
 

@@ -2,7 +2,9 @@
 
 They only read and write arrays that somebody else owns, so counting references to those arrays, which numba does with
 atomic operations at every use, is wasted: without it a simulation takes half the time. Such a function cannot allocate
-(numba refuses at compile time). The switch, ``_nrt=False``, is numba's internal one, hence this single place.
+(numba refuses at compile time), and one that returns arrays may only be called from another such function: a caller
+that counts would release what was never counted. The switch, ``_nrt=False``, is numba's internal one, hence this single
+place.
 """
 
 from collections.abc import Callable

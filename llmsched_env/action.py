@@ -89,8 +89,8 @@ def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     level = p[_LEVELS + choice]
     if p[_TIMED] > 0.0:
         linear = level - p[_OVERHEAD] - p[_PER_CONTEXT] * _decode_context(view)
-        return max(0, int(linear / p[_PER_TOKEN])), level
-    return int(level), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
+        return min(max(0, int(linear / p[_PER_TOKEN])), view.row[0].max_batched_tokens), level
+    return min(int(level), view.row[0].max_batched_tokens), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
 
 
 @hot

@@ -152,23 +152,35 @@ def _open_step(server: Server, rules: Rules, terms: np.ndarray) -> float:
     return float(server.visible.row[0].now)
 
 
+@hot
+def _allocation_row(action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int) -> None:
+    server, observer = row_of(servers, e), _memory(memories, e, 0)
+    start = _open_step(server, rules, outcome.terms[e])
+    _choose(observer, action[e, 0], action[e, 1], action[e, 2])
+    allocate_batch(server.visible, observer, server.plan)
+    _finish_step(server, observer, latency, rules, outcome, e, start)
+
+
 def _allocation_rows(action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> None:
     for e in prange(outcome.reward.shape[0]):
-        server, observer = row_of(servers, e), _memory(memories, e, 0)
-        start = _open_step(server, rules, outcome.terms[e])
-        _choose(observer, action[e, 0], action[e, 1], action[e, 2])
-        allocate_batch(server.visible, observer, server.plan)
-        _finish_step(server, observer, latency, rules, outcome, e, start)
+        _allocation_row(action, servers, memories, latency, rules, outcome, e)
+
+
+@hot
+def _mixture_row(
+    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int
+) -> None:
+    server, observer = row_of(servers, e), _memory(memories, e, 0)
+    start = _open_step(server, rules, outcome.terms[e])
+    kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
+    _finish_step(server, observer, latency, rules, outcome, e, start)
 
 
 def _mixture_rows(
     kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any
 ) -> None:
     for e in prange(outcome.reward.shape[0]):
-        server, observer = row_of(servers, e), _memory(memories, e, 0)
-        start = _open_step(server, rules, outcome.terms[e])
-        kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
-        _finish_step(server, observer, latency, rules, outcome, e, start)
+        _mixture_row(kernels, action, servers, memories, latency, rules, outcome, e)
 
 
 @hot

@@ -108,3 +108,13 @@ def test_every_action_is_legal_under_memory_pressure() -> None:
             break
     assert terminated
     assert info["report"]["evictions"] > 0
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    config = CONFIGS["allocation"]
+    one, two = LLMSchedVectorEnv(6, config), LLMSchedVectorEnv(6, config, threads=2)
+    a, b = one.reset(seed=9)[0], two.reset(seed=9)[0]
+    for k in range(150):
+        assert same(a, b)
+        action = np.array([[(k + e) % 9, (k * e) % 5, (k + e) % 4] for e in range(6)])
+        a, b = one.step(action)[0], two.step(action)[0]
