@@ -30,7 +30,7 @@ from baselines._fill import (
 from engine._jit import hot
 from engine.kv import blocks_for
 from engine.latency import LatencyModel
-from engine.policy import HotKernel, schedule
+from engine.policy import schedule
 from engine.state import Memory, Plan, View
 from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
 
@@ -222,7 +222,3 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
         tokens, free, victims = _take_urgent(view, memory, plan, np.inf, free, victims)
         if tokens == 0:
             _take_prompts(view, memory, plan, order, victims, 0, TOKEN_LEVELS[1], free)
-
-
-allocate = HotKernel(allocate_batch.py_func)
-"""`allocate_batch` as a policy kernel."""

@@ -4,7 +4,10 @@ Memory of such a policy: the codec's parameters come first in `params`, the obse
 `row` and `request`; whatever the network needs follows behind them.
 """
 
+import numpy as np
+
 from engine._jit import hot
+from engine.state import Memory, Plan, View
 from llmsched_env.action import (
     ACTION_SIZES,
     ALLOCATION_PARAMS,
@@ -27,14 +30,14 @@ env_params = allocation_params
 
 
 @hot
-def observe(view, memory, out):  # type: ignore[no-untyped-def]
+def observe(view: View, memory: Memory, out: np.ndarray) -> None:
     """Write the observation for the present decision; `out` is float32[OBSERVATION_SIZE]."""
     remember(view, memory)
     encode(view, memory, out)
 
 
 @hot
-def act(view, memory, choice, plan):  # type: ignore[no-untyped-def]
+def act(view: View, memory: Memory, choice: np.ndarray, plan: Plan) -> None:
     """Turn a choice (int64[3]: indices of budget, decode rule, prefill order) into a plan."""
     memory.row[BUDGET] = choice[0]
     memory.row[RULE] = choice[1]
