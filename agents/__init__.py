@@ -1,1 +1,61 @@
-"""Learned policies, evaluation, reports, studies and the `llmsched` command."""
+"""Learned policies, evaluation, reports, studies and the `llmsched` command.
+
+The names in `__all__` are loaded when they are first used, so that importing this package stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.evaluation.capacity import Search, search_capacity
+    from agents.evaluation.evaluate import Evaluation, evaluate
+    from agents.learning.bundle import Bundle
+    from agents.learning.policy import LearnedPolicy, RandomLegal
+    from agents.learning.train import train
+    from agents.learning.train_config import TrainConfig
+    from agents.learning.vec_env import SB3VecEnv
+    from agents.options import Source
+    from agents.reporting.report import load_result, write_report
+
+__all__ = [
+    "Bundle",
+    "Evaluation",
+    "LearnedPolicy",
+    "RandomLegal",
+    "SB3VecEnv",
+    "Search",
+    "Source",
+    "TrainConfig",
+    "evaluate",
+    "load_result",
+    "search_capacity",
+    "train",
+    "write_report",
+]
+
+_MODULES = {
+    "Bundle": "learning.bundle",
+    "Evaluation": "evaluation.evaluate",
+    "LearnedPolicy": "learning.policy",
+    "RandomLegal": "learning.policy",
+    "SB3VecEnv": "learning.vec_env",
+    "Search": "evaluation.capacity",
+    "Source": "options",
+    "TrainConfig": "learning.train_config",
+    "evaluate": "evaluation.evaluate",
+    "load_result": "reporting.report",
+    "search_capacity": "evaluation.capacity",
+    "train": "learning.train",
+    "write_report": "reporting.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that has it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from agents.resolve import split_policies
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel, load_profile
@@ -227,3 +228,40 @@ class ServerOptions:
         if not 0.0 <= self.warmup < math.inf:
             raise InputError(f"warmup: expected seconds >= 0, got {self.warmup}")
         return load_profile(self.profile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(SourceOptions, ServerOptions):
+    """Options of the commands that compare policies over seeds."""
+
+    policies: str = "slai,sarathi"
+    """Policies, comma separated: baselines (slai:offset=3), random, folders of trained policies."""
+    seeds: int = 3
+    """Seeds 0 ... N-1, each a common trace for all policies."""
+    reference: str | None = None
+    """Policy that the others are compared with (default: sarathi if it is there, else the first)."""
+    workers: int | None = None
+    """Processes (default: one per core); the result does not depend on it."""
+    json: Path | None = None
+    """Also write the whole result to this file."""
+    resume: bool = False
+    """Go on with an interrupted run of the same configuration."""
+
+    def setup(self) -> dict[str, Any]:
+        """The arguments of `agents.evaluation.setup.Setup`.
+
+        Raises:
+            InputError: options that do not fit.
+        """
+        policies = split_policies(self.policies)
+        default = "sarathi" if "sarathi" in policies else policies[0]
+        return {
+            "policies": policies,
+            "source": self.source(),
+            "seeds": self.seeds,
+            "reference": self.reference or default,
+            "profile": self.model(),
+            "config": self.engine,
+            "horizon_s": self.horizon,
+            "warmup_s": self.warmup,
+        }

@@ -54,7 +54,7 @@ def resolve(spec: str) -> Policy:
         return _random(settings)
     path = Path(spec)
     if path.exists():
-        from agents.policy import LearnedPolicy
+        from agents.learning.policy import LearnedPolicy
 
         return LearnedPolicy.load(path)
     known = ", ".join([*baselines.POLICIES, RANDOM])
@@ -62,7 +62,7 @@ def resolve(spec: str) -> Policy:
 
 
 def _random(settings: str) -> Policy:
-    from agents.policy import RandomLegal
+    from agents.learning.policy import RandomLegal
 
     key, _, value = settings.partition("=")
     if not settings:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.kv import blocks_for, decode_need
 from engine.policy import drop, evict, schedule
 from engine.state import Memory, Plan, View
@@ -36,14 +36,14 @@ def fits_decode(row: Any, r: Any, free: int) -> bool:
     return bool(free > 0 or (decode_need(r, row.block_size) == 0 and not row.decode_needs_free_block))
 
 
-@hot
+@inner
 def schedule_decode(plan: Plan, row: Any, i: int, r: Any) -> int:
     """Plan one decode token; returns the KV blocks that it takes (0 or 1)."""
     schedule(plan, i, 1)
     return decode_need(r, row.block_size)
 
 
-@hot
+@inner
 def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> int:
     """Plan an eviction and remember the victim; returns the KV blocks that come free."""
     evict(plan, i)
@@ -51,7 +51,7 @@ def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> 
     return view.request[i].blocks
 
 
-@hot
+@inner
 def _precedes(view: View, order: int, i: int, j: int) -> bool:
     """Whether request i goes strictly before request j in this order (position in the queue breaks ties)."""
     a, b = view.request[i], view.request[j]
@@ -60,7 +60,7 @@ def _precedes(view: View, order: int, i: int, j: int) -> bool:
     return bool(a.prompt < b.prompt)
 
 
-@hot
+@inner
 def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     """First request in a shortest-prompt order; looks only at new arrivals while the queue has not lost anybody."""
     row, seen = view.row[0], memory.row
@@ -87,7 +87,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     return best
 
 
-@hot
+@inner
 def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: int) -> int:
     """The request that the queue would serve next, -1 if none is left.
 
@@ -106,13 +106,13 @@ def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: in
     return view.queue[taken - victims] if taken - victims < row.num_waiting else -1
 
 
-@hot
+@inner
 def take(view: View, memory: Memory, i: int) -> None:
     """Mark a waiting request as taken (admitted or dropped) by the present plan."""
     memory.request[i, TAKEN] = view.row[0].iterations + 1
 
 
-@hot
+@inner
 def admit_chunks(
     view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int, active: int
 ) -> tuple[int, int]:
@@ -157,7 +157,7 @@ def admit_chunks(
     return tokens, free
 
 
-@hot
+@inner
 def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int, int]:
     """One token for every decode, oldest first; where no block is free the youngest unvisited request is evicted.
 
@@ -185,7 +185,7 @@ def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[i
     return tokens, free, victims, last
 
 
-@hot
+@inner
 def continue_prefills(view: View, plan: Plan, last: int, tokens: int, budget: int) -> int:
     """Next chunk of every started prompt among ``running[:last]``, oldest first; returns the tokens planned."""
     left = view.row[0].num_prefilling

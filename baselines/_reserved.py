@@ -1,13 +1,13 @@
 """Admission with reservation: the KV of the longest possible request is taken at once, so nothing is ever evicted."""
 
 from baselines._fill import FCFS, is_decode, next_waiting
-from engine._jit import hot
+from engine._jit import inner
 from engine.kv import blocks_for
 from engine.policy import drop, schedule
 from engine.state import Memory, Plan, View
 
 
-@hot
+@inner
 def run_all(view: View, plan: Plan) -> None:
     """One decode, or all that is left of the prompt, for every request that holds KV."""
     for j in range(view.row[0].num_running):
@@ -16,7 +16,7 @@ def run_all(view: View, plan: Plan) -> None:
         schedule(plan, i, 1 if is_decode(r) else r.prompt - r.prefilled)
 
 
-@hot
+@inner
 def admit_whole(view: View, memory: Memory, plan: Plan, batch_cap: int) -> None:
     """Whole prompts in arrival order while a reservation of the model length fits and the batch is below its cap."""
     row = view.row[0]

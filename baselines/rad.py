@@ -16,7 +16,7 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from engine._jit import hot
+from engine._jit import inner
 from engine.config import EngineConfig
 from engine.kv import blocks_for
 from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
@@ -28,7 +28,7 @@ PREFILLING, LEFT, NEXT, RAD_ROW_MEMORY = 0, 1, 2, 3
 """Cells of the row memory: in prefill mode, requests that this mode may still admit, where round robin goes on."""
 
 
-@hot
+@inner
 def _reservation(row: Any, r: Any, output: int) -> int:
     """KV blocks for the prompt and `output` tokens, or for the prompt alone if the device could never hold more."""
     most = row.num_blocks - max(row.watermark_blocks, row.decode_needs_free_block)
@@ -36,7 +36,7 @@ def _reservation(row: Any, r: Any, output: int) -> int:
     return max(wanted, blocks_for(r.prompt, row.block_size))
 
 
-@hot
+@inner
 def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
     """One chunk of the started prompt, else of the next ones in arrival order; False if none can run."""
     row, p = view.row[0], memory.params
@@ -74,7 +74,7 @@ def _prefill(view: View, memory: Memory, plan: Plan) -> bool:
     return bool(plan.size[0] > 0)
 
 
-@hot
+@inner
 def _evict_youngest(view: View, memory: Memory, plan: Plan, victims: int) -> int:
     """Evict the youngest request that this plan has not named yet; returns the KV blocks that come free."""
     j = view.row[0].num_running - 1
@@ -84,7 +84,7 @@ def _evict_youngest(view: View, memory: Memory, plan: Plan, victims: int) -> int
     return evict_into(plan, memory, view, view.running[j], victims)
 
 
-@hot
+@inner
 def _decode(view: View, memory: Memory, plan: Plan, batch: int) -> None:
     """`batch` decodes (all, if fewer), round robin; evicts only where an output outgrew every reservation."""
     row, named = view.row[0], view.row[0].iterations + 1

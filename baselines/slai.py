@@ -17,7 +17,7 @@ from baselines._fill import (
     is_decode,
     schedule_decode,
 )
-from engine._jit import hot
+from engine._jit import inner
 from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
@@ -29,7 +29,7 @@ BATCHES, MEAN = FILL_ROW_MEMORY, FILL_ROW_MEMORY + 1
 """Cells of the row memory: iterations counted, mean of their durations, s."""
 
 
-@hot
+@inner
 def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
     """Give each decode of the previous batch its LST = now + deadline - offset x mean batch duration.
 
@@ -57,7 +57,7 @@ def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
     return critical, rest
 
 
-@hot
+@inner
 def _candidates(view: View, memory: Memory, critical: bool) -> int:
     """List the decodes on one side of their LST in column LISTED, by (LST, arrival); returns how many."""
     row = view.row[0]
@@ -70,7 +70,7 @@ def _candidates(view: View, memory: Memory, critical: bool) -> int:
     return n
 
 
-@hot
+@inner
 def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int) -> tuple[int, int, int, int]:
     """Critical decodes in order, evicting for blocks: the last started prefill first, else the decode itself.
 
@@ -103,7 +103,7 @@ def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int
     return tokens, free, victims, last
 
 
-@hot
+@inner
 def _take_rest(view: View, memory: Memory, plan: Plan, room: int, free: int, victims: int) -> None:
     """Non-critical decodes in order while there is room; one that finds no block evicts itself."""
     row = view.row[0]
@@ -121,7 +121,7 @@ def _take_rest(view: View, memory: Memory, plan: Plan, room: int, free: int, vic
             victims += 1
 
 
-@hot
+@inner
 def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int) -> int:
     """Every decode on one side of its LST; for when neither blocks nor the budget can run out."""
     row = view.row[0]

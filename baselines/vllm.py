@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
-from engine._jit import hot
+from engine._jit import inner
 from engine.kv import blocks_for
 from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
@@ -12,7 +12,7 @@ from engine.state import Memory, Plan, View
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
 
 
-@hot
+@inner
 def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
     """Whole prompts of waiting requests while they fit; True if anything was planned."""
     row, p = view.row[0], memory.params

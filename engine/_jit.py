@@ -1,21 +1,41 @@
-"""`hot`: how the functions on the hot path are compiled.
+"""`hot` and `inner`: how the functions on the hot path are compiled.
 
 They only read and write arrays that somebody else owns, so counting references to those arrays, which numba does with
 atomic operations at every use, is wasted: without it a simulation takes half the time. Such a function cannot allocate
 (numba refuses at compile time), and one that returns arrays may only be called from another such function: a caller
 that counts would release what was never counted. The switch, ``_nrt=False``, is numba's internal one, hence this single
 place.
+
+Numba also compiles for every function a second one that unpacks Python arguments, and with records of arrays that one
+can take longer than the function itself. `inner` leaves it out for what only compiled code calls.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import njit, types
 
 _njit: Any = njit  # numba's type hints do not know the switch
+_OPTIONS = {"cache": True, "_nrt": False}
+
+
+class _Inner:
+    """Stands for a function without an entry from Python; numba sees the compiled function behind it."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._dispatcher = dispatcher  # numba's type holds it only weakly
+        self._numba_type_ = types.Dispatcher(dispatcher)
+        self.py_func = dispatcher.py_func
+
+    def __call__(self, *args: object) -> None:
+        raise TypeError(f"{self.py_func.__qualname__} can only be called from compiled code")
 
 
 def hot(function: Callable[..., Any], signature: Any = None) -> Any:
     """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
-    options = {"cache": True, "_nrt": False}
-    return _njit(**options)(function) if signature is None else _njit(signature, **options)(function)
+    return _njit(**_OPTIONS)(function) if signature is None else _njit(signature, **_OPTIONS)(function)
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """As `hot`, at first use, for a function that only compiled code calls: it has no entry from Python."""
+    return _Inner(_njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, decode_need
 from engine.state import (
     FINISHED,
@@ -31,7 +31,7 @@ def gap_bucket(gap: float) -> int:
     return min(max(bucket, 0), NUM_GAP_BUCKETS - 1)
 
 
-@hot
+@inner
 def _advance(row: Any, time: float) -> None:
     """Move the clock and the time integrals; `row` is one ROW record."""
     span = time - row.now
@@ -119,6 +119,34 @@ def begin(server: Server, strict: bool) -> int:
 
 
 @hot
+def begin_decodes(server: Server) -> bool:
+    """`begin` for the plan in which every running request decodes; False (nothing done) if KV is too short for sure.
+
+    For servers with no prompt in progress: one pass instead of a policy's and `begin`'s.
+    """
+    view, features, row = server.visible, server.features, server.visible.row[0]
+    running = row.num_running
+    if row.free_blocks <= running or running > row.max_batched_tokens:
+        return False
+    entries, iteration, context, taken = server.plan.entry, row.iterations, 0, 0
+    for k in range(running):
+        i = view.running[k]
+        r = view.request[i]
+        need = decode_need(r, row.block_size)
+        r.blocks += need
+        taken += need
+        r.last_run = iteration
+        context += r.length
+        entry = entries[k]
+        entry.request, entry.tokens, entry.reserve = i, 1, 0
+    row.free_blocks -= taken
+    server.plan.size[0] = running
+    features.tokens[0], features.requests[0], features.decodes[0] = running, running, running
+    features.prefill_pairs[0], features.decode_context[0] = 0.0, context
+    return True
+
+
+@inner
 def _settle(r: Any, h: Any) -> None:
     """Copy what a request's own record gathered into its ledger."""
     h.max_gap = r.max_gap
@@ -126,7 +154,7 @@ def _settle(r: Any, h: Any) -> None:
     h.delivered += r.generated
 
 
-@hot
+@inner
 def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
     """Take a request that has all its tokens out of the server, at the present time."""
     _settle(r, h)
@@ -149,7 +177,7 @@ def close(server: Server) -> None:
             _settle(r, server.hidden.ledger[i])
 
 
-@hot
+@inner
 def _drop_finished(view: Any) -> None:
     row, kept = view.row[0], 0
     for j in range(row.num_running):

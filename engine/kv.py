@@ -7,7 +7,7 @@ generated tokens again.
 
 from typing import Any
 
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.state import DROP, DROPPED, EVICT, RUNNING, WAITING, Server
 
 ILLEGAL = (
@@ -41,7 +41,7 @@ def decode_need(r: Any, block_size: int) -> int:
     return 1 if r.length > r.blocks * block_size else 0
 
 
-@hot
+@inner
 def _leave_queue(view: Any, i: int) -> None:
     row = view.row[0]
     k = 0
@@ -52,7 +52,7 @@ def _leave_queue(view: Any, i: int) -> None:
     row.num_waiting -= 1
 
 
-@hot
+@inner
 def _evict(server: Server, i: int) -> None:
     view = server.visible
     row, r = view.row[0], view.request[i]
@@ -83,7 +83,7 @@ def _evict(server: Server, i: int) -> None:
         r.generated = 0
 
 
-@hot
+@inner
 def _admit(view: Any, i: int, blocks: int) -> None:
     row, r = view.row[0], view.request[i]
     _leave_queue(view, i)
@@ -99,7 +99,7 @@ def _admit(view: Any, i: int, blocks: int) -> None:
     r.status = RUNNING
 
 
-@hot
+@inner
 def _drop(server: Server, i: int) -> None:
     row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
     _leave_queue(server.visible, i)
@@ -112,7 +112,7 @@ def _drop(server: Server, i: int) -> None:
     h.completed = row.now
 
 
-@hot
+@inner
 def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> int:  # noqa: C901 - a list of rules
     """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
     row = view.row[0]
@@ -145,7 +145,7 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
     return 0
 
 
-@hot
+@inner
 def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, int]:
     """Do what entry `k` asks for outside the batch itself: eviction, drop, admission, blocks.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine._jit import hot
+from engine._jit import inner
 from engine.state import Features, Hidden, Plan, Server, View, new_server
 
 
@@ -21,7 +21,7 @@ def new_rows(rows: int, num_requests: int, num_tiers: int) -> Server:
     )
 
 
-@hot
+@inner
 def row_of(servers: Server, e: int) -> Server:
     """Server `e` of many; its arrays are views, so changes reach the stack."""
     v, h, p, f = servers.visible, servers.hidden, servers.plan, servers.features

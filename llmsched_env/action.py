@@ -27,7 +27,7 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.kv import blocks_for
 from engine.latency import LatencyModel
 from engine.policy import schedule
@@ -73,7 +73,7 @@ def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
     return np.array([*levels, *SLACK_LEVELS, float(budget == "time"), *coefficients], np.float64)
 
 
-@hot
+@inner
 def _decode_context(view: View) -> int:
     total = 0
     for j in range(view.row[0].num_running):
@@ -83,7 +83,7 @@ def _decode_context(view: View) -> int:
     return total
 
 
-@hot
+@inner
 def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
     level = p[_LEVELS + choice]
@@ -93,7 +93,7 @@ def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     return min(int(level), view.row[0].max_batched_tokens), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
 
 
-@hot
+@inner
 def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
     """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
     row = view.row[0]
@@ -104,7 +104,7 @@ def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
     return i
 
 
-@hot
+@inner
 def _take_urgent(
     view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
 ) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _take_urgent(
     return tokens, free, victims
 
 
-@hot
+@inner
 def _take_shortest_remaining(
     view: View, memory: Memory, plan: Plan, victims: int, tokens: int, budget: int, free: int, active: int
 ) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _take_shortest_remaining(
     return tokens, free
 
 
-@hot
+@inner
 def _take_prompts(
     view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int
 ) -> tuple[int, int]:
@@ -192,7 +192,7 @@ def _take_prompts(
     return admit_chunks(view, memory, plan, order, 0, tokens, budget, free, active)
 
 
-@hot
+@inner
 def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int) -> None:
     row = view.row[0]
     stamp = row.iterations + 1

@@ -28,8 +28,9 @@ class EnvConfig:
     """Truncate an episode after this many decisions (0: no limit)."""
     horizon_s: float = 0.0
     """Truncate an episode at this time in seconds (0: no limit)."""
-    skip_decode_only: bool = True
-    """Run iterations without any prompt work (all decodes) without asking; their time and reward count."""
+    skip_decode_only: bool = False
+    """Run iterations without any prompt work (all decodes) without asking; their time and reward count. Learning is
+    easier so, for there is nothing worth deciding in them: the shipped training settings turn it on."""
     action: Literal["allocation", "mixture"] = "allocation"
     """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
     budget: Literal["tokens", "time"] = "tokens"

@@ -18,8 +18,8 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     ## Description
     Requests arrive over time; each needs its prompt processed (in chunks, if wanted) and then one token at a time. An
-    iteration takes as long as the latency profile says. The agent composes each iteration. Iterations in which every
-    running request decodes and no prompt waits have nothing to decide and pass by themselves.
+    iteration takes as long as the latency profile says. The agent composes each iteration. With
+    `skip_decode_only`, those in which every running request decodes and no prompt waits pass by themselves.
 
     ## Action
     `allocation`: MultiDiscrete([9, 5, 4]): token budget of the iteration, slack below which a decode must run, order of

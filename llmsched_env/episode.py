@@ -17,12 +17,21 @@ def _gap_percentile_ms(counts: np.ndarray, percent: float) -> float:
     return float(1000.0 * upper)
 
 
+def _percentile(ordered: np.ndarray, percent: float) -> float:
+    """As `numpy.percentile` of sorted values, without its cost for a call; 0 if there are none."""
+    if not ordered.size:
+        return 0.0
+    place, part = divmod(percent / 100.0 * (ordered.size - 1), 1.0)
+    low, high = ordered[int(place)], ordered[min(int(place) + 1, ordered.size - 1)]
+    return float(low + (high - low) * part)
+
+
 def episode_report(server: Server, tier_names: list[str]) -> dict[str, Any]:
     """TTFT, gaps, goodput and load of one row; times in ms unless the key ends in _s."""
-    row, ledger, request = server.visible.row[0], server.hidden.ledger, server.visible.request
-    started = ledger["first_token"] >= 0.0
-    ttft = (ledger["first_token"] - request["arrival"])[started]
-    median, p99 = np.percentile(ttft, [50, 99]) if ttft.size else (0.0, 0.0)
+    row, first_token = server.visible.row[0], server.hidden.ledger["first_token"]
+    started = first_token >= 0.0
+    ttft = np.sort((first_token - server.visible.request["arrival"])[started])
+    median, p99 = _percentile(ttft, 50.0), _percentile(ttft, 99.0)
     good = int(server.hidden.tier["good"].sum())
     report: dict[str, Any] = {
         "completed": int(row.finished),
@@ -30,8 +39,8 @@ def episode_report(server: Server, tier_names: list[str]) -> dict[str, Any]:
         "duration_s": float(row.now),
         "iterations": int(row.iterations),
         "mean_ttft_ms": 1000.0 * float(ttft.mean()) if ttft.size else 0.0,
-        "median_ttft_ms": 1000.0 * float(median),
-        "p99_ttft_ms": 1000.0 * float(p99),
+        "median_ttft_ms": 1000.0 * median,
+        "p99_ttft_ms": 1000.0 * p99,
         "request_goodput": good / float(row.now) if row.now > 0.0 else 0.0,
         "good_share": good / int(row.num_requests),
         "evictions": int(row.evictions),

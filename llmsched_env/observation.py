@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from baselines._fill import FILL_ROW_MEMORY
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.state import Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
@@ -77,7 +77,7 @@ def remember(view: View, memory: Memory) -> None:
         m[LAST_SEEN] = row.now
 
 
-@hot
+@inner
 def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
     row = view.row[0]
     tokens, relaxed, strict, shortest = 0, 0.0, 0.0, 1 << 30
@@ -98,7 +98,7 @@ def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
     return tokens, relaxed, strict, shortest
 
 
-@hot
+@inner
 def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, float, float]:
     """Slack histogram; returns (tokens left in started prompts, context and output of decodes, least slacks)."""
     row = view.row[0]
@@ -112,10 +112,10 @@ def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, fl
             continue
         slack = r.last_token + r.tbt - row.now
         units = slack * per_unit
-        bucket = 0
+        bucket = _SLACK + r.strict * NUM_SLACK
         for edge in SLACK_BUCKETS:
             bucket += units > edge
-        out[_SLACK + r.strict * NUM_SLACK + bucket] += 1.0
+        out[bucket] += 1.0
         context += r.length
         output += r.generated
         if r.strict:

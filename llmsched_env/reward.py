@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine._jit import hot
+from engine._jit import inner
 from engine.errors import InputError
 from engine.state import Server
 
@@ -52,7 +52,7 @@ class RewardWeights:
         return np.array([getattr(self, name) for name in (*REWARD_TERMS, "starvation_s")], np.float64)
 
 
-@hot
+@inner
 def add_totals(server: Server, tier_weight: np.ndarray, sign: float, out: np.ndarray) -> None:
     """Add `sign` times the running totals behind the terms; before a step with -1, after it with +1.
 
@@ -74,7 +74,7 @@ def add_totals(server: Server, tier_weight: np.ndarray, sign: float, out: np.nda
     out[3] += sign * good
 
 
-@hot
+@inner
 def starving(server: Server, limit_s: float) -> int:
     """Waiting requests without a first token that arrived more than `limit_s` seconds ago."""
     view = server.visible

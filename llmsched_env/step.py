@@ -7,8 +7,8 @@ import numpy as np
 from numba import njit, prange, typeof, types
 from numba.experimental import structref
 
-from engine._jit import hot
-from engine.core import begin, empty, finish, idle, is_over, pause
+from engine._jit import inner
+from engine.core import begin, begin_decodes, empty, finish, idle, is_over, pause
 from engine.latency import LATENCY_TYPE, Latency, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE
 from engine.rows import new_rows, row_of
@@ -70,35 +70,36 @@ def new_outcome(rows: int) -> Outcome:
     )
 
 
-@hot
+@inner
 def _memory(memories: Memories, e: int, k: int) -> Memory:
     return Memory(memories.params[k], memories.request[e, k], memories.row[e, k])
 
 
-@hot
+@inner
 def _choose(memory: Memory, budget: int, rule: int, order: int) -> None:
     memory.row[BUDGET] = budget
     memory.row[RULE] = rule
     memory.row[ORDER] = order
 
 
-@hot
+@inner
 def _run_batch(server: Server, latency: Latency) -> None:
     begin(server, False)
     if server.features.requests[0] > 0:
         finish(server, iteration_seconds(latency, server.features))
 
 
-@hot
-def _fall_back(server: Server, observer: Memory, latency: Latency) -> None:
-    """Go on after a plan without a batch: try again after evictions, wait, or (nothing to wait for) do as Sarathi."""
-    if not pause(server):
+@inner
+def _run_plan(server: Server, observer: Memory, latency: Latency) -> None:
+    """Run the planned batch. Without one: try again after evictions, wait, or (nothing to wait for) do as Sarathi."""
+    _run_batch(server, latency)
+    if server.features.requests[0] == 0 and not pause(server):
         _choose(observer, SARATHI_LEVEL, 0, 0)
         allocate_batch(server.visible, observer, server.plan)
         _run_batch(server, latency)
 
 
-@hot
+@inner
 def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits: np.ndarray) -> None:
     """Let time pass until there is something to decide (or the episode ends)."""
     row = server.visible.row[0]
@@ -109,23 +110,20 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
             idle(server)
         elif limits[2] > 0.0 and row.num_waiting + row.num_prefilling == 0:
             empty(server)
-            _choose(observer, 0, 0, 0)
-            allocate_batch(server.visible, observer, server.plan)
-            _run_batch(server, latency)
+            if begin_decodes(server):
+                finish(server, iteration_seconds(latency, server.features))
+            else:
+                _choose(observer, 0, 0, 0)
+                allocate_batch(server.visible, observer, server.plan)
+                _run_batch(server, latency)
         else:
             break
         remember(server.visible, observer)
 
 
-@hot
-def _finish_step(
-    server: Server, observer: Memory, latency: Latency, rules: Rules, outcome: Outcome, e: int, start: float
-) -> None:
-    """Run the planned batch, go to the next decision, then reward, end of the episode and observation."""
-    _run_batch(server, latency)
-    if server.features.requests[0] == 0:
-        _fall_back(server, observer, latency)
-    _to_next_decision(server, observer, latency, rules.limits)
+@inner
+def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float) -> None:
+    """Reward, duration and end of a step that began at `start`."""
     row, terms = server.visible.row[0], outcome.terms[e]
     add_totals(server, rules.tier_weight, 1.0, terms)
     outcome.elapsed_s[e] = row.now - start
@@ -140,10 +138,9 @@ def _finish_step(
     late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
     long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
     outcome.truncated[e] = (late or long) and not outcome.terminated[e]
-    encode(server.visible, observer, outcome.observation[e])
 
 
-@hot
+@inner
 def _open_step(server: Server, rules: Rules, terms: np.ndarray) -> float:
     """Note the totals before a step and empty the plan; returns the time."""
     terms[:] = 0.0
@@ -152,44 +149,45 @@ def _open_step(server: Server, rules: Rules, terms: np.ndarray) -> float:
     return float(server.visible.row[0].now)
 
 
-@hot
-def _allocation_row(action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int) -> None:
-    server, observer = row_of(servers, e), _memory(memories, e, 0)
-    start = _open_step(server, rules, outcome.terms[e])
-    _choose(observer, action[e, 0], action[e, 1], action[e, 2])
-    allocate_batch(server.visible, observer, server.plan)
-    _finish_step(server, observer, latency, rules, outcome, e, start)
-
-
-def _allocation_rows(action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> None:
-    for e in prange(outcome.reward.shape[0]):
-        _allocation_row(action, servers, memories, latency, rules, outcome, e)
-
-
-@hot
-def _mixture_row(
-    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int
-) -> None:
-    server, observer = row_of(servers, e), _memory(memories, e, 0)
-    start = _open_step(server, rules, outcome.terms[e])
-    kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
-    _finish_step(server, observer, latency, rules, outcome, e, start)
-
-
-def _mixture_rows(
-    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any
-) -> None:
-    for e in prange(outcome.reward.shape[0]):
-        _mixture_row(kernels, action, servers, memories, latency, rules, outcome, e)
-
-
-@hot
-def _first_decision(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int) -> None:
-    server, observer = row_of(servers, e), _memory(memories, e, 0)
+@inner
+def _open_episode(server: Server, outcome: Outcome, e: int) -> None:
     outcome.steps[e] = 0
     empty(server)
     idle(server)
+
+
+@inner
+def _allocation_row(
+    action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
+) -> None:
+    server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
+    if opens:
+        _open_episode(server, outcome, e)
+    else:
+        start = _open_step(server, rules, outcome.terms[e])
+        _choose(observer, action[e, 0], action[e, 1], action[e, 2])
+        allocate_batch(server.visible, observer, server.plan)
+        _run_plan(server, observer, latency)
     _to_next_decision(server, observer, latency, rules.limits)
+    if not opens:
+        _score(server, rules, outcome, e, start)
+    encode(server.visible, observer, outcome.observation[e])
+
+
+@inner
+def _mixture_row(
+    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
+) -> None:
+    server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
+    if opens:
+        _open_episode(server, outcome, e)
+    else:
+        start = _open_step(server, rules, outcome.terms[e])
+        kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
+        _run_plan(server, observer, latency)
+    _to_next_decision(server, observer, latency, rules.limits)
+    if not opens:
+        _score(server, rules, outcome, e, start)
     encode(server.visible, observer, outcome.observation[e])
 
 
@@ -226,28 +224,18 @@ def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any)
     return fleet
 
 
-_serial_allocation, _parallel_allocation = hot(_allocation_rows), njit(parallel=True, cache=True)(_allocation_rows)
-_serial_mixture, _parallel_mixture = hot(_mixture_rows), njit(parallel=True, cache=True)(_mixture_rows)
+def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
+    latency, rules = fleet.latency, fleet.rules
+    for e in prange(first, last):
+        _allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
 
 
-def _start(fleet: Any, e: int) -> None:
-    _first_decision(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome, e)
-
-
-def _allocate(action: Any, f: Any) -> None:
-    _serial_allocation(action, f.servers, f.memories, f.latency, f.rules, f.outcome)
-
-
-def _allocate_parallel(action: Any, f: Any) -> None:
-    _parallel_allocation(action, f.servers, f.memories, f.latency, f.rules, f.outcome)
-
-
-def _mix(kernels: Any, action: Any, f: Any) -> None:
-    _serial_mixture(kernels, action, f.servers, f.memories, f.latency, f.rules, f.outcome)
-
-
-def _mix_parallel(kernels: Any, action: Any, f: Any) -> None:
-    _parallel_mixture(kernels, action, f.servers, f.memories, f.latency, f.rules, f.outcome)
+def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
+    latency, rules = fleet.latency, fleet.rules
+    for e in prange(first, last):
+        _mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
 
 
 @functools.cache
@@ -257,19 +245,18 @@ def bundle_arrays() -> Any:
 
 
 @functools.cache
-def start_row() -> Any:
-    """``f(fleet, e)``: take the freshly loaded row `e` to its first decision."""
-    return njit(types.void(_FLEET, types.int64), cache=True)(_start)
-
-
-@functools.cache
 def step_allocation(parallel: bool) -> Any:
-    """``f(action, fleet)`` with action int64[rows, 3]; rows on numba's threads if `parallel`, with the same results."""
-    return njit(types.void(_ACTION, _FLEET), cache=True)(_allocate_parallel if parallel else _allocate)
+    """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, 3].
+
+    With `opens` the action is not read: the freshly loaded rows go to their first decision. `parallel` spreads the rows
+    over numba's threads, with the same results.
+    """
+    signature = types.void(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    return njit(signature, cache=True, parallel=parallel)(_allocate)
 
 
 @functools.cache
 def step_mixture(arms: int, parallel: bool) -> Any:
-    """``f(kernels, action, fleet)`` with the kernels of all arms and action int64[rows, 1]."""
-    signature = types.void(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET)
-    return njit(signature, cache=True)(_mix_parallel if parallel else _mix)
+    """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
+    signature = types.void(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    return njit(signature, cache=True, parallel=parallel)(_mix)

@@ -32,7 +32,6 @@ from llmsched_env.step import (
     bundle_arrays,
     new_memories,
     new_outcome,
-    start_row,
     step_allocation,
     step_mixture,
 )
@@ -77,14 +76,15 @@ class Fleet:
         for k, p in enumerate(params):
             self.memories.params[k, : len(p)] = p
         self.servers: Server = new_rows(rows, n, len(tiers))
+        self.row_servers: list[Server] = [row_of.py_func(self.servers, e) for e in range(rows)]
         limits = np.array([config.max_steps, config.horizon_s, config.skip_decode_only], np.float64)
         self.rules = Rules(config.reward.vector(), np.array([t.weight for t in tiers]), limits)
         self.outcome = new_outcome(rows)
         self.returns = np.zeros(rows)
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
         self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
-        self._start = start_row()
         self._step = self._stepper(threads > 1)
+        self._no_action = np.zeros((rows, 1), np.int64)
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
@@ -113,31 +113,30 @@ class Fleet:
                 f"got {len(requests)} in {len(requests.tiers)}"
             )
         requests.check_lengths(self.config.engine.max_request_tokens)
-        load(row_of.py_func(self.servers, e), self.config.engine, requests)
+        load(self.row_servers[e], self.config.engine, requests)
         self.memories.request[e] = 0.0
         self.memories.row[e] = 0.0
         self.returns[e] = 0.0
         self.term_sums[e] = 0.0
-        self._start(self._arrays, e)
+        self._step(self._no_action, e, e + 1, True)
 
-    def _stepper(self, parallel: bool) -> Callable[[np.ndarray], None]:
+    def _stepper(self, parallel: bool) -> Callable[[np.ndarray, int, int, bool], None]:
         arrays, kernels = self._arrays, self.kernels
         if not kernels:
             allocation = step_allocation(parallel)
-            return lambda action: allocation(action, arrays)
+            return lambda action, first, last, opens: allocation(action, arrays, first, last, opens)
         mixture = step_mixture(len(kernels), parallel)
-        return lambda action: mixture(kernels, action, arrays)
+        return lambda action, first, last, opens: mixture(kernels, action, arrays, first, last, opens)
 
     def step(self, action: np.ndarray) -> None:
         """Advance every row by one decision; `action` is int64[rows, dimensions]; results are in `outcome`."""
-        self._step(action)
+        self._step(action, 0, self.rows, False)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
 
     def report(self, e: int) -> dict[str, float]:
         """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""
-        server = row_of.py_func(self.servers, e)
-        report = episode_report(server, [t.name for t in self.config.workload.tiers])
+        report = episode_report(self.row_servers[e], [t.name for t in self.config.workload.tiers])
         report["return"] = float(self.returns[e])
         report["decisions"] = int(self.outcome.steps[e])
         report |= {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, self.term_sums[e], strict=True)}

@@ -1,4 +1,4 @@
-"""The import arrows: engine <- baselines <- llmsched_env <- agents, and which third parties each may load.
+"""The import arrows between packages and between the rooms of `agents`, and which third parties each may load.
 
 Sources are parsed, not run, so an import inside a function counts too. What importing really loads is
 checked in fresh interpreters.
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+import agents
+
 ROOT = Path(__file__).resolve().parents[1]
 
 OURS = {
@@ -24,6 +26,20 @@ OURS = {
     "llmsched_env": {"llmsched_env", "engine", "baselines"},
     "agents": {"agents", "engine", "baselines", "llmsched_env"},
 }
+
+ROOMS = (
+    "files",
+    "learning",
+    "resolve",
+    "options",
+    "evaluation",
+    "reporting",
+    "studies",
+    "commands",
+    "cli",
+    "__init__",
+)
+"""Folders and single files of `agents`: each may import itself and those before it."""
 
 ON_LOAD = {
     "engine": {"numpy", "numba"},
@@ -111,12 +127,31 @@ def imports_of(text: str, file: str) -> list[Import]:
     return list(walk(ast.parse(text), True, False))
 
 
+def room(parts: list[str]) -> str:
+    """Where in `agents` something is, given as [agents, folder or module, ...]."""
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def arrow_fault(file: str, found: Import) -> str | None:
+    """Why this file may not import this package or room of ours; None when it may."""
+    package = file.split("/")[0]
+    if found.top not in OURS[package]:
+        return f"{package} may not import {found.top}"
+    if found.top == package == "agents":
+        here, there = room(file.removesuffix(".py").split("/")), room(found.module.split("."))
+        if not {here, there} <= set(ROOMS):
+            return f"{here} or {there} has no place in ROOMS"
+        if ROOMS.index(there) > ROOMS.index(here):
+            return f"agents: {here} may not import {there}"
+    return None
+
+
 def third_party_fault(file: str, found: Import) -> str | None:
     """Why this file may not import this third party here; None when it may."""
     package = file.split("/")[0]
     if package == "agents":
         if found.top == "ray":
-            return None if file == "agents/scale.py" else "ray belongs to agents/scale.py"
+            return None if file == "agents/evaluation/scale.py" else "ray belongs to agents/evaluation/scale.py"
         if file in LIGHT_FILES and found.on_load and found.top in HEAVY:
             return f"{found.top} must not load with this file"
         return None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
@@ -134,14 +169,10 @@ def faults(files: dict[str, str]) -> list[str]:
     """Every import against the arrows or the third-party limits, as `file:line: reason`."""
     found = []
     for file, text in files.items():
-        package = file.split("/")[0]
         for item in imports_of(text, file):
             if item.top in sys.stdlib_module_names or (item.typing_only and item.top not in OURS):
                 continue
-            if item.top in OURS:
-                reason = None if item.top in OURS[package] else f"{package} may not import {item.top}"
-            else:
-                reason = third_party_fault(file, item)
+            reason = arrow_fault(file, item) if item.top in OURS else third_party_fault(file, item)
             if reason:
                 found.append(f"{file}:{item.line}: {reason}")
     return found
@@ -159,39 +190,52 @@ def test_package_imports_only_along_the_arrows(package: str) -> None:
     assert faults(sources(package)) == []
 
 
+def test_every_part_of_agents_has_its_place_in_rooms() -> None:
+    assert {name.split("/")[1].removesuffix(".py") for name in sources("agents")} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "import {0}",
+        "from {0} import name",
+        "def f():\n    import {0}",
+        "if TYPE_CHECKING:\n    from {0} import name",
+        "import importlib\nimportlib.import_module('{0}')",
+    ],
+)
+@pytest.mark.parametrize(
+    ("file", "module", "reason"),
+    [
+        ("engine/core.py", "baselines.slai", "engine may not import baselines"),
+        ("engine/core.py", "agents", "engine may not import agents"),
+        ("baselines/slai.py", "llmsched_env", "baselines may not import llmsched_env"),
+        ("llmsched_env/env.py", "agents.learning.policy", "llmsched_env may not import agents"),
+        ("agents/learning/train.py", "agents.evaluation.cells", "agents: learning may not import evaluation"),
+        ("agents/reporting/report.py", "agents.studies", "agents: reporting may not import studies"),
+        ("agents/options.py", "agents", "agents: options may not import __init__"),
+        ("agents/learning/train.py", "agents.utils", "has no place in ROOMS"),
+    ],
+)
+def test_import_against_the_arrows_is_reported(file: str, module: str, reason: str, form: str) -> None:
+    assert [reason in line for line in faults({file: form.format(module)})] == [True]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
-        ("engine/core.py", "from baselines.slai import SLAI", "engine may not import baselines"),
-        ("engine/core.py", "def f():\n    import agents.policy", "engine may not import agents"),
-        ("engine/core.py", "if TYPE_CHECKING:\n    from agents import train", "engine may not import agents"),
-        (
-            "engine/core.py",
-            "import importlib\nimportlib.import_module('llmsched_env')",
-            "may not import llmsched_env",
-        ),
         ("engine/fit.py", "import scipy.optimize", "scipy must be imported inside the function"),
         ("engine/fit.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
-        (
-            "engine/gpu.py",
-            "try:\n    import torch\nexcept ImportError:\n    pass",
-            "torch belongs to functions",
-        ),
+        ("engine/gpu.py", "try:\n    import torch\nexcept ImportError:\n    pass", "torch belongs to functions"),
         ("engine/core.py", "import pandas", "engine may not import pandas"),
-        ("baselines/slai.py", "from llmsched_env import EnvConfig", "baselines may not import llmsched_env"),
         ("baselines/slai.py", "import scipy", "baselines may not import scipy"),
-        (
-            "llmsched_env/env.py",
-            "from agents.policy import LearnedPolicy",
-            "llmsched_env may not import agents",
-        ),
         ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
         ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib must not load with this file"),
-        ("agents/train.py", "import ray", "ray belongs to agents/scale.py"),
-        ("agents/train.py", "import requests", "requests is not a dependency"),
+        ("agents/learning/train.py", "import ray", "ray belongs to agents/evaluation/scale.py"),
+        ("agents/learning/train.py", "import requests", "requests is not a dependency"),
     ],
 )
-def test_wrong_import_is_reported(file: str, text: str, reason: str) -> None:
+def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> None:
     assert [reason in line for line in faults({file: text})] == [True]
 
 
@@ -207,7 +251,12 @@ def test_wrong_import_is_reported(file: str, text: str, reason: str) -> None:
         ("baselines/slai.py", "from engine.policy import Policy\nfrom numba import njit"),
         ("llmsched_env/env.py", "import gymnasium, engine, baselines"),
         ("agents/cli.py", "if typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import matplotlib"),
-        ("agents/scale.py", "def f():\n    import ray"),
+        ("agents/evaluation/scale.py", "def f():\n    import ray"),
+        (
+            "agents/evaluation/capacity.py",
+            "from agents.evaluation.cells import run_tasks\nfrom agents.options import Source",
+        ),
+        ("agents/commands/demo.py", "def f():\n    from agents.learning.train import train"),
     ],
 )
 def test_allowed_import_is_not_reported(file: str, text: str) -> None:
@@ -228,6 +277,14 @@ def test_import_loads_nothing_heavy(modules: str, heavy: set[str]) -> None:
     loaded = json.loads(run_python(f"import {modules}, sys, json; print(json.dumps(list(sys.modules)))", ROOT))
     assert set(modules.split(", ")) <= set(loaded)
     assert heavy & set(loaded) == set()
+
+
+def test_every_public_name_of_agents_is_there() -> None:
+    assert set(agents.__all__) == set(agents._MODULES) <= set(dir(agents))
+    for name in agents.__all__:
+        assert getattr(agents, name).__name__ == name
+    with pytest.raises(AttributeError, match="'agents' has no attribute 'nothing'"):
+        agents.nothing  # noqa: B018
 
 
 def test_packages_outside_the_checkout_are_ours(tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
-"""`llmsched bench`: the measurements of `agents.bench`."""
+"""`llmsched bench`: the measurements of `agents.studies.bench`."""
 
-import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from agents import bench
-from agents.cells import write_atomically
-from agents.tables import console_for_tables
+from agents.files import json_text, write_atomically
+from agents.reporting.tables import console_for_tables
+from agents.studies import bench
 from engine.errors import InputError
 
 GOALS: dict[str, tuple[str, float]] = {
@@ -56,7 +55,7 @@ class Command:
             if "growth" in result:
                 console.print(_growth(result["growth"][column]))
         if self.json is not None:
-            write_atomically(self.json, json_format.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_atomically(self.json, json_text(result))
 
 
 def _figures(result: dict[str, Any]) -> Table:

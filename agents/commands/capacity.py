@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.capacity import CRITERIA, Search, search_capacity
-from agents.cells import check_writable, default_workers, write_atomically
-from agents.options import ServerOptions, SourceOptions, parse_rates
-from agents.resolve import split_policies
+from agents.evaluation.capacity import CRITERIA, Search, search_capacity
+from agents.evaluation.cells import default_workers
+from agents.files import check_writable, json_text, write_atomically
+from agents.options import ComparisonOptions, parse_rates
 from engine.errors import InputError
 
 CRITERION_TEXT = {
@@ -18,11 +18,9 @@ CRITERION_TEXT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(ComparisonOptions):
     """Find the largest arrival rate that each policy sustains, by the paper's and by the sound criterion."""
 
-    policies: str = "slai,sarathi"
-    """Policies, comma separated."""
     rates: str | None = None
     """Grid instead of bisection: 1.0,1.4,1.8 or 1.0:2.0:0.1."""
     low: float = 0.1
@@ -31,18 +29,8 @@ class Command(SourceOptions, ServerOptions):
     """... and this one, requests/s,"""
     tolerance: float = 0.01
     """and ends when they are this close."""
-    seeds: int = 3
-    """Seeds 0 ... N-1."""
-    reference: str | None = None
-    """Policy that gains are relative to (default: sarathi if it is there, else the first)."""
-    workers: int | None = None
-    """Processes (default: one per core)."""
     out: Path = Path("out/capacity")
     """Folder of the results (capacity.json, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the result to this file."""
-    resume: bool = False
-    """Go on with an interrupted search of the same configuration."""
 
     def search(self) -> Search:
         """Where to look.
@@ -52,22 +40,8 @@ class Command(SourceOptions, ServerOptions):
         """
         if self.rate_scale != 1.0:
             raise InputError("rate_scale: expected 1, since the capacity search sets the rate itself")
-        policies = split_policies(self.policies)
-        default = "sarathi" if "sarathi" in policies else policies[0]
-        return Search(
-            policies=policies,
-            source=self.source(),
-            seeds=self.seeds,
-            reference=self.reference or default,
-            profile=self.model(),
-            config=self.engine,
-            rates=None if self.rates is None else parse_rates(self.rates),
-            low=self.low,
-            high=self.high,
-            tolerance=self.tolerance,
-            horizon_s=self.horizon,
-            warmup_s=self.warmup,
-        )
+        rates = None if self.rates is None else parse_rates(self.rates)
+        return Search(rates=rates, low=self.low, high=self.high, tolerance=self.tolerance, **self.setup())
 
     def run(self) -> None:
         """Search, print, write.
@@ -75,8 +49,6 @@ class Command(SourceOptions, ServerOptions):
         Raises:
             InputError: options that do not fit, or a place that cannot be written.
         """
-        from agents.report import json_text
-
         search = self.search()
         check_writable(self.json)
         result = search_capacity(

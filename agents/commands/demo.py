@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.cells import default_workers, write_atomically
-from agents.evaluate import Evaluation, evaluate
+from agents.evaluation.cells import default_workers
+from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.statistics import Interval, paired_bootstrap
+from agents.files import json_text, write_atomically
+from agents.learning.train_config import TrainConfig
 from agents.options import Source
-from agents.report import json_text, write_report
-from agents.statistics import Interval
-from agents.train_config import TrainConfig
+from agents.reporting.report import write_report
 from engine.latency import load_profile
 
 RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "orca", "fastertransformer")
@@ -50,7 +51,7 @@ class Command:
             InputError: options that do not fit, or a folder that cannot be written.
             SystemExit: code 1, the trained policy is not good enough.
         """
-        from agents.train import train
+        from agents.learning.train import train
 
         start = time.perf_counter()
         config = self._training()
@@ -104,24 +105,20 @@ def reward_margins(evaluation: Evaluation, config: TrainConfig, learned: str) ->
         config: holds the reward weights.
         learned: the policy of the margins.
     """
-    from agents.heldout import record_return
-    from agents.resolve import resolve
-    from agents.statistics import paired_bootstrap
-    from engine.simulate import simulate
+    from agents.learning.heldout import record_return
 
     returns: dict[str, list[float]] = {spec: [] for spec in evaluation.policies}
     for seed in range(evaluation.seeds):
-        requests = evaluation.source.requests(evaluation.loads[0], seed)
         for spec, values in returns.items():
-            record = simulate(resolve(spec), requests, evaluation.profile, evaluation.config)
-            values.append(record_return(record, config.env.reward) / len(requests))
+            record = evaluation.serve(spec, evaluation.loads[0], seed)
+            values.append(record_return(record, config.env.reward) / len(record.requests))
     return {s: paired_bootstrap(returns[learned], values) for s, values in returns.items() if s != learned}
 
 
 def _print(result: dict[str, Any], margins: dict[str, Interval]) -> None:
     from rich.table import Table
 
-    from agents.tables import console_for_tables, print_tables
+    from agents.reporting.tables import console_for_tables, print_tables
 
     console = console_for_tables()
     print_tables(result, console)

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.cells import check_writable, default_workers, write_atomically
-from agents.evaluate import Evaluation, evaluate
-from agents.options import ServerOptions, SourceOptions
-from agents.report import json_text, write_report
-from agents.resolve import split_policies
+from agents.evaluation.cells import default_workers
+from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.setup import OnCell
+from agents.files import check_writable, json_text, write_atomically
+from agents.options import ComparisonOptions
+from agents.reporting.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(ComparisonOptions):
     """Compare policies on the same arrivals: tables, intervals, plots, one HTML file.
 
     Finished cells are kept in OUT/cells.jsonl: after an interruption --resume goes on from there.
@@ -26,22 +27,12 @@ class Command(SourceOptions, ServerOptions):
     """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
     rates: str | None = None
     """Several of them: 1.0,1.4,1.8 or 1.0:2.0:0.2 (both ends included)."""
-    seeds: int = 3
-    """Seeds 0 ... N-1, each a common trace for all policies."""
-    reference: str | None = None
-    """Policy that the others are compared with (default: sarathi if it is there, else the first)."""
-    workers: int | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     out: Path = Path("out/evaluate")
     """Folder of the results."""
     report: Path | None = None
     """Put the HTML report here (default: report.html in OUT)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
     plots: bool = True
     """Draw plots and the HTML report."""
-    resume: bool = False
-    """Go on with an interrupted evaluation of the same configuration."""
 
     def evaluation(self) -> Evaluation:
         """What to run.
@@ -49,20 +40,7 @@ class Command(SourceOptions, ServerOptions):
         Raises:
             InputError: options that do not fit.
         """
-        policies = split_policies(self.policies)
-        default = "sarathi" if "sarathi" in policies else policies[0]
-        loads = self.loads(self.rate, self.rates)
-        return Evaluation(
-            policies=policies,
-            source=self.source(),
-            loads=loads,
-            seeds=self.seeds,
-            reference=self.reference or default,
-            profile=self.model(),
-            config=self.engine,
-            horizon_s=self.horizon,
-            warmup_s=self.warmup,
-        )
+        return Evaluation(loads=self.loads(self.rate, self.rates), **self.setup())
 
     def run(self) -> None:
         """Run, print, write.
@@ -74,7 +52,7 @@ class Command(SourceOptions, ServerOptions):
         check_writable(self.json, self.report)
         with_progress(lambda on_cell: self._run(evaluation, on_cell))
 
-    def _run(self, evaluation: Evaluation, on_cell: Callable[[int, int], None]) -> dict[str, Any]:
+    def _run(self, evaluation: Evaluation, on_cell: OnCell) -> dict[str, Any]:
         result = evaluate(
             evaluation,
             workers=default_workers() if self.workers is None else self.workers,
@@ -88,11 +66,11 @@ class Command(SourceOptions, ServerOptions):
         return result | {"written": written[-1] if self.plots or self.report else self.out}
 
 
-def with_progress(work: Callable[[Callable[[int, int], None]], dict[str, Any]]) -> None:
+def with_progress(work: Callable[[OnCell], dict[str, Any]]) -> None:
     """Do the work with a progress bar on a terminal's stderr, then print its tables."""
     from rich.console import Console
 
-    from agents.tables import console_for_tables, print_tables
+    from agents.reporting.tables import console_for_tables, print_tables
 
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from agents.report import load_result, write_report
-from agents.tables import console_for_tables, print_tables
+from agents.reporting.report import load_result, write_report
+from agents.reporting.tables import console_for_tables, print_tables
 
 
 @dataclass(frozen=True)

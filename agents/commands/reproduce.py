@@ -1,16 +1,15 @@
-"""`llmsched reproduce`: the tables of `agents.reproduce`."""
+"""`llmsched reproduce`: the tables of `agents.studies.reproduce`."""
 
-import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from agents import reproduce
-from agents.cells import write_atomically
+from agents.files import json_text, write_atomically
 from agents.options import parse_rates
-from agents.tables import console_for_tables
+from agents.reporting.tables import console_for_tables
+from agents.studies import reproduce
 from engine.errors import InputError
 
 FIGURES = {
@@ -58,7 +57,7 @@ class Command:
         if result["deviations"]:
             console.print(_deviations(result))
         if self.json is not None:
-            write_atomically(self.json, json_format.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_atomically(self.json, json_text(result))
 
 
 def _mean(values: list[float | None]) -> str:

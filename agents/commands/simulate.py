@@ -1,10 +1,9 @@
 """`llmsched simulate`: one policy, one trace, its numbers."""
 
-import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.cells import check_writable, write_atomically
+from agents.files import check_writable, json_text, write_atomically
 from agents.options import ServerOptions, SourceOptions
 from agents.resolve import resolve
 from engine.errors import InputError
@@ -41,7 +40,7 @@ class Command(SourceOptions, ServerOptions):
         report = summarize(record, warmup_s=self.warmup)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
-            write_atomically(self.json, json_format.dumps(data, indent=1, allow_nan=False) + "\n")
+            write_atomically(self.json, json_text(data))
         print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
         print(as_text(report))
 

@@ -1,15 +1,14 @@
-"""`llmsched tiles`: the table of `agents.tile_study`."""
+"""`llmsched tiles`: the table of `agents.studies.tile_study`."""
 
-import json as json_format
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from agents import tile_study
-from agents.cells import write_atomically
-from agents.tables import console_for_tables
+from agents.files import json_text, write_atomically
+from agents.reporting.tables import console_for_tables
+from agents.studies import tile_study
 from engine.errors import InputError
 
 
@@ -39,7 +38,7 @@ class Command:
         for reading in tile_study.readings(result):
             console.print(reading, highlight=False, markup=False, soft_wrap=True)
         if self.json is not None:
-            write_atomically(self.json, json_format.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_atomically(self.json, json_text(result))
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 import tyro
 
-from agents.train_config import TrainConfig
+from agents.learning.train_config import TrainConfig
 
 DEFAULT = "LLMSched-v0"
 
@@ -40,8 +40,8 @@ class Command:
             InputError: options that do not fit, or a folder that cannot be used.
             KeyboardInterrupt: stopped; says how to go on.
         """
-        from agents.checkpoint import checkpoints
-        from agents.train import CHECKPOINTS, train
+        from agents.learning.checkpoint import checkpoints
+        from agents.learning.train import CHECKPOINTS, train
 
         folder = self.train.run_dir
         try:

@@ -15,9 +15,10 @@ from engine.requests import Requests, Tier
 from engine.simulate import Record, StepLog, simulate
 from engine.state import Memory, Plan, View
 from engine.workload import Workload
+from tests.toys import constant
 
 MODEL = LatencyModel(overhead=0.01, floor=0.0, per_token=1e-4, per_pair=0.0, per_context=0.0)
-SECOND = LatencyModel(overhead=1.0, floor=0.0, per_token=0.0, per_pair=0.0, per_context=0.0)
+SECOND = constant(1.0)
 BUSY = Workload(rate=40.0, num_requests=150, lengths="lognormal:5,0.7,4,0.7,1024").generate(5)
 ROOMY = EngineConfig(num_blocks=4000, max_model_len=1024)
 TIGHT = EngineConfig(num_blocks=100, max_model_len=1024)

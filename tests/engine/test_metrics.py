@@ -1,6 +1,5 @@
 import json
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +7,16 @@ import pytest
 import baselines
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.latency import LatencyModel, load_profile
+from engine.latency import load_profile
 from engine.metrics import Distribution, Report, summarize, ttft_samples
-from engine.policy import Policy, drop, schedule
+from engine.policy import drop, schedule
 from engine.requests import Requests, Tier
 from engine.simulate import Record, simulate
 from engine.state import Memory, Plan, View
 from engine.workload import Workload
+from tests.toys import Improvised, constant
 
-QUARTER = LatencyModel(overhead=0.25, floor=0.0, per_token=0.0, per_pair=0.0, per_context=0.0)
+QUARTER = constant(0.25)
 """Every iteration takes 0.25 s."""
 TIERS = (Tier("strict", 0.5, 0.2, strict=True), Tier("relaxed", 0.5, 0.5))
 
@@ -95,24 +95,19 @@ def test_a_warm_up_that_leaves_nothing_is_refused(warmup_s: float) -> None:
         summarize(run(), warmup_s=warmup_s)
 
 
-@dataclass(frozen=True)
-class _ServeFirst(Policy):
-    """Serves request 0 and drops all others."""
-
-    name: ClassVar[str] = "serve-first"
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        for i in view.queue[: view.row[0].num_waiting]:
-            if i == 0:
-                schedule(plan, 0, int(view.request[0]["prompt"]))
-            else:
-                drop(plan, int(i))
-        if view.row[0].num_running:
-            schedule(plan, 0, 1)
+def _serve_first(view: View, memory: Memory, plan: Plan) -> None:
+    """Request 0 is served, all others are dropped."""
+    for i in view.queue[: view.row[0].num_waiting]:
+        if i == 0:
+            schedule(plan, 0, int(view.request[0]["prompt"]))
+        else:
+            drop(plan, int(i))
+    if view.row[0].num_running:
+        schedule(plan, 0, 1)
 
 
 def test_dropping_requests_does_not_make_a_load_sound() -> None:
-    record = simulate(_ServeFirst(), two_requests(), QUARTER, EngineConfig(num_blocks=100))
+    record = simulate(Improvised(_serve_first), two_requests(), QUARTER, EngineConfig(num_blocks=100))
     report = summarize(record)
     assert (report.completed, report.dropped, report.unfinished) == (1, 1, 0)
     # B enters with the time to the end of the run, 0.75 s, and counts as waiting all the while.

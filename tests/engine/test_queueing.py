@@ -4,24 +4,23 @@ Jobs are exponential with mean 1 s, made of tokens of 1/100 s. The first token c
 job of n tokens takes n iterations. Preemption holds the KV of the preempted job: the plan just does not name it.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 from numba import njit
 
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.policy import Kernel, Policy, schedule
+from engine.policy import Kernel, schedule
 from engine.requests import Requests
 from engine.simulate import simulate
 from engine.state import Memory, Plan, View
+from tests.toys import compiled, constant
 
 TOKENS_PER_SECOND = 100
 TOKEN_S = 1.0 / TOKENS_PER_SECOND
-DEVICE = LatencyModel(overhead=TOKEN_S, floor=0.0, per_token=0.0, per_pair=0.0, per_context=0.0)
+DEVICE = constant(TOKEN_S)
 SERVER = EngineConfig(num_blocks=2_000_000, max_num_seqs=1_000_000, max_model_len=10_000, watermark=0.0)
 
 JOBS, SEEDS, BLOCK = 8_000, range(4), 1_000
@@ -67,37 +66,15 @@ def _shortest_remaining(view: View, memory: Memory, plan: Plan) -> None:
     _run_one(view, plan, best)
 
 
-@dataclass(frozen=True)
-class Fifo(Policy):
-    """In order of arrival."""
-
-    name: ClassVar[str] = "fifo"
-    kernel: ClassVar[Kernel | None] = _fifo
-
-
-@dataclass(frozen=True)
-class ShortestJob(Policy):
-    """The smallest prediction next, each job to its end (SJF; SPJF with noisy predictions)."""
-
-    name: ClassVar[str] = "sjf"
-    kernel: ClassVar[Kernel | None] = _shortest_job
-
-
-@dataclass(frozen=True)
-class ShortestRemaining(Policy):
-    """The smallest prediction minus served tokens, preempting (SRPT; SPRPT with noisy predictions)."""
-
-    name: ClassVar[str] = "srpt"
-    kernel: ClassVar[Kernel | None] = _shortest_remaining
-
-
-COLUMNS: dict[str, Policy] = {
-    "fifo": Fifo(),
-    "sjf": ShortestJob(),
-    "spjf": ShortestJob(),
-    "srpt": ShortestRemaining(),
-    "sprpt": ShortestRemaining(),
+COLUMNS = {
+    "fifo": compiled("fifo", _fifo),
+    "sjf": compiled("sjf", _shortest_job),
+    "spjf": compiled("spjf", _shortest_job),
+    "srpt": compiled("srpt", _shortest_remaining),
+    "sprpt": compiled("sprpt", _shortest_remaining),
 }
+"""Served in order of arrival; shortest prediction next, each job to its end; least predicted work left, preempting.
+SJF and SRPT are told the truth, SPJF and SPRPT noisy predictions."""
 
 
 def jobs(rate: float, seed: int, exact: bool) -> Requests:

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.errors import InputError
 from engine.traces import read_trace, trace_lengths
+from tests.engine.trace_files import refused, written
 
 SHAREGPT = [
     {
@@ -29,17 +29,7 @@ def words(text: str) -> int:
 
 
 def conversations(folder: Path, text: str = json.dumps(SHAREGPT)) -> Path:
-    path = folder / "sharegpt.json"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refused(path: Path, **arguments: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        read_trace(path, **arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return written(folder, text, "sharegpt.json")
 
 
 def test_sharegpt_turns_carry_their_history(tmp_path: Path) -> None:

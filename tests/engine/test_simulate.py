@@ -1,9 +1,5 @@
 """`simulate` from outside: errors, horizon, charged time, step log, executors."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
-
 import numpy as np
 import pytest
 
@@ -15,27 +11,9 @@ from engine.policy import Kernel, Policy, drop, evict, schedule
 from engine.requests import Requests
 from engine.simulate import PolicyError, simulate
 from engine.state import DROPPED, FINISHED, Memory, Plan, Server, View
+from tests.toys import Improvised, compiled, constant
 
-SECOND = LatencyModel(overhead=1.0, floor=0.0, per_token=0.0, per_pair=0.0, per_context=0.0)
-"""Every iteration takes one second."""
-
-Planner = Callable[[View, Memory, Plan], None]
-
-
-class Improvised(Policy):
-    """A plain-Python policy around one function."""
-
-    name: ClassVar[str] = "improvised"
-
-    def __init__(self, planner: Planner) -> None:
-        """Plan with this function."""
-        object.__setattr__(self, "planner", planner)
-
-    planner: Planner
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Whatever the function does."""
-        self.planner(view, memory, plan)
+SECOND = constant(1.0)
 
 
 def plain_fifo(view: View, memory: Memory, plan: Plan) -> None:
@@ -63,30 +41,6 @@ def _restless(view: View, memory: Memory, plan: Plan) -> None:
     plan.wake[0] = view.row[0].now + 1.0
 
 
-@dataclass(frozen=True)
-class Greedy(Policy):
-    """Asks for more than there is."""
-
-    name: ClassVar[str] = "greedy"
-    kernel: ClassVar[Kernel | None] = _greedy
-
-
-@dataclass(frozen=True)
-class Lazy(Policy):
-    """Never plans anything."""
-
-    name: ClassVar[str] = "lazy"
-    kernel: ClassVar[Kernel | None] = _lazy
-
-
-@dataclass(frozen=True)
-class Restless(Policy):
-    """Never plans anything and asks to be woken again and again."""
-
-    name: ClassVar[str] = "restless"
-    kernel: ClassVar[Kernel | None] = _restless
-
-
 def two_requests() -> Requests:
     """One at time 0, one that arrives at 10 s."""
     return Requests.create([0.0, 10.0], [4, 6], [3, 1])
@@ -95,7 +49,7 @@ def two_requests() -> Requests:
 @pytest.mark.parametrize("log_steps", [False, True])
 def test_an_illegal_plan_stops_the_run_and_names_policy_entry_and_reason(log_steps: bool) -> None:
     with pytest.raises(PolicyError) as caught:
-        simulate(Greedy(), two_requests(), SECOND, log_steps=log_steps)
+        simulate(compiled("greedy", _greedy), two_requests(), SECOND, log_steps=log_steps)
     assert str(caught.value) == (
         "policy 'greedy': illegal plan at iteration 0, t=0.000000 s: entry 0 (request 0, tokens 1000000) "
         "asks for more tokens than max_batched_tokens"
@@ -105,7 +59,7 @@ def test_an_illegal_plan_stops_the_run_and_names_policy_entry_and_reason(log_ste
 @pytest.mark.parametrize("log_steps", [False, True])
 def test_a_policy_that_plans_nothing_is_reported_as_stalled(log_steps: bool) -> None:
     with pytest.raises(PolicyError) as caught:
-        simulate(Lazy(), two_requests(), SECOND, log_steps=log_steps)
+        simulate(compiled("lazy", _lazy), two_requests(), SECOND, log_steps=log_steps)
     assert str(caught.value) == (
         "policy 'lazy' planned nothing at t=10.000 s with 2 waiting, 0 running and no arrival to wait for"
     )
@@ -114,7 +68,7 @@ def test_a_policy_that_plans_nothing_is_reported_as_stalled(log_steps: bool) -> 
 @pytest.mark.parametrize("log_steps", [False, True])
 def test_a_policy_that_only_ever_asks_to_be_woken_is_stopped(log_steps: bool) -> None:
     with pytest.raises(PolicyError, match=r"'restless' made no end within \d+ decisions \(2 waiting, 0 running\)"):
-        simulate(Restless(), two_requests(), SECOND, log_steps=log_steps)
+        simulate(compiled("restless", _restless), two_requests(), SECOND, log_steps=log_steps)
 
 
 def test_a_policy_that_undoes_its_own_work_forever_is_stopped() -> None:

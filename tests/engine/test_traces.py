@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.errors import InputError
 from engine.requests import Requests, Tier, draw_tiers
 from engine.traces import read_trace, trace_lengths, write_mooncake
+from tests.engine.trace_files import refused, written
 
 TIMED = "arrived_at,num_prefill_tokens,num_decode_tokens\n5.0,100,10\n6.0,200,20\n9.0,300,30\n"
 LENGTHS = "num_prefill_tokens,num_decode_tokens\n" + "".join(f"{n},{n + 1000}\n" for n in range(1, 51))
@@ -30,20 +31,6 @@ MOONCAKE = (
     '{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}\n'
     '{"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [46]}\n'
 )
-
-
-def written(folder: Path, text: str, name: str = "trace.csv") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refused(path: Path, **arguments: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        read_trace(path, **arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_recorded_times_are_replayed_from_the_first_request(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_terms_sum_to_the_report() -> None:
 
 @pytest.mark.parametrize("arm", range(4))
 def test_one_arm_all_the_time_is_that_baseline(arm: Any) -> None:
-    env = LLMSchedEnv(EnvConfig(**{**vars(CONFIG), "skip_decode_only": False}))
+    env = LLMSchedEnv(CONFIG)
     env.reset(seed=5)
     requests = env.fleet.draw(np.random.default_rng(5))
     env.reset(options={"requests": requests})

@@ -10,11 +10,15 @@ from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, RewardWeight
 
 SHORT = Workload(rate=3.0, num_requests=24)
 CONFIGS = {
-    "allocation": EnvConfig(workload=SHORT, rates=(1.0, 4.0), backlog=12),
-    "every iteration": EnvConfig(workload=SHORT, skip_decode_only=False),
-    "time budget": EnvConfig(workload=SHORT, budget="time", reward=RewardWeights(starvation=1.0)),
-    "mixture": EnvConfig(workload=SHORT, action="mixture", arms=("slai", "sarathi", "orca", "vllm")),
-    "horizon": EnvConfig(workload=SHORT, horizon_s=4.0),
+    "allocation": EnvConfig(workload=SHORT, skip_decode_only=True, rates=(1.0, 4.0), backlog=12),
+    "every iteration": EnvConfig(workload=SHORT),
+    "time budget": EnvConfig(
+        workload=SHORT, skip_decode_only=True, budget="time", reward=RewardWeights(starvation=1.0)
+    ),
+    "mixture": EnvConfig(
+        workload=SHORT, skip_decode_only=True, action="mixture", arms=("slai", "sarathi", "orca", "vllm")
+    ),
+    "horizon": EnvConfig(workload=SHORT, skip_decode_only=True, horizon_s=4.0),
 }
 
 
@@ -108,6 +112,30 @@ def test_every_action_is_legal_under_memory_pressure() -> None:
             break
     assert terminated
     assert info["report"]["evictions"] > 0
+
+
+@pytest.mark.parametrize("num_blocks", [14_000, 700])
+def test_skipping_is_running_all_decodes_where_no_prompt_is_left(num_blocks: int) -> None:
+    """The shortcut through decode-only iterations serves as the action "budget 0, every decode runs" does there."""
+    engine = EnvConfig().engine.replace(num_blocks=num_blocks, max_model_len=8192)
+    config = EnvConfig(engine=engine, workload=Workload(rate=4.0, num_requests=60))
+    skipping, asking = LLMSchedEnv(config, skip_decode_only=True), LLMSchedEnv(config)
+    choose = (2, 3, 1)
+    envs, steps = (skipping, asking), []
+    for env in envs:
+        env.reset(seed=4)
+        terminated, count = False, 0
+        while not terminated:
+            row = env.fleet.servers.visible.row[0, 0]
+            action = choose if row.num_waiting + row.num_prefilling > 0 else (0, 0, 0)
+            terminated, count = env.step(np.array(action))[2], count + 1
+        steps.append(count)
+    assert steps[0] < steps[1]
+    a, b = (env.fleet.servers for env in envs)
+    assert a.visible.row["evictions"][0, 0] == b.visible.row["evictions"][0, 0]
+    assert (a.visible.row["evictions"][0, 0] > 0) == (num_blocks == 700)
+    for name in ("first_token", "completed", "max_gap"):
+        np.testing.assert_array_equal(a.hidden.ledger[name], b.hidden.ledger[name])
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -1,0 +1,180 @@
+"""What comparisons start from, policies, requests and a server, and how their cells are run and kept."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agents.evaluation.cells import CellFile, run_tasks
+from agents.options import Source
+from agents.resolve import fingerprint, resolve
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import LatencyModel
+from engine.policy import Policy
+from engine.requests import Requests
+from engine.simulate import Record, simulate
+from engine.workload import Workload
+
+Key = TypeVar("Key", bound=Hashable)
+Task = TypeVar("Task")
+
+OnCell = Callable[[int, int], None]
+"""Called with (cells finished, all cells) after each cell."""
+
+
+@lru_cache(maxsize=4)
+def requests_of(source: Source, load: float | None, seed: int) -> Requests:
+    """The requests of one load and seed, made once for all policies."""
+    return source.requests(load, seed)
+
+
+@lru_cache(maxsize=32)
+def _resolved(spec: str, digest: str) -> Policy:
+    return resolve(spec)
+
+
+def policy_of(spec: str) -> Policy:
+    """The policy of a spec, read once until its files change."""
+    return _resolved(spec, fingerprint(spec))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Who serves what on which server."""
+
+    policies: tuple[str, ...]
+    """Specs of the policies."""
+    source: Source
+    """Where the requests come from."""
+    seeds: int
+    """Seeds 0 ... seeds - 1 are run."""
+    reference: str
+    """The policy that the others are compared with."""
+    profile: LatencyModel
+    """Seconds of an iteration."""
+    config: EngineConfig
+    """Limits and semantics of the server."""
+    horizon_s: float = math.inf
+    """The clock stops at this time."""
+    warmup_s: float = 0.0
+    """Requests that arrive before this time are not counted."""
+
+    def __post_init__(self) -> None:
+        """Check what the parts do not check themselves.
+
+        Raises:
+            InputError: no seed, or a reference that is not among the policies.
+        """
+        if self.seeds < 1:
+            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
+        if self.reference not in self.policies:
+            raise InputError(
+                f"reference: expected one of the policies {', '.join(self.policies)}, got {self.reference!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; two setups with the same form have the same cells."""
+        return {
+            "policies": [fingerprint(spec) for spec in self.policies],
+            "source": self.source.to_dict(),
+            "seeds": self.seeds,
+            "profile": asdict(self.profile),
+            "engine": asdict(self.config),
+            "horizon_s": self.horizon_s if math.isfinite(self.horizon_s) else None,
+            "warmup_s": self.warmup_s,
+        }
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the JSON form."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, load: float | None) -> None:
+        """Find bad input before anything is written.
+
+        Raises:
+            InputError: a policy that cannot be resolved, or requests that cannot be made at this load.
+        """
+        for spec in self.policies:
+            policy_of(spec)
+        requests_of(self.source, load, 0)
+
+    def serve(self, policy: str, load: float | None, seed: int) -> Record:
+        """Serve the requests of one load and seed with one policy.
+
+        Raises:
+            InputError: the requests do not fit the server.
+            PolicyError: the policy broke the rules.
+        """
+        requests = requests_of(self.source, load, seed)
+        return simulate(policy_of(policy), requests, self.profile, self.config, horizon_s=self.horizon_s)
+
+    def compile(self) -> None:
+        """Compile (or load) the kernel of every policy, so that forked workers inherit it."""
+        toy = Workload(arrivals="toy", rate=0.5, num_requests=2, lengths="fixed:16,2").generate(0)
+        config = self.config.replace(max_model_len=max(self.config.max_model_len, 18))
+        for spec in self.policies:
+            simulate(policy_of(spec), toy, self.profile, config)
+
+
+def run_cells(
+    setup: Setup,
+    function: Callable[[Task], dict[str, Any]],
+    tasks: Mapping[Key, Task],
+    key: Callable[[dict[str, Any]], Key],
+    *,
+    workers: int,
+    cells_path: Path | None,
+    resume: bool,
+    on_cell: OnCell | None,
+) -> list[dict[str, Any]]:
+    """Run every task that is not finished already; the result is the same for any number of workers.
+
+    Args:
+        setup: what the tasks belong to.
+        function: module-level function of one task, gives its cell as JSON.
+        tasks: by key.
+        key: the key of the task that a cell came from.
+        workers: processes.
+        cells_path: keep finished cells in this jsonl file, so that an interrupted run can be resumed.
+        resume: take the cells that the file already has.
+        on_cell: called after each cell.
+
+    Returns:
+        The cells in the order of the tasks.
+
+    Raises:
+        InputError: bad input, or a cells file of another configuration.
+        PolicyError: a policy broke the rules.
+    """
+    file = CellFile(cells_path, setup.digest(), resume) if cells_path else None
+    finished = {key(cell): cell for cell in file.cells} if file else {}
+    todo = [task for name, task in tasks.items() if name not in finished]
+    if min(workers, len(todo)) > 1:
+        setup.compile()
+    for _, cell in run_tasks(function, todo, workers):
+        finished[key(cell)] = cell
+        if file:
+            file.append(cell)
+        if on_cell:
+            on_cell(len(finished), len(tasks))
+    # Through JSON text, so that resumed and fresh cells are equal to the last digit and type.
+    found: list[dict[str, Any]] = json.loads(json.dumps([finished[name] for name in tasks]))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that could change a result."""
+    found = {"python": platform.python_version()}
+    for name in ("llmsched", "numpy", "numba"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

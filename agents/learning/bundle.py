@@ -1,0 +1,308 @@
+"""A trained policy as a folder of two files that can be read without running any code from them.
+
+    weights.safetensors   float64 `codec`, `mean`, `std`; float32 `layer_<k>.weight` [out, in] and `layer_<k>.bias`
+    policy.json           format, spaces, network, clip, environment, versions, training command, hashes
+
+The network maps the normalised observation through layers with one activation to the logits of every action head;
+`clip((observation - mean) / std)` is the normalisation. `codec` are the parameters of the action codec (what the
+policy knew about its device in training), so a bundle does not depend on a profile file.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import InputError
+from llmsched_env.config import EnvConfig
+from llmsched_env.kernel import ACTION_SIZES, ENV_PARAMS
+from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+
+FORMAT = "llmsched-policy/1"
+WEIGHTS_FILE, POLICY_FILE = "weights.safetensors", "policy.json"
+MAX_LAYERS, MAX_WIDTH = 8, 4096
+ACTIVATIONS = ("tanh", "relu")
+
+_KEYS = (
+    "format",
+    "observation",
+    "action",
+    "network",
+    "clip",
+    "env",
+    "versions",
+    "command",
+    "timesteps",
+    "sources",
+    "weights_sha256",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Everything that a trained policy is."""
+
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """Weight float32[out, in] and bias float32[out] of each layer; the last one gives the logits."""
+    activation: str
+    """Between the layers: tanh or relu."""
+    mean: np.ndarray
+    """float64[observations], subtracted from an observation."""
+    std: np.ndarray
+    """float64[observations], what the difference is divided by."""
+    clip: float
+    """Largest absolute value of a normalised entry."""
+    codec: np.ndarray
+    """float64[ENV_PARAMS], parameters of the action codec."""
+    env: EnvConfig
+    """The environment of the training."""
+    command: str = ""
+    """How the training was started."""
+    timesteps: int = 0
+    """Decisions that the policy was trained on."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of what trained it."""
+    sources: str = ""
+    """Hash of the source files that trained it."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other and this version of the environment.
+
+        Raises:
+            InputError: they do not, or a number is not finite.
+        """
+        if not 1 <= len(self.layers) <= MAX_LAYERS or self.activation not in ACTIVATIONS:
+            raise InputError(f"bundle: expected 1 to {MAX_LAYERS} layers with tanh or relu between them")
+        width = OBSERVATION_SIZE
+        for k, (weight, bias) in enumerate(self.layers):
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise InputError(f"bundle: layer {k}: expected {width} inputs, got weights {weight.shape}")
+            width = weight.shape[0]
+            if not 1 <= width <= MAX_WIDTH:
+                raise InputError(f"bundle: layer {k}: expected a width of 1 to {MAX_WIDTH}, got {width}")
+        if width != sum(self.heads):
+            raise InputError(f"bundle: expected {sum(self.heads)} logits (heads {list(self.heads)}), got {width}")
+        for name, size in (("mean", OBSERVATION_SIZE), ("std", OBSERVATION_SIZE), ("codec", ENV_PARAMS)):
+            if getattr(self, name).shape != (size,):
+                raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
+        for name, array in self.tensors().items():
+            # The codec's decode rule "all" is a slack of infinity.
+            if np.isnan(array).any() or (name != "codec" and not np.isfinite(array).all()):
+                raise InputError(f"bundle: {name}: expected finite numbers")
+        if not (self.std > 0.0).all() or not self.clip > 0.0:
+            raise InputError("bundle: expected positive normalisation scales and a positive clip")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Choices of each action head: those of the codec, or the number of arms."""
+        return ACTION_SIZES if self.env.action == "allocation" else (len(self.env.arms),)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All arrays by their names in the weights file."""
+        found = {"codec": self.codec, "mean": self.mean, "std": self.std}
+        for k, (weight, bias) in enumerate(self.layers):
+            found |= {f"layer_{k}.weight": weight, f"layer_{k}.bias": bias}
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle; an older one in this place is replaced at once, never half.
+
+        Raises:
+            InputError: the folder holds something else than a bundle.
+            OSError: the place cannot be written.
+        """
+        from safetensors.numpy import save
+
+        folder = Path(folder)
+        if folder.exists() and not (folder / POLICY_FILE).exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: expected a new or empty folder or an older bundle to replace")
+        weights = save({name: np.ascontiguousarray(array) for name, array in self.tensors().items()})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            new.chmod(0o755)
+            (new / WEIGHTS_FILE).write_bytes(weights)
+            text = json.dumps(self._describe(hashlib.sha256(weights).hexdigest()), indent=2)
+            (new / POLICY_FILE).write_text(text + "\n", encoding="utf-8")
+            _swap(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _describe(self, weights_sha256: str) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "observation": list(OBSERVATION_NAMES),
+            "action": {"kind": self.env.action, "heads": list(self.heads)},
+            "network": {"widths": [len(bias) for _, bias in self.layers], "activation": self.activation},
+            "clip": self.clip,
+            "env": self.env.to_dict(),
+            "versions": self.versions,
+            "command": self.command,
+            "timesteps": self.timesteps,
+            "sources": self.sources,
+            "weights_sha256": weights_sha256,
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """Read a bundle and check everything in it; no code from the files is run.
+
+        Raises:
+            InputError: files are missing or damaged, another format, or made for other spaces.
+        """
+        folder = Path(folder)
+        about = _read_json(folder / POLICY_FILE)
+        _check_about(about, folder / POLICY_FILE)
+        tensors = _read_tensors(folder / WEIGHTS_FILE, about["weights_sha256"])
+        widths, where = about["network"]["widths"], folder / WEIGHTS_FILE
+        names = {"codec", "mean", "std"}
+        names |= {f"layer_{k}.{part}" for k in range(len(widths)) for part in ("weight", "bias")}
+        if set(tensors) != names:
+            raise InputError(f"{where}: expected tensors {sorted(names)}, got {sorted(tensors)}")
+        layers = tuple((tensors[f"layer_{k}.weight"], tensors[f"layer_{k}.bias"]) for k in range(len(widths)))
+        try:
+            return cls(
+                layers=layers,
+                activation=about["network"]["activation"],
+                mean=tensors["mean"],
+                std=tensors["std"],
+                clip=float(about["clip"]),
+                codec=tensors["codec"],
+                env=EnvConfig.from_dict(about["env"]),
+                command=str(about["command"]),
+                timesteps=int(about["timesteps"]),
+                versions=dict(about["versions"]),
+                sources=str(about["sources"]),
+            )
+        except (InputError, TypeError, ValueError) as error:
+            raise InputError(f"{folder}: {error}") from None
+
+
+def _swap(new: Path, folder: Path) -> None:
+    old = new.with_name(new.name + "-old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: expected a policy bundle, {(error.strerror or 'unreadable').lower()}") from None
+    except ValueError:
+        raise InputError(f"{path}: expected JSON") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{path}: expected a policy bundle with format {FORMAT!r}")
+    return data
+
+
+def _check_about(about: dict[str, Any], path: Path) -> None:
+    if set(about) != set(_KEYS):
+        key = sorted(set(about) ^ set(_KEYS))[0]
+        raise InputError(f"{path}: {'unknown' if key in about else 'missing'} key {key!r}")
+    if about["observation"] != list(OBSERVATION_NAMES):
+        raise InputError(f"{path}: made for another observation than that of this version")
+    network, action = about["network"], about["action"]
+    if not isinstance(network, dict) or set(network) != {"widths", "activation"}:
+        raise InputError(f"{path}: network: expected widths and activation")
+    if not isinstance(network["widths"], list) or not 1 <= len(network["widths"]) <= MAX_LAYERS:
+        raise InputError(f"{path}: network.widths: expected 1 to {MAX_LAYERS} numbers")
+    if not isinstance(action, dict) or not isinstance(about["env"], dict):
+        raise InputError(f"{path}: action, env: expected mappings")
+    arms = about["env"].get("arms")
+    arms = arms if isinstance(arms, list) else []
+    expected = list(ACTION_SIZES) if about["env"].get("action") == "allocation" else [len(arms)]
+    if action.get("heads") != expected:
+        raise InputError(f"{path}: made for actions {action.get('heads')}, this version has {expected}")
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: expected weights, {(error.strerror or 'unreadable').lower()}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path}: damaged, or not the weights of this policy.json (hash differs)")
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected safetensors, {error}") from None
+    for name, array in tensors.items():
+        expected = np.float32 if name.startswith("layer_") else np.float64
+        if array.dtype != expected:
+            raise InputError(f"{path}: {name}: expected {np.dtype(expected)}, got {array.dtype}")
+    return tensors
+
+
+@cache
+def source_hash() -> str:
+    """16 hexadecimal digits of the SHA-256 of every source file of the four packages."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for package in ("engine", "baselines", "llmsched_env", "agents"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what trains; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in ("llmsched", "numpy", "numba", "gymnasium", "torch", "stable-baselines3"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def export(model: Any, normalizer: Any, env: EnvConfig, codec: np.ndarray, command: str = "") -> Bundle:
+    """The actor of an SB3 actor-critic model as a bundle.
+
+    Args:
+        model: an SB3 algorithm with an `ActorCriticPolicy` of plain layers (PPO, A2C).
+        normalizer: the `agents.learning.normalize.TimedNormalize` that it was trained behind, or None.
+        env: the environment that it was trained on.
+        codec: parameters of the action codec, `llmsched_env.kernel.env_params`.
+        command: how the training was started.
+
+    Raises:
+        InputError: the network is not a plain stack of layers with one activation.
+    """
+    policy, arrays = model.policy, []
+    kinds = {type(m).__name__.lower() for m in policy.mlp_extractor.policy_net if not hasattr(m, "weight")}
+    if len(kinds) > 1 or not kinds <= set(ACTIVATIONS):
+        raise InputError(f"export: expected layers with one of {', '.join(ACTIVATIONS)}, got {sorted(kinds)}")
+    for module in (*policy.mlp_extractor.policy_net, policy.action_net):
+        if hasattr(module, "weight"):
+            weight, bias = (p.detach().cpu().numpy().astype(np.float32) for p in (module.weight, module.bias))
+            arrays.append((weight, bias))
+    mean, std, clip = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE), float(np.finfo(np.float32).max)
+    if normalizer is not None:
+        (mean, std), clip = normalizer.scale, float(normalizer.clip_obs)
+    return Bundle(
+        layers=tuple(arrays),
+        activation=next(iter(kinds), "tanh"),
+        mean=mean,
+        std=std,
+        clip=clip,
+        codec=np.asarray(codec, np.float64),
+        env=env,
+        command=command,
+        timesteps=int(model.num_timesteps),
+        versions=versions(),
+        sources=source_hash(),
+    )

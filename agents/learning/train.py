@@ -1,0 +1,175 @@
+"""`train`: PPO on the environment, into a run folder that can be evaluated, watched and resumed.
+
+<run_dir>/config.json        the configuration, versions, how it was started
+<run_dir>/checkpoints/       step-<decisions>.pt, everything that the next update depends on
+<run_dir>/best, final        policy bundles (`agents.learning.bundle`); the best by held-out traces
+<run_dir>/events.out...      TensorBoard
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+
+import llmsched_env  # noqa: F401 - registers the environments
+from agents.files import write_atomically
+from agents.learning.bundle import export, source_hash, versions
+from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
+from agents.learning.checkpoint import checkpoints, load_checkpoint
+from agents.learning.heldout import TRAINING_SEED
+from agents.learning.normalize import TimedNormalize
+from agents.learning.policy import LearnedPolicy
+from agents.learning.rollout import TimedPPO
+from agents.learning.train_config import TrainConfig, difference
+from agents.learning.vec_env import SB3VecEnv
+from engine.errors import InputError
+from engine.latency import load_profile
+from llmsched_env.kernel import env_params
+
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+
+
+def _linear(start: float) -> Any:
+    # The last rollout may go past the total.
+    return lambda remaining: max(remaining, 0.0) * start
+
+
+@contextmanager
+def _torch_settings(threads: int) -> Iterator[None]:
+    """One thread, and no argument checks in distributions (a fifth of a small network's time)."""
+    before, checked = th.get_num_threads(), th.distributions.Distribution._validate_args
+    th.set_num_threads(threads)
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+        th.distributions.Distribution.set_default_validate_args(checked)
+
+
+def build_model(config: TrainConfig) -> TimedPPO:
+    """The learner in front of its environment, not trained yet.
+
+    Raises:
+        InputError: the environment cannot be built.
+    """
+    if config.env_id not in gymnasium.registry:
+        raise InputError(f"env_id: expected a registered environment, got {config.env_id!r}")
+    envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
+    env: Any = SB3VecEnv(envs)
+    if config.normalize:
+        env = TimedNormalize(env, config.discount_s)
+    model = TimedPPO(
+        "MlpPolicy",
+        env,
+        discount_s=config.discount_s,
+        learning_rate=_linear(config.learning_rate) if config.schedule == "linear" else config.learning_rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl or None,
+        policy_kwargs={
+            "net_arch": list(config.net_arch),
+            "activation_fn": th.nn.Tanh if config.activation == "tanh" else th.nn.ReLU,
+        },
+        seed=config.seed,
+        device=config.device,
+    )
+    env.seed(TRAINING_SEED + (config.seed << 20))
+    return model
+
+
+def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
+    """The model's present actor as a policy for `simulate`."""
+    codec = env_params(load_profile(config.env.profile), config.env.budget)
+    bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
+    return LearnedPolicy.of(bundle, name)
+
+
+def _command() -> str:
+    return " ".join(["llmsched", *sys.argv[1:]]) if Path(sys.argv[0]).name == "llmsched" else " ".join(sys.argv)
+
+
+def _prepare(config: TrainConfig) -> Path | None:
+    """Make the run folder; returns the checkpoint to resume from.
+
+    Raises:
+        InputError: the folder holds another run or cannot be written, or there is nothing to resume.
+    """
+    folder, about = config.run_dir, config.run_dir / CONFIG_FILE
+    found = checkpoints(folder / CHECKPOINTS)
+    if config.resume:
+        if not found:
+            raise InputError(f"resume: {folder}: expected a run with a checkpoint, found none")
+        saved = json.loads(about.read_text(encoding="utf-8"))["config"] if about.is_file() else {}
+        if (name := difference(config, saved)) is not None:
+            raise InputError(f"resume: {name}: expected {saved.get(name)!r} as in {about}")
+    elif found:
+        raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
+    data = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
+    write_atomically(about, json.dumps(data, indent=2) + "\n")
+    return found[-1] if config.resume else None
+
+
+def train(config: TrainConfig, *extra: BaseCallback) -> Path:
+    """Train PPO and return the run folder.
+
+    With the same configuration, the same versions and one thread the result is the same bit for bit, in one go or
+    resumed from a checkpoint. (With the linear schedule `total_timesteps` must be the same, too.)
+
+    Args:
+        config: everything about the run.
+        extra: further SB3 callbacks.
+
+    Raises:
+        InputError: the configuration does not fit, or the folder holds another run or damaged checkpoints or cannot
+            be written.
+        KeyboardInterrupt: stopped by the user; the last checkpoint and the best policy stay usable.
+    """
+    start = _prepare(config)
+    with _torch_settings(config.threads):
+        model = build_model(config)
+        evaluation = Evaluation(config, lambda: learned_policy(model, config), config.run_dir / "best")
+        run: dict[str, Any] = {}
+        if start is not None:
+            run = load_checkpoint(model, start)
+            evaluation.load_state(run["evaluation"])
+        logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if start else 0)
+        model.set_logger(logger)
+        kept = Checkpoints(config, config.run_dir / CHECKPOINTS, lambda: {"evaluation": evaluation.state()})
+        bar = ProgressBar(config.total_timesteps) if config.progress else None
+        shown: list[BaseCallback] = [bar] if bar else []
+        watch: list[BaseCallback] = [evaluation] if config.eval_every else []
+        callbacks = CallbackList([TrainingLog(config.env.action), *watch, kept, *shown, *extra])
+        try:
+            _learn(model, config, callbacks)
+            learned_policy(model, config).bundle.save(config.run_dir / "final")
+        finally:
+            if bar:
+                bar.close()
+            logger.close()
+            model.get_env().close()  # type: ignore[union-attr]
+    return config.run_dir
+
+
+def _learn(model: TimedPPO, config: TrainConfig, callbacks: CallbackList) -> None:
+    remaining = config.total_timesteps - model.num_timesteps
+    if remaining > 0:
+        model.learn(remaining, callbacks, reset_num_timesteps=False, log_interval=1)
+
+
+def parameters(model: TimedPPO) -> np.ndarray:
+    """All parameters of the model's networks as one vector, for comparisons."""
+    return np.concatenate([p.detach().cpu().numpy().ravel() for p in model.policy.parameters()])

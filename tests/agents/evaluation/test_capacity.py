@@ -1,0 +1,101 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.commands.capacity import as_text
+from agents.evaluation.capacity import Search, capacity_of, search_capacity
+from agents.options import Source
+from engine.config import EngineConfig
+from engine.errors import InputError
+from tests.toys import constant
+
+
+def search(**changes: Any) -> Search:
+    """A device of 0.1 s per iteration that serves requests of one iteration, one at a time: at most 10 per second."""
+    setup = Search(
+        policies=("fastertransformer:batch_cap=1",),
+        source=Source(None, "poisson:lengths=fixed:10,1", True, 400),
+        seeds=2,
+        reference="fastertransformer:batch_cap=1",
+        profile=constant(0.1),
+        config=EngineConfig(num_blocks=5000),
+        low=1.0,
+        high=20.0,
+        tolerance=0.05,
+    )
+    return replace(setup, **changes)
+
+
+def test_capacity_of_a_queue_with_constant_service_is_below_its_service_rate() -> None:
+    """M/D/1 with a median wait below 0.4 s: near, but under, 10 requests/s."""
+    result = search_capacity(search())
+    for row in result["rows"]:
+        assert all(8.0 < rate < 10.5 for rate in row["by_seed"])
+        assert row["bounds"] == ["exact", "exact"]
+        assert row["limited_by"] == ["median TTFT"]
+    for seed in (0, 1):
+        points = [point for point in result["points"] if point["seed"] == seed]
+        rate = result["rows"][0]["by_seed"][seed]
+        above = min(point["rate"] for point in points if point["rate"] > rate)
+        assert above - rate <= 0.05
+        assert {p["rate"]: p["paper"] for p in points}[rate]
+        assert not {p["rate"]: p["paper"] for p in points}[above]
+
+
+def test_a_grid_finds_the_capacity_of_the_bisection_up_to_its_step() -> None:
+    rates = tuple(1.0 + 0.5 * k for k in range(30))
+    fine = search_capacity(search())["rows"]
+    coarse = search_capacity(search(rates=rates))["rows"]
+    for a, b in zip(fine, coarse, strict=True):
+        assert a["criterion"] == b["criterion"]
+        assert [abs(x - y) <= 0.5 for x, y in zip(a["by_seed"], b["by_seed"], strict=True)] == [True, True]
+
+
+def test_the_search_does_not_depend_on_the_number_of_workers_or_on_interruptions(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    alone = search_capacity(search(), workers=1)
+    assert search_capacity(search(), workers=2) == alone
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_capacity(search(), cells_path=path, on_cell=interrupt)
+    assert search_capacity(search(), cells_path=path, resume=True) == alone
+
+
+def _points(*passing: bool) -> list[dict[str, Any]]:
+    return [
+        {"rate": 1.0 + k, "paper": ok, "failures": [] if ok else ["median TTFT", "p99 TTFT"]}
+        for k, ok in enumerate(passing)
+    ]
+
+
+def test_capacity_is_the_last_rate_before_the_first_failure() -> None:
+    assert capacity_of(_points(True, True, False, True), "paper") == (2.0, "exact", "median TTFT")
+    assert capacity_of(_points(True, True), "paper") == (2.0, "above", "")
+    assert capacity_of(_points(False, True), "paper") == (0.0, "below", "median TTFT")
+
+
+def test_gains_are_relative_to_the_reference_on_the_same_traces() -> None:
+    policies = ("fastertransformer:batch_cap=1", "fastertransformer:batch_cap=2")
+    result = search_capacity(search(policies=policies, rates=(4.0, 8.0, 12.0, 16.0), high=20.0))
+    base, double = (r for r in result["rows"] if r["criterion"] == "paper")
+    assert (base["gain"], double["by_seed"]) == (None, [16.0, 16.0])
+    assert base["by_seed"] == [8.0, 8.0]
+    assert double["gain"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+    text = as_text(result)
+    assert "+100.0%" in text
+    assert ">= 16.00" in text
+    assert "no growing queue" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": 0}, {"low": 3.0, "high": 2.0}, {"tolerance": 0.0}, {"rates": (2.0, 1.0)}, {"reference": "slai"}],
+)
+def test_searches_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        search(**changes)

@@ -1,0 +1,326 @@
+"""Bundles and learned policies: the same decisions as the trained model, and nothing foreign gets in."""
+
+import hashlib
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from safetensors.numpy import load_file, save_file
+
+from agents.learning.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
+from agents.learning.heldout import record_return
+from agents.learning.mixture import LearnedMixture
+from agents.learning.policy import LearnedPolicy, RandomLegal, best, forward, network_params, splitmix
+from agents.learning.rollout import TimedPPO
+from agents.learning.train import build_model, learned_policy, train
+from agents.learning.train_config import TrainConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.requests import Requests
+from engine.simulate import Record, simulate
+from engine.workload import Workload
+from llmsched_env import OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
+from llmsched_env.kernel import ACTION_SIZES
+from tests.agents.learning.training import small
+
+MODEL = load_profile("rtx6000ada-mistral-7b")
+REQUESTS = Workload(rate=2.2, num_requests=60).generate(7)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(before)
+
+
+def trained(config: TrainConfig) -> TimedPPO:
+    """A model with weights far from their start, so that its choices vary, and real statistics."""
+    model = build_model(config)
+    model.learn(config.total_timesteps)
+    generator = th.Generator().manual_seed(3)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
+    return model
+
+
+def observations(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(0.5, 2.0, (count, OBSERVATION_SIZE)).clip(-10, 10).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small(tmp_path_factory.mktemp("bundle"), net_arch=(24, 16))
+    place = config.run_dir / "policy"
+    learned_policy(trained(config), config).bundle.save(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("changes", "env"),
+    [
+        ({}, {}),
+        ({"net_arch": (64, 32, 16)}, {}),
+        ({"net_arch": ()}, {}),
+        ({"activation": "relu"}, {}),
+        ({"normalize": False}, {}),
+        ({}, {"action": "mixture"}),
+    ],
+)
+def test_choices_equal_those_of_the_model(tmp_path: Path, changes: dict[str, Any], env: dict[str, Any]) -> None:
+    config = small(tmp_path, **changes)
+    config = replace(config, env=replace(config.env, **env))
+    model = trained(config)
+    policy = learned_policy(model, config)
+    policy.bundle.save(tmp_path / "policy")
+    loaded = LearnedPolicy.load(tmp_path / "policy")
+    seen = observations(4000)
+    normalizer: Any = model.get_vec_normalize_env()
+    expected, _ = model.predict(normalizer.normalize_obs(seen) if normalizer else seen, deterministic=True)
+    expected = expected.reshape(len(seen), -1)
+    assert len(np.unique(expected, axis=0)) > 2, "a model that always does the same shows little"
+    np.testing.assert_array_equal(policy.choose(seen), expected)
+    np.testing.assert_array_equal(loaded.choose(seen), expected)
+
+
+def play(env: EnvConfig, requests: Requests, policy: LearnedPolicy) -> tuple[Any, float]:
+    """Drive the environment with a policy's choices until it ends: (server, return)."""
+    single = LLMSchedEnv(env)
+    observation, _ = single.reset(seed=0, options={"requests": requests})
+    total, over = 0.0, False
+    while not over:
+        observation, reward, terminated, truncated, _ = single.step(policy.choose(observation[None])[0])
+        total += reward
+        over = terminated or truncated
+    return single.fleet.servers, total
+
+
+def assert_same_times(record: Record, servers: Any) -> None:
+    for name in ("first_token", "completed", "max_gap"):
+        np.testing.assert_array_equal(record.ledger[name], servers.hidden.ledger[name][0])
+    assert record.row["iterations"][0] == servers.visible.row["iterations"][0, 0]
+    assert record.row["evictions"][0] == servers.visible.row["evictions"][0, 0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"skip_decode_only": True},
+        {"budget": "time"},
+        {"action": "mixture"},
+        {"action": "mixture", "skip_decode_only": True, "arms": ("orca", "fastertransformer", "slai")},
+    ],
+)
+@pytest.mark.parametrize("num_blocks", [14_000, 700])
+def test_simulation_equals_the_environment(tmp_path: Path, changes: dict[str, Any], num_blocks: int) -> None:
+    """The kernel in `simulate` and the same choices in the environment serve every request at the same times."""
+    config = small(tmp_path)
+    workload = Workload(rate=2.2, num_requests=60)
+    engine = replace(config.env.engine, num_blocks=num_blocks, max_model_len=8192)
+    env = replace(config.env, workload=workload, rates=(), engine=engine, **changes)
+    policy = learned_policy(trained(replace(config, env=env)), replace(config, env=env))
+    servers, total = play(env, REQUESTS, policy)
+    record = simulate(policy, REQUESTS, MODEL, engine)
+    assert policy.runs_compiled == (env.action == "allocation")
+    assert_same_times(record, servers)
+    assert record_return(record, env.reward) == pytest.approx(total, rel=1e-9)
+
+
+def test_python_loop_equals_compiled_loop(folder: Path) -> None:
+    policy = LearnedPolicy.load(folder)
+    compiled = simulate(policy, REQUESTS, MODEL)
+    stepwise = simulate(policy, REQUESTS, MODEL, log_steps=True)
+    np.testing.assert_array_equal(compiled.ledger, stepwise.ledger)
+
+
+def test_bundle_comes_back_as_it_was_saved(folder: Path, tmp_path: Path) -> None:
+    first = Bundle.load(folder)
+    first.save(tmp_path / "again")
+    second = Bundle.load(tmp_path / "again")
+    np.testing.assert_array_equal(network_params(first), network_params(second))
+    assert (first.env, first.versions, first.sources) == (second.env, second.versions, second.sources)
+    assert {"torch", "stable-baselines3", "llmsched"} <= set(first.versions)
+    assert len(first.sources) == 16
+    assert (folder / WEIGHTS_FILE).read_bytes() == (tmp_path / "again" / WEIGHTS_FILE).read_bytes()
+
+
+def test_loading_unpickles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "loads", refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    monkeypatch.setattr(th, "load", refuse)
+    assert LearnedPolicy.load(folder).choose(observations(3)).shape == (3, 3)
+
+
+def test_run_folder_gives_its_best_policy(tmp_path: Path) -> None:
+    run = train(small(tmp_path / "run", total_timesteps=128))
+    loaded = LearnedPolicy.load(run)
+    assert loaded.spec == str(run)
+    np.testing.assert_array_equal(loaded.params(loaded.bundle.env.engine), network_params(Bundle.load(run / "best")))
+
+
+def edit(place: Path, **changes: Any) -> None:
+    about = json.loads((place / POLICY_FILE).read_text())
+    (place / POLICY_FILE).write_text(json.dumps(about | changes))
+
+
+def rewrite_weights(place: Path, change: Any) -> None:
+    """Change the tensors and fix the hash, as a person who edits a bundle by hand would."""
+    tensors = load_file(place / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, place / WEIGHTS_FILE)
+    edit(place, weights_sha256=hashlib.sha256((place / WEIGHTS_FILE).read_bytes()).hexdigest())
+
+
+def truncate(place: Path) -> None:
+    data = (place / WEIGHTS_FILE).read_bytes()
+    (place / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
+
+
+def flip_a_bit(place: Path) -> None:
+    data = bytearray((place / WEIGHTS_FILE).read_bytes())
+    data[-5] ^= 1
+    (place / WEIGHTS_FILE).write_bytes(data)
+
+
+def pickled(place: Path) -> None:
+    data = pickle.dumps({"layer_0.weight": [1.0]})
+    (place / WEIGHTS_FILE).write_bytes(data)
+    edit(place, weights_sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "damaged, or not the weights of this policy.json"),
+        (flip_a_bit, "damaged, or not the weights of this policy.json"),
+        (pickled, "expected safetensors"),
+        (lambda p: (p / WEIGHTS_FILE).unlink(), "expected weights, no such file"),
+        (lambda p: (p / POLICY_FILE).write_text("{"), "expected JSON"),
+        (lambda p: (p / POLICY_FILE).write_bytes(b"\xff\xfe\x00"), "expected JSON"),
+        (lambda p: (p / POLICY_FILE).write_text("[]"), "expected a policy bundle with format"),
+        (lambda p: edit(p, format="other/1"), "expected a policy bundle with format"),
+        (lambda p: edit(p, surprise=1), "unknown key 'surprise'"),
+        (lambda p: edit(p, observation=["a"]), "made for another observation"),
+        (lambda p: edit(p, action={"kind": "allocation", "heads": [2]}), "made for actions \\[2\\]"),
+        (lambda p: edit(p, network={"widths": [9], "activation": "tanh"}), "expected tensors"),
+        (lambda p: edit(p, network={"widths": "x", "activation": "tanh"}), "network.widths: expected"),
+        (lambda p: edit(p, network=3), "network: expected widths and activation"),
+        (lambda p: edit(p, network={"widths": [24, 16, 18], "activation": "sine"}), "tanh or relu"),
+        (lambda p: edit(p, clip="wide"), "could not convert"),
+        (lambda p: edit(p, clip=-1.0), "positive clip"),
+        (lambda p: edit(p, env={"action": "allocation", "engines": 1}), "unknown key 'engines'"),
+        (lambda p: edit(p, env=[]), "expected mappings"),
+        (lambda p: rewrite_weights(p, lambda t: t["mean"].fill(np.nan)), "mean: expected finite numbers"),
+        (lambda p: rewrite_weights(p, lambda t: t["std"].fill(0.0)), "positive normalisation scales"),
+        (lambda p: rewrite_weights(p, lambda t: t.update(mean=t["mean"][:3])), "mean: expected"),
+        (
+            lambda p: rewrite_weights(p, lambda t: t.update(codec=t["codec"].astype(np.float32))),
+            "codec: expected float64",
+        ),
+        (lambda p: rewrite_weights(p, lambda t: t.update({"layer_1.weight": t["layer_1.weight"].T.copy()})), "layer 1"),
+        (lambda p: rewrite_weights(p, lambda t: t.pop("codec")), "expected tensors"),
+    ],
+)
+def test_damaged_or_foreign_bundle_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, damage: Any, message: str
+) -> None:
+    place = tmp_path / "policy"
+    shutil.copytree(folder, place)
+    damage(place)
+    with pytest.raises(InputError, match=message) as caught:
+        LearnedPolicy.load(place)
+    assert "\n" not in str(caught.value)
+    assert str(place) in str(caught.value)
+
+
+def test_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a policy bundle \(policy.json\) or a training run with one"):
+        LearnedPolicy.load(tmp_path)
+
+
+def test_saving_over_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="expected a new or empty folder or an older bundle"):
+        Bundle.load(folder).save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+
+
+def test_mixture_policy_is_its_own_kind(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    config = replace(config, env=replace(config.env, action="mixture"))
+    learned_policy(build_model(config), config).bundle.save(tmp_path / "policy")
+    assert isinstance(LearnedPolicy.load(tmp_path / "policy"), LearnedMixture)
+
+
+def test_forward_is_the_network(folder: Path) -> None:
+    """The kernel's logits against the matrix products written with numpy."""
+    bundle = Bundle.load(folder)
+    scratch = np.zeros(2 * OBSERVATION_SIZE)
+    for observation in observations(20):
+        at = forward(network_params(bundle), observation, scratch)
+        x = np.clip((observation - bundle.mean) / bundle.std, -bundle.clip, bundle.clip).astype(np.float32)
+        value = x.astype(np.float64)
+        for k, (weight, bias) in enumerate(bundle.layers):
+            value = weight.astype(np.float64) @ value + bias
+            value = np.tanh(value) if k < len(bundle.layers) - 1 else value
+        np.testing.assert_allclose(scratch[at : at + len(value)], value, rtol=1e-9, atol=1e-12)
+
+
+def test_first_of_equal_logits_wins() -> None:
+    choice = np.zeros(2, np.int64)
+    best(np.array([0.0, 1.0, 1.0, 5.0, 5.0]), 0, np.array([3, 2]), choice)
+    assert choice.tolist() == [1, 0]
+
+
+def test_random_legal_depends_on_its_seed_only() -> None:
+    runs = [simulate(RandomLegal(seed=s), REQUESTS, MODEL) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(runs[0].ledger, runs[1].ledger)
+    assert not np.array_equal(runs[0].ledger["completed"], runs[2].ledger["completed"])
+
+
+def test_random_legal_serves_everybody_under_memory_pressure() -> None:
+    engine = replace(EnvConfig().engine, num_blocks=700, max_model_len=8192)
+    record = simulate(RandomLegal(), REQUESTS, MODEL, engine)
+    assert record.row["finished"][0] == len(REQUESTS)
+    assert record.row["evictions"][0] > 0
+
+
+def test_random_legal_uses_every_choice_about_equally() -> None:
+    counts = [np.zeros(n) for n in ACTION_SIZES]
+    word = splitmix(np.uint64(5))
+    for iteration in range(9000):
+        for h, head in enumerate(counts):
+            drawn = splitmix(np.uint64((int(word) + 3 * iteration + h) % 2**64))
+            head[int(drawn) % len(head)] += 1
+    for head in counts:
+        assert np.abs(head / 9000 - 1 / len(head)).max() < 0.02
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, 2**54])
+def test_random_legal_refuses_other_seeds(seed: Any) -> None:
+    with pytest.raises(InputError, match="seed: expected a whole number from 0 to"):
+        RandomLegal(seed=seed)
+
+
+def test_python_random_state_is_not_touched(folder: Path) -> None:
+    random.seed(1)
+    before = random.getstate()
+    simulate(LearnedPolicy.load(folder), REQUESTS, MODEL)
+    simulate(RandomLegal(), REQUESTS, MODEL)
+    assert random.getstate() == before

@@ -1,0 +1,136 @@
+import csv
+import html
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.options import Source
+from agents.reporting.plots import PLOTS, draw_all
+from agents.reporting.report import definitions, html_text, load_result, write_report
+from agents.reporting.tables import csv_text, latex_text, load_label, print_tables
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+
+
+def make(loads: tuple[float | None, ...], seeds: int, workload: str = "poisson") -> dict[str, Any]:
+    setup = Evaluation(
+        policies=("sarathi", "slai:offset=3"),
+        source=Source(None, f"{workload}:lengths=lognormal:5,1,3,1,2000", True, 50),
+        loads=loads,
+        seeds=seeds,
+        reference="sarathi",
+        profile=load_profile("rtx6000ada-mistral-7b"),
+        config=EngineConfig(),
+    )
+    return evaluate(setup)
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    return make((4.0, 8.0), 3)
+
+
+def test_every_promised_file_is_written(result: dict[str, Any], tmp_path: Path) -> None:
+    written = write_report(result, tmp_path / "out", tmp_path / "deep" / "report.html")
+    names = {path.name for path in written}
+    assert names == {"result.json", "table.csv", "table.tex", "report.html", *(f"{name}.png" for name in PLOTS)}
+    assert written[-1] == tmp_path / "deep" / "report.html"
+    for path in written:
+        assert path.stat().st_size > 300
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_report_is_built_again_from_its_json(result: dict[str, Any], tmp_path: Path) -> None:
+    first = write_report(result, tmp_path / "first")
+    again = write_report(load_result(tmp_path / "first"), tmp_path / "again")
+    for a, b in zip(first, again, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+    assert load_result(tmp_path / "first" / "result.json") == load_result(tmp_path / "first")
+
+
+def test_the_html_is_self_contained_and_says_what_its_numbers_mean(result: dict[str, Any]) -> None:
+    text = html_text(result, draw_all(result))
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "<script" not in text
+    assert text.count("data:image/png;base64,") == len(PLOTS)
+    plain = html.unescape(text)
+    for term, meaning in definitions():
+        assert f"<dt>{term}</dt><dd>{meaning}</dd>" in plain
+    for word in ("sarathi", "slai:offset=3", "4 req/s", "8 req/s", result["config_hash"], "RTX 6000 Ada"):
+        assert word in text
+    assert {trace["trace"] for trace in result["traces"]} <= set(re.findall(r"<code>([0-9a-f]{16})</code>", text))
+
+
+def test_definitions_cover_the_metrics() -> None:
+    terms = [term for term, _ in definitions()]
+    assert terms[:5] == ["TTFT", "TBT (itl)", "TPOT", "E2E (e2el)", "SLO attainment"]
+    assert all(meaning and "\n" not in meaning for _, meaning in definitions())
+
+
+def test_the_csv_holds_the_means_of_the_json(result: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert [(row["policy"], float(row["load"])) for row in rows] == [
+        (policy, load) for load in (4.0, 8.0) for policy in ("sarathi", "slai:offset=3")
+    ]
+    for row, known in zip(rows, result["summary"], strict=True):
+        assert float(row["median_ttft_ms"]) == known["metrics"]["median_ttft_ms"]["mean"]
+        assert float(row["median_ttft_ms_low"]) <= float(row["median_ttft_ms"]) <= float(row["median_ttft_ms_high"])
+        assert row["verdict"] == known["verdict"]
+
+
+def test_the_latex_table_has_a_row_for_each_policy_and_load(result: dict[str, Any]) -> None:
+    lines = latex_text(result).splitlines()
+    rows = [line for line in lines if line.startswith(("4 req/s", "8 req/s"))]
+    assert len(rows) == 4
+    columns = next(line for line in lines if line.startswith("load &")).count("&")
+    assert all(row.count("&") == columns and row.endswith(r"\\") for row in rows)
+    assert "SLO met, \\%" in latex_text(result)
+
+
+def test_one_load_and_one_seed_make_a_report_without_intervals(tmp_path: Path) -> None:
+    result = make((4.0,), 1)
+    write_report(result, tmp_path)
+    assert "One seed: there are no intervals" in (tmp_path / "report.html").read_text()
+    assert "pm" not in latex_text(result)
+
+
+def test_a_burst_has_no_rate_but_a_report(tmp_path: Path) -> None:
+    result = make((None,), 2, "burst")
+    assert load_label(result, None) == "all at once"
+    write_report(result, tmp_path)
+    json.loads((tmp_path / "result.json").read_text())
+
+
+def test_the_terminal_shows_verdicts_differences_and_notes(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    print_tables(result, Console(file=out, width=140))
+    text = out.getvalue()
+    for word in (
+        "4 req/s",
+        "slai:offset=3",
+        "stable",
+        "Difference to sarathi",
+        "Time of one decision",
+        "Zero in every",
+    ):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": "other"}', "not json", '{"format": "llmsched-evaluation/1"}']
+)
+def test_files_that_are_no_result_are_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"result\.json: expected"):
+        load_result(path)

@@ -1,0 +1,25 @@
+"""Trace files that tests write, and how bad ones are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import InputError
+from engine.traces import read_trace
+
+
+def written(folder: Path, text: str, name: str = "trace.csv") -> Path:
+    """A new file with this text."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(path: Path, **arguments: Any) -> str:
+    """The one line with which `read_trace` refuses a file or its arguments."""
+    with pytest.raises(InputError) as caught:
+        read_trace(path, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
