@@ -25,7 +25,8 @@ def sync(rows: int) -> SyncVectorEnv:
 
 
 def servers(rows: int = 3, **changes: Any) -> LLMSchedVectorEnv:
-    return LLMSchedVectorEnv(rows, EnvConfig(workload=Workload(rate=2.0, num_requests=6), **changes))
+    workload = Workload(rate=2.0, num_requests=6)
+    return LLMSchedVectorEnv(rows, EnvConfig(workload=workload, skip_decode_only=True, **changes))
 
 
 def play(env: Any, steps: int, seed: int = 5) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]]:
