@@ -7,7 +7,7 @@ that counts would release what was never counted. The switch, ``_nrt=False``, is
 place.
 
 Numba also compiles for every function a second one that unpacks Python arguments, and with records of arrays that one
-can take longer than the function itself. `inner` leaves it out for what only compiled code calls.
+can take longer than the function itself. `inner` leaves it out for what only compiled code calls often.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ _OPTIONS = {"cache": True, "_nrt": False}
 
 
 class _Inner:
-    """Stands for a function without an entry from Python; numba sees the compiled function behind it."""
+    """A function without a compiled entry from Python: numba sees its compiled form, Python runs its source."""
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher  # numba's type holds it only weakly
         self._numba_type_ = types.Dispatcher(dispatcher)
         self.py_func = dispatcher.py_func
 
-    def __call__(self, *args: object) -> None:
-        raise TypeError(f"{self.py_func.__qualname__} can only be called from compiled code")
+    def __call__(self, *args: Any) -> Any:
+        return self.py_func(*args)
 
 
 def hot(function: Callable[..., Any], signature: Any = None) -> Any:
@@ -37,5 +37,5 @@ def hot(function: Callable[..., Any], signature: Any = None) -> Any:
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """As `hot`, at first use, for a function that only compiled code calls: it has no entry from Python."""
+    """As `hot`, at first use, for a function that compiled code calls; called from Python, its source is interpreted."""
     return _Inner(_njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
