@@ -37,5 +37,5 @@ def hot(function: Callable[..., Any], signature: Any = None) -> Any:
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """As `hot`, at first use, for a function that compiled code calls; called from Python, its source is interpreted."""
+    """As `hot`, at first use, for what compiled code calls; called from Python, the source is interpreted."""
     return _Inner(_njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))

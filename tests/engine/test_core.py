@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.core import (
     arrive,
     begin,
+    begin_decodes,
     close,
     explain,
     finish,
@@ -292,6 +293,31 @@ def test_time_integrals_sum_up_who_waited_and_what_was_held() -> None:
     first_tokens, completions = (1.0 + 2.5), (2.0 + 2.5)
     assert row(server, "queue_time", "present_time", "busy") == [first_tokens, completions, 3.0]
     assert row(server, "kv_time") == [1.0 * 1 + 1.0 * 2 + 1.0 * 1]
+
+
+def test_decoding_everybody_in_one_pass_is_the_same_as_planning_it() -> None:
+    """Prompts of 15, 16, 17 tokens: the shortcut takes the same blocks and gives the same features, step for step."""
+    config = EngineConfig(block_size=16, num_blocks=12, watermark=0.0)
+    one, two = (serve(config, burst([15, 16, 17], [9, 9, 9])) for _ in range(2))
+    for server in (one, two):
+        step(server, (0, 15), (1, 16), (2, 17))
+    for _ in range(8):
+        assert begin_decodes(one)
+        assert book(two, (0, 1), (1, 1), (2, 1)) == 0
+        assert [int(v[0]) for v in one.features] == [int(v[0]) for v in two.features]
+        assert row(one, "free_blocks", "num_running") == row(two, "free_blocks", "num_running")
+        for server in (one, two):
+            finish(server, 0.5)
+    assert is_over(one)
+    assert one.visible.request.tobytes() == two.visible.request.tobytes()
+
+
+def test_the_shortcut_declines_where_a_decode_might_find_no_block() -> None:
+    server = serve(EngineConfig(block_size=16, num_blocks=4, watermark=0.0), burst([16, 16], [9, 9]))
+    step(server, (0, 16), (1, 16))
+    before = server.visible.row.tobytes()
+    assert not begin_decodes(server)
+    assert server.visible.row.tobytes() == before
 
 
 def test_late_gaps_are_counted_against_the_deadline_of_the_tier() -> None:
