@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from baselines.fastertransformer import FasterTransformer
+from baselines.mlfq import MLFQ
 from baselines.orca import Orca
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
@@ -15,7 +16,7 @@ from baselines.vllm import VLLM
 from engine.errors import InputError
 from engine.policy import Policy
 
-POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (FasterTransformer, Orca, VLLM, Sarathi, SLAI, RAD)}
+POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (FasterTransformer, Orca, VLLM, Sarathi, SLAI, RAD, MLFQ)}
 """Every baseline by name."""
 
 
@@ -53,4 +54,4 @@ def make(spec: str) -> Policy:
     return cls(**values)
 
 
-__all__ = ["POLICIES", "RAD", "SLAI", "VLLM", "FasterTransformer", "Orca", "Sarathi", "make", "names"]
+__all__ = ["MLFQ", "POLICIES", "RAD", "SLAI", "VLLM", "FasterTransformer", "Orca", "Sarathi", "make", "names"]
