@@ -13,26 +13,28 @@ from engine.state import DROPPED, FINISHED, RUNNING, Memory, Plan, View
 LISTED, KEY, PRIORITY_REQUEST_MEMORY = 0, 1, 2
 """Columns of a policy's request memory: the list of requests present, the key of each request."""
 
-NUM_LISTED, SEEN_ARRIVALS, PRIORITY_ROW_MEMORY = 0, 1, 2
-"""Cells of a policy's row memory: length of the list, requests that have ever been put on it."""
+NUM_LISTED, SEEN_ARRIVALS, SEEN_GONE, PRIORITY_ROW_MEMORY = 0, 1, 2, 3
+"""Cells of a policy's row memory: length of the list, requests ever put on it, requests that had left the server."""
 
 
 @inner
-def list_present(view: View, memory: Memory) -> int:
-    """Take who has left off the list, put new arrivals at its end; returns its length."""
-    cells, row = memory.request, view.row[0]
-    n = 0
-    for k in range(int(memory.row[NUM_LISTED])):
-        i = int(cells[k, LISTED])
-        if view.request[i].status != FINISHED and view.request[i].status != DROPPED:
-            cells[n, LISTED] = i
-            n += 1
-    for i in range(int(memory.row[SEEN_ARRIVALS]), row.next_arrival):
+def list_present(view: View, memory: Memory) -> tuple[int, bool]:
+    """Take who has left off the list, put new arrivals at its end; returns its length and whether any arrived."""
+    cells, m, row = memory.request, memory.row, view.row[0]
+    n, gone = int(m[NUM_LISTED]), row.finished + row.dropped
+    if gone > m[SEEN_GONE]:
+        listed, n = n, 0
+        for k in range(listed):
+            i = int(cells[k, LISTED])
+            if view.request[i].status != FINISHED and view.request[i].status != DROPPED:
+                cells[n, LISTED] = i
+                n += 1
+    first = int(m[SEEN_ARRIVALS])
+    for i in range(first, row.next_arrival):
         cells[n, LISTED] = i
         n += 1
-    memory.row[NUM_LISTED] = n
-    memory.row[SEEN_ARRIVALS] = row.next_arrival
-    return n
+    m[NUM_LISTED], m[SEEN_ARRIVALS], m[SEEN_GONE] = n, row.next_arrival, gone
+    return n, row.next_arrival > first
 
 
 @inner
@@ -60,11 +62,13 @@ def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int
     """
     row, cells = view.row[0], memory.request
     tokens, free, active, last, k, blocked = 0, row.free_blocks, row.num_running, n, 0, False
-    while k < last and tokens < budget:
+    unseen = row.num_running
+    while k < last and tokens < budget and not (blocked and unseen == 0):
         i = int(cells[k, LISTED])
         r = view.request[i]
         k += 1
         if r.status == RUNNING:
+            unseen -= 1
             need = decode_need(r, row.block_size) if r.prefilled == r.prompt else 0
             while free < need and last > k:
                 last -= 1

@@ -17,36 +17,55 @@ from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, QUANTUM, FACTOR, LEVELS, PROMOTE_AFTER = 0, 1, 2, 3, 4
-USED, SINCE = PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 1
+LEFT, QUANTUM_HERE, SINCE = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 3)
+"""Columns: seconds left at the level, the level's quantum (0 before any service), time of the latest service."""
 SEEN_ITERATIONS = PRIORITY_ROW_MEMORY
 
 
 @inner
-def _account(view: View, memory: Memory, n: int) -> None:
-    """Charge the last iteration to those who were in it; demote who has used up a level, promote who waited long."""
-    row, p, cells = view.row[0], memory.params, memory.request
+def _demote(view: View, memory: Memory) -> bool:
+    """Charge the last iteration to those who were in it; who has used up a level goes one down. True if one does."""
+    row, p, cells, changed = view.row[0], memory.params, memory.request, False
+    for j in range(row.num_running):
+        i = view.running[j]
+        if view.request[i].last_run != row.iterations - 1:
+            continue
+        if cells[i, QUANTUM_HERE] == 0.0:
+            cells[i, QUANTUM_HERE] = cells[i, LEFT] = p[QUANTUM]
+        cells[i, SINCE] = row.now
+        cells[i, LEFT] -= row.last_duration
+        if cells[i, LEFT] <= 0.0 and cells[i, KEY] < p[LEVELS] - 1.0:
+            cells[i, QUANTUM_HERE] *= p[FACTOR]
+            cells[i, LEFT] = cells[i, QUANTUM_HERE]
+            cells[i, KEY] += 1.0
+            changed = True
+    return changed
+
+
+@inner
+def _promote(view: View, memory: Memory, n: int) -> bool:
+    """Bring who has waited long back to the top; True if there is one."""
+    row, cells, changed = view.row[0], memory.request, False
     for k in range(n):
         i = int(cells[k, LISTED])
-        r = view.request[i]
-        if cells[i, SINCE] == 0.0:
-            cells[i, SINCE] = r.arrival
-        if r.last_run >= 0 and r.last_run == row.iterations - 1:
-            cells[i, USED] += row.last_duration
-            cells[i, SINCE] = row.now
-            while cells[i, KEY] < p[LEVELS] - 1.0 and cells[i, USED] >= p[QUANTUM] * p[FACTOR] ** cells[i, KEY]:
-                cells[i, USED] = 0.0
-                cells[i, KEY] += 1.0
-        elif p[PROMOTE_AFTER] > 0.0 and row.now - cells[i, SINCE] >= p[PROMOTE_AFTER]:
-            cells[i, USED], cells[i, KEY], cells[i, SINCE] = 0.0, 0.0, row.now
+        since = max(view.request[i].arrival, cells[i, SINCE])
+        if cells[i, KEY] > 0.0 and row.now - since >= memory.params[PROMOTE_AFTER]:
+            cells[i, QUANTUM_HERE], cells[i, KEY], cells[i, SINCE] = 0.0, 0.0, row.now
+            changed = True
+    return changed
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    n = list_present(view, memory)
-    if view.row[0].iterations > memory.row[SEEN_ITERATIONS]:
-        memory.row[SEEN_ITERATIONS] = view.row[0].iterations
-        _account(view, memory, n)
-    sort_listed(memory, n)
+    row = view.row[0]
+    n, changed = list_present(view, memory)
+    if row.iterations > memory.row[SEEN_ITERATIONS]:
+        memory.row[SEEN_ITERATIONS] = row.iterations
+        changed = _demote(view, memory) or changed
+    if memory.params[PROMOTE_AFTER] > 0.0:
+        changed = _promote(view, memory, n) or changed
+    if changed:
+        sort_listed(memory, n)
     fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]))
 
 
@@ -76,7 +95,7 @@ class MLFQ(Policy):
     knows: ClassVar[str] = "service so far"
     eviction: ClassVar[str] = "lowest level, latest arrival, recompute"
     evidence: ClassVar[str] = "parameters from public code; levels and recompute are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
+    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 3
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
     kernel: ClassVar[Kernel | None] = _plan
 
