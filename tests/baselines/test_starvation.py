@@ -1,4 +1,4 @@
-"""Who starves under overload: 2.2 requests/s, about 1.1 times what the server can do (work arrives faster than it goes).
+"""Who starves under overload: 2.2 requests/s, about 1.1 times what the server can do, so that work piles up.
 
 Orders by length buy the short prompts' TTFT with that of the long ones; first come, first served and feedback queues
 spread the wait over everybody.
