@@ -7,16 +7,31 @@ from dataclasses import fields
 from typing import Any
 
 from baselines.fastertransformer import FasterTransformer
+from baselines.lightllm import LightLLM
 from baselines.mlfq import MLFQ
 from baselines.orca import Orca
+from baselines.past_future import PastFuture
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
 from baselines.slai import SLAI
 from baselines.vllm import VLLM
+from baselines.vllm_v1 import VLLMV1
 from engine.errors import InputError
 from engine.policy import Policy
 
-POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (FasterTransformer, Orca, VLLM, Sarathi, SLAI, RAD, MLFQ)}
+_CLASSES: tuple[type[Policy], ...] = (
+    FasterTransformer,
+    Orca,
+    VLLM,
+    VLLMV1,
+    LightLLM,
+    PastFuture,
+    Sarathi,
+    SLAI,
+    RAD,
+    MLFQ,
+)
+POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 """Every baseline by name."""
 
 
@@ -54,4 +69,18 @@ def make(spec: str) -> Policy:
     return cls(**values)
 
 
-__all__ = ["MLFQ", "POLICIES", "RAD", "SLAI", "VLLM", "FasterTransformer", "Orca", "Sarathi", "make", "names"]
+__all__ = [
+    "MLFQ",
+    "POLICIES",
+    "RAD",
+    "SLAI",
+    "VLLM",
+    "VLLMV1",
+    "FasterTransformer",
+    "LightLLM",
+    "Orca",
+    "PastFuture",
+    "Sarathi",
+    "make",
+    "names",
+]
