@@ -189,6 +189,44 @@ def test_the_history_follows_the_requests_that_finish() -> None:
     assert len(finished[-1]) > WINDOW // 2
 
 
+def test_requests_that_another_policy_admitted_count_too() -> None:
+    seen: list[list[float]] = []
+
+    class Handover(Observed):
+        """Starts as another policy, as an arm of a mixture may."""
+
+        def plan(self, view: View, memory: Memory, plan: Plan) -> None:
+            if view.row[0].iterations < 3:
+                VLLM().plan(view, VLLM().memory(ROOMY, 3), plan)
+            else:
+                super().plan(view, memory, plan)
+
+    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
+        n = int(memory.row[LENGTHS])
+        seen.append(memory.row[SORTED : SORTED + n].tolist())
+
+    requests = Requests.create([0.0, 0.0, 0.1], [10, 10, 10], [40, 41, 90])
+    simulate(Handover(PastFuture(max_new_tokens=500), look), requests, DEVICE, ROOMY)
+    assert seen[-1] == [40, 41, *[500] * (WINDOW // 2)]
+
+
+class Warmed(PastFuture):
+    """Half of the outputs it remembers are short, half are long."""
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        memory = super().memory(config, num_requests)
+        for k in range(WINDOW):
+            remember(memory, 400 if k % 2 else 1)
+        return memory
+
+
+def test_the_output_of_a_candidate_is_any_of_the_history() -> None:
+    # Two prompts fit together unless both outputs are drawn long, which happens in a quarter of the runs.
+    config, requests = EngineConfig(num_blocks=45, max_model_len=500), burst([16, 16], [1, 1])
+    both = [len(batches(Warmed(seed=seed), requests, config)[0][0]) == 2 for seed in range(200)]
+    assert 0.65 < np.mean(both) < 0.85
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     a, b = (simulate(PastFuture(seed=4), BUSY, DEVICE, TIGHT) for _ in range(2))
     assert same(a, b)
@@ -302,7 +340,8 @@ def test_a_new_prompt_waits_for_some_decodes_unless_the_last_one_was_just_admitt
 @pytest.mark.parametrize("policy", [LightLLM(batch_max_tokens=30), PastFuture(batch_max_tokens=30)])
 def test_prompts_are_whole_and_fit_an_iteration_and_a_longer_one_goes_alone(policy: Policy) -> None:
     run = batches(policy, burst([20, 10, 5, 70, 30], [2] * 5), ROOMY)
-    assert [prompts for prompts, _ in run if prompts] == [{0: 20, 1: 10}, {2: 5}, {3: 30}, {3: 30}, {3: 10}, {4: 30}]
+    # What follows an admission is considered at once.
+    assert [prompts for prompts, _ in run[:6]] == [{0: 20, 1: 10}, {2: 5}, {3: 30}, {3: 30}, {3: 10}, {4: 30}]
     assert all(not prompts or not decodes for prompts, decodes in run)
 
 
