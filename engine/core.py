@@ -199,7 +199,7 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
     now = row.now
     row.last_duration = now - start
     row.busy += row.last_duration
-    finished, prefill_tokens, decode_tokens = 0, 0, 0
+    finished, prefill_tokens, decode_tokens, refresh_every = 0, 0, 0, row.refresh_every
     same_tier, same_gap, same_count = 0, 0.0, 0  # most gaps of a batch are alike: the histogram takes runs of them
     for k in range(server.plan.size[0]):
         n = entries[k].tokens
@@ -245,6 +245,8 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
         r.last_token = now
         r.generated += 1
         r.length += 1
+        if refresh_every > 0 and r.generated % refresh_every == 0 and r.generated < output[i]:
+            r.prediction = server.hidden.refresh[ledger[i].refresh + r.generated // refresh_every - 1]
         if r.generated >= output[i]:
             _retire(row, r, ledger[i], tiers[r.tier])
             finished += 1

@@ -93,6 +93,18 @@ def drop(plan: Plan, request: int) -> None:
     schedule(plan, request, DROP)
 
 
+@hot
+def remaining(row: Any, r: Any) -> float:
+    """Output tokens that request `r` is predicted to lack still, >= 1; nan without a prediction.
+
+    A prediction counts down with every token; what remains of one that is outlived is set by the run (`Forecast`).
+    """
+    left = r.prediction - r.generated
+    if left < 1.0:
+        left = max(1.0, 0.5 * r.generated) if row.stale_half else 1.0
+    return float(left)
+
+
 @dataclass(frozen=True)
 class Policy:
     """A scheduler. Subclass it as a frozen dataclass: the fields are the parameters, in the order of `params`."""
@@ -103,6 +115,8 @@ class Policy:
     """Where the policy comes from."""
     knows: ClassVar[str] = "prompt length"
     """What it knows about a request."""
+    prediction: ClassVar[str] = ""
+    """Channel of length predictions that its paper has (`engine.predictions`); "" for a policy that needs none."""
     eviction: ClassVar[str] = "none"
     """Which requests it evicts."""
     evidence: ClassVar[str] = ""

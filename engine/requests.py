@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,45 @@ def _tier_indices(tier: npt.ArrayLike | None, tiers: tuple[Tier, ...], length: i
 
 
 @dataclass(frozen=True, eq=False)
+class Forecast:
+    """What a predictor says after the first prediction: nothing, or a new one whenever so many tokens are out."""
+
+    channel: str = ""
+    """Spec of the channel that the predictions come from (`engine.predictions`), for reports."""
+    every: int = 0
+    """Output tokens from one prediction of a request to its next (0: the first one stays)."""
+    first: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Place of each request's refreshed predictions in `total`, int64[n + 1]; unused if `every` is 0."""
+    total: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Refreshed predictions of the *total* output in tokens, float32: those of request i after `every`, 2 `every`, ...
+    output tokens are ``total[first[i] : first[i + 1]]``, one for every time that the request goes on after it."""
+    stale_half: bool = False
+    """What remains of a request that has outlived its prediction: half of what it has generated so far (at least one
+    token) instead of one token."""
+
+    def head(self, n: int) -> Forecast:
+        """The forecast of the first n requests."""
+        if self.every == 0:
+            return self
+        return replace(self, first=self.first[: n + 1], total=self.total[: self.first[n]])
+
+    def check(self, output: IntArray) -> None:
+        """Check that the refreshed predictions are those of requests with these outputs.
+
+        Raises:
+            InputError: wrong number of predictions, or one that is not a positive number.
+        """
+        if self.every == 0:
+            return
+        expected = np.concatenate([[0], np.cumsum((output - 1) // self.every)])
+        if self.every < 0 or not np.array_equal(self.first, expected) or self.total.shape[0] != expected[-1]:
+            raise InputError(f"forecast: expected (output - 1) // {self.every} predictions for each request")
+        bad = ~(np.isfinite(self.total) & (self.total > 0.0))
+        if bad.any():
+            raise _fail("forecast", "a positive number of tokens", self.total, bad)
+
+
+@dataclass(frozen=True, eq=False)
 class Requests:
     """A sequence of n requests in order of arrival, as read-only arrays of equal length.
 
@@ -198,6 +237,8 @@ class Requests:
     """The service tiers that `tier` refers to."""
     source: str
     """One line that says where the requests come from."""
+    forecast: Forecast = field(default_factory=Forecast)
+    """How predictions change while requests are served."""
 
     @classmethod
     def create(
@@ -209,6 +250,7 @@ class Requests:
         prediction: npt.ArrayLike | None = None,
         tiers: tuple[Tier, ...] = DEFAULT_TIERS,
         source: str = "",
+        forecast: Forecast | None = None,
     ) -> Requests:
         """Convert, copy, validate and freeze.
 
@@ -220,6 +262,7 @@ class Requests:
             prediction: n predicted output lengths (tokens, nan = none); None means no predictions.
             tiers: the service tiers.
             source: one line on the origin of the data.
+            forecast: how predictions change while requests are served; None: they do not.
 
         Raises:
             InputError: no requests, lengths differ, or a value is out of range (names the first offending
@@ -232,9 +275,11 @@ class Requests:
         outputs = _integers("output", output, n, 1, INT32_MAX)
         indices = _tier_indices(tier, tiers, n)
         predictions = _predictions(prediction, n)
+        forecast = forecast or Forecast()
+        forecast.check(outputs)
         for array in (times, prompts, outputs, indices, predictions):
             array.flags.writeable = False
-        return cls(times, prompts, outputs, indices, predictions, tiers, source)
+        return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast)
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -242,7 +287,8 @@ class Requests:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through `create`, since pickled arrays would come back writable."""
-        state = (self.arrival, self.prompt, self.output, self.tier, self.prediction, self.tiers, self.source)
+        columns = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
+        state = (*columns, self.tiers, self.source, self.forecast)
         return (Requests.create, state)
 
     @property
@@ -259,6 +305,9 @@ class Requests:
         for tier in self.tiers:
             fields = (tier.name, float(tier.share), float(tier.tbt_s), float(tier.ttft_s), float(tier.weight))
             digest.update(repr((*fields, bool(tier.strict))).encode())
+        if self.forecast.every or self.forecast.stale_half:
+            digest.update(repr((self.forecast.every, self.forecast.stale_half)).encode())
+            digest.update(self.forecast.total.astype("<f4").tobytes())
         return digest.hexdigest()[:16]
 
     def head(self, n: int) -> Requests:
@@ -271,7 +320,8 @@ class Requests:
             raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
         arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
         arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
-        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source)
+        forecast = self.forecast.head(n)
+        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source, forecast)
 
     def replace(self, **changes: Any) -> Requests:
         """Return a copy in which the named fields are changed, validated as in `create`.

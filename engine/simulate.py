@@ -202,7 +202,8 @@ def simulate(
         The record of the run.
 
     Raises:
-        InputError: a request is longer than the model allows (raised where the config keeps delivered tokens).
+        InputError: a request is longer than the model allows (raised where the config keeps delivered tokens), or a
+            policy that needs predictions and requests without.
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
     config = config or EngineConfig()
@@ -210,7 +211,9 @@ def simulate(
         raise InputError(f"horizon_s: expected seconds >= 0, got {horizon_s!r}")
     if config.eviction_keeps_output:
         requests.check_lengths(config.max_request_tokens)
-    server = new_server(len(requests), len(requests.tiers))
+    if policy.prediction and np.isnan(requests.prediction).any():
+        raise InputError(f"policy {policy.name!r}: expected requests with predictions (`engine.predictions.predict`)")
+    server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
     memory = policy.memory(config, len(requests))
     total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))

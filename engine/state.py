@@ -11,7 +11,8 @@ import numpy as np
 from numba import typeof
 
 from engine.config import EngineConfig
-from engine.requests import Requests
+from engine.errors import InputError
+from engine.requests import Forecast, Requests
 
 FUTURE, WAITING, RUNNING, FINISHED, DROPPED = 0, 1, 2, 3, 4
 """Life of a request: not arrived, queued without KV, holding KV, served, left unserved."""
@@ -25,7 +26,7 @@ REQUEST = np.dtype(
         ("last_token", "f8"),  # s, end of the iteration that yielded the latest token (or the prompt); -1 before
         ("tbt", "f8"),  # s, deadline of every gap between tokens
         ("ttft", "f4"),  # s, deadline of the first token
-        ("prediction", "f4"),  # predicted output tokens, nan = none
+        ("prediction", "f4"),  # latest prediction of all output tokens, nan = none
         ("prompt", "i4"),  # tokens to prefill (after an eviction: original prompt + generated)
         ("prefilled", "i4"),  # of those, done; a decode is a running request with prefilled == prompt
         ("length", "i4"),  # tokens known so far, prompt + generated: what the KV of the next decode must hold
@@ -54,6 +55,7 @@ LEDGER = np.dtype(
         ("delivered", "i4"),  # tokens that reached the user (with regeneration: counted again)
         ("original_prompt", "i4"),  # tokens
         ("output", "i4"),  # true output tokens
+        ("refresh", "i8"),  # place of the request's first refreshed prediction in `Hidden.refresh`
     ],
     align=True,
 )
@@ -83,6 +85,8 @@ ROW = np.dtype(
         ("eviction_keeps_output", "i8"),
         ("decode_needs_free_block", "i8"),
         ("replans_at_once", "i8"),
+        ("refresh_every", "i8"),  # output tokens between predictions of a request, 0: one prediction only
+        ("stale_half", "i8"),  # rule for outlived predictions, see `remaining`
         ("iterations", "i8"),  # completed so far; the next one has this index
         ("finished", "i8"),
         ("dropped", "i8"),
@@ -157,6 +161,7 @@ class Hidden(NamedTuple):
     output: np.ndarray  # int32[requests], true output tokens (compact: every token is checked against it)
     tier: np.ndarray  # TIER[tiers]
     gaps: np.ndarray  # int32[tiers, NUM_GAP_BUCKETS], histogram of gaps
+    refresh: np.ndarray  # float32[k], refreshed predictions (`Forecast.total`)
 
 
 class Features(NamedTuple):
@@ -187,7 +192,7 @@ def new_plan(num_requests: int) -> Plan:
     return Plan(_records(2 * num_requests + 1, ENTRY), np.zeros(1, np.int64), np.full(1, np.inf))
 
 
-def new_server(num_requests: int, num_tiers: int) -> Server:
+def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Server:
     """Memory for one server that will meet at most `num_requests` requests; `load` fills it."""
     view = View(
         _records(num_requests, REQUEST),
@@ -200,6 +205,7 @@ def new_server(num_requests: int, num_tiers: int) -> Server:
         np.zeros(num_requests, np.int32),
         _records(num_tiers, TIER),
         np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int32),
+        np.zeros(num_refreshes, np.float32),
     )
     features = Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64)))
     return Server(view, hidden, new_plan(num_requests), features)
@@ -212,6 +218,9 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
         server: memory from `new_server` (or a row of it) with room for exactly ``len(requests)`` requests.
         config: limits and semantics.
         requests: the whole trace; all randomness of the run is in it.
+
+    Raises:
+        InputError: predictions that are refreshed, and no memory for them.
     """
     rows, ledger = server.visible.request, server.hidden.ledger
     for array in (rows, ledger, server.visible.row, server.hidden.tier):
@@ -232,8 +241,21 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
         ledger[name] = -1.0
     set_limits(server.visible.row, config)
     server.visible.row["num_requests"] = len(requests)
+    _load_forecast(server, requests.forecast)
     server.plan.size[0] = 0
     server.plan.wake[0] = np.inf
+
+
+def _load_forecast(server: Server, forecast: Forecast) -> None:
+    row = server.visible.row
+    row["refresh_every"], row["stale_half"] = forecast.every, forecast.stale_half
+    if forecast.every:
+        if server.hidden.refresh.shape != forecast.total.shape:
+            raise InputError(
+                f"prediction {forecast.channel!r}: expected one prediction per request, got refreshed ones"
+            )
+        server.hidden.ledger["refresh"] = forecast.first[:-1]
+        server.hidden.refresh[...] = forecast.total
 
 
 def set_limits(row: np.ndarray, config: EngineConfig) -> None:
