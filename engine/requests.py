@@ -46,10 +46,10 @@ class Tier:
             raise InputError("tier name: expected a non-empty name, got ''")
         if not 0.0 <= self.share <= 1.0:
             raise InputError(f"tier {self.name!r} share: expected 0..1, got {self.share!r}")
-        for field in ("tbt_s", "ttft_s"):
-            value = getattr(self, field)
+        for name in ("tbt_s", "ttft_s"):
+            value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
-                raise InputError(f"tier {self.name!r} {field}: expected a positive number of seconds, got {value!r}")
+                raise InputError(f"tier {self.name!r} {name}: expected a positive number of seconds, got {value!r}")
         if not (math.isfinite(self.weight) and self.weight >= 0.0):
             raise InputError(f"tier {self.name!r} weight: expected a finite number >= 0, got {self.weight!r}")
 
