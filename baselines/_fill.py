@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from engine._jit import hot, inner
-from engine.kv import blocks_for, decode_need
+from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import drop, evict, schedule
-from engine.state import Memory, Plan, View
+from engine.state import WAITING, Memory, Plan, View
 
 FCFS, SPF, STRICT_SPF = 0, 1, 2
 """Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt."""
@@ -67,7 +67,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     stamp = row.iterations + 1
     best, first = int(seen[BEST]), int(seen[SEEN_WAITING])
     only_arrivals = row.num_waiting - seen[SEEN_WAITING] == row.next_arrival - seen[SEEN_ARRIVALS]
-    intact = victims == 0 and first > 0 and only_arrivals and seen[SEEN_EVICTIONS] == row.evictions
+    intact = victims == 0 and first > 0 and only_arrivals and seen[SEEN_EVICTIONS] == row.evictions + row.swaps
     intact = intact and seen[SEEN_ORDER] == order
     if not intact or memory.request[best, TAKEN] == stamp:
         best, first = -1, 0
@@ -82,7 +82,7 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     seen[BEST] = best
     seen[SEEN_ARRIVALS] = row.next_arrival
     seen[SEEN_WAITING] = row.num_waiting if victims == 0 and best >= 0 else 0
-    seen[SEEN_EVICTIONS] = row.evictions
+    seen[SEEN_EVICTIONS] = row.evictions + row.swaps
     seen[SEEN_ORDER] = order
     return best
 
@@ -144,8 +144,9 @@ def admit_chunks(
             take(view, memory, i)
             taken += 1
             continue
-        need = blocks_for(r.prompt, row.block_size)
-        chunk = min(r.prompt - r.prefilled, budget - tokens)
+        need = blocks_to_admit(r, row.block_size)
+        left = tokens_left(r) if r.status == WAITING else r.prompt - r.prefilled  # a victim is not evicted yet
+        chunk = min(left, budget - tokens)
         if free - need < row.watermark_blocks or active >= row.max_num_seqs or chunk <= 0:
             break
         schedule(plan, i, chunk)

@@ -6,7 +6,7 @@ eviction means to compute everything again, admitting by eviction ends in recomp
 """
 
 from engine._jit import inner
-from engine.kv import blocks_for, decode_need
+from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import drop, evict, schedule
 from engine.state import DROPPED, FINISHED, RUNNING, Memory, Plan, View
 
@@ -83,12 +83,12 @@ def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int
             drop(plan, i)
             continue
         else:
-            need = blocks_for(r.prompt, row.block_size)
+            need = blocks_to_admit(r, row.block_size)
             blocked = blocked or free - need < row.watermark_blocks or active >= row.max_num_seqs
             if blocked:
                 continue
             active += 1
-        chunk = min(max(1, r.prompt - r.prefilled), budget - tokens)
+        chunk = min(tokens_left(r), budget - tokens)
         free -= need
         schedule(plan, i, chunk)
         tokens += chunk

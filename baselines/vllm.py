@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
 from engine._jit import inner
-from engine.kv import blocks_for
+from engine.kv import blocks_to_admit
 from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
 from engine.state import Memory, Plan, View
 
@@ -33,7 +33,7 @@ def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
         if r.prompt > min(limit, row.max_model_len):
             drop(plan, i)
             continue
-        need = blocks_for(r.prompt, row.block_size)
+        need = blocks_to_admit(r, row.block_size)
         if free - need < row.watermark_blocks or tokens + r.prompt > limit or active >= cap:
             break
         schedule(plan, i, r.prompt)

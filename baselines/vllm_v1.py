@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
 from engine._jit import inner
-from engine.kv import blocks_for, decode_need
+from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import HotKernel, Kernel, Policy, drop, evict, require, schedule
 from engine.state import Memory, Plan, View
 
@@ -40,7 +40,7 @@ def _run(view: View, memory: Memory, plan: Plan, budget: int) -> tuple[int, int,
         if last < j:
             break
         free -= need
-        chunk = _chunk(memory, max(1, r.prompt - r.prefilled), budget)
+        chunk = _chunk(memory, tokens_left(r), budget)
         schedule(plan, i, chunk)
         budget -= chunk
     return budget, free, last < row.num_running
@@ -61,10 +61,10 @@ def _admit(view: View, memory: Memory, plan: Plan, budget: int, free: int) -> No
         if r.prompt > row.max_model_len:
             drop(plan, i)
             continue
-        need = blocks_for(r.prompt, row.block_size)
+        need = blocks_to_admit(r, row.block_size)
         if need > free:
             break
-        chunk = _chunk(memory, r.prompt, budget)
+        chunk = _chunk(memory, tokens_left(r), budget)
         schedule(plan, i, chunk)
         budget -= chunk
         free -= need

@@ -22,6 +22,12 @@ class EngineConfig:
     """Tokens that one iteration may process."""
     max_model_len: int = 16_384
     """Longest prompt + output in tokens."""
+    swap_bandwidth: float = 0.0
+    """Bytes per second between device and host, each way; 0: KV cannot be swapped (25e9: PCIe 4.0 x16)."""
+    swap_space_gib: float = 4.0
+    """Memory of the host for swapped KV, GiB (4: the default of vLLM v0)."""
+    kv_bytes_per_token: int = 131_072
+    """Bytes of KV per token (Mistral-7B: 32 layers x 8 heads x 128 x 2 x 2 bytes)."""
     decision_s: float = 0.0
     """Time charged to the clock for each scheduling decision, seconds."""
     decision_per_request_s: float = 0.0
@@ -45,16 +51,24 @@ class EngineConfig:
         Raises:
             InputError: a limit is not positive, or the KV memory cannot hold one request.
         """
-        for name in ("block_size", "num_blocks", "max_num_seqs", "max_batched_tokens", "max_model_len"):
+        for name in (
+            "block_size",
+            "num_blocks",
+            "max_num_seqs",
+            "max_batched_tokens",
+            "max_model_len",
+            "kv_bytes_per_token",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"engine.{name}: expected a whole number >= 1, got {value!r}")
         if not 0.0 <= self.watermark < 1.0:
             raise InputError(f"engine.watermark: expected a share in [0, 1), got {self.watermark!r}")
-        for name in ("decision_s", "decision_per_request_s"):
+        units = {"decision_s": "seconds", "decision_per_request_s": "seconds"}
+        for name, unit in (units | {"swap_bandwidth": "bytes/s", "swap_space_gib": "GiB"}).items():
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
-                raise InputError(f"engine.{name}: expected seconds >= 0, got {value!r}")
+                raise InputError(f"engine.{name}: expected {unit} >= 0, got {value!r}")
         if self.ttft_at not in ("first_token", "prompt_done"):
             raise InputError(f"engine.ttft_at: expected first_token or prompt_done, got {self.ttft_at!r}")
 
@@ -67,6 +81,21 @@ class EngineConfig:
     def capacity_tokens(self) -> int:
         """Tokens of KV that fit on the device."""
         return self.num_blocks * self.block_size
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block."""
+        return self.block_size * self.kv_bytes_per_token
+
+    @property
+    def host_half_blocks(self) -> int:
+        """Half KV blocks that the host has room for; 0 where swapping is off."""
+        return int(2 * self.swap_space_gib * 2**30 / self.block_bytes) if self.swap_bandwidth > 0.0 else 0
+
+    @property
+    def half_block_s(self) -> float:
+        """Seconds to move half a KV block between device and host; 0 where swapping is off."""
+        return 0.5 * self.block_bytes / self.swap_bandwidth if self.swap_bandwidth > 0.0 else 0.0
 
     @property
     def max_request_tokens(self) -> int:

@@ -191,6 +191,7 @@ def _drop_finished(view: Any) -> None:
 @hot
 def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loop: calls in it would double its cost
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
+    server.features.swapped[0] = 0
     request, ledger, output = server.visible.request, server.hidden.ledger, server.hidden.output
     tiers, gaps = server.hidden.tier, server.hidden.gaps
     entries, row = server.plan.entry, server.visible.row[0]

@@ -2,13 +2,14 @@
 
 KV is counted in blocks: a request is admitted with the blocks of its whole prompt, a decode takes one more when its
 last block is full, an eviction gives all of them back and puts the request at the head of the queue to prefill prompt +
-generated tokens again.
+generated tokens again. A swap gives them back too, but the KV waits in the host's memory, in half blocks (two for a
+block as it is, one for a compressed one), and the request goes on where it was when it is admitted again.
 """
 
 from typing import Any
 
 from engine._jit import hot, inner
-from engine.state import DROP, DROPPED, EVICT, RUNNING, WAITING, Server
+from engine.state import DROP, DROPPED, EVICT, RUNNING, SWAP, SWAP_COMPRESSED, WAITING, Server
 
 ILLEGAL = (
     "",
@@ -21,7 +22,8 @@ ILLEGAL = (
     "asks for more tokens than max_batched_tokens",
     "asks for more prompt tokens than remain",
     "asks a decode for a number of tokens other than 1",
-    "has a token count that is neither positive, EVICT nor DROP",
+    "has a token count that is neither positive nor EVICT, DROP, SWAP, SWAP_COMPRESSED",
+    "swaps more KV than the host has room for",
     "is the last one that fits: the plan names more entries than it holds",
 )
 """What a plan entry did wrong; the index is the error code of `begin`."""
@@ -41,6 +43,32 @@ def decode_need(r: Any, block_size: int) -> int:
     return 1 if r.length > r.blocks * block_size else 0
 
 
+@hot
+def blocks_to_admit(r: Any, block_size: int) -> int:
+    """KV blocks that the waiting request `r` needs: those of its prompt, swapped in the middle of its output more."""
+    return blocks_for(r.length, block_size)
+
+
+@hot
+def tokens_left(r: Any) -> int:
+    """Tokens that request `r` can take in one iteration: the rest of its prompt, then 1."""
+    return max(1, r.prompt - r.prefilled)
+
+
+@hot
+def _stored_tokens(row: Any, r: Any) -> int:
+    """Tokens whose KV a running request holds; the latest output token has not been processed yet."""
+    stored = r.prefilled + r.length - r.prompt
+    return stored - row.prompt_emits if r.prefilled == r.prompt else stored
+
+
+@hot
+def host_need(row: Any, r: Any, compressed: bool) -> int:
+    """Half blocks that the KV of the running request `r` takes in the host's memory."""
+    used = min(r.blocks, blocks_for(_stored_tokens(row, r), row.block_size))
+    return used if compressed else 2 * used
+
+
 @inner
 def _leave_queue(view: Any, i: int) -> None:
     row = view.row[0]
@@ -53,8 +81,8 @@ def _leave_queue(view: Any, i: int) -> None:
 
 
 @inner
-def _evict(server: Server, i: int) -> None:
-    view = server.visible
+def _requeue(view: Any, i: int) -> None:
+    """Take the blocks of a running request away and put it at the head of the queue."""
     row, r = view.row[0], view.request[i]
     k = 0
     while view.running[k] != i:
@@ -67,15 +95,19 @@ def _evict(server: Server, i: int) -> None:
     view.queue[0] = i
     row.num_waiting += 1
     row.free_blocks += r.blocks
-    row.evictions += 1
-    row.recomputed_tokens += r.prefilled + (r.length - r.prompt)
     if r.prefilled < r.prompt:
         row.num_prefilling -= 1
-    else:
-        row.recomputed_tokens -= row.prompt_emits  # the latest token has not been processed yet
     r.blocks = 0
-    r.evictions += 1
     r.status = WAITING
+
+
+@inner
+def _evict(server: Server, i: int) -> None:
+    row, r = server.visible.row[0], server.visible.request[i]
+    row.evictions += 1
+    row.recomputed_tokens += _stored_tokens(row, r)
+    _requeue(server.visible, i)
+    r.evictions += 1
     r.prompt = r.length
     r.prefilled = 0
     if not row.eviction_keeps_output:
@@ -84,7 +116,19 @@ def _evict(server: Server, i: int) -> None:
 
 
 @inner
-def _admit(view: Any, i: int, blocks: int) -> None:
+def _swap(server: Server, i: int, compressed: bool) -> None:
+    row, r = server.visible.row[0], server.visible.request[i]
+    r.host = host_need(row, r, compressed)
+    row.free_host -= r.host
+    row.swapped_out += r.host
+    row.swaps += 1
+    server.features.swapped[0] += r.host
+    _requeue(server.visible, i)
+
+
+@inner
+def _admit(server: Server, i: int, blocks: int) -> None:
+    view = server.visible
     row, r = view.row[0], view.request[i]
     _leave_queue(view, i)
     k = row.num_running
@@ -93,16 +137,28 @@ def _admit(view: Any, i: int, blocks: int) -> None:
         k -= 1
     view.running[k] = i
     row.num_running += 1
-    row.num_prefilling += 1
+    if r.prefilled < r.prompt:
+        row.num_prefilling += 1
     row.free_blocks -= blocks
     r.blocks = blocks
     r.status = RUNNING
+    if r.host > 0:
+        row.swapped_in += r.host
+        server.features.swapped[0] += r.host
+        _leave_host(row, r)
+
+
+@inner
+def _leave_host(row: Any, r: Any) -> None:
+    row.free_host += r.host
+    r.host = 0
 
 
 @inner
 def _drop(server: Server, i: int) -> None:
     row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
     _leave_queue(server.visible, i)
+    _leave_host(row, r)
     r.status = DROPPED
     row.dropped += 1
     if not r.has_token:
@@ -123,6 +179,12 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
         return (0 if r.last_run < row.iterations else 3) if r.status == RUNNING else 1
     if tokens == DROP:
         return 0 if r.status == WAITING else 2
+    if tokens == SWAP or tokens == SWAP_COMPRESSED:
+        if r.status != RUNNING:
+            return 1
+        if r.last_run == row.iterations:
+            return 3
+        return 11 if host_need(row, r, tokens == SWAP_COMPRESSED) > row.free_host else 0
     if tokens <= 0:
         return 10
     if r.status != WAITING and r.status != RUNNING:
@@ -131,18 +193,13 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
         return 3
     if used_tokens + tokens > row.max_batched_tokens:
         return 7
-    if r.prefilled == r.prompt:
-        if tokens != 1:
-            return 9
-        return 6 if decode_need(r, row.block_size) > row.free_blocks else 0
-    if tokens > r.prompt - r.prefilled:
-        return 8
+    if tokens > tokens_left(r):
+        return 9 if r.prefilled == r.prompt else 8
     if r.status == WAITING:
         if row.num_running >= row.max_num_seqs:
             return 5
-        if max(reserve, blocks_for(r.prompt, row.block_size)) > row.free_blocks:
-            return 6
-    return 0
+        return 6 if max(reserve, blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
+    return 6 if r.prefilled == r.prompt and decode_need(r, row.block_size) > row.free_blocks else 0
 
 
 @inner
@@ -159,7 +216,7 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
         r = view.request[i]
         if r.prefilled < r.prompt:
             n = min(n, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
-        elif r.status == RUNNING:
+        elif r.status == RUNNING or r.status == WAITING:
             n = 1
     code = _fault(view, i, n, entry.reserve, used_tokens)
     if code != 0:
@@ -172,8 +229,10 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
         _evict(server, i)
     elif n == DROP:
         _drop(server, i)
+    elif n < 0:
+        _swap(server, i, n == SWAP_COMPRESSED)
     elif r.status == WAITING:
-        _admit(view, i, max(entry.reserve, blocks_for(r.prompt, row.block_size)))
+        _admit(server, i, max(entry.reserve, blocks_to_admit(r, row.block_size)))
     elif r.prefilled == r.prompt:
         need = decode_need(r, row.block_size)
         r.blocks += need

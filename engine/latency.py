@@ -4,6 +4,7 @@
       + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic
       + per_pair x prefill_pairs                                attention of the prompt chunks
       + per_context x decode_context                            KV read by the decodes
+      + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
 
 A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
 measured, residuals, and the range in which they hold.
@@ -19,9 +20,10 @@ import numpy as np
 from numba import typeof
 
 from engine._jit import hot
+from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import Requests
-from engine.state import Features, Server
+from engine.state import Features, Server, new_features
 
 FORMAT = "llmsched-profile/1"
 
@@ -37,6 +39,7 @@ COEFFICIENTS = np.dtype(
         ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
         ("decision", "f8"),  # s charged for each scheduling decision
         ("decision_per_request", "f8"),  # s charged for each request in the batch
+        ("per_swapped", "f8"),  # s to move half a KV block between device and host
     ],
     align=True,
 )
@@ -69,7 +72,7 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
     t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
-    return float(t + c.decision + c.decision_per_request * features.requests[0])
+    return float(t + c.decision + c.decision_per_request * features.requests[0] + c.per_swapped * features.swapped[0])
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,15 @@ class LatencyModel:
         if self.overhead + self.floor + self.per_token == 0.0:
             raise InputError(f"profile {self.name!r}: an iteration would take no time at all")
 
-    def compiled(self, decision_s: float = 0.0, decision_per_request_s: float = 0.0) -> Latency:
-        """The parameters as an array for compiled loops, with the scheduler's own cost per decision added."""
+    def compiled(self, config: EngineConfig | None = None) -> Latency:
+        """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""
         coefficient = np.zeros(1, COEFFICIENTS).view(np.recarray)
         for f in fields(self)[:8]:
             coefficient[f.name] = getattr(self, f.name)
-        coefficient["decision"], coefficient["decision_per_request"] = decision_s, decision_per_request_s
+        if config is not None:
+            coefficient["decision"] = config.decision_s
+            coefficient["decision_per_request"] = config.decision_per_request_s
+            coefficient["per_swapped"] = config.half_block_s
         return Latency(coefficient)
 
     def start(self, requests: Requests) -> None:
@@ -178,4 +184,4 @@ def load_profile(name: str) -> LatencyModel:
 
 
 LATENCY_TYPE = typeof(LatencyModel(1.0, 0.0, 0.0, 0.0, 0.0).compiled())
-FEATURES_TYPE = typeof(Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64))))
+FEATURES_TYPE = typeof(new_features())

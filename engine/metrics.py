@@ -28,7 +28,7 @@ Max wait: longest time from arrival to the first iteration of a request (to the 
 Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
     fast.
 KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
-Recomputed tokens: KV tokens that were lost to evictions.
+Recomputed tokens: KV tokens that were lost to evictions. Swaps: times that KV was moved to the host.
 """
 
 import math
@@ -204,6 +204,9 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
         kv_use=_ratio(row["kv_time"], end * float(row["num_blocks"])),
         evictions=int(row["evictions"]),
         recomputed_tokens=int(row["recomputed_tokens"]),
+        swaps=int(row["swaps"]),
+        swapped_out_bytes=0.5 * record.config.block_bytes * int(row["swapped_out"]),
+        swapped_in_bytes=0.5 * record.config.block_bytes * int(row["swapped_in"]),
         max_waiting=int(row["max_waiting"]),
         max_wait_s=float(times.wait.max()) if arrived else math.nan,
         jain_index=times.jain_index(),

@@ -5,6 +5,7 @@ A policy reads a `View`, remembers what it likes in a `Memory`, and lists the ne
     schedule(plan, i, 1)        decode one token of request i
     schedule(plan, i, n)        prefill a chunk of n tokens of request i (admits it if it waits)
     evict(plan, i)              take the KV of request i away; it goes to the head of the queue
+    swap(plan, i)               move the KV of request i to the host; it goes to the head of the queue, to go on there
     drop(plan, i)               refuse to serve the waiting request i
 
 Requests that the plan does not name are held: they keep their KV. A policy with a compiled `kernel` runs inside
@@ -21,7 +22,7 @@ from numba import njit, types
 from engine._jit import hot
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
+from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, SWAP, SWAP_COMPRESSED, VIEW_TYPE, Memory, Plan, View
 
 KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
 
@@ -85,6 +86,12 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
 def evict(plan: Plan, request: int) -> None:
     """Take the KV of a request away before the next iteration."""
     schedule(plan, request, EVICT)
+
+
+@hot
+def swap(plan: Plan, request: int, compressed: bool = False) -> None:
+    """Move the KV of a request to the host, as it is or in 8-bit numbers (`engine.kv.host_need` says what it takes)."""
+    schedule(plan, request, SWAP_COMPRESSED if compressed else SWAP)
 
 
 @hot

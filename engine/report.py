@@ -195,6 +195,9 @@ class Report:
     kv_use: float
     evictions: int
     recomputed_tokens: int
+    swaps: int
+    swapped_out_bytes: float
+    swapped_in_bytes: float
     max_waiting: int
     max_wait_s: float
     jain_index: float
@@ -264,6 +267,9 @@ class Report:
             "kv_use": finite(self.kv_use),
             "evictions": self.evictions,
             "recomputed_tokens": self.recomputed_tokens,
+            "swaps": self.swaps,
+            "swapped_out_bytes": self.swapped_out_bytes,
+            "swapped_in_bytes": self.swapped_in_bytes,
             "max_waiting": self.max_waiting,
             "max_wait_s": finite(self.max_wait_s),
             "jain_index": finite(self.jain_index),

@@ -14,7 +14,7 @@ from engine.errors import InputError
 from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
-from engine.state import EVICT, MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
+from engine.state import DROP, EVICT, MEMORY_TYPE, SERVER_TYPE, SWAP, Memory, Server, load, new_server
 
 OVER, STALLED, LIMIT, HORIZON = 0, -1, -2, -3
 """How a compiled run ended: trace done, nothing planned and nothing to wait for, too many decisions, time is up."""
@@ -68,6 +68,7 @@ class StepLog:
     batches: list[np.ndarray]  # per iteration int64[items, 3]: request, tokens, 1 for a prefill chunk
     evicted: list[list[int]]  # per iteration, in order
     dropped: list[list[int]]  # per iteration, in order
+    swapped: list[list[int]]  # per iteration, in order: requests whose KV went to the host
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,7 @@ class _Log:
         self.batches: list[np.ndarray] = []
         self.evicted: list[list[int]] = []
         self.dropped: list[list[int]] = []
+        self.swapped: list[list[int]] = []
 
     def planned(self, server: Server) -> None:
         entries = server.plan.entry[: server.plan.size[0]]
@@ -102,23 +104,23 @@ class _Log:
         is_prefill = rows["prefilled"] < rows["prompt"]
         self.batches.append(np.column_stack([batch, tokens[tokens > 0], is_prefill]).astype(np.int64))
         self.evicted.append([int(i) for i in requests[tokens == EVICT]])
-        self.dropped.append([int(i) for i in requests[tokens < EVICT]])
+        self.dropped.append([int(i) for i in requests[tokens == DROP]])
+        self.swapped.append([int(i) for i in requests[tokens <= SWAP]])
 
     def done(self, server: Server, start: float) -> None:
         row = server.visible.row[0]
-        if len(self.batches[-1]) or self.evicted[-1] or self.dropped[-1]:
+        if len(self.batches[-1]) or self.evicted[-1] or self.dropped[-1] or self.swapped[-1]:
             used = int(row.num_blocks - row.free_blocks)
             self.scalars.append((start, row.now - start, used, int(row.num_waiting), int(row.num_running)))
         else:
-            for column in (self.batches, self.evicted, self.dropped):
+            for column in (self.batches, self.evicted, self.dropped, self.swapped):
                 column.pop()
 
     def steps(self) -> StepLog:
         columns = np.array(self.scalars, np.float64).reshape(-1, 5).T
         counts = columns[2:].astype(np.int64)
-        return StepLog(
-            columns[0], columns[1], counts[0], counts[1], counts[2], self.batches, self.evicted, self.dropped
-        )
+        lists = (self.batches, self.evicted, self.dropped, self.swapped)
+        return StepLog(columns[0], columns[1], counts[0], counts[1], counts[2], *lists)
 
 
 def _drive(
@@ -152,15 +154,16 @@ def _drive(
 
 @dataclass(frozen=True)
 class _Charged:
-    """An executor whose time includes the scheduler's own cost."""
+    """An executor whose time includes the scheduler's own cost and that of swapping."""
 
     executor: Executor
-    decision_s: float
-    decision_per_request_s: float
+    config: EngineConfig
 
     def seconds(self, server: Server) -> float:
-        seconds = self.executor.seconds(server) + self.decision_s  # added in the order of `iteration_seconds`
-        return seconds + self.decision_per_request_s * float(server.features.requests[0])
+        config, features = self.config, server.features
+        seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
+        seconds += config.decision_per_request_s * float(features.requests[0])
+        return seconds + config.half_block_s * float(features.swapped[0])
 
     def start(self, requests: Requests) -> None:
         self.executor.start(requests)
@@ -221,10 +224,10 @@ def simulate(
     log = _Log()
     if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps:
         assert policy.kernel is not None
-        latency = executor.compiled(config.decision_s, config.decision_per_request_s)
+        latency = executor.compiled(config)
         code = _compiled_run()(policy.kernel.compiled, server, memory, latency, horizon_s, max_decisions)
     else:
-        charged = _Charged(executor, config.decision_s, config.decision_per_request_s)
+        charged = _Charged(executor, config)
         charged.start(requests)
         code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log)
     _raise(code, policy, server, max_decisions)

@@ -17,8 +17,9 @@ from engine.requests import Forecast, Requests
 FUTURE, WAITING, RUNNING, FINISHED, DROPPED = 0, 1, 2, 3, 4
 """Life of a request: not arrived, queued without KV, holding KV, served, left unserved."""
 
-EVICT, DROP = -1, -2
-"""Plan entries that are not token counts: take the KV away, refuse to serve."""
+EVICT, DROP, SWAP, SWAP_COMPRESSED = -1, -2, -3, -4
+"""Plan entries that are not token counts: take the KV away, refuse to serve, move the KV to the host's memory, the same
+with 8-bit numbers in half the space."""
 
 REQUEST = np.dtype(
     [
@@ -32,6 +33,7 @@ REQUEST = np.dtype(
         ("length", "i4"),  # tokens known so far, prompt + generated: what the KV of the next decode must hold
         ("generated", "i4"),  # output tokens so far
         ("blocks", "i4"),  # KV blocks held
+        ("host", "i4"),  # half KV blocks held in the host's memory
         ("last_run", "i4"),  # index of the latest iteration that this request was part of, -1 before
         ("evictions", "i4"),  # times the KV was lost
         ("late_gaps", "i4"),  # gaps over the deadline so far
@@ -76,6 +78,7 @@ ROW = np.dtype(
         ("no_first_token", "i8"),  # requests present without output token 1
         ("free_blocks", "i8"),
         ("num_blocks", "i8"),
+        ("free_host", "i8"),  # half KV blocks for which the host has room; 0 where swapping is off
         ("block_size", "i8"),  # tokens
         ("watermark_blocks", "i8"),
         ("max_num_seqs", "i8"),
@@ -94,6 +97,9 @@ ROW = np.dtype(
         ("prefill_tokens", "i8"),  # processed, recomputation included
         ("decode_tokens", "i8"),
         ("recomputed_tokens", "i8"),  # KV tokens lost by evictions
+        ("swaps", "i8"),  # times that KV went to the host
+        ("swapped_out", "i8"),  # half KV blocks moved to the host
+        ("swapped_in", "i8"),  # half KV blocks moved back
         ("batch_requests", "i8"),  # sum of batch sizes
         ("batch_tokens", "i8"),  # tokens of the previous iteration
         ("max_waiting", "i8"),
@@ -117,7 +123,7 @@ TIER = np.dtype(
 ENTRY = np.dtype(
     [
         ("request", "i4"),  # index of the request
-        ("tokens", "i4"),  # 1 decode, n prefill chunk, EVICT, DROP
+        ("tokens", "i4"),  # 1 decode, n prefill chunk, EVICT ... SWAP_COMPRESSED
         ("reserve", "i4"),  # KV blocks to hold at least from admission on; 0: as many as the prompt needs
     ],
     align=True,
@@ -172,6 +178,7 @@ class Features(NamedTuple):
     decodes: np.ndarray  # int64[1]
     prefill_pairs: np.ndarray  # float64[1], sum over chunks of n (context + (n + 1) / 2): attention of prefill
     decode_context: np.ndarray  # int64[1], sum over decodes of KV tokens read
+    swapped: np.ndarray  # int64[1], half KV blocks moved between device and host since the previous iteration
 
 
 class Server(NamedTuple):
@@ -207,8 +214,12 @@ def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Ser
         np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int32),
         np.zeros(num_refreshes, np.float32),
     )
-    features = Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64)))
-    return Server(view, hidden, new_plan(num_requests), features)
+    return Server(view, hidden, new_plan(num_requests), new_features())
+
+
+def new_features() -> Features:
+    """The features of an empty batch."""
+    return Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64, np.int64)))
 
 
 def load(server: Server, config: EngineConfig, requests: Requests) -> None:
@@ -242,6 +253,7 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     set_limits(server.visible.row, config)
     server.visible.row["num_requests"] = len(requests)
     _load_forecast(server, requests.forecast)
+    server.features.swapped[0] = 0
     server.plan.size[0] = 0
     server.plan.wake[0] = np.inf
 
@@ -271,6 +283,7 @@ def set_limits(row: np.ndarray, config: EngineConfig) -> None:
     ):
         row[name] = getattr(config, name)
     row["free_blocks"] = config.num_blocks
+    row["free_host"] = config.host_half_blocks
 
 
 VIEW_TYPE = typeof(new_server(1, 1).visible)

@@ -28,7 +28,7 @@ from baselines._fill import (
     take,
 )
 from engine._jit import hot, inner
-from engine.kv import blocks_for
+from engine.kv import blocks_to_admit, tokens_left
 from engine.latency import LatencyModel
 from engine.policy import schedule
 from engine.state import Memory, Plan, View
@@ -158,14 +158,14 @@ def _take_shortest_remaining(
             break
         r = view.request[best]
         if best != started:
-            need = blocks_for(r.prompt, row.block_size)
+            need = blocks_to_admit(r, row.block_size)
             if free - need < row.watermark_blocks or active >= row.max_num_seqs:
                 blocked = True
                 continue
             free -= need
             active += 1
             taken += 1
-        chunk = min(r.prompt - r.prefilled, budget - tokens)
+        chunk = min(tokens_left(r), budget - tokens)
         schedule(plan, best, chunk)
         take(view, memory, best)
         tokens += chunk

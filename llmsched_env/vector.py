@@ -61,7 +61,7 @@ class Fleet:
         self.config = config
         self.rows = rows
         model = load_profile(config.profile)
-        self.latency = model.compiled(config.engine.decision_s, config.engine.decision_per_request_s)
+        self.latency = model.compiled(config.engine)
         arms: list[Policy] = [baselines.make(s) for s in config.arms] if config.action == "mixture" else []
         for arm in arms:
             if not arm.runs_compiled:

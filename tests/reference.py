@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from engine.config import EngineConfig
 from engine.requests import Requests
-from engine.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, RUNNING, WAITING
+from engine.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, RUNNING, SWAP, SWAP_COMPRESSED, WAITING
 
 Entry = tuple[int, int, int]
-"""One plan entry: request, tokens (or EVICT, DROP), KV blocks to reserve."""
+"""One plan entry: request, tokens (or EVICT ... SWAP_COMPRESSED), KV blocks to reserve."""
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Job:
     generated: int = 0
     since_admission: int = 0  # tokens generated since the prompt was last fixed
     blocks: int = 0
+    host: float = 0.0  # blocks in the host's memory, a compressed one is half a block
     evictions: int = 0
     last_run: int = -1
     last_token: float = -1.0
@@ -91,6 +92,10 @@ class ReferenceServer:
         self.durations: list[float] = []
         self.kv_use: list[tuple[float, int]] = []  # span in s, blocks in use
         self.lost_tokens = 0
+        self.swaps = 0
+        self.swapped_out = 0.0  # blocks
+        self.swapped_in = 0.0
+        self.swapped_since_iteration = 0.0
         self.longest_queue = 0
         self._arrive()
 
@@ -98,6 +103,11 @@ class ReferenceServer:
     def free_blocks(self) -> int:
         """KV blocks that nobody holds."""
         return self.config.num_blocks - sum(job.blocks for job in self.jobs)
+
+    @property
+    def free_host(self) -> float:
+        """Blocks for which the host has room."""
+        return self.config.host_half_blocks / 2 - sum(job.host for job in self.jobs)
 
     @property
     def iterations(self) -> int:
@@ -129,14 +139,14 @@ class ReferenceServer:
         self.now = time
 
     def begin(self, plan: list[Entry], strict: bool) -> int:
-        """Apply the plan; 0, or code + 12 x entry of the first illegal entry (strict only)."""
+        """Apply the plan; 0, or code + 13 x entry of the first illegal entry (strict only)."""
         self.batch = []
         for k, (i, tokens, reserve) in enumerate(plan):
             if not strict:
                 tokens = self._cut(i, tokens)
             code = self._fault(i, tokens, reserve)
             if code and strict:
-                return code + 12 * k
+                return code + 13 * k
             if not code:
                 self._apply(self.jobs[i], tokens, reserve)
         return 0
@@ -150,7 +160,7 @@ class ReferenceServer:
         job = self.jobs[i]
         if not job.is_decode:
             return min(tokens, job.prompt - job.prefilled, self._room())
-        return 1 if job.status == RUNNING else tokens
+        return 1 if job.status in (RUNNING, WAITING) else tokens
 
     def _fault(self, i: int, tokens: int, reserve: int) -> int:
         if not 0 <= i < len(self.jobs) or self.jobs[i].status == FUTURE:
@@ -161,6 +171,10 @@ class ReferenceServer:
             return 1 if job.status != RUNNING else 3 if in_batch else 0
         if tokens == DROP:
             return 0 if job.status == WAITING else 2
+        if tokens in (SWAP, SWAP_COMPRESSED):
+            if job.status != RUNNING or in_batch:
+                return 1 if job.status != RUNNING else 3
+            return 11 if self._size_on_host(job, tokens) > self.free_host else 0
         checks = [
             (tokens <= 0, 10),
             (job.status not in (WAITING, RUNNING), 4),
@@ -168,18 +182,23 @@ class ReferenceServer:
             (tokens > self._room(), 7),
         ]
         if job.is_decode:
-            checks += [(tokens != 1, 9), (self.decode_need(job) > self.free_blocks, 6)]
+            checks += [(tokens != 1, 9)]
         else:
             checks += [(tokens > job.prompt - job.prefilled, 8)]
+        if job.status == RUNNING and job.is_decode:
+            checks += [(self.decode_need(job) > self.free_blocks, 6)]
         if job.status == WAITING:
-            need = max(reserve, self.blocks_for(job.prompt))
+            need = max(reserve, self.blocks_for(job.length))
             checks += [(len(self.running) >= self.config.max_num_seqs, 5), (need > self.free_blocks, 6)]
         return next((code for broken, code in checks if broken), 0)
 
     def _apply(self, job: Job, tokens: int, reserve: int) -> None:
         if tokens == EVICT:
             self._evict(job)
+        elif tokens in (SWAP, SWAP_COMPRESSED):
+            self._swap(job, tokens)
         elif tokens == DROP:
+            job.host = 0.0
             self.queue.remove(job.index)
             job.status = DROPPED
             job.completed = self.now
@@ -190,16 +209,36 @@ class ReferenceServer:
                 self.queue.remove(job.index)
                 insort(self.running, job.index)
                 job.status = RUNNING
-                job.blocks = max(reserve, self.blocks_for(job.prompt))
+                job.blocks = max(reserve, self.blocks_for(job.length))
+                self.swapped_in += job.host
+                self.swapped_since_iteration += job.host
+                job.host = 0.0
             elif job.is_decode:
                 job.blocks += self.decode_need(job)
             job.last_run = self.iterations
             self.batch.append((job.index, tokens, not job.is_decode))
 
+    def _stored(self, job: Job) -> int:
+        unprocessed = 1 if job.is_decode and self.config.prompt_emits else 0  # the latest token has no KV yet
+        return job.prefilled + job.since_admission - unprocessed
+
+    def _size_on_host(self, job: Job, kind: int) -> float:
+        return min(job.blocks, self.blocks_for(self._stored(job))) * (1.0 if kind == SWAP else 0.5)
+
+    def _swap(self, job: Job, kind: int) -> None:
+        """Move the KV to the host; the request goes on from the head of the queue with what it has done."""
+        job.host = self._size_on_host(job, kind)
+        self.swaps += 1
+        self.swapped_out += job.host
+        self.swapped_since_iteration += job.host
+        self.running.remove(job.index)
+        self.queue.insert(0, job.index)
+        job.status = WAITING
+        job.blocks = 0
+
     def _evict(self, job: Job) -> None:
         """Give the KV back; everything known so far must be prefilled again, from the head of the queue."""
-        unprocessed = 1 if job.is_decode and self.config.prompt_emits else 0  # the latest token has no KV yet
-        self.lost_tokens += job.prefilled + job.since_admission - unprocessed
+        self.lost_tokens += self._stored(job)
         self.running.remove(job.index)
         self.queue.insert(0, job.index)
         job.status = WAITING
@@ -219,6 +258,7 @@ class ReferenceServer:
             "decodes": len(decodes),
             "prefill_pairs": sum(n * done + n * (n + 1) / 2 for n, done in chunks),
             "decode_context": sum(decodes),
+            "swapped": 2 * self.swapped_since_iteration,
         }
 
     def finish(self, seconds: float) -> None:
@@ -241,6 +281,7 @@ class ReferenceServer:
                     continue
             self._emit(job)
         self.batches.append(self.batch)
+        self.swapped_since_iteration = 0.0
         self._arrive()
 
     def _emit(self, job: Job) -> None:

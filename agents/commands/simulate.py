@@ -65,7 +65,9 @@ def as_text(report: Report) -> str:
         f"{report.output_throughput:.0f} output tokens/s",
         f"  {report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
         f"{report.mean_batch_requests:.1f} requests, {report.mean_batch_tokens:.0f} tokens; busy "
-        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions",
+        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions, "
+        f"{report.swaps} swaps ({report.swapped_out_bytes / 2**30:.1f} GiB out, "
+        f"{report.swapped_in_bytes / 2**30:.1f} GiB in)",
         f"  longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
         f"paper {'yes' if report.paper else 'no'}, sound {'yes' if report.sound else 'no'}",
     ]

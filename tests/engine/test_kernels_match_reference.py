@@ -25,6 +25,8 @@ from engine.state import (
     GAP_MIN_EXPONENT,
     NUM_GAP_BUCKETS,
     RUNNING,
+    SWAP,
+    SWAP_COMPRESSED,
     WAITING,
     Features,
     Hidden,
@@ -98,6 +100,7 @@ def compare_requests(server: Server, reference: ReferenceServer) -> None:
     for job in reference.jobs:
         r, h = server.visible.request[job.index], ended.hidden.ledger[job.index]
         assert {f: r[f] for f in shared} == {f: getattr(job, f) for f in shared}, job
+        assert r["host"] == 2 * job.host
         assert {f: h[f] for f in kept} == {f: getattr(job, f) for f in kept}, job
         assert {f: server.hidden.ledger[job.index][f] for f in times} == {f: getattr(job, f) for f in times}
         assert (r["max_gap"], r["late_gaps"]) == (max(job.gaps, default=0.0), len(job.late_gaps))
@@ -130,6 +133,10 @@ def compare_row(server: Server, reference: ReferenceServer) -> None:
         "prefill_tokens": sum(tokens for _, tokens, is_prefill in items if is_prefill),
         "decode_tokens": sum(tokens for _, tokens, is_prefill in items if not is_prefill),
         "recomputed_tokens": reference.lost_tokens,
+        "free_host": 2 * reference.free_host,
+        "swaps": reference.swaps,
+        "swapped_out": 2 * reference.swapped_out,
+        "swapped_in": 2 * reference.swapped_in,
         "batch_requests": len(items),
         "batch_tokens": sum(n for _, n, _ in reference.batches[-1]) if reference.batches else 0,
         "max_waiting": reference.longest_queue,
@@ -192,13 +199,15 @@ def random_plan(rng: np.random.Generator, reference: ReferenceServer, junk: floa
         left = max(1, job.prompt - job.prefilled)
         if job.status == RUNNING and u < 0.08:
             plan.append((i, EVICT, 0))
+        elif job.status == RUNNING and u < 0.2 and reference.free_host > 0:
+            plan.append((i, int(rng.choice([SWAP, SWAP_COMPRESSED])), 0))
         elif job.status == WAITING and u < 0.03:
             plan.append((i, DROP, 0))
         elif u < 0.75:
             plan.append((i, int(rng.integers(1, left + 1)), reserve))
     for _ in range(rng.binomial(4, junk)):
         place = int(rng.integers(0, len(plan) + 1))
-        tokens = int(rng.choice([-3, DROP, EVICT, 0, 1, 2, 30, 10_000]))
+        tokens = int(rng.choice([-5, SWAP_COMPRESSED, SWAP, DROP, EVICT, 0, 1, 2, 30, 10_000]))
         plan.insert(place, (int(rng.integers(-1, len(jobs) + 1)), tokens, int(rng.integers(-1, 100))))
     return [(int(i), n, reserve) for i, n, reserve in plan[: 2 * len(jobs) + 1]]
 
@@ -250,7 +259,8 @@ def test_every_error_code_is_reached_in_both_engines() -> None:
         7: [(1, 4, 0), (0, EVICT, 0), (2, 9, 0)],
         8: [(1, 5, 0)],
         9: [(0, 2, 0)],
-        10: [(0, -3, 0)],
+        10: [(0, -5, 0)],
+        11: [(0, 1, 0), (1, SWAP, 0)],
     }
     assert len(attempts) == TOO_MANY - 1  # a plan of Python lists is never too long
     for kind, plan in attempts.items():
