@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import baselines
 from engine.config import EngineConfig
 from engine.policy import Policy
-from engine.requests import Requests
+from engine.requests import Forecast, Requests
 from engine.simulate import Record, simulate
 from engine.state import DROPPED, FINISHED, RUNNING, WAITING, Memory, Plan, View
 from engine.workload import Workload
@@ -44,8 +44,11 @@ specs = st.sampled_from(SPECS)
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[EngineConfig, Requests]:
-    """A short trace and a server of default semantics on which each request fits alone, often not two."""
-    requests = draw(workloads(16))
+    """A short trace and a server of default semantics on which each request fits alone, often not two.
+
+    Every request has a prediction, true or not; in some traces it changes while the request is served.
+    """
+    requests = predicted(draw(workloads(16)), draw(st.sampled_from((0, 0, 1, 4))))
     longest = int((requests.prompt + requests.output).max())
     block_size = draw(st.sampled_from((1, 4, 16)))
     config = EngineConfig(
@@ -57,8 +60,22 @@ def scenes(draw: st.DrawFn) -> tuple[EngineConfig, Requests]:
         prompt_emits=draw(st.booleans()),
         decision_s=draw(st.sampled_from((0.0, 0.0007))),
         decision_per_request_s=draw(st.sampled_from((0.0, 0.0003))),
+        swap_bandwidth=draw(st.sampled_from((0.0, 1e6))),
+        swap_space_gib=draw(st.sampled_from((2.0, 50.0))) * 1024 / 2**30,
+        kv_bytes_per_token=100,
     )
     return config, requests
+
+
+def predicted(requests: Requests, every: int) -> Requests:
+    """The same requests with predictions that depend on their prompts alone, a new one `every` so many tokens."""
+    first = np.where(np.isnan(requests.prediction), 1 + requests.prompt % 13, requests.prediction)
+    if every == 0:
+        return requests.replace(prediction=first)
+    counts = (requests.output - 1) // every
+    place = np.concatenate([[0], np.cumsum(counts)])
+    total = 1.0 + np.arange(place[-1]) * 7 % 40
+    return requests.replace(prediction=first, forecast=Forecast("test", every, place, total.astype(np.float32), True))
 
 
 class Watched(Policy):
@@ -212,12 +229,13 @@ def test_a_policy_cannot_see_an_output_length_before_the_request_ends(
     config, requests = scene
     rng = np.random.default_rng(seed)
     outputs = np.where(rng.random(len(requests)) < 0.5, requests.output, rng.integers(1, 12, len(requests)))
+    requests = requests.replace(forecast=Forecast())
     other = requests.replace(output=outputs)
     config = config.replace(num_blocks=config.num_blocks + 12, max_model_len=config.max_model_len + 12)
     policies = [Watched(baselines.make(spec)), Watched(baselines.make(spec))]
     records = [simulate(p, r, DEVICE, config) for p, r in zip(policies, (requests, other), strict=True)]
     differs = requests.output != outputs
-    ends = np.minimum(*(record.ledger["completed"] for record in records))
+    ends = np.minimum(*(np.where(r.request["status"] == DROPPED, np.inf, r.ledger["completed"]) for r in records))
     first_end = ends[differs].min() if differs.any() else np.inf
     a, b = ([seen for time, seen in zip(p.clock, p.seen, strict=True) if time < first_end] for p in policies)
     assert a == b
@@ -248,8 +266,9 @@ def test_a_kernel_plans_the_same_without_the_compiler(name: str) -> None:
         def plan(self, view: View, memory: Memory, plan: Plan) -> None:
             source(view, memory, plan)
 
-    compiled = simulate(policy, BUSY.generate(3).head(25), DEVICE, TIGHT)
-    assert_same(simulate(Interpreted(policy), BUSY.generate(3).head(25), DEVICE, TIGHT), compiled)
+    requests = predicted(BUSY.generate(3).head(25), 10)
+    compiled = simulate(policy, requests, DEVICE, TIGHT)
+    assert_same(simulate(Interpreted(policy), requests, DEVICE, TIGHT), compiled)
 
 
 CHILD = """
@@ -263,7 +282,7 @@ def seeded_digests() -> dict[str, Any]:
     """Digest of one seeded run of every baseline, with evictions where the policy evicts at all."""
     digests: dict[str, Any] = {}
     for name in baselines.names():
-        digests[name] = digest(simulate(baselines.make(name), BUSY.generate(11), DEVICE, TIGHT))
+        digests[name] = digest(simulate(baselines.make(name), predicted(BUSY.generate(11), 10), DEVICE, TIGHT))
     return digests
 
 
