@@ -6,14 +6,17 @@
 from dataclasses import fields
 from typing import Any
 
+from baselines.alise import ALISE
 from baselines.fastertransformer import FasterTransformer
 from baselines.lightllm import LightLLM
+from baselines.ltr import LTR
 from baselines.mlfq import MLFQ
 from baselines.orca import Orca
 from baselines.past_future import PastFuture
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
 from baselines.slai import SLAI
+from baselines.srtf import SRTF
 from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
 from engine.errors import InputError
@@ -30,6 +33,9 @@ _CLASSES: tuple[type[Policy], ...] = (
     SLAI,
     RAD,
     MLFQ,
+    ALISE,
+    LTR,
+    SRTF,
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 """Every baseline by name."""
@@ -70,10 +76,13 @@ def make(spec: str) -> Policy:
 
 
 __all__ = [
+    "ALISE",
+    "LTR",
     "MLFQ",
     "POLICIES",
     "RAD",
     "SLAI",
+    "SRTF",
     "VLLM",
     "VLLMV1",
     "FasterTransformer",

@@ -1,13 +1,14 @@
 """Batches by priority: every request present in one sorted list, served from the front while tokens and KV last.
 
 The policy gives each request a key (smaller goes first; arrival breaks ties). Requests that the batch leaves out keep
-their KV, until a decode in front of them needs it: then the last of the list lose theirs. Newcomers evict nobody: where
-eviction means to compute everything again, admitting by eviction ends in recomputing all the time.
+their KV, until a decode in front of them needs it: then the last of the list lose theirs, to the host where the server
+swaps. Newcomers push others out only to the host: where losing KV means to compute everything again, admitting by
+eviction ends in recomputing all the time.
 """
 
 from engine._jit import inner
-from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import drop, evict, schedule
+from engine.kv import blocks_to_admit, decode_need, host_need, tokens_left
+from engine.policy import drop, evict, schedule, swap
 from engine.state import DROPPED, FINISHED, RUNNING, Memory, Plan, View
 
 LISTED, KEY, PRIORITY_REQUEST_MEMORY = 0, 1, 2
@@ -54,41 +55,90 @@ def sort_listed(memory: Memory, n: int) -> None:
 
 
 @inner
-def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int) -> None:
-    """Serve the sorted list of `n` requests from its front, up to `budget` tokens.
+def _can_swap_enough(
+    view: View, memory: Memory, k: int, last: int, blocks: int, seats: int, host: int, packed: bool
+) -> bool:
+    """Whether swapping the requests ``list[k:last]`` out, last one first, frees this many blocks and seats."""
+    row = view.row[0]
+    while last > k and (blocks > 0 or seats > 0):
+        last -= 1
+        r = view.request[int(memory.request[last, LISTED])]
+        if r.status == RUNNING:
+            host -= host_need(row, r, packed)
+            if host < 0:
+                return False
+            blocks -= r.blocks
+            seats -= 1
+    return blocks <= 0 and seats <= 0
 
-    A newcomer needs KV for its whole prompt above the watermark and a seat under max_num_seqs; the first that has not
-    got them keeps out the newcomers behind it. A decode that finds no free block takes the KV of the last of the list.
+
+@inner
+def _push_out(view: View, plan: Plan, i: int, host: int, packed: bool) -> int:
+    """Take the KV of request `i` away: to the host if it has room, else for good; returns the room left there."""
+    need = host_need(view.row[0], view.request[i], packed)
+    if need > host:
+        evict(plan, i)
+        return host
+    swap(plan, i, packed)
+    return host - need
+
+
+@inner
+def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int, cap: int, packed: bool) -> None:
+    """Serve the sorted list of `n` requests from its front, up to `budget` tokens and `cap` requests.
+
+    A newcomer needs KV for its whole prompt above the watermark and a seat under max_num_seqs; where the server swaps,
+    the last of the list make room for it. The first that does not get them keeps out the newcomers behind it. A decode
+    that finds no free block takes the KV of the last of the list.
+
+    Args:
+        view: the server.
+        memory: the policy's memory, with the sorted list.
+        plan: receives the batch.
+        n: length of the list.
+        budget: tokens of the iteration.
+        cap: requests of the iteration.
+        packed: whether swapped KV is compressed.
     """
     row, cells = view.row[0], memory.request
-    tokens, free, active, last, k, blocked = 0, row.free_blocks, row.num_running, n, 0, False
-    unseen = row.num_running
-    while k < last and tokens < budget and not (blocked and unseen == 0):
+    tokens, free, active, host = 0, row.free_blocks, row.num_running, row.free_host
+    last, k, blocked, unseen = n, 0, False, row.num_running
+    while k < last and tokens < budget and cap > 0 and not (blocked and unseen == 0):
         i = int(cells[k, LISTED])
         r = view.request[i]
         k += 1
         if r.status == RUNNING:
             unseen -= 1
             need = decode_need(r, row.block_size) if r.prefilled == r.prompt else 0
-            while free < need and last > k:
-                last -= 1
-                v = int(cells[last, LISTED])
-                if view.request[v].status == RUNNING:
-                    evict(plan, v)
-                    free += view.request[v].blocks
-                    active -= 1
-            if free < need:
+            missing, seats = need - free, 0
+            if missing > 0 and last == k:
                 continue
         elif r.prompt > row.max_model_len:
             drop(plan, i)
             continue
+        elif blocked:
+            continue
         else:
             need = blocks_to_admit(r, row.block_size)
-            blocked = blocked or free - need < row.watermark_blocks or active >= row.max_num_seqs
-            if blocked:
-                continue
+            missing, seats = need + row.watermark_blocks - free, active + 1 - row.max_num_seqs
+            if missing > 0 or seats > 0:
+                blocked = host == 0 or not _can_swap_enough(view, memory, k, last, missing, seats, host, packed)
+                if blocked:
+                    continue
             active += 1
+        while (missing > 0 or seats > 0) and last > k:
+            last -= 1
+            v = int(cells[last, LISTED])
+            if view.request[v].status == RUNNING:
+                host = _push_out(view, plan, v, host, packed)
+                free += view.request[v].blocks
+                missing -= view.request[v].blocks
+                active -= 1
+                seats -= 1
+        if missing > 0:
+            continue
         chunk = min(tokens_left(r), budget - tokens)
         free -= need
         schedule(plan, i, chunk)
         tokens += chunk
+        cap -= 1

@@ -66,7 +66,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
         changed = _promote(view, memory, n) or changed
     if changed:
         sort_listed(memory, n)
-    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]))
+    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), row.max_num_seqs, False)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class MLFQ(Policy):
 
     Levels are served from the top, first come first served within one, prompts in chunks. The baseline of the LTR
     paper's code (hao-ai-lab/vllm-ltr vllm/core/scheduler.py: quantum 0.03 s, factor 2, promotion after 3 s as an
-    option); the idea for LLM serving is FastServe's (arXiv 2305.05920). Where that code swaps to the host, this
-    recomputes.
+    option); the idea for LLM serving is FastServe's (arXiv 2305.05920). On a server that swaps newcomers push lower
+    levels out to the host, as in that code; on others they wait for KV.
     """
 
     token_budget: int = 768
@@ -93,7 +93,7 @@ class MLFQ(Policy):
     name: ClassVar[str] = "mlfq"
     paper: ClassVar[str] = "FastServe, arXiv 2305.05920; baseline of LTR, arXiv 2408.15792"
     knows: ClassVar[str] = "service so far"
-    eviction: ClassVar[str] = "lowest level, latest arrival, recompute"
+    eviction: ClassVar[str] = "lowest level, latest arrival; swap if the server swaps, else recompute under memory pressure only"
     evidence: ClassVar[str] = "parameters from public code; levels and recompute are ours"
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 3
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
