@@ -12,6 +12,8 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel, load_profile
 from engine.length_models import EmpiricalLengths
+from engine.policy import Policy
+from engine.predictions import parse_channel
 from engine.requests import Requests
 from engine.traces import read_trace, trace_lengths
 from engine.workload import parse_workload
@@ -34,6 +36,12 @@ class Source:
     """Requests per run; None: every row of a file with recorded times, else DEFAULT_NUM_REQUESTS."""
     rate_scale: float = 1.0
     """Factor on recorded arrival rates."""
+    prediction: str | None = None
+    """Channel of length predictions for every policy that needs any; None: each its own."""
+
+    def channel(self, policy: Policy) -> str:
+        """The channel of a policy's predictions in this run, "" if it needs none."""
+        return (self.prediction or policy.channel) if policy.channel else ""
 
     def requests(self, rate: float | None, seed: int) -> Requests:
         """The trace of one load and seed; the same arguments give the same requests bit for bit.
@@ -145,6 +153,9 @@ class SourceOptions:
     """Factor on the recorded arrival rate of a trace (0.5: half as many requests per second)."""
     num_requests: int | None = None
     """Requests per run (default: every row of a trace with recorded times, else 2000)."""
+    prediction: str | None = None
+    """Channel of output-length predictions, such as oracle or rank:tau=0.52 (see `llmsched workloads`), for all
+    policies that need any (default: each policy's own, see `llmsched policies`)."""
 
     def source(self) -> Source:
         """The source that the options describe.
@@ -167,7 +178,8 @@ class SourceOptions:
             given = self.workload or "poisson"
             if "num_requests=" not in given and given.partition(":")[0] != "toy":
                 number = number or DEFAULT_NUM_REQUESTS
-        return Source(self.trace, self.workload or "poisson", not recorded, number, self.rate_scale)
+        prediction = None if self.prediction is None else parse_channel(self.prediction).spec
+        return Source(self.trace, self.workload or "poisson", not recorded, number, self.rate_scale, prediction)
 
     def loads(self, rate: float | None, rates: str | None) -> tuple[float | None, ...]:
         """The arrival rates to run, in requests/s; None stands for the recorded times.

@@ -93,7 +93,7 @@ class MLFQ(Policy):
     name: ClassVar[str] = "mlfq"
     paper: ClassVar[str] = "FastServe, arXiv 2305.05920; baseline of LTR, arXiv 2408.15792"
     knows: ClassVar[str] = "service so far"
-    eviction: ClassVar[str] = "lowest level, latest arrival; swap if the server swaps, else recompute under memory pressure only"
+    eviction: ClassVar[str] = "lowest level, latest arrival; swap if the server swaps, else recompute under pressure"
     evidence: ClassVar[str] = "parameters from public code; levels and recompute are ours"
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 3
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1

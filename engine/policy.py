@@ -123,7 +123,7 @@ class Policy:
     knows: ClassVar[str] = "prompt length"
     """What it knows about a request."""
     prediction: ClassVar[str] = ""
-    """Channel of length predictions that its paper has (`engine.predictions`); "" for a policy that needs none."""
+    """Channel of length predictions that its paper has (`engine.predictions`); "" if it needs none."""
     eviction: ClassVar[str] = "none"
     """Which requests it evicts."""
     evidence: ClassVar[str] = ""
@@ -160,6 +160,11 @@ class Policy:
             np.zeros((num_requests, max(1, self.request_memory))),
             np.zeros(max(1, self.row_memory)),
         )
+
+    @property
+    def channel(self) -> str:
+        """Channel of length predictions that this policy is given unless a run says otherwise; "" if it needs none."""
+        return self.prediction
 
     @property
     def runs_compiled(self) -> bool:

@@ -214,7 +214,7 @@ def simulate(
         raise InputError(f"horizon_s: expected seconds >= 0, got {horizon_s!r}")
     if config.eviction_keeps_output:
         requests.check_lengths(config.max_request_tokens)
-    if policy.prediction and np.isnan(requests.prediction).any():
+    if policy.channel and np.isnan(requests.prediction).any():
         raise InputError(f"policy {policy.name!r}: expected requests with predictions (`engine.predictions.predict`)")
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.predictions import parse_channel
 from engine.requests import Tier
 from engine.workload import Workload
 from llmsched_env.reward import RewardWeights
@@ -37,6 +38,9 @@ class EnvConfig:
     """Whether the batch-size levels of `allocation` are tokens or predicted seconds."""
     arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
     """Baselines that `mixture` chooses from."""
+    prediction: str = ""
+    """Channel of output-length predictions for arms that need them (oracle, rank:tau=0.52, ...): one prediction per
+    request, which is not refreshed."""
     reward: RewardWeights = field(default_factory=RewardWeights)
     """Weights of the reward terms."""
 
@@ -52,6 +56,10 @@ class EnvConfig:
             raise InputError(f"env.budget: expected tokens or time, got {self.budget!r}")
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
+        if self.prediction and parse_channel(self.prediction).refreshes:
+            raise InputError(
+                f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
+            )
         for rate in self.rates:
             if not 0.0 < rate < float("inf"):
                 raise InputError(f"env.rates: expected requests/s > 0, got {rate!r}")

@@ -12,6 +12,7 @@ import baselines
 from engine.errors import InputError
 from engine.latency import load_profile
 from engine.policy import Policy
+from engine.predictions import predict
 from engine.requests import Requests
 from engine.rows import new_rows, row_of
 from engine.state import Server, load
@@ -66,6 +67,8 @@ class Fleet:
         for arm in arms:
             if not arm.runs_compiled:
                 raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
+            if arm.channel and not config.prediction:
+                raise InputError(f"env.prediction: expected a channel such as {arm.channel} for {arm.spec!r}, got none")
         self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
         n, tiers = config.workload.num_requests, config.workload.tiers
         params = [allocation_params(model, config.budget), *(a.params(config.engine) for a in arms)]
@@ -98,6 +101,8 @@ class Fleet:
             if present:
                 arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
                 requests = requests.replace(arrival=arrival)
+        if self.config.prediction:
+            requests = predict(requests, self.config.prediction, int(rng.integers(2**32)))
         return requests
 
     def start(self, e: int, requests: Requests) -> None:

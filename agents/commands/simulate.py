@@ -8,6 +8,7 @@ from agents.options import ServerOptions, SourceOptions
 from agents.resolve import resolve
 from engine.errors import InputError
 from engine.metrics import Distribution, Report, summarize
+from engine.predictions import predict
 from engine.simulate import simulate
 
 
@@ -34,20 +35,32 @@ class Command(SourceOptions, ServerOptions):
             raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
         check_writable(self.json)
         (load,) = self.loads(self.rate, None)
-        requests = self.source().requests(load, self.seed)
-        policy, model = resolve(self.policy), self.model()
-        record = simulate(policy, requests, model, self.engine, horizon_s=self.horizon)
+        source, policy, model = self.source(), resolve(self.policy), self.model()
+        requests = source.requests(load, self.seed)
+        channel = source.channel(policy)
+        told = predict(requests, channel, self.seed) if channel else requests
+        record = simulate(policy, told, model, self.engine, horizon_s=self.horizon)
         report = summarize(record, warmup_s=self.warmup)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
+            data["prediction"] = channel
             write_atomically(self.json, json_text(data))
         print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
+        if channel:
+            print(f"  predictions of output lengths: {channel}")
         print(as_text(report))
 
 
 def _line(name: str, sample: Distribution) -> str:
     numbers = (sample.mean, sample.p50, sample.p90, sample.p99, sample.max)
     return f"  {name:<22}" + "".join(f"{number:>10.3f}" for number in numbers)
+
+
+def _swaps(report: Report) -> str:
+    if not report.swaps:
+        return ""
+    sizes = [f"{size / 2**30:.1f} GiB" for size in (report.swapped_out_bytes, report.swapped_in_bytes)]
+    return f", {report.swaps} swaps ({sizes[0]} out, {sizes[1]} in)"
 
 
 def as_text(report: Report) -> str:
@@ -65,9 +78,7 @@ def as_text(report: Report) -> str:
         f"{report.output_throughput:.0f} output tokens/s",
         f"  {report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
         f"{report.mean_batch_requests:.1f} requests, {report.mean_batch_tokens:.0f} tokens; busy "
-        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions, "
-        f"{report.swaps} swaps ({report.swapped_out_bytes / 2**30:.1f} GiB out, "
-        f"{report.swapped_in_bytes / 2**30:.1f} GiB in)",
+        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions{_swaps(report)}",
         f"  longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
         f"paper {'yes' if report.paper else 'no'}, sound {'yes' if report.sound else 'no'}",
     ]

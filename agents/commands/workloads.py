@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.predictions import channel_descriptions
 from engine.workload import length_descriptions, workload_descriptions
 
 TRACES = {
@@ -20,12 +21,14 @@ def _block(title: str, lines: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """List the workloads, length models and trace formats."""
+    """List the workloads, length models, prediction channels and trace formats."""
 
     def run(self) -> None:
         """Print them."""
         print(_block("Arrivals, as --workload name:key=value,...", workload_descriptions()))
         print()
         print(_block("Lengths, as --workload poisson:lengths=...", length_descriptions()))
+        print()
+        print(_block("Predictions of output lengths, as --prediction name:key=value,...", channel_descriptions()))
         print()
         print(_block("Trace files, as --trace FILE", TRACES))

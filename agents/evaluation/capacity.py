@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.evaluation.setup import OnCell, Setup, run_cells, versions
+from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
 from agents.evaluation.statistics import mean_interval, paired_bootstrap
 from engine.errors import InputError
 from engine.metrics import Report, summarize
@@ -89,7 +89,7 @@ def measure(search: Search, policy: str, seed: int, rate: float) -> Cell:
         "paper": report.paper,
         "sound": report.sound,
         "failures": failures(report),
-        "trace": record.requests.digest(),
+        "trace": requests_of(search.source, rate, seed).digest(),
         "median_ttft_ms": data["median_ttft_ms"],
         "p99_ttft_ms": data["p99_ttft_ms"],
         "p99_itl_ms": {name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},

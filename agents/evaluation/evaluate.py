@@ -69,7 +69,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         PolicyError: the policy broke the rules.
     """
     record, warmup_s = cell.evaluation.serve(*cell.key), cell.evaluation.warmup_s
-    requests = record.requests
+    requests = requests_of(cell.evaluation.source, cell.load, cell.seed)
     report = summarize(record, warmup_s=warmup_s).to_dict()
     ttft = ttft_samples(record, warmup_s=warmup_s)
     quantiles = np.quantile(ttft, CDF_SHARES) * 1000.0 if len(ttft) else np.array([])
@@ -80,6 +80,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "trace": requests.digest(),
         "rate": requests.rate if math.isfinite(requests.rate) else None,
         "source": requests.source,
+        "prediction": record.requests.forecast.channel,
         "longest_request": int((requests.prompt + requests.output).max()),
         "report": report,
         "ttft_quantiles_ms": quantiles.round(3).tolist(),
@@ -168,8 +169,10 @@ def _traces(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _windows(evaluation: Evaluation) -> dict[str, Any]:
     load = evaluation.loads[len(evaluation.loads) // 2]
-    requests = requests_of(evaluation.source, load, 0)
-    looks = {p: look(policy_of(p), requests, evaluation.profile, evaluation.config) for p in evaluation.policies}
+    looks = {
+        p: look(policy_of(p), evaluation.requests_for(p, load, 0), evaluation.profile, evaluation.config)
+        for p in evaluation.policies
+    }
     return {"load": load, "seed": 0, "policies": looks}
 
 

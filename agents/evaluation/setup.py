@@ -18,6 +18,7 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
 from engine.policy import Policy
+from engine.predictions import predict
 from engine.requests import Requests
 from engine.simulate import Record, simulate
 from engine.workload import Workload
@@ -33,6 +34,12 @@ OnCell = Callable[[int, int], None]
 def requests_of(source: Source, load: float | None, seed: int) -> Requests:
     """The requests of one load and seed, made once for all policies."""
     return source.requests(load, seed)
+
+
+@lru_cache(maxsize=8)
+def _predicted(source: Source, load: float | None, seed: int, channel: str) -> Requests:
+    """The same with predictions, made once for all policies with this channel."""
+    return predict(requests_of(source, load, seed), channel, seed)
 
 
 @lru_cache(maxsize=32)
@@ -112,12 +119,19 @@ class Setup:
             InputError: the requests do not fit the server.
             PolicyError: the policy broke the rules.
         """
-        requests = requests_of(self.source, load, seed)
+        requests = self.requests_for(policy, load, seed)
         return simulate(policy_of(policy), requests, self.profile, self.config, horizon_s=self.horizon_s)
+
+    def requests_for(self, policy: str, load: float | None, seed: int) -> Requests:
+        """The requests of one load and seed, with predictions for a policy that needs them."""
+        if channel := self.source.channel(policy_of(policy)):
+            return _predicted(self.source, load, seed, channel)
+        return requests_of(self.source, load, seed)
 
     def compile(self) -> None:
         """Compile (or load) the kernel of every policy, so that forked workers inherit it."""
         toy = Workload(arrivals="toy", rate=0.5, num_requests=2, lengths="fixed:16,2").generate(0)
+        toy = predict(toy, "oracle", 0)
         config = self.config.replace(max_model_len=max(self.config.max_model_len, 18))
         for spec in self.policies:
             simulate(policy_of(spec), toy, self.profile, config)

@@ -8,8 +8,10 @@ import numpy as np
 from engine.latency import load_profile
 from engine.metrics import Report, summarize
 from engine.policy import Policy
+from engine.predictions import predict
 from engine.requests import Requests
 from engine.simulate import Record, simulate
+from engine.workload import Workload
 from llmsched_env.config import EnvConfig
 from llmsched_env.reward import REWARD_TERMS, RewardWeights
 
@@ -67,10 +69,14 @@ class HeldOut:
         self.executor = load_profile(env.profile)
         workload = dataclass_replace(env.workload, num_requests=requests)
         self.traces: list[Requests] = [
-            dataclass_replace(workload, rate=rate).generate(HELD_OUT_SEED + k)
+            self._trace(dataclass_replace(workload, rate=rate), HELD_OUT_SEED + k)
             for rate in (env.rates or (workload.rate,))
             for k in range(traces)
         ]
+
+    def _trace(self, workload: Workload, seed: int) -> Requests:
+        requests = workload.generate(seed)
+        return predict(requests, self.env.prediction, seed) if self.env.prediction else requests
 
     def score(self, policy: Policy) -> Score:
         """Serve every trace with a policy.

@@ -205,6 +205,11 @@ class LearnedPolicy(_Allocating):
         return choices
 
     @property
+    def channel(self) -> str:
+        """Predictions as in the environment in which it was trained."""
+        return self.bundle.env.prediction
+
+    @property
     def spec(self) -> str:
         """The folder, which is how the command line takes it."""
         return self.path

@@ -82,6 +82,9 @@ def _setup(result: Result) -> list[tuple[str, str]]:
         ("Configuration", result["config_hash"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())),
     ]
+    channels = {cell["policy"]: cell["prediction"] for cell in result["cells"] if cell.get("prediction")}
+    if channels:
+        rows.insert(3, ("Length predictions", ", ".join(f"{name}: {channel}" for name, channel in channels.items())))
     if source.get("trace"):
         rows.insert(1, ("Trace file", f"{source['trace']} (SHA-256 {source['trace_sha256']}...)"))
     return rows

@@ -1,0 +1,557 @@
+"""Channels: what a length predictor says about each request, with the errors that published predictors have.
+
+``predict(requests, "rank:tau=0.52", seed)`` fills in the predictions. Noise is drawn per request from a stream of its
+own, so the same seed gives the same predictions at every load. What a channel is calibrated to is a property of the
+trace: the noise of `bins` and `refined` is fitted to the requests that are to be predicted, as their predictors were
+trained on the data that they serve. `errors` says how large the errors came out.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+from engine.requests import INT32_MAX, FloatArray, Forecast, Requests
+
+Places = npt.NDArray[np.int64]
+
+BINS_TOKENS = 512
+"""Upper end of the lengths that TRAIL's predictors can express (tokens); longer ones fall into the last bin."""
+NUM_BINS = 10
+_WIDTH = BINS_TOKENS / NUM_BINS
+_MIDPOINTS = (np.arange(NUM_BINS) + 0.5) * _WIDTH
+_STREAM = 0x4C454E47
+"""Second word of the seed: keeps the noise apart from the numbers that the trace itself was drawn from."""
+_LEAST = 2.0**-20
+"""Smallest prediction (tokens), so that no channel says 0."""
+_CALIBRATION_PAIRS = 16_384
+"""Refreshed predictions that calibration looks at, at most."""
+_SIGMAS = np.geomspace(0.25, 8192.0, 16)
+_NONE = np.zeros(0)
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "cap": (0, INT32_MAX),
+    "shrink": (0, 1),
+    "mae": (0, INT32_MAX),
+    "first": (0, INT32_MAX),
+    "every": (1, INT32_MAX),
+    "tau": (-1, 1),
+    "sigma": (0, 10),
+    "decay": (0, 1),
+    "hit": (0, 1),
+    "miss_sigma": (0, 10),
+}
+
+
+class Drawn(NamedTuple):
+    """What a channel says about n requests, before the options that all channels have."""
+
+    total: FloatArray
+    """First prediction of all output tokens of each request, float64[n]."""
+    every: int = 0
+    """Output tokens between predictions of a request, 0: the first one stays."""
+    remaining: FloatArray = _NONE
+    """Refreshed predictions of the output tokens still to come, float64, in the order of `Forecast.total`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """A predictor of output lengths; the fields are its settings, those here are options of every channel.
+
+    Raises:
+        InputError: a field is out of range.
+    """
+
+    name: ClassVar[str] = ""
+    """Name, as its spec begins."""
+    about: ClassVar[str] = ""
+    """One line on what it says."""
+    refreshes: ClassVar[bool] = False
+    """Whether it predicts anew while a request is served."""
+
+    cap: int = 0
+    """Largest prediction of the total (tokens), as of a model that cannot say more; 0 for none."""
+    shrink: float = 0.0
+    """Regression to the mean (0..1): share of the way to the mean log length, which heavy tails do to predictors.
+    Refreshed predictions go towards the mean log of what remains at all refreshes."""
+    stale: str = "one"
+    """What remains of a request that has outlived its prediction: `one` token, or `half` of what it has generated."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "stale":
+                self._require(value in ("one", "half"), field.name, "one or half")
+            elif field.type is not bool:
+                low, high = _RANGES[field.name]
+                kind = "a whole number" if field.type is int else "a number"
+                fits = low <= value <= high and (field.type is float or value == int(value))
+                upper = "or more" if high == INT32_MAX else f"to {high}"
+                self._require(fits, field.name, f"{kind}, {low} {upper}")
+
+    def _require(self, condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            raise InputError(f"channel {self.name!r}: {field}: expected {expected}, got {getattr(self, field)!r}")
+
+    @property
+    def spec(self) -> str:
+        """The channel in canonical form: the name and the settings that differ from the defaults."""
+        values = {field.name: getattr(self, field.name) for field in _own(type(self))}
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = {name: value for name, value in values.items() if value != defaults[name]}
+        return f"{self.name}:{_settings(changed)}" if changed else self.name
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Predictions for requests with these true outputs (tokens, float64[n])."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Channel):
+    """The truth."""
+
+    name: ClassVar[str] = "oracle"
+    about: ClassVar[str] = "the truth"
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """The outputs themselves."""
+        return Drawn(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bins(Channel):
+    """TRAIL's prediction from the prompt: the expectation of a distribution over ten bins of 0..512 tokens.
+
+    The published predictor is a classifier (DistilBERT) with a mean absolute error of 46 tokens on Alpaca prompts with
+    answers of Llama-3-8B, cut at 512 tokens (harvard-cns/TRAIL-llm-scheduling). Here a request shows its length, cut
+    at 512, plus normal noise; the distribution is what follows from that and from the share of requests in each bin.
+    The noise is as large as it takes for the error asked for. Not every error can be had: below about a quarter of a
+    bin there is the width of the bins, and knowing nothing but the shares is the other end. The nearest is taken.
+    """
+
+    name: ClassVar[str] = "bins"
+    about: ClassVar[str] = "TRAIL's first prediction: expectation over 10 bins of 0..512 tokens, with this mean error"
+
+    mae: float = 46.0
+    """Mean absolute error against the length cut at 512 (tokens)."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Expectations of the distributions."""
+        return Drawn(_expectation(_first_distribution(output, self.mae, rng.standard_normal(output.size))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined(Channel):
+    """TRAIL's predictions from the model's own hidden state, every few tokens, smoothed over time.
+
+    The first prediction is that of `Bins`. A refreshed one starts from a distribution over the same bins for the
+    tokens that remain; the published network's has a mean absolute error of 34 tokens. Its noise is independent from
+    one refresh to the next and fitted to the error of this raw prediction, over all refreshes of all requests. Then
+    comes the Bayesian smoothing of harvard-cns/TRAIL-llm-scheduling: the distribution before, moved on by one token at
+    a time (one bin down with probability 1/51.2, the lowest bin stays), times the new one. The smoothed error is about
+    half of the raw one; the paper (Shahout et al., 2410.01035) has its predictions 2.66 times as good as the first.
+    """
+
+    name: ClassVar[str] = "refined"
+    about: ClassVar[str] = "TRAIL: bins at first, then a distribution of what remains every few tokens, smoothed"
+    refreshes: ClassVar[bool] = True
+
+    mae: float = 34.0
+    """Mean absolute error of a refreshed prediction before smoothing, against what remains, cut at 512 (tokens)."""
+    first: float = 46.0
+    """Mean absolute error of the first prediction, against the length cut at 512 (tokens)."""
+    every: int = 8
+    """Output tokens from one prediction to the next."""
+    smooth: bool = True
+    """Whether distributions are smoothed over time; without, each refresh forgets those before."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """First and refreshed expectations."""
+        first = _first_distribution(output, self.first, rng.standard_normal(output.size))
+        place, request, generated = _refreshes(output, self.every)
+        remaining = np.minimum(output[request] - generated, BINS_TOKENS)
+        noise = rng.standard_normal(remaining.size)
+        chosen = np.arange(remaining.size)
+        if remaining.size > _CALIBRATION_PAIRS:
+            chosen = rng.integers(remaining.size, size=_CALIBRATION_PAIRS)
+        sigma = _calibrate(remaining[chosen], noise[chosen], self.mae, np.zeros(NUM_BINS))
+        seen = remaining + sigma * noise
+        return Drawn(_expectation(first), self.every, self._filter(first, place, seen, sigma))
+
+    def _filter(self, first: FloatArray, place: Places, seen: FloatArray, sigma: float) -> FloatArray:
+        """Expectations after each refresh; all requests take their k-th refresh together."""
+        left = np.empty(seen.size)
+        count = np.diff(place)
+        order = np.argsort(-count, kind="stable")  # those still refreshed come first
+        place, belief = place[:-1][order], first[:, order]
+        step = np.linalg.matrix_power(_one_token(), self.every)
+        for k in range(int(count.max())):
+            at = place[: np.count_nonzero(count > k)] + k
+            raw = _distribution(seen[at], sigma, np.zeros(NUM_BINS))
+            if self.smooth:
+                belief = np.einsum("jb,jm->bm", step, belief[:, : at.size]) * raw
+                mass = belief.sum(axis=0)
+                belief = np.where(mass > 0.0, belief / np.maximum(mass, np.finfo(float).tiny), raw)
+            else:
+                belief = raw
+            left[at] = _expectation(belief)
+        return left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gauss(Channel):
+    """The length plus normal noise: how TRAIL's authors test the sensitivity to errors.
+
+    As there (harvard-cns/TRAIL-llm-scheduling) the standard deviation is mae sqrt(pi/2) and no prediction is below one
+    token; where many outputs are shorter than the error, that floor makes the measured error smaller than asked for.
+    """
+
+    name: ClassVar[str] = "gauss"
+    about: ClassVar[str] = "the truth plus normal noise of this mean absolute size, at least one token"
+
+    mae: float = 46.0
+    """Mean absolute size of the noise (tokens)."""
+    clip: bool = False
+    """Whether a prediction is never above the truth: the downward bias of TRAIL's oracle with noise."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Noisy outputs."""
+        noisy = np.maximum(1.0, output + self.mae * math.sqrt(math.pi / 2.0) * rng.standard_normal(output.size))
+        return Drawn(np.minimum(noisy, output) if self.clip else noisy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Channel):
+    """A ranking with a given Kendall tau, as learning-to-rank predictors have it (Fu et al., 2408.15792).
+
+    A Gaussian copula: with z the normal score of a request's rank by length and eps standard normal, requests are
+    ordered by rho z + sqrt(1 - rho^2) eps, where rho = sin(pi tau / 2) is what makes Kendall's tau come out, however
+    lengths are distributed. For log-normal lengths this is, up to a monotone map, ln L + sigma eps with
+    sigma = sd(ln L) sqrt(1 / rho^2 - 1). The prediction is the quantile of the lengths at that score, interpolated so
+    that a higher score is always a higher prediction: predictions are distributed as the lengths are, and the order is
+    what counts. Requests of equal length have one rank, so tau is exact only as far as there are few of them. tau = 1
+    is the truth; the public code (hao-ai-lab/vllm-ltr) reports 0.52 for ShareGPT and 0.64 for LMSYS-Chat.
+    """
+
+    name: ClassVar[str] = "rank"
+    about: ClassVar[str] = "lengths in an order of this Kendall tau (LTR: 0.52 ShareGPT, 0.64 LMSYS), otherwise as true"
+
+    tau: float = 0.52
+    """Kendall's tau between prediction and length (-1..1)."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Quantiles of the outputs at noisy normal scores; if all outputs are equal, the truth."""
+        from scipy.special import ndtri
+
+        noise = rng.standard_normal(output.size)
+        values, group, count = np.unique(output, return_inverse=True, return_counts=True)
+        if values.size == 1:
+            return Drawn(output)
+        node = np.asarray(ndtri((np.cumsum(count) - count / 2.0) / output.size), np.float64)
+        rho = math.sin(math.pi * self.tau / 2.0)
+        score = rho * node[group] + math.sqrt(1.0 - rho * rho) * noise
+        below, above = np.minimum(score - node[0], 0.0), np.minimum(node[-1] - score, 0.0)
+        # Scores beyond the shortest and the longest length keep their order within half a token.
+        return Drawn(np.interp(score, node, values) + 0.5 * np.expm1(below) - 0.5 * np.expm1(above))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterative(Channel):
+    """ELIS (2505.09142): what remains is predicted anew every 50 tokens, better each time.
+
+    The k-th prediction (k = 0 at arrival) is what remains times exp(s eps - s^2 / 2), with s = sigma decay^k and eps
+    standard normal: right in the mean. The paper says that errors fall from window to window; the decay is our choice.
+    """
+
+    name: ClassVar[str] = "iterative"
+    about: ClassVar[str] = "ELIS: what remains, drawn anew every few tokens with log-normal errors that shrink"
+    refreshes: ClassVar[bool] = True
+
+    sigma: float = 0.5
+    """Standard deviation of the log of the first prediction (no unit)."""
+    decay: float = 0.8
+    """Factor by which it shrinks from one prediction to the next (0..1)."""
+    every: int = 50
+    """Output tokens from one prediction to the next."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """First and refreshed predictions."""
+        total = output * self._error(0.0, rng.standard_normal(output.size))
+        _, request, generated = _refreshes(output, self.every)
+        error = self._error(generated / self.every, rng.standard_normal(generated.size))
+        return Drawn(total, self.every, (output[request] - generated) * error)
+
+    def _error(self, redraw: float | FloatArray, noise: FloatArray) -> FloatArray:
+        spread = self.sigma * np.power(self.decay, redraw)
+        return np.asarray(np.exp(spread * noise - spread * spread / 2.0), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Channel):
+    """Exponential predictions whose mean is the length.
+
+    The stress case of Mitzenmacher's "Scheduling with Predictions and the Price of Misprediction".
+    """
+
+    name: ClassVar[str] = "exp"
+    about: ClassVar[str] = "exponential with the truth as its mean"
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Outputs times standard exponential numbers."""
+        return Drawn(output * rng.standard_exponential(output.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Channel):
+    """A predictor that looks up similar prompts, as ALISE's (2410.23537): good where it finds one, poor elsewhere.
+
+    The length times a log-normal number of median 1. No error of that predictor is published; the settings are ours.
+    """
+
+    name: ClassVar[str] = "retrieval"
+    about: ClassVar[str] = "ALISE-like look-up: log-normal errors, smaller where a similar prompt was found"
+
+    hit: float = 0.7
+    """Share of the requests for which a similar prompt is found (0..1)."""
+    sigma: float = 0.4
+    """Standard deviation of the log of their predictions (no unit)."""
+    miss_sigma: float = 0.9
+    """That of the others (no unit)."""
+
+    def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
+        """Outputs times numbers of the mixture."""
+        noise = rng.standard_normal(output.size)
+        spread = np.where(rng.random(output.size) < self.hit, self.sigma, self.miss_sigma)
+        return Drawn(output * np.exp(spread * noise))
+
+
+_CLASSES: tuple[type[Channel], ...] = (Oracle, Bins, Refined, Gauss, Rank, Iterative, Exponential, Retrieval)
+CHANNELS: dict[str, type[Channel]] = {cls.name: cls for cls in _CLASSES}
+"""Every channel by name."""
+
+
+def channel_names() -> tuple[str, ...]:
+    """Return the names of the channels, as spec strings begin."""
+    return tuple(CHANNELS)
+
+
+def channel_descriptions() -> dict[str, str]:
+    """Return one line for each channel: what it says, and the keys that its spec takes with their defaults."""
+    return {
+        name: f"{cls.about} ({_settings({f.name: f.default for f in _own(cls)})})" for name, cls in CHANNELS.items()
+    }
+
+
+def parse_channel(spec: str) -> Channel:
+    """Return the channel that a spec describes: `name`, or `name:key=value,key=value`.
+
+    Raises:
+        InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
+    """
+    name, _, settings = spec.partition(":")
+    if name not in CHANNELS:
+        raise InputError(f"channel: expected one of {', '.join(CHANNELS)}; got {name!r}")
+    cls = CHANNELS[name]
+    kinds: dict[str, Any] = {field.name: field.type for field in _own(cls)}
+    values: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or key not in kinds:
+            raise InputError(
+                f"channel {name!r}: expected key=value with a key among {', '.join(kinds)}; got {setting!r}"
+            )
+        if key in values:
+            raise InputError(f"channel {name!r}: expected each key once, got {key!r} twice")
+        values[key] = _value(kinds[key], text, f"channel {name!r}: {key}")
+    return cls(**values)
+
+
+def predict(requests: Requests, channel: str, seed: int) -> Requests:
+    """Return the requests with predictions; what they had before is replaced.
+
+    Args:
+        requests: n requests; of these only the outputs and their order count, not when they arrive.
+        channel: spec of the channel (`parse_channel`).
+        seed: a whole number >= 0; the same one gives the same predictions, bit for bit.
+
+    Returns:
+        A copy whose `prediction` (tokens, > 0) and `forecast` come from the channel.
+
+    Raises:
+        InputError: a bad spec or seed.
+    """
+    chosen = parse_channel(channel)
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed: expected a whole number >= 0, got {seed!r}")
+    output = requests.output.astype(np.float64)
+    drawn = chosen.draw(output, np.random.default_rng([int(seed), _STREAM]))
+    prediction = _bounded(_regressed(drawn.total, output, chosen.shrink), chosen.cap)
+    if not drawn.every:
+        return requests.replace(
+            prediction=prediction, forecast=Forecast(chosen.spec, stale_half=chosen.stale == "half")
+        )
+    place, request, generated = _refreshes(output, drawn.every)
+    remaining = _regressed(drawn.remaining, output[request] - generated, chosen.shrink)
+    total = _bounded(generated + remaining, chosen.cap).astype(np.float32)
+    for array in (place, total):
+        array.flags.writeable = False
+    forecast = Forecast(chosen.spec, drawn.every, place, total, chosen.stale == "half")
+    return requests.replace(prediction=prediction, forecast=forecast)
+
+
+class Errors(NamedTuple):
+    """How wrong predictions are."""
+
+    mae: float
+    """Mean absolute error of the first predictions (tokens)."""
+    bias: float
+    """Their mean error (tokens), > 0 where they are too long."""
+    tau: float
+    """Kendall's tau-b between first predictions and lengths; nan if either are all equal."""
+    refreshed_mae: float
+    """Mean absolute error of what remains (tokens), over all refreshes of all requests; nan if there are none."""
+
+
+def errors(requests: Requests, limit: float = math.inf) -> Errors:
+    """Compare predictions with the truth, for reports.
+
+    Args:
+        requests: requests with predictions.
+        limit: lengths above it, true or predicted, count as this many tokens (512: as TRAIL's errors are stated).
+
+    Raises:
+        InputError: requests without predictions.
+    """
+    from scipy.stats import kendalltau
+
+    if np.isnan(requests.prediction).any():
+        raise InputError("prediction errors: expected requests with predictions (`engine.predictions.predict`)")
+    output = requests.output.astype(np.float64)
+    error = np.minimum(requests.prediction, limit) - np.minimum(output, limit)
+    varied = np.ptp(requests.prediction) > 0.0 and np.ptp(output) > 0.0
+    tau = float(kendalltau(requests.prediction, output).statistic) if varied else math.nan
+    refreshed, forecast = math.nan, requests.forecast
+    if forecast.total.size:
+        _, request, generated = _refreshes(output, forecast.every)
+        left = forecast.total - generated
+        stale = np.maximum(1.0, 0.5 * generated) if forecast.stale_half else 1.0  # as `engine.policy.remaining`
+        left = np.where(left < 1.0, stale, left)
+        truth = output[request] - generated
+        refreshed = float(np.abs(np.minimum(left, limit) - np.minimum(truth, limit)).mean())
+    return Errors(float(np.abs(error).mean()), float(error.mean()), tau, refreshed)
+
+
+def _refreshes(output: FloatArray, every: int) -> tuple[Places, Places, FloatArray]:
+    """Places of each request's refreshes, int64[n + 1]; request and tokens generated of each refresh, [k] each."""
+    count = ((output - 1.0) // every).astype(np.int64)
+    place = np.concatenate([[0], np.cumsum(count)])
+    request = np.repeat(np.arange(count.size), count)
+    generated = (np.arange(place[-1]) - place[request] + 1.0) * every
+    return place, request, generated
+
+
+def _regressed(prediction: FloatArray, truth: FloatArray, share: float) -> FloatArray:
+    """Predictions moved this share of the way to the mean log of the truth."""
+    if not share or not truth.size:
+        return prediction
+    least = np.maximum(prediction, _LEAST)
+    return np.asarray(np.exp((1.0 - share) * np.log(least) + share * np.log(truth).mean()), np.float64)
+
+
+def _bounded(prediction: FloatArray, cap: int) -> FloatArray:
+    return np.clip(prediction, _LEAST, cap or None)
+
+
+def _distribution(seen: FloatArray, sigma: float, log_prior: FloatArray) -> FloatArray:
+    """Distributions over the bins, float64[bins, m], that follow from lengths seen with normal noise (tokens)."""
+    weight = (seen - _MIDPOINTS[:, None]) / sigma
+    weight *= weight
+    weight *= -0.5
+    weight += log_prior[:, None]
+    weight -= weight.max(axis=0)
+    np.exp(weight, out=weight)
+    weight /= weight.sum(axis=0)
+    return weight
+
+
+def _expectation(belief: FloatArray) -> FloatArray:
+    """Means (tokens) of distributions over the bins; einsum, unlike @, has the same bits at any number of threads."""
+    return np.asarray(np.einsum("b,bm->m", _MIDPOINTS, belief), np.float64)
+
+
+def _calibrate(length: FloatArray, noise: FloatArray, mae: float, log_prior: FloatArray) -> float:
+    """The noise (tokens) at which expected bins are off by `mae` in the mean, or as near to it as can be."""
+    if not length.size:
+        return float(_SIGMAS[0])
+
+    def excess(sigma: float) -> float:
+        expected = _expectation(_distribution(length + sigma * noise, sigma, log_prior))
+        return float(np.abs(expected - length).mean()) - mae
+
+    return _root(excess, 1e-3 * mae)
+
+
+def _root(excess: Callable[[float], float], tolerance: float) -> float:
+    """Where a function of the noise is zero, by bisection from a grid; if nowhere, where it is nearest on the grid."""
+    at = np.array([excess(sigma) for sigma in _SIGMAS])
+    changes = np.flatnonzero((at[:-1] < 0.0) != (at[1:] < 0.0))
+    if not changes.size:
+        return float(_SIGMAS[np.argmin(np.abs(at))])
+    low, high = float(_SIGMAS[changes[0]]), float(_SIGMAS[changes[0] + 1])
+    starts_below = bool(at[changes[0]] < 0.0)
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        value = excess(middle)
+        if abs(value) <= tolerance:
+            return middle
+        low, high = (middle, high) if (value < 0.0) == starts_below else (low, middle)
+    return (low + high) / 2.0
+
+
+def _first_distribution(output: FloatArray, mae: float, noise: FloatArray) -> FloatArray:
+    """Distributions over the bins from the prompt alone, float64[bins, n]."""
+    length = np.minimum(output, BINS_TOKENS)
+    member = np.minimum(length // _WIDTH, NUM_BINS - 1).astype(np.int64)
+    share = np.bincount(member, minlength=NUM_BINS) / length.size
+    log_prior = np.log(share, out=np.full(NUM_BINS, -np.inf), where=share > 0.0)
+    sigma = _calibrate(length, noise, mae, log_prior)
+    return _distribution(length + sigma * noise, sigma, log_prior)
+
+
+def _one_token() -> FloatArray:
+    """Probabilities [from, to] that what remains changes its bin while one token is generated."""
+    step = np.eye(NUM_BINS) * (1.0 - 1.0 / _WIDTH) + np.eye(NUM_BINS, k=-1) / _WIDTH
+    step[0, 0] = 1.0
+    return step
+
+
+def _own(cls: type[Channel]) -> list[Any]:
+    """Fields of a channel, its own before those that all have."""
+    common = len(fields(Channel))
+    return [*fields(cls)[common:], *fields(cls)[:common]]
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return ",".join(f"{name}={_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(int(value) if isinstance(value, bool) else value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _value(kind: Any, text: str, where: str) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        expected = {bool: "0 or 1", int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"{where}: expected {expected}, got {text!r}") from None
