@@ -12,7 +12,10 @@ from engine.workload import Workload
 from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv
 
 CONFIG = EnvConfig(
-    workload=Workload(rate=1.9, num_requests=200), action="mixture", arms=("slai", "sarathi", "vllm", "orca")
+    workload=Workload(rate=1.9, num_requests=200),
+    action="mixture",
+    arms=("slai", "sarathi", "vllm", "orca", "ltr"),
+    prediction="rank:tau=0.6",
 )
 
 
@@ -43,7 +46,7 @@ def test_terms_sum_to_the_report() -> None:
     assert elapsed == pytest.approx(report["duration_s"] - first)
 
 
-@pytest.mark.parametrize("arm", range(4))
+@pytest.mark.parametrize("arm", range(len(CONFIG.arms)))
 def test_one_arm_all_the_time_is_that_baseline(arm: Any) -> None:
     env = LLMSchedEnv(CONFIG)
     env.reset(seed=5)
