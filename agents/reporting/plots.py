@@ -22,11 +22,13 @@ LIMIT: dict[str, Any] = {"color": "#666666", "linewidth": 1.0, "linestyle": (0, 
 DPI = 150
 
 
-def _style(index: int) -> dict[str, Any]:
+def style_of(index: int) -> dict[str, Any]:
+    """Colour and marker of the n-th line."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of this size (inches)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,12 +57,14 @@ def _against_load(axes: "Axes", result: Result, key: str, scale: float) -> None:
             for part in ("mean", "low", "high")
         )
         if len(loads) > 1:
-            axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **_style(index))
-            axes.fill_between(rates, np.maximum(low, 0.0), high, color=_style(index)["color"], alpha=0.15, linewidth=0)
+            axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **style_of(index))
+            axes.fill_between(
+                rates, np.maximum(low, 0.0), high, color=style_of(index)["color"], alpha=0.15, linewidth=0
+            )
             axes.set_xlabel("arrival rate, requests/s")
         else:
             reach = np.nan_to_num(np.array([mean - low, high - mean]))
-            axes.errorbar([index], mean, reach, label=policy, capsize=4, linestyle="none", **_style(index))
+            axes.errorbar([index], mean, reach, label=policy, capsize=4, linestyle="none", **style_of(index))
             axes.set_xlim(-0.6, len(_policies(result)) - 0.4)
             axes.set_xticks([])
             axes.set_xlabel(load_label(result, loads[0]))
@@ -95,7 +99,7 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 
 def plot_ttft(result: Result) -> "Figure":
     """Median and 99th percentile of TTFT against load, with the limits of the capacity criteria."""
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     left, right = figure.subplots(1, 2)
     for axes, key, title in ((left, "median_ttft_ms", "median TTFT, s"), (right, "p99_ttft_ms", "p99 TTFT, s")):
         _against_load(axes, result, key, 1e-3)
@@ -138,7 +142,7 @@ def _plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
 def plot_tbt(result: Result) -> "Figure":
     """99th percentile of the gaps of each tier against load, with the tier's deadline."""
     tiers = _tiers(result)
-    figure = _figure(4.5 * max(2, len(tiers)), 3.8)
+    figure = new_figure(4.5 * max(2, len(tiers)), 3.8)
     panels = figure.subplots(1, max(2, len(tiers)), squeeze=False)[0]
     for axes, (name, tier) in zip(panels, tiers.items(), strict=False):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
@@ -154,7 +158,7 @@ def plot_tbt(result: Result) -> "Figure":
 
 def plot_goodput(result: Result) -> "Figure":
     """Goodput and SLO attainment against load; the dashed line is what arrives."""
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     left, right = figure.subplots(1, 2)
     _against_load(left, result, "request_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
@@ -178,14 +182,14 @@ def plot_cdf(result: Result) -> "Figure":
     """Distribution of TTFT at the middle load: share of the requests beyond each value, mean over seeds."""
     loads = result["config"]["loads"]
     load = loads[len(loads) // 2]
-    figure = _figure(9.0, 4.0)
+    figure = new_figure(9.0, 4.0)
     left, right = figure.subplots(1, 2)
     for index, policy in enumerate(_policies(result)):
         cells = [c for c in result["cells"] if c["policy"] == policy and c["load"] == load and c["ttft_quantiles_ms"]]
         if not cells:
             continue
         ttft = np.mean([cell["ttft_quantiles_ms"] for cell in cells], axis=0) / 1000.0
-        colour = _style(index)["color"]
+        colour = style_of(index)["color"]
         left.plot(ttft, CDF_SHARES * 100.0, label=policy, color=colour, linewidth=1.6)
         right.plot(ttft, np.maximum(1.0 - CDF_SHARES, 5e-4) * 100.0, color=colour, linewidth=1.6)
     right.set_yscale("log")
@@ -209,7 +213,7 @@ def plot_timeline(result: Result) -> "Figure":
     looks = result["windows"]["policies"]
     since = min(seen["timeline"]["start_s"][0] for seen in looks.values() if seen["timeline"]["start_s"])
     until = max(seen["timeline"]["start_s"][-1] for seen in looks.values() if seen["timeline"]["start_s"])
-    figure = _figure(9.0, 0.6 + 1.55 * len(looks))
+    figure = new_figure(9.0, 0.6 + 1.55 * len(looks))
     panels = figure.subplots(len(looks), 1, squeeze=False)[:, 0]
     for axes, (policy, seen) in zip(panels, looks.items(), strict=True):
         line = {key: np.array(values) for key, values in seen["timeline"].items()}

@@ -1,0 +1,114 @@
+"""`llmsched sensitivity`: the study of `agents.studies.sensitivity`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agents.evaluation.cells import default_workers
+from agents.evaluation.setup import Setup
+from agents.files import check_writable, json_text, write_atomically
+from agents.options import ComparisonOptions
+from agents.reporting.tables import console_for_tables
+from agents.studies import sensitivity
+from engine.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ComparisonOptions):
+    """Policies that believe length predictions against one that does not, by prediction error and load."""
+
+    policies: str = "ltr,trail,elis,alise,srtf"
+    """Policies that need predictions, comma separated."""
+    reference: str | None = "sarathi"
+    """Policy without predictions that the others are compared with."""
+    channels: str = "rank:tau=1;rank:tau=0.8;rank:tau=0.64;rank:tau=0.52;rank:tau=0.28;rank:tau=0"
+    """Channels of predictions, separated by semicolons, such as oracle;gauss:mae=100 (see `llmsched workloads`)."""
+    rates: str = "1.4,1.6,1.8"
+    """Arrival rates in requests/s: a list or start:end:step."""
+    plot: Path | None = None
+    """Also draw the relative mean latency against the error into this PNG file."""
+
+    def run(self) -> None:
+        """Measure, print, write.
+
+        Raises:
+            InputError: options that do not fit, or a file that cannot be written.
+        """
+        if self.prediction is not None:
+            raise InputError("prediction: expected --channels here, got --prediction")
+        if self.resume:
+            raise InputError("resume: a sensitivity study cannot be resumed")
+        check_writable(self.json, self.plot)
+        setup = self._setup()
+        channels = tuple(part.strip() for part in self.channels.split(";") if part.strip())
+        workers = default_workers() if self.workers is None else self.workers
+        console = console_for_tables()
+        with console.status("") as status:
+            result = sensitivity.sensitivity(
+                setup,
+                self.loads(None, self.rates),
+                channels,
+                workers=workers,
+                on_cell=lambda done, total: status.update(f"{done} of {total} runs"),
+            )
+        console.print(_channels(result))
+        for name in sensitivity.METRICS:
+            console.print(_table(result, name))
+        console.print(_pays(result))
+        if self.json is not None:
+            write_atomically(self.json, json_text(result))
+        if self.plot is not None:
+            from agents.reporting.sensitivity_plot import plot_sensitivity
+
+            write_atomically(self.plot, plot_sensitivity(result))
+
+    def _setup(self) -> Setup:
+        reference = self.reference or "sarathi"
+        both = replace(self, policies=f"{reference},{self.policies}", reference=reference)
+        return Setup(**both.setup())
+
+
+def _load(load: float | None) -> str:
+    return "recorded" if load is None else f"{load:g}"
+
+
+def _channels(result: dict[str, Any]) -> Table:
+    table = Table(title="Predictions: errors measured, mean over seeds")
+    table.add_column("channel")
+    table.add_column("mean absolute error, tokens", justify="right")
+    table.add_column("Kendall tau", justify="right")
+    for row in result["channels"]:
+        table.add_row(row["channel"], f"{row['mae']:.0f}", f"{row['tau']:.2f}")
+    return table
+
+
+def _table(result: dict[str, Any], name: str) -> Table:
+    title = sensitivity.METRICS[name]
+    table = Table(
+        title=f"{title.capitalize()} relative to {result['setting']['reference']}, same requests",
+        caption="* the 95 % interval of the paired difference excludes zero",
+    )
+    table.add_column("policy")
+    table.add_column("load", justify="right")
+    for channel in result["channels"]:
+        table.add_column(channel["channel"], justify="right")
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        figure, difference = row[name], row[name]["difference"]
+        sure = difference["low"] is not None and (difference["low"] > 0.0 or difference["high"] < 0.0)
+        text = f"{100 * figure['relative']:+.0f} %{'*' if sure else ' '}"
+        lines.setdefault((row["policy"], _load(row["load"])), []).append(text)
+    for (policy, load), texts in lines.items():
+        table.add_row(policy, load, *texts)
+    return table
+
+
+def _pays(result: dict[str, Any]) -> Table:
+    table = Table(title="Where believing predictions pays: mean latency lower for sure")
+    for title in ("policy", "load", "channels"):
+        table.add_column(title)
+    for row in result["pays"]:
+        table.add_row(row["policy"], _load(row["load"]), ", ".join(row["channels"]) or "none")
+    return table
