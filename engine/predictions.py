@@ -7,7 +7,6 @@ trained on the data that they serve. `errors` says how large the errors came out
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,22 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.prediction_bins import (
+    BINS_TOKENS,
+    NUM_BINS,
+    calibrate,
+    distribution,
+    expectation,
+    first_distribution,
+    one_token,
+)
 from engine.requests import INT32_MAX, FloatArray, Forecast, Requests
 
 Places = npt.NDArray[np.int64]
 
-BINS_TOKENS = 512
-"""Upper end of the lengths that TRAIL's predictors can express (tokens); longer ones fall into the last bin."""
-NUM_BINS = 10
-_WIDTH = BINS_TOKENS / NUM_BINS
-_MIDPOINTS = (np.arange(NUM_BINS) + 0.5) * _WIDTH
 _STREAM = 0x4C454E47
 """Second word of the seed: keeps the noise apart from the numbers that the trace itself was drawn from."""
 _LEAST = 2.0**-20
 """Smallest prediction (tokens), so that no channel says 0."""
 _CALIBRATION_PAIRS = 16_384
 """Refreshed predictions that calibration looks at, at most."""
-_SIGMAS = np.geomspace(0.25, 8192.0, 16)
 _NONE = np.zeros(0)
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -142,7 +144,7 @@ class Bins(Channel):
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
         """Expectations of the distributions."""
-        return Drawn(_expectation(_first_distribution(output, self.mae, rng.standard_normal(output.size))))
+        return Drawn(expectation(first_distribution(output, self.mae, rng.standard_normal(output.size))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +174,16 @@ class Refined(Channel):
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
         """First and refreshed expectations."""
-        first = _first_distribution(output, self.first, rng.standard_normal(output.size))
+        first = first_distribution(output, self.first, rng.standard_normal(output.size))
         place, request, generated = _refreshes(output, self.every)
         remaining = np.minimum(output[request] - generated, BINS_TOKENS)
         noise = rng.standard_normal(remaining.size)
         chosen = np.arange(remaining.size)
         if remaining.size > _CALIBRATION_PAIRS:
             chosen = rng.integers(remaining.size, size=_CALIBRATION_PAIRS)
-        sigma = _calibrate(remaining[chosen], noise[chosen], self.mae, np.zeros(NUM_BINS))
+        sigma = calibrate(remaining[chosen], noise[chosen], self.mae, np.zeros(NUM_BINS))
         seen = remaining + sigma * noise
-        return Drawn(_expectation(first), self.every, self._filter(first, place, seen, sigma))
+        return Drawn(expectation(first), self.every, self._filter(first, place, seen, sigma))
 
     def _filter(self, first: FloatArray, place: Places, seen: FloatArray, sigma: float) -> FloatArray:
         """Expectations after each refresh; all requests take their k-th refresh together."""
@@ -189,17 +191,17 @@ class Refined(Channel):
         count = np.diff(place)
         order = np.argsort(-count, kind="stable")  # those still refreshed come first
         place, belief = place[:-1][order], first[:, order]
-        step = np.linalg.matrix_power(_one_token(), self.every)
+        step = np.linalg.matrix_power(one_token(), self.every)
         for k in range(int(count.max())):
             at = place[: np.count_nonzero(count > k)] + k
-            raw = _distribution(seen[at], sigma, np.zeros(NUM_BINS))
+            raw = distribution(seen[at], sigma, np.zeros(NUM_BINS))
             if self.smooth:
                 belief = np.einsum("jb,jm->bm", step, belief[:, : at.size]) * raw
                 mass = belief.sum(axis=0)
                 belief = np.where(mass > 0.0, belief / np.maximum(mass, np.finfo(float).tiny), raw)
             else:
                 belief = raw
-            left[at] = _expectation(belief)
+            left[at] = expectation(belief)
         return left
 
 
@@ -465,69 +467,6 @@ def _regressed(prediction: FloatArray, truth: FloatArray, share: float) -> Float
 
 def _bounded(prediction: FloatArray, cap: int) -> FloatArray:
     return np.clip(prediction, _LEAST, cap or None)
-
-
-def _distribution(seen: FloatArray, sigma: float, log_prior: FloatArray) -> FloatArray:
-    """Distributions over the bins, float64[bins, m], that follow from lengths seen with normal noise (tokens)."""
-    weight = (seen - _MIDPOINTS[:, None]) / sigma
-    weight *= weight
-    weight *= -0.5
-    weight += log_prior[:, None]
-    weight -= weight.max(axis=0)
-    np.exp(weight, out=weight)
-    weight /= weight.sum(axis=0)
-    return weight
-
-
-def _expectation(belief: FloatArray) -> FloatArray:
-    """Means (tokens) of distributions over the bins; einsum, unlike @, has the same bits at any number of threads."""
-    return np.asarray(np.einsum("b,bm->m", _MIDPOINTS, belief), np.float64)
-
-
-def _calibrate(length: FloatArray, noise: FloatArray, mae: float, log_prior: FloatArray) -> float:
-    """The noise (tokens) at which expected bins are off by `mae` in the mean, or as near to it as can be."""
-    if not length.size:
-        return float(_SIGMAS[0])
-
-    def excess(sigma: float) -> float:
-        expected = _expectation(_distribution(length + sigma * noise, sigma, log_prior))
-        return float(np.abs(expected - length).mean()) - mae
-
-    return _root(excess, 1e-3 * mae)
-
-
-def _root(excess: Callable[[float], float], tolerance: float) -> float:
-    """Where a function of the noise is zero, by bisection from a grid; if nowhere, where it is nearest on the grid."""
-    at = np.array([excess(sigma) for sigma in _SIGMAS])
-    changes = np.flatnonzero((at[:-1] < 0.0) != (at[1:] < 0.0))
-    if not changes.size:
-        return float(_SIGMAS[np.argmin(np.abs(at))])
-    low, high = float(_SIGMAS[changes[0]]), float(_SIGMAS[changes[0] + 1])
-    starts_below = bool(at[changes[0]] < 0.0)
-    for _ in range(40):
-        middle = (low + high) / 2.0
-        value = excess(middle)
-        if abs(value) <= tolerance:
-            return middle
-        low, high = (middle, high) if (value < 0.0) == starts_below else (low, middle)
-    return (low + high) / 2.0
-
-
-def _first_distribution(output: FloatArray, mae: float, noise: FloatArray) -> FloatArray:
-    """Distributions over the bins from the prompt alone, float64[bins, n]."""
-    length = np.minimum(output, BINS_TOKENS)
-    member = np.minimum(length // _WIDTH, NUM_BINS - 1).astype(np.int64)
-    share = np.bincount(member, minlength=NUM_BINS) / length.size
-    log_prior = np.log(share, out=np.full(NUM_BINS, -np.inf), where=share > 0.0)
-    sigma = _calibrate(length, noise, mae, log_prior)
-    return _distribution(length + sigma * noise, sigma, log_prior)
-
-
-def _one_token() -> FloatArray:
-    """Probabilities [from, to] that what remains changes its bin while one token is generated."""
-    step = np.eye(NUM_BINS) * (1.0 - 1.0 / _WIDTH) + np.eye(NUM_BINS, k=-1) / _WIDTH
-    step[0, 0] = 1.0
-    return step
 
 
 def _own(cls: type[Channel]) -> list[Any]:
