@@ -1,0 +1,215 @@
+"""Published comparisons of schedulers, run again in their own settings on the surrogate: is the direction the same?
+
+Each study names what its paper says, serves the same requests with the policy and its reference, and puts the measured
+figure beside the published one. What is the paper's: kind of lengths, arrivals, memory for KV, predictor, caps. What is
+not: the device (the shipped profile of Mistral-7B on an RTX 6000 Ada) and therefore the rates, which are chosen where
+this device is as loaded as the paper's; lengths are log-normal with the published means or medians.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import baselines
+from agents.evaluation.cells import run_tasks
+from agents.evaluation.statistics import mean_interval
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.metrics import summarize
+from engine.predictions import predict
+from engine.simulate import simulate
+from engine.workload import parse_workload
+
+PROFILE = "rtx6000ada-mistral-7b"
+
+SHAREGPT = "lengths=lognormal:4.36,1.2,5.42,0.9,4096"
+"""Single turns of ShareGPT: mean prompt 161, mean output 338 tokens (the vLLM paper)."""
+LMSYS = "lengths=lognormal:3.04,1.43,4.75,0.85,1000"
+"""LMSYS-Chat-1M below 500 + 500 tokens: prompt mean 59, median 21; output mean 147, median 116 (notes to WAIT)."""
+ALPACA = "lengths=lognormal:3.2,0.5,5.2,0.8,512"
+"""Alpaca prompts answered by an instruct model: tens of prompt tokens, outputs of hundreds, 512 at most."""
+
+METRICS = {
+    "mean_e2e_s": "mean latency, s",
+    "mean_ttft_s": "mean TTFT, s",
+    "s_per_token": "mean latency per output token, s",
+    "evictions": "evictions",
+    "requests_per_s": "finished requests/s",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One published comparison."""
+
+    name: str
+    """The policy that it is about."""
+    paper: str
+    """Where it was published."""
+    published: str
+    """What the paper reports."""
+    policy: str
+    """Spec of the policy."""
+    reference: str
+    """Spec of what it is compared with."""
+    workload: str
+    """Arrivals and lengths, without rate and number."""
+    rates: tuple[float, ...]
+    """Arrival rates in requests/s."""
+    seconds: float
+    """Requests arrive for this long."""
+    metric: str
+    """The figure that is compared, a key of METRICS; lower is better."""
+    config: EngineConfig = field(default_factory=EngineConfig)
+    """Limits of the server."""
+    more: tuple[str, ...] = ()
+    """Further policies, for information."""
+    remark: str = ""
+    """What differs, or why the direction does not come out."""
+
+    def __post_init__(self) -> None:
+        """Find typing errors when the module is loaded."""
+        assert self.metric in METRICS
+        assert self.rates
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """All specs, the reference first."""
+        return (self.reference, self.policy, *self.more)
+
+
+A100_40GB = EngineConfig(num_blocks=9500, max_num_seqs=256, max_model_len=8192, swap_bandwidth=25e9)
+"""KV that an 8-billion-parameter model leaves on 40 GB, PCIe 4.0 x16, 256 seats."""
+
+STUDIES: tuple[Study, ...] = (
+    Study(
+        name="ltr",
+        paper="arXiv 2408.15792",
+        published="mean latency up to 6.9 times lower than FCFS; 2.8 times for chat under bursts",
+        policy="ltr",
+        reference="sarathi:token_budget=768",
+        more=("ltr:starvation_threshold=200", "srtf", "mlfq"),
+        workload=f"gamma:cv=1,{SHAREGPT}",
+        rates=(16.0, 32.0, 64.0),
+        seconds=60.0,
+        metric="s_per_token",
+        config=A100_40GB,
+        remark="60 s of arrivals as there, then everything is served; FCFS is chunked prefill with the same budget",
+    ),
+    Study(
+        name="alise",
+        paper="arXiv 2410.23537",
+        published="throughput up to 1.8 (Alpaca) and 2.1 times (ShareGPT) that of vLLM at equal latency",
+        policy="alise",
+        reference="vllm",
+        workload=f"poisson:{SHAREGPT}",
+        rates=(6.0, 7.0, 8.0, 9.0, 10.0),
+        seconds=200.0,
+        metric="s_per_token",
+        config=EngineConfig(num_blocks=3000, max_num_seqs=256, max_model_len=8192, swap_bandwidth=25e9),
+        remark="little memory, as with the OPT models there; read across: rates with equal latency",
+    ),
+    Study(
+        name="past_future",
+        paper="doi 10.1145/3676641.3716011",
+        published="almost no evictions where vLLM's admission evicts often",
+        policy="past_future",
+        reference="vllm",
+        more=("lightllm",),
+        workload=f"poisson:{SHAREGPT}",
+        rates=(6.0, 8.0, 10.0),
+        seconds=200.0,
+        metric="evictions",
+        config=EngineConfig(num_blocks=3000, max_num_seqs=256, max_model_len=8192),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run."""
+
+    study: Study
+    policy: str
+    rate: float
+    seed: int
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """Serve one rate and seed with one policy; every metric of METRICS."""
+    study, policy = task.study, baselines.make(task.policy)
+    workload = parse_workload(study.workload)
+    count = max(1, round(task.rate * study.seconds))
+    requests = replace(workload, rate=task.rate, num_requests=count).generate(task.seed)
+    if policy.channel:
+        requests = predict(requests, policy.channel, task.seed)
+    report = summarize(simulate(policy, requests, load_profile(PROFILE), study.config))
+    return {
+        "policy": task.policy,
+        "rate": task.rate,
+        "seed": task.seed,
+        "mean_e2e_s": report.e2el.mean,
+        "mean_ttft_s": report.ttft.mean,
+        "s_per_token": report.normalized_latency.mean,
+        "evictions": report.evictions,
+        "requests_per_s": report.request_throughput,
+    }
+
+
+def chosen(names: str | None) -> tuple[Study, ...]:
+    """The studies of a comma-separated list, all of them for None.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    known = {study.name: study for study in STUDIES}
+    wanted = [*known] if names is None else [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"only: expected studies among {', '.join(known)}, got {name!r}")
+    return tuple(known[name] for name in wanted)
+
+
+def measure(study: Study, seeds: int, workers: int, progress: Callable[[str], object]) -> dict[str, Any]:
+    """Run one study.
+
+    Args:
+        study: what to run.
+        seeds: seeds 0 ... seeds - 1.
+        workers: processes.
+        progress: called with a line about what is going on.
+
+    Returns:
+        JSON: the study; `rows`, one per rate and policy with the mean of each metric over the seeds and, for the
+        study's metric, the mean ratio reference / policy (None where the policy's is 0); `holds`, whether the
+        study's metric is better than the reference's at the highest rate in the mean over the seeds.
+    """
+    tasks = [Task(study, p, rate, s) for rate in study.rates for p in study.policies for s in range(seeds)]
+    cells: list[dict[str, Any]] = [{}] * len(tasks)
+    for done, (index, cell) in enumerate(run_tasks(run_task, tasks, workers), 1):
+        cells[index] = cell
+        progress(f"{study.name}: {done} of {len(tasks)} runs")
+    rows = [_row(study, cells, policy, rate) for rate in study.rates for policy in study.policies]
+    last = {row["policy"]: row[study.metric]["mean"] for row in rows if row["rate"] == study.rates[-1]}
+    return {
+        "study": asdict(study),
+        "profile": PROFILE,
+        "seeds": seeds,
+        "rows": rows,
+        "holds": bool(last[study.policy] < last[study.reference]),
+    }
+
+
+def _row(study: Study, cells: list[dict[str, Any]], policy: str, rate: float) -> dict[str, Any]:
+    def values(spec: str, name: str) -> np.ndarray:
+        return np.array([c[name] for c in cells if (c["policy"], c["rate"]) == (spec, rate)], np.float64)
+
+    row: dict[str, Any] = {"policy": policy, "rate": rate}
+    for name in METRICS:
+        row[name] = mean_interval(values(policy, name)).to_dict()
+    ours, theirs = values(policy, study.metric), values(study.reference, study.metric)
+    row["times_lower"] = mean_interval(theirs / ours).to_dict() if (ours > 0.0).all() else None
+    return row
