@@ -29,6 +29,7 @@ from engine.state import (
     GAP_MIN_EXPONENT,
     NUM_GAP_BUCKETS,
     RUNNING,
+    SWAP,
     WAITING,
     Server,
     load,
@@ -210,6 +211,7 @@ def test_the_batch_features_are_those_of_the_latency_formula() -> None:
         "decodes": 1,
         "prefill_pairs": 5 * (5 + 3),
         "decode_context": 6,
+        "swapped": 0,
     }
 
 
@@ -223,7 +225,8 @@ ILLEGAL_PLANS: list[tuple[list[tuple[int, ...]], str]] = [
     ([(1, 12), (2, 9)], "asks for more tokens than max_batched_tokens"),
     ([(2, 10)], "asks for more prompt tokens than remain"),
     ([(0, 2)], "asks a decode for a number of tokens other than 1"),
-    ([(1, 0)], "has a token count that is neither positive, EVICT nor DROP"),
+    ([(1, 0)], "has a token count that is neither positive nor EVICT, DROP, SWAP, SWAP_COMPRESSED"),
+    ([(0, SWAP)], "swaps more KV than the host has room for"),
     ([(0, 1)] * 12, "is the last one that fits: the plan names more entries than it holds"),
 ]
 
