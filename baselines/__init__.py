@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from baselines.alise import ALISE
+from baselines.elis import ELIS
 from baselines.fastertransformer import FasterTransformer
 from baselines.lightllm import LightLLM
 from baselines.ltr import LTR
@@ -17,6 +18,7 @@ from baselines.rad import RAD
 from baselines.sarathi import Sarathi
 from baselines.slai import SLAI
 from baselines.srtf import SRTF
+from baselines.trail import TRAIL
 from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
 from engine.errors import InputError
@@ -35,6 +37,8 @@ _CLASSES: tuple[type[Policy], ...] = (
     MLFQ,
     ALISE,
     LTR,
+    TRAIL,
+    ELIS,
     SRTF,
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
@@ -77,12 +81,14 @@ def make(spec: str) -> Policy:
 
 __all__ = [
     "ALISE",
+    "ELIS",
     "LTR",
     "MLFQ",
     "POLICIES",
     "RAD",
     "SLAI",
     "SRTF",
+    "TRAIL",
     "VLLM",
     "VLLMV1",
     "FasterTransformer",

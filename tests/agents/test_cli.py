@@ -68,6 +68,9 @@ TRACES = {
         ("evaluate --engine.num-blocks 10", "prompt + output"),
         ("evaluate --engine.nosuch 1", "nosuch"),
         ("evaluate --horizon -1", "horizon"),
+        ("evaluate --prediction nosuch", "channel: expected one of oracle"),
+        ("evaluate --policies ltr --prediction rank:tau=2", "tau"),
+        ("simulate --engine.swap-bandwidth -1", "swap_bandwidth"),
         ("evaluate --warmup -1", "warmup"),
         ("evaluate --resume", "to resume"),
         ("evaluate --nosuch", "--nosuch"),
@@ -144,6 +147,25 @@ def test_simulate_writes_the_keys_of_vllm(capsys: pytest.CaptureFixture[str]) ->
     assert data["completed"] == 8
     # One chunk of 512 tokens: 7.64 ms + 512 x 83.6 us + pairs and nothing else.
     assert data["median_ttft_ms"] == pytest.approx(7.64 + 512 * 0.0836 + 512 * 513 / 2 * 5.8254e-6, rel=1e-3)
+
+
+def test_each_policy_gets_its_own_predictions_or_those_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """One trace for all, whatever is predicted about it; who needs nothing is told nothing."""
+    seen = []
+    for flag in ("", " --prediction rank:tau=0.9"):
+        code, out, err = run(capsys, f"evaluate {SMALL} --policies sarathi,ltr,trail --json j.json{flag}")
+        assert (code, err) == (0, "")
+        cells = json.loads(Path("j.json").read_text())["cells"]
+        seen.append({cell["policy"]: cell["prediction"] for cell in cells})
+        assert len({cell["trace"] for cell in cells}) == 2, "two seeds"
+    assert seen == [
+        {"sarathi": "", "ltr": "rank", "trail": "refined"},
+        {"sarathi": "", "ltr": "rank:tau=0.9", "trail": "rank:tau=0.9"},
+    ]
+    report = Path("out/evaluate/report.html").read_text()
+    assert "ltr: rank:tau=0.9, trail: rank:tau=0.9" in report
+    code, out, err = run(capsys, "simulate --policy ltr --num-requests 20 --prediction oracle")
+    assert "predictions of output lengths: oracle" in out
 
 
 def test_semantics_are_presets_that_single_fields_override(capsys: pytest.CaptureFixture[str]) -> None:

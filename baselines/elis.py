@@ -1,0 +1,223 @@
+"""ELIS: shortest predicted remaining output first, decided anew after every window of tokens."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from engine._jit import inner
+from engine.kv import blocks_to_admit, decode_need, tokens_left
+from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, require, schedule
+from engine.state import RUNNING, WAITING, Memory, Plan, View
+
+WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
+
+MEMBERS, IS_MEMBER, UNTIL, GONE, ELIS_REQUEST_MEMORY = range(5)
+"""Columns: list of the batch, best first; whether a request is in it; generated tokens at which its window ends; number
+of the plan that evicted it."""
+NUM_MEMBERS, PLANS, ELIS_ROW_MEMORY = range(3)
+
+
+@inner
+def _is_present(r: Any) -> bool:
+    return bool(r.status == WAITING or r.status == RUNNING)
+
+
+@inner
+def _lacks_tokens(memory: Memory, i: int, r: Any) -> bool:
+    """Whether request `i` has to go on in this window."""
+    return bool(_is_present(r) and r.generated < memory.request[i, UNTIL])
+
+
+@inner
+def _best_outside(view: View, memory: Memory) -> int:
+    """The request outside the batch with the least predicted output left (ties: arrival); -1 if there is none."""
+    row, best, least = view.row[0], -1, 0.0
+    for k in range(row.num_waiting + row.num_running):
+        i = view.queue[k] if k < row.num_waiting else view.running[k - row.num_waiting]
+        if memory.request[i, IS_MEMBER]:
+            continue
+        left = remaining(row, view.request[i])
+        if best < 0 or left < least or (left == least and i < best):
+            best, least = i, left
+    return best
+
+
+@inner
+def _fill_batch(view: View, memory: Memory) -> None:
+    """Take the best requests into the batch until it is full."""
+    cells, m = memory.request, memory.row
+    while m[NUM_MEMBERS] < memory.params[BATCH_SIZE]:
+        i = _best_outside(view, memory)
+        if i < 0:
+            break
+        r = view.request[i]
+        cells[i, IS_MEMBER] = 1.0
+        cells[i, UNTIL] = r.generated + memory.params[WINDOW] if memory.params[WINDOW] > 0.0 else 2.0**31
+        cells[int(m[NUM_MEMBERS]), MEMBERS] = i
+        m[NUM_MEMBERS] += 1.0
+
+
+@inner
+def _end_window(memory: Memory) -> None:
+    for k in range(int(memory.row[NUM_MEMBERS])):
+        memory.request[int(memory.request[k, MEMBERS]), IS_MEMBER] = 0.0
+    memory.row[NUM_MEMBERS] = 0.0
+
+
+@inner
+def _drop_finished(view: View, memory: Memory) -> bool:
+    """Take those who have left out of the batch; returns whether anybody in it has tokens to generate."""
+    cells, kept, going = memory.request, 0, False
+    for k in range(int(memory.row[NUM_MEMBERS])):
+        i = int(cells[k, MEMBERS])
+        if _is_present(view.request[i]):
+            cells[kept, MEMBERS] = i
+            kept += 1
+            going = going or _lacks_tokens(memory, i, view.request[i])
+        else:
+            cells[i, IS_MEMBER] = 0.0
+    memory.row[NUM_MEMBERS] = kept
+    return going
+
+
+@inner
+def _worst_holder(view: View, memory: Memory, after: int) -> int:
+    """Who loses its KV first: outside the batch the one with most output left, then the batch's last after `after`."""
+    row, cells, worst, most = view.row[0], memory.request, -1, 0.0
+    for k in range(row.num_running):
+        i = view.running[k]
+        if cells[i, IS_MEMBER] or cells[i, GONE] == memory.row[PLANS]:
+            continue
+        left = remaining(row, view.request[i])
+        if left >= most:
+            worst, most = i, left
+    if worst < 0:
+        for k in range(int(memory.row[NUM_MEMBERS]) - 1, after, -1):
+            i = int(cells[k, MEMBERS])
+            if view.request[i].status == RUNNING and cells[i, GONE] != memory.row[PLANS]:
+                return i
+    return worst
+
+
+@inner
+def _make_room(
+    view: View, memory: Memory, plan: Plan, after: int, need: int, free: int, active: int
+) -> tuple[int, int]:
+    """Evict until `need` blocks are free and, for a newcomer, a seat; returns (blocks free, requests that hold KV)."""
+    row = view.row[0]
+    while free < need or active >= row.max_num_seqs:
+        v = _worst_holder(view, memory, after)
+        if v < 0:
+            break
+        evict(plan, v)
+        memory.request[v, GONE] = memory.row[PLANS]
+        free += view.request[v].blocks
+        active -= 1
+    return free, active
+
+
+@inner
+def _run_prompts(view: View, memory: Memory, plan: Plan) -> bool:
+    """Prompts of the batch, best first, whole ones as far as the budget goes; False if there is none to run."""
+    row, cells = view.row[0], memory.request
+    budget = min(int(memory.params[PROMPT_BUDGET]), row.max_batched_tokens)
+    free, active, found = row.free_blocks, row.num_running, False
+    for k in range(int(memory.row[NUM_MEMBERS])):
+        i = int(cells[k, MEMBERS])
+        r = view.request[i]
+        swapped = r.status == WAITING and r.prefilled == r.prompt
+        if budget == 0 or cells[i, GONE] == memory.row[PLANS] or (r.prefilled == r.prompt and not swapped):
+            continue
+        if r.status == WAITING:
+            if r.prompt > row.max_model_len:
+                drop(plan, i)
+                continue
+            need = blocks_to_admit(r, row.block_size)
+            free, active = _make_room(view, memory, plan, k, need + row.watermark_blocks, free, active)
+            if free < need + row.watermark_blocks or active >= row.max_num_seqs:
+                break
+            free -= need
+            active += 1
+        chunk = min(tokens_left(r), budget)
+        schedule(plan, i, chunk)
+        budget -= chunk
+        found = True
+    return found
+
+
+@inner
+def _run_decodes(view: View, memory: Memory, plan: Plan) -> None:
+    """One token for everybody in the batch that has not got all of its window."""
+    row, cells, free, tokens = view.row[0], memory.request, view.row[0].free_blocks, 0
+    for k in range(int(memory.row[NUM_MEMBERS])):
+        i = int(cells[k, MEMBERS])
+        r = view.request[i]
+        if r.status != RUNNING or cells[i, GONE] == memory.row[PLANS] or not _lacks_tokens(memory, i, r):
+            continue
+        need = decode_need(r, row.block_size)
+        free, _ = _make_room(view, memory, plan, k, need, free, 0)
+        if free >= need and tokens < row.max_batched_tokens:
+            free -= need
+            tokens += 1
+            schedule(plan, i, 1)
+
+
+@inner
+def _run(view: View, memory: Memory, plan: Plan) -> None:
+    if not _run_prompts(view, memory, plan):
+        _run_decodes(view, memory, plan)
+
+
+@HotKernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    memory.row[PLANS] += 1.0
+    if view.row[0].num_waiting + view.row[0].num_running == 0:
+        return
+    if not _drop_finished(view, memory):
+        _end_window(memory)
+    elif not memory.params[REFILL]:
+        _run(view, memory, plan)
+        if plan.size[0] > 0:
+            return
+        _end_window(memory)  # who still lacks tokens waits for KV of those who have theirs
+    _fill_batch(view, memory)
+    _run(view, memory, plan)
+    if plan.size[0] == 0:
+        _end_window(memory)
+        _fill_batch(view, memory)
+        _run(view, memory, plan)
+
+
+@dataclass(frozen=True)
+class ELIS(Policy):
+    """The requests with the least predicted output left are one batch for a window of tokens; then ranks are taken anew.
+
+    Preemption happens only between windows. A window ends when each request of the batch has finished or has generated
+    `window` tokens; who is done early waits for the others, and a place that comes free stays empty unless
+    `refill_inside_window`. Requests outside the batch keep their KV until one in the batch needs it, then those with
+    most output left lose theirs. Prompts run alone and whole, as in vLLM v0, on which the paper's workers are built.
+    """
+
+    window: int = 50
+    """Output tokens per request in one window (0: until everybody in the batch has finished)."""
+    batch_size: int = 32
+    """Requests in a batch."""
+    prompt_budget: int = 4096
+    """Prompt tokens per iteration."""
+    refill_inside_window: bool = False
+    """Fill places that come free before the window ends."""
+
+    name: ClassVar[str] = "elis"
+    paper: ClassVar[str] = "ELIS, arXiv 2505.09142"
+    knows: ClassVar[str] = "remaining output, predicted anew every window"
+    prediction: ClassVar[str] = "iterative"
+    eviction: ClassVar[str] = "most output left outside the batch, recompute"
+    evidence: ClassVar[str] = "reconstructed from notes and a third party's code; batch size and refill are ours"
+    request_memory: ClassVar[int] = ELIS_REQUEST_MEMORY
+    row_memory: ClassVar[int] = ELIS_ROW_MEMORY
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        require(self.window >= 0, self, "window", "tokens >= 0")
+        require(self.batch_size >= 1, self, "batch_size", "requests >= 1")
+        require(self.prompt_budget >= 1, self, "prompt_budget", "tokens >= 1")
