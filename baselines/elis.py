@@ -189,7 +189,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class ELIS(Policy):
-    """The requests with the least predicted output left are one batch for a window of tokens; then ranks are taken anew.
+    """The requests with least predicted output left are one batch for a window of tokens; then all are ranked anew.
 
     Preemption happens only between windows. A window ends when each request of the batch has finished or has generated
     `window` tokens; who is done early waits for the others, and a place that comes free stays empty unless

@@ -58,7 +58,7 @@ def test_outsiders_keep_their_kv_until_it_is_needed_and_the_one_with_most_left_l
     assert steps("elis:window=2,batch_size=2", requests, config).evicted[:4] == [[], [], [], []]
     requests = known([0.0, 0.0, 1.0], [10, 10, 9], [9, 8, 1])
     log = steps("elis:window=2,batch_size=2", requests, config)
-    assert [step for step in log.evicted if step][0] == [0]
+    assert next(step for step in log.evicted if step) == [0]
 
 
 def test_refreshed_predictions_change_the_order_at_the_next_window() -> None:
