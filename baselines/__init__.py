@@ -12,6 +12,7 @@ from baselines.fastertransformer import FasterTransformer
 from baselines.lightllm import LightLLM
 from baselines.ltr import LTR
 from baselines.mlfq import MLFQ
+from baselines.nested_wait import NestedWAIT
 from baselines.orca import Orca
 from baselines.past_future import PastFuture
 from baselines.rad import RAD
@@ -21,6 +22,7 @@ from baselines.srtf import SRTF
 from baselines.trail import TRAIL
 from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
+from baselines.wait import WAIT
 from engine.errors import InputError
 from engine.policy import Policy
 
@@ -39,6 +41,8 @@ _CLASSES: tuple[type[Policy], ...] = (
     LTR,
     TRAIL,
     ELIS,
+    WAIT,
+    NestedWAIT,
     SRTF,
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
@@ -91,8 +95,10 @@ __all__ = [
     "TRAIL",
     "VLLM",
     "VLLMV1",
+    "WAIT",
     "FasterTransformer",
     "LightLLM",
+    "NestedWAIT",
     "Orca",
     "PastFuture",
     "Sarathi",

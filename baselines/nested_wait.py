@@ -1,0 +1,103 @@
+"""Nested WAIT: without knowing output lengths, requests wait for a quota again at each boundary of generated tokens."""
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from baselines._quota import (
+    CODE,
+    FIRST_CLASS,
+    NUM_CLASSES,
+    OPEN,
+    QUOTA_CELLS,
+    QUOTA_REQUEST_MEMORY,
+    QUOTA_ROW_MEMORY,
+    WAITS,
+    encode_quotas,
+    forget_classes,
+    has_quota,
+    open_late,
+    parse_quotas,
+    put,
+    serve_open,
+)
+from engine._jit import inner
+from engine.config import EngineConfig
+from engine.policy import HotKernel, Kernel, Policy, require
+from engine.state import Memory, Plan, View
+
+
+@inner
+def _segment(memory: Memory, generated: int) -> int:
+    """Segment of a request that is to generate token number `generated` + 1."""
+    p = memory.params
+    last = int(p[NUM_CLASSES]) - 1
+    for c in range(last):
+        if generated < p[FIRST_CLASS + 3 * c]:
+            return c
+    return last
+
+
+@HotKernel
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    row, p = view.row[0], memory.params
+    forget_classes(memory)
+    for k in range(row.num_waiting):
+        put(memory, view.queue[k], 0, True)
+    for k in range(row.num_running):
+        i = view.running[k]
+        r = view.request[i]
+        c = _segment(memory, r.generated)
+        put(memory, i, c, c > 0 and r.prefilled == r.prompt and r.generated == p[FIRST_CLASS + 3 * (c - 1)])
+    prefix = True
+    for c in range(int(p[NUM_CLASSES])):
+        enough = has_quota(memory, c) or not p[WAITS] or (c == 0 and p[CODE] > 0.0)
+        prefix = prefix and enough
+        memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if prefix else 0.0
+    open_late(view, memory)
+    serve_open(view, memory, plan)
+
+
+@dataclass(frozen=True)
+class NestedWAIT(Policy):
+    """Segments of generated tokens, each with a quota at its entry; the longest run of first segments with quotas runs.
+
+    A request enters the first segment; at a boundary it is done or waits, with its KV, for the quota of the next one.
+    ``llmsched fluid`` computes quotas. Variants: ``paper``, and ``code`` (Luoxiaogan/vidur_or), where the first segment
+    needs no quota and a segment holds at most its quota in each stage. KV check and timeout as in WAIT; a request that
+    loses its KV starts again in the first segment.
+    """
+
+    segments: str = "50:10;100:8;150:6;250:4;inf:2"
+    """Segments as tokens:requests, joined by ";": last token of the segment, and how many enter at a time."""
+    variant: str = "code"
+    """paper or code."""
+    wait: bool = True
+    """Wait for quotas; without, they only limit how many enter."""
+    timeout_s: float = 1.0
+    """Seconds after which a segment that was not served runs with what it has (not in the paper)."""
+
+    name: ClassVar[str] = "nested_wait"
+    paper: ClassVar[str] = "Nested WAIT, arXiv 2504.11320"
+    knows: ClassVar[str] = "distribution of output lengths, in its quotas"
+    eviction: ClassVar[str] = "youngest running request under memory pressure, recompute"
+    evidence: ClassVar[str] = "public code of an author and notes to the paper; KV check and timeout are ours"
+    request_memory: ClassVar[int] = QUOTA_REQUEST_MEMORY
+    row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
+    kernel: ClassVar[Kernel | None] = _plan
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        parse_quotas(self.segments, "policy 'nested_wait': segments")
+        require(self.variant in ("paper", "code"), self, "variant", "paper or code")
+        require(0.0 < self.timeout_s < float("inf"), self, "timeout_s", "seconds > 0")
+
+    def params(self, config: EngineConfig) -> np.ndarray:
+        """Variant, flag and timeout, then the segments."""
+        segments = parse_quotas(self.segments, "policy 'nested_wait': segments")
+        bounds = [0.0, *(bound for bound, _ in segments)]
+        stages = [b - a for a, b in itertools.pairwise(bounds)]
+        cells = encode_quotas(segments, stages)
+        return np.array([self.variant == "code", self.wait, self.timeout_s, *cells], np.float64)
