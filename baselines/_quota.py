@@ -91,7 +91,7 @@ def has_quota(memory: Memory, c: int) -> bool:
     quota = p[FIRST_CLASS + 3 * c + 1]
     if p[CODE]:
         quota = min(quota, max(0.0, p[FIRST_CLASS + 3 * c + 2] - memory.row[cell + INSIDE]))
-    memory.row[cell + ENTERS] = quota
+    memory.row[cell + ENTERS] = min(quota, memory.row[cell + WAITING_AT])
     return bool(memory.row[cell + WAITING_AT] >= quota)
 
 
@@ -142,8 +142,21 @@ def _run_decodes(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int]
 
 
 @inner
-def serve_open(view: View, memory: Memory, plan: Plan) -> None:
-    """Plan the open classes; with nothing to run, wake when the next class has waited for the timeout."""
+def _may_enter(memory: Memory) -> float:
+    """Newcomers that the open classes take in now."""
+    enter = 0.0
+    for c in range(int(memory.params[NUM_CLASSES])):
+        if memory.row[QUOTA_CELLS * c + OPEN]:
+            enter += memory.row[QUOTA_CELLS * c + ENTERS]
+    return enter
+
+
+@inner
+def serve_open(view: View, memory: Memory, plan: Plan, entry: int) -> None:
+    """Plan the open classes; with nothing to run, wake when the next class has waited for the timeout.
+
+    `entry` is the class of everybody in the queue; -1: as put.
+    """
     row, cells = view.row[0], memory.row
     last, tokens, free = _run_decodes(view, memory, plan)
     for k in range(last):
@@ -156,13 +169,16 @@ def serve_open(view: View, memory: Memory, plan: Plan) -> None:
             tokens += chunk
             cells[cell + LAST] = row.now
     active = last
+    enter = _may_enter(memory) if entry < 0 else cells[QUOTA_CELLS * entry + OPEN] * cells[QUOTA_CELLS * entry + ENTERS]
     for k in range(row.num_waiting):
+        if enter <= 0.0:
+            break
         i = view.queue[k]
         r = view.request[i]
         if r.prompt > row.max_model_len:
             drop(plan, i)
             continue
-        cell = QUOTA_CELLS * int(memory.request[i, CLASS])
+        cell = QUOTA_CELLS * (int(memory.request[i, CLASS]) if entry < 0 else entry)
         if not cells[cell + OPEN] or cells[cell + ENTERS] <= 0.0:
             continue
         need = blocks_to_admit(r, row.block_size)
@@ -173,6 +189,7 @@ def serve_open(view: View, memory: Memory, plan: Plan) -> None:
         tokens += chunk
         free -= need
         active += 1
+        enter -= 1.0
         cells[cell + ENTERS] -= 1.0
         cells[cell + LAST] = row.now
     if plan.size[0] == 0:

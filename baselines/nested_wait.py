@@ -14,6 +14,7 @@ from baselines._quota import (
     QUOTA_CELLS,
     QUOTA_REQUEST_MEMORY,
     QUOTA_ROW_MEMORY,
+    WAITING_AT,
     WAITS,
     encode_quotas,
     forget_classes,
@@ -44,8 +45,7 @@ def _segment(memory: Memory, generated: int) -> int:
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     forget_classes(memory)
-    for k in range(row.num_waiting):
-        put(memory, view.queue[k], 0, True)
+    memory.row[WAITING_AT] = row.num_waiting
     for k in range(row.num_running):
         i = view.running[k]
         r = view.request[i]
@@ -57,7 +57,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
         prefix = prefix and enough
         memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if prefix else 0.0
     open_late(view, memory)
-    serve_open(view, memory, plan)
+    serve_open(view, memory, plan, 0)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class NestedWAIT(Policy):
     """Segments of generated tokens, each with a quota at its entry; the longest run of first segments with quotas runs.
 
     A request enters the first segment; at a boundary it is done or waits, with its KV, for the quota of the next one.
-    ``llmsched fluid`` computes quotas. Variants: ``paper``, and ``code`` (Luoxiaogan/vidur_or), where the first segment
+    ``llmsched fluid`` computes quotas (the default: for its default workload). Variants: ``paper``, and ``code`` (Luoxiaogan/vidur_or), where the first segment
     needs no quota and a segment holds at most its quota in each stage. KV check and timeout as in WAIT; a request that
     loses its KV starts again in the first segment.
     """
 
-    segments: str = "50:10;100:8;150:6;250:4;inf:2"
+    segments: str = "64:1;128:1;256:1;inf:1"
     """Segments as tokens:requests, joined by ";": last token of the segment, and how many enter at a time."""
     variant: str = "code"
     """paper or code."""

@@ -7,11 +7,13 @@ import numpy as np
 
 from baselines._quota import CODE as CODE_VARIANT
 from baselines._quota import (
+    FIRST_CLASS,
     NUM_CLASSES,
     OPEN,
     QUOTA_CELLS,
     QUOTA_REQUEST_MEMORY,
     QUOTA_ROW_MEMORY,
+    WAITING_AT,
     WAITS,
     class_of,
     encode_quotas,
@@ -24,17 +26,25 @@ from baselines._quota import (
 )
 from engine.config import EngineConfig
 from engine.policy import HotKernel, Kernel, Policy, require
-from engine.state import RUNNING, Memory, Plan, View
+from engine.state import Memory, Plan, View
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
     forget_classes(memory)
-    for k in range(row.num_waiting + row.num_running):
-        i = view.queue[k] if k < row.num_waiting else view.running[k - row.num_waiting]
-        r = view.request[i]
-        put(memory, i, class_of(memory, r.prediction), r.status != RUNNING)
+    for k in range(row.num_running):
+        i = view.running[k]
+        put(memory, i, class_of(memory, view.request[i].prediction), False)
+    missing = int(p[NUM_CLASSES])
+    for k in range(row.num_waiting):
+        if missing == 0:
+            break
+        i = view.queue[k]
+        c = class_of(memory, view.request[i].prediction)
+        put(memory, i, c, True)
+        if memory.row[QUOTA_CELLS * c + WAITING_AT] == p[FIRST_CLASS + 3 * c + 1]:
+            missing -= 1
     any_ready = False
     for c in range(int(p[NUM_CLASSES])):
         ready = has_quota(memory, c) or not p[WAITS]
@@ -44,14 +54,14 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
         for c in range(int(p[NUM_CLASSES])):
             memory.row[QUOTA_CELLS * c + OPEN] = 1.0
     open_late(view, memory)
-    serve_open(view, memory, plan)
+    serve_open(view, memory, plan, -1)
 
 
 @dataclass(frozen=True)
 class WAIT(Policy):
     """Types by output length; a type runs, decodes included, when its quota of new requests waits, and takes them in.
 
-    ``llmsched fluid`` computes quotas for a workload and a profile. Two variants: ``paper``, where each type waits for
+    ``llmsched fluid`` computes quotas (the default: for its default workload). Two variants: ``paper``, where each type waits for
     itself, and ``code`` (Luoxiaogan/vidur_or, the one with the published results), where one type that is ready starts
     a batch in which all decodes run, and no type holds more requests than its quota in each stage. Neither source looks
     at the free KV or ends the waiting of the last requests; here newcomers need KV, and a timeout opens a type.

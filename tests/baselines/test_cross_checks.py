@@ -1,0 +1,109 @@
+"""Cross-checks of the specification that concern several policies (numbers 1, 2 and 8; the others stand with theirs)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import baselines
+from baselines.slai import LST
+from engine.config import EngineConfig
+from engine.latency import load_profile
+from engine.metrics import summarize
+from engine.policy import Policy
+from engine.predictions import predict
+from engine.requests import DEFAULT_TIERS, Requests
+from engine.simulate import Record, simulate
+from engine.state import FINISHED, Memory, Plan, View
+from engine.workload import Workload
+from tests.toys import constant
+
+MODEL = load_profile("rtx6000ada-mistral-7b")
+SHORT, LONG = "lognormal:5,0.7,4.5,0.7,1024", "lognormal:7,0.7,4.5,0.7,8192"
+
+
+def capacity(spec: str, lengths: str) -> float:
+    """Requests per second of a server that always has work."""
+    requests = Workload(arrivals="burst", num_requests=800, lengths=lengths).generate(1)
+    return 800 / float(simulate(baselines.make(spec), requests, MODEL).row["now"][0])
+
+
+def verdict(spec: str, lengths: str, rate: float) -> str:
+    requests = Workload(rate=rate, num_requests=3000, lengths=lengths).generate(2)
+    return summarize(simulate(baselines.make(spec), requests, MODEL)).verdict
+
+
+@pytest.mark.parametrize("lengths", [SHORT, LONG])
+def test_1_orca_and_sarathi_are_stable_where_fastertransformer_is_and_beyond(lengths: str) -> None:
+    limit = capacity("fastertransformer", lengths)
+    assert [verdict(p, lengths, 0.9 * limit) for p in ("fastertransformer", "orca", "sarathi")] == ["stable"] * 3
+    assert verdict("fastertransformer", lengths, 1.15 * limit) == "unstable"
+    assert [verdict(p, lengths, 1.15 * limit) for p in ("orca", "sarathi")] == ["stable"] * 2
+
+
+class LSTWatch(Policy):
+    """SLAI, counting the decodes that are past their last schedulable time."""
+
+    def __init__(self, spec: str) -> None:
+        """Wrap this SLAI."""
+        object.__setattr__(self, "slai", baselines.make(spec))
+        object.__setattr__(self, "critical", [])
+
+    slai: Policy
+    critical: list[bool]
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        """SLAI's."""
+        return self.slai.memory(config, num_requests)
+
+    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Let SLAI plan, then look at the decodes."""
+        self.slai.plan(view, memory, plan)
+        running = view.running[: view.row[0].num_running]
+        for i in running[view.request["prefilled"][running] == view.request["prompt"][running]]:
+            self.critical.append(bool(view.row[0].now >= memory.request[i, LST]))
+
+
+def with_deadline(seconds: float) -> Requests:
+    """A trace whose tiers all have this TBT deadline."""
+    tiers = tuple(replace(tier, tbt_s=seconds) for tier in DEFAULT_TIERS)
+    return Workload(rate=6.0, num_requests=120, lengths=SHORT, tiers=tiers).generate(3)
+
+
+def test_2_slai_without_deadlines_has_no_critical_decodes_and_with_them_at_0_only_such() -> None:
+    for seconds, critical in ((1e12, False), (1e-12, True)):
+        watch = LSTWatch("slai:offset=0,pressure_offset=0")
+        simulate(watch, with_deadline(seconds), MODEL)
+        assert len(watch.critical) > 1000
+        assert set(watch.critical) == {critical}
+
+
+def test_2_slai_with_deadlines_at_0_is_sarathi_with_all_decodes_first() -> None:
+    def batches(spec: str) -> list[dict[int, int]]:
+        steps = simulate(baselines.make(spec), with_deadline(1e-12), MODEL, log_steps=True).steps
+        assert steps is not None
+        return [{int(i): int(n) for i, n, _ in batch} for batch in steps.batches]
+
+    assert batches("slai:order=fcfs,offset=0") == batches("sarathi:token_budget=512")
+
+
+@pytest.mark.parametrize("swap_bandwidth", [0.0, 25e9])
+@pytest.mark.parametrize("name", baselines.names())
+def test_8_tokens_are_conserved(name: str, swap_bandwidth: float) -> None:
+    """Work executed = prompts + decodes of what was served + what evictions made the server compute again."""
+    policy = baselines.make(name)
+    requests = Workload(rate=15.0, num_requests=150, lengths=SHORT).generate(4)
+    requests = predict(requests, policy.channel, 0) if policy.channel else requests
+    config = EngineConfig(num_blocks=150, max_model_len=1024, swap_bandwidth=swap_bandwidth, swap_space_gib=0.5)
+    record: Record = simulate(policy, requests, constant(0.03), config, log_steps=True)
+    assert record.steps is not None
+    executed = sum(int(n) for batch in record.steps.batches for _, n, _ in batch)
+    row, finished = record.row[0], record.request["status"] == FINISHED
+    assert row.prefill_tokens + row.decode_tokens == executed
+    # The last output token of a request is delivered, but never processed.
+    useful = int((requests.prompt + requests.output - 1)[finished].sum())
+    assert finished.all()
+    assert executed == useful + row.recomputed_tokens
+    assert row.recomputed_tokens >= 0
+    assert (row.recomputed_tokens > 0) == (row.evictions > 0)
+    assert np.array_equal(record.ledger["delivered"], requests.output)
