@@ -107,6 +107,7 @@ def open_late(view: View, memory: Memory) -> None:
             memory.row[cell + LAST] = now
         elif now >= memory.row[cell + LAST] + memory.params[TIMEOUT]:
             memory.row[cell + OPEN] = 1.0
+            has_quota(memory, c)
 
 
 @inner

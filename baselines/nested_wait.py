@@ -8,6 +8,7 @@ import numpy as np
 
 from baselines._quota import (
     CODE,
+    ENTERS,
     FIRST_CLASS,
     NUM_CLASSES,
     OPEN,
@@ -55,7 +56,9 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     for c in range(int(p[NUM_CLASSES])):
         enough = has_quota(memory, c) or not p[WAITS] or (c == 0 and p[CODE] > 0.0)
         prefix = prefix and enough
-        memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if prefix else 0.0
+        memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if prefix or p[CODE] > 0.0 else 0.0
+        if not prefix:
+            memory.row[QUOTA_CELLS * c + ENTERS] = 0.0
     open_late(view, memory)
     serve_open(view, memory, plan, 0)
 
@@ -65,9 +68,10 @@ class NestedWAIT(Policy):
     """Segments of generated tokens, each with a quota at its entry; the longest run of first segments with quotas runs.
 
     A request enters the first segment; at a boundary it is done or waits, with its KV, for the quota of the next one.
-    ``llmsched fluid`` computes quotas (the default: for its default workload). Variants: ``paper``, and ``code`` (Luoxiaogan/vidur_or), where the first segment
-    needs no quota and a segment holds at most its quota in each stage. KV check and timeout as in WAIT; a request that
-    loses its KV starts again in the first segment.
+    Variants: ``paper``, where the decodes of a segment without quota wait too, and ``code`` (Luoxiaogan/vidur_or),
+    where only its entry waits (our reading), the first one needs no quota, and a segment holds at most its quota in
+    each stage. ``llmsched fluid`` computes quotas (the default: for its default workload). KV check and timeout as in
+    WAIT; a request that loses its KV starts again in the first segment.
     """
 
     segments: str = "64:1;128:1;256:1;inf:1"

@@ -61,10 +61,11 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
 class WAIT(Policy):
     """Types by output length; a type runs, decodes included, when its quota of new requests waits, and takes them in.
 
-    ``llmsched fluid`` computes quotas (the default: for its default workload). Two variants: ``paper``, where each type waits for
-    itself, and ``code`` (Luoxiaogan/vidur_or, the one with the published results), where one type that is ready starts
-    a batch in which all decodes run, and no type holds more requests than its quota in each stage. Neither source looks
-    at the free KV or ends the waiting of the last requests; here newcomers need KV, and a timeout opens a type.
+    Two variants: ``paper``, where each type waits for itself, and ``code`` (Luoxiaogan/vidur_or, the one with the
+    published results), where one type that is ready starts a batch in which all decodes run, and no type holds more
+    requests than its quota in each stage. ``llmsched fluid`` computes quotas (the default: for its default workload).
+    Neither source looks at the free KV or ends the waiting of the last requests; here newcomers need KV, and a timeout
+    opens a type.
     """
 
     types: str = "64:1;128:1;256:1;inf:1"

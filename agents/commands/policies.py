@@ -23,9 +23,7 @@ class Command:
 
     def run(self) -> None:
         """Print the table."""
-        table = Table(
-            caption="in brackets: the channel that predicts output lengths unless --prediction says otherwise"
-        )
+        table = Table(caption="in brackets: channel of predicted output lengths, if --prediction names no other")
         for title in ("policy", "paper", "knows", "preemption", "evidence", "parameters"):
             table.add_column(title, no_wrap=title in ("policy", "parameters"))
         for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM))):

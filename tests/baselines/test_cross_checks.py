@@ -1,4 +1,4 @@
-"""Cross-checks of the specification that concern several policies (numbers 1, 2 and 8; the others stand with theirs)."""
+"""Cross-checks of the specification that concern several policies: 1, 2 and 8; the others stand with their policy."""
 
 from dataclasses import replace
 
@@ -28,17 +28,18 @@ def capacity(spec: str, lengths: str) -> float:
     return 800 / float(simulate(baselines.make(spec), requests, MODEL).row["now"][0])
 
 
-def verdict(spec: str, lengths: str, rate: float) -> str:
+def stable(spec: str, lengths: str, rate: float) -> bool:
+    """Whether the server keeps up with the arrivals, deadlines apart."""
     requests = Workload(rate=rate, num_requests=3000, lengths=lengths).generate(2)
-    return summarize(simulate(baselines.make(spec), requests, MODEL)).verdict
+    return summarize(simulate(baselines.make(spec), requests, MODEL)).verdict != "unstable"
 
 
 @pytest.mark.parametrize("lengths", [SHORT, LONG])
 def test_1_orca_and_sarathi_are_stable_where_fastertransformer_is_and_beyond(lengths: str) -> None:
     limit = capacity("fastertransformer", lengths)
-    assert [verdict(p, lengths, 0.9 * limit) for p in ("fastertransformer", "orca", "sarathi")] == ["stable"] * 3
-    assert verdict("fastertransformer", lengths, 1.15 * limit) == "unstable"
-    assert [verdict(p, lengths, 1.15 * limit) for p in ("orca", "sarathi")] == ["stable"] * 2
+    assert all(stable(policy, lengths, 0.9 * limit) for policy in ("fastertransformer", "orca", "sarathi"))
+    assert not stable("fastertransformer", lengths, 1.15 * limit)
+    assert all(stable(policy, lengths, 1.15 * limit) for policy in ("orca", "sarathi"))
 
 
 class LSTWatch(Policy):
@@ -71,7 +72,7 @@ def with_deadline(seconds: float) -> Requests:
 
 
 def test_2_slai_without_deadlines_has_no_critical_decodes_and_with_them_at_0_only_such() -> None:
-    for seconds, critical in ((1e12, False), (1e-12, True)):
+    for seconds, critical in ((1e12, False), (1e-300, True)):
         watch = LSTWatch("slai:offset=0,pressure_offset=0")
         simulate(watch, with_deadline(seconds), MODEL)
         assert len(watch.critical) > 1000
@@ -80,7 +81,7 @@ def test_2_slai_without_deadlines_has_no_critical_decodes_and_with_them_at_0_onl
 
 def test_2_slai_with_deadlines_at_0_is_sarathi_with_all_decodes_first() -> None:
     def batches(spec: str) -> list[dict[int, int]]:
-        steps = simulate(baselines.make(spec), with_deadline(1e-12), MODEL, log_steps=True).steps
+        steps = simulate(baselines.make(spec), with_deadline(1e-300), MODEL, log_steps=True).steps
         assert steps is not None
         return [{int(i): int(n) for i, n, _ in batch} for batch in steps.batches]
 

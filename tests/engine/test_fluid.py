@@ -89,10 +89,12 @@ def test_requests_in_service_fill_the_kv() -> None:
 
 
 def test_quotas_keep_up_if_a_full_batch_is_shorter_than_the_gap_between_quotas() -> None:
+    """The quotas of the equilibrium are the least that do."""
     line = fit_line(load_profile("rtx6000ada-mistral-7b"), MIX, 224_000)
-    assert keeps_up(MIX, line, np.array([6, 4, 2]))
-    assert not keeps_up(MIX, line, np.array([6000, 4000, 2000]) * 10)
-    assert not keeps_up(MIX, line, np.array([600, 400, 1]))
+    least = equilibrium(MIX, line).per_stage
+    assert keeps_up(MIX, line, 1.01 * least)
+    assert not keeps_up(MIX, line, 0.99 * least)
+    assert not keeps_up(MIX, line, 1.01 * least * np.array([100.0, 1.0, 1.0]))
 
 
 def test_nested_quotas_are_those_of_the_published_bins() -> None:
