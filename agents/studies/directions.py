@@ -18,6 +18,7 @@ from agents.evaluation.statistics import mean_interval
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import load_profile
+from engine.length_models import EmpiricalLengths
 from engine.metrics import summarize
 from engine.predictions import predict
 from engine.simulate import simulate
@@ -65,6 +66,8 @@ class Study:
     """The figure that is compared, a key of METRICS; lower is better."""
     config: EngineConfig = field(default_factory=EngineConfig)
     """Limits of the server."""
+    pairs: tuple[tuple[int, int], ...] = ()
+    """Prompt and output tokens of equally likely requests; () takes the lengths of the workload."""
     more: tuple[str, ...] = ()
     """Further policies, for information."""
     remark: str = ""
@@ -168,6 +171,8 @@ def run_task(task: Task) -> dict[str, Any]:
     study, policy = task.study, baselines.make(task.policy)
     workload = parse_workload(study.workload)
     count = max(1, round(task.rate * study.seconds))
+    if study.pairs:
+        workload = replace(workload, lengths=EmpiricalLengths(*zip(*study.pairs, strict=True)))
     requests = replace(workload, rate=task.rate, num_requests=count).generate(task.seed)
     if policy.channel:
         requests = predict(requests, policy.channel, task.seed)

@@ -84,7 +84,7 @@ def test_idle_time_falls_with_the_quota(variant: str) -> None:
 def completions(spec: str) -> list[int]:
     """Requests finished by each iteration: 1 unit of KV for the prompt, 2 with the one decode, room for 12 units."""
     requests = known([0.0] * 3 + [0.5] * 97, [1] * 100, [2] * 100)
-    config = EngineConfig(block_size=1, num_blocks=12, watermark=0.0, max_model_len=12)
+    config = EngineConfig(block_size=1, num_blocks=12, watermark=0.0, max_model_len=12, eviction_keeps_output=False)
     record, log = run(spec, requests, config)
     ends = np.cumsum(log.duration_s) + (record.row["now"][0] - log.duration_s.sum())
     return [int((record.ledger["completed"] == end).sum()) for end in ends]
