@@ -28,6 +28,12 @@ def _lacks_tokens(memory: Memory, i: int, r: Any) -> bool:
 
 
 @inner
+def _whole_window(memory: Memory) -> float:
+    """Tokens per request in a window."""
+    return float(memory.params[WINDOW]) if memory.params[WINDOW] > 0.0 else 2.0**31
+
+
+@inner
 def _best_outside(view: View, memory: Memory) -> int:
     """The request outside the batch with the least predicted output left (ties: arrival); -1 if there is none."""
     row, best, least = view.row[0], -1, 0.0
@@ -42,8 +48,8 @@ def _best_outside(view: View, memory: Memory) -> int:
 
 
 @inner
-def _fill_batch(view: View, memory: Memory) -> None:
-    """Take the best requests into the batch until it is full."""
+def _fill_batch(view: View, memory: Memory, window: float) -> None:
+    """Take the best requests into the batch until it is full, each for so many tokens."""
     cells, m = memory.request, memory.row
     while m[NUM_MEMBERS] < memory.params[BATCH_SIZE]:
         i = _best_outside(view, memory)
@@ -51,7 +57,7 @@ def _fill_batch(view: View, memory: Memory) -> None:
             break
         r = view.request[i]
         cells[i, IS_MEMBER] = 1.0
-        cells[i, UNTIL] = r.generated + memory.params[WINDOW] if memory.params[WINDOW] > 0.0 else 2.0**31
+        cells[i, UNTIL] = r.generated + window
         cells[int(m[NUM_MEMBERS]), MEMBERS] = i
         m[NUM_MEMBERS] += 1.0
 
@@ -64,19 +70,19 @@ def _end_window(memory: Memory) -> None:
 
 
 @inner
-def _drop_finished(view: View, memory: Memory) -> bool:
-    """Take those who have left out of the batch; returns whether anybody in it has tokens to generate."""
-    cells, kept, going = memory.request, 0, False
+def _drop_finished(view: View, memory: Memory) -> float:
+    """Take those who have left out of the batch; returns the most tokens that anybody in it has to generate."""
+    cells, kept, left = memory.request, 0, 0.0
     for k in range(int(memory.row[NUM_MEMBERS])):
         i = int(cells[k, MEMBERS])
         if _is_present(view.request[i]):
             cells[kept, MEMBERS] = i
             kept += 1
-            going = going or _lacks_tokens(memory, i, view.request[i])
+            left = max(left, cells[i, UNTIL] - view.request[i].generated)
         else:
             cells[i, IS_MEMBER] = 0.0
     memory.row[NUM_MEMBERS] = kept
-    return going
+    return left
 
 
 @inner
@@ -172,19 +178,17 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     memory.row[PLANS] += 1.0
     if view.row[0].num_waiting + view.row[0].num_running == 0:
         return
-    if not _drop_finished(view, memory):
-        _end_window(memory)
-    elif not memory.params[REFILL]:
+    left = _drop_finished(view, memory)
+    if left > 0.0:
+        if memory.params[REFILL]:
+            _fill_batch(view, memory, left)
         _run(view, memory, plan)
         if plan.size[0] > 0:
             return
-        _end_window(memory)  # who still lacks tokens waits for KV of those who have theirs
-    _fill_batch(view, memory)
+    # Nobody lacks tokens, or who does waits for KV of those who have theirs.
+    _end_window(memory)
+    _fill_batch(view, memory, _whole_window(memory))
     _run(view, memory, plan)
-    if plan.size[0] == 0:
-        _end_window(memory)
-        _fill_batch(view, memory)
-        _run(view, memory, plan)
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class ELIS(Policy):
     prompt_budget: int = 4096
     """Prompt tokens per iteration."""
     refill_inside_window: bool = False
-    """Fill places that come free before the window ends."""
+    """Fill places that are free before the window ends, for the rest of it."""
 
     name: ClassVar[str] = "elis"
     paper: ClassVar[str] = "ELIS, arXiv 2505.09142"
