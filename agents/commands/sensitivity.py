@@ -19,7 +19,7 @@ from engine.errors import InputError
 class Command(ComparisonOptions):
     """Policies that believe length predictions against one that does not, by prediction error and load."""
 
-    policies: str = "ltr,trail,elis,alise,srtf"
+    policies: str = "ltr,trail:batch_cap=128,elis:batch_size=128,alise,srtf"
     """Policies that need predictions, comma separated."""
     reference: str | None = "sarathi"
     """Policy without predictions that the others are compared with."""
