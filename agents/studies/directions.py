@@ -145,7 +145,7 @@ STUDIES: tuple[Study, ...] = (
         seconds=100.0,
         metric="mean_e2e_s",
         config=EngineConfig(num_blocks=8560, max_num_seqs=1024, max_model_len=4096),
-        remark="fluid quotas for 1000 requests in service; Sarathi with room in its budget is no worse than any of them",
+        remark="fluid quotas for 1000 requests in service; Sarathi with room in its budget is as good as any",
     ),
     Study(
         name="alise",
