@@ -14,7 +14,8 @@ def cells(kind: type[Policy]) -> tuple[str, ...]:
     """A policy in the columns of the table: name, paper, what it knows, preemption, evidence, parameters."""
     told = f" ({kind.prediction})" if kind.prediction else ""
     parameters = "\n".join(f"{f.name}={f.default}" for f in fields(kind))
-    return kind.name, kind.paper or "-", kind.knows + told, kind.eviction, kind.evidence or "-", parameters or "-"
+    paper = kind.paper.replace(", ", ",\n").replace("; ", ";\n")
+    return kind.name, paper or "-", kind.knows + told, kind.eviction, kind.evidence or "-", parameters or "-"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Command:
         """Print the table."""
         table = Table(caption="in brackets: channel of predicted output lengths, if --prediction names no other")
         for title in ("policy", "paper", "knows", "preemption", "evidence", "parameters"):
-            table.add_column(title, no_wrap=title in ("policy", "parameters"))
+            table.add_column(title, no_wrap=title in ("policy", "paper", "parameters"))
         for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM))):
             table.add_row(*cells(kind), end_section=True)
         console_for_tables().print(table)
