@@ -86,6 +86,10 @@ TRACES = {
         ("evaluate --report columns.csv/report.html", "report.html"),
         ("evaluate --json .", "got a folder"),
         ("simulate --policy nosuch", "got 'nosuch'"),
+        ("fluid --bounds 64,x", "bounds: expected token counts such as 64,128,256, got '64,x'"),
+        ("fluid --bounds 64,64", "bounds: expected rising token counts"),
+        ("fluid --limit 0", "limit: expected requests >= 1, got 0"),
+        ("fluid --rate 0", "rate"),
         ("simulate --seed -1", "seed"),
         ("capacity --low 2 --high 1", "low, high"),
         ("capacity --rates 2,1", "ascending"),
@@ -191,6 +195,22 @@ def test_policies_and_workloads_are_listed(capsys: pytest.CaptureFixture[str]) -
     assert code == 0
     for word in ("gamma", "openchat_sharegpt4", "lognormal:", "Mooncake"):
         assert word in out
+
+
+def test_fluid_prints_quotas_that_the_policies_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "fluid --rate 1.2 --num-requests 200 --bounds 50,500 --limit 2000 --json fluid.json")
+    assert code == 0
+    figures = json.loads((tmp_path / "fluid.json").read_text())
+    assert [row["up_to"] for row in figures["types"]][:2] == [50, 500]
+    assert sum(row["rate"] for row in figures["types"]) == pytest.approx(1.2)
+    assert figures["stable"]
+    assert figures["load"] < 1.0
+    for policy in ("wait", "nested_wait"):
+        assert figures[policy] in out
+        assert run(capsys, f"simulate --num-requests 20 --policy {figures[policy]}")[0] == 0
+    code, out, _ = run(capsys, "fluid --rate 9 --num-requests 200")
+    assert code == 0
+    assert "NOT stable" in out
 
 
 def _python(*arguments: str) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import baselines
 from agents.commands.bench import Command
 from agents.studies import bench
 from engine.errors import InputError
@@ -28,6 +29,13 @@ def test_simulation_is_measured_with_sixty_four_running() -> None:
     assert found["simulate_iterations_per_s"] == min(found["simulate_iterations_per_s_by_policy"].values())
     # The trace's first and last seconds have fewer; the cap is 64.
     assert 48 < found["simulate_mean_batch_requests"] <= 64
+
+
+def test_every_baseline_is_measured_beside_sarathi() -> None:
+    found = bench.policies(0.002)
+    assert list(found["policy_to_sarathi"]) == baselines.names()
+    assert found["policy_to_sarathi"]["sarathi"] == 1.0
+    assert found["slowest_policy_to_sarathi"] == min(found["policy_to_sarathi"].values()) > 0.0
 
 
 def test_peak_memory_counts_what_a_process_holds() -> None:
