@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numba import typeof
@@ -53,6 +53,10 @@ class Latency(NamedTuple):
 
 class Executor(Protocol):
     """Anything that can say how long the batch planned on a server takes: a model of a device, or the device."""
+
+    @property
+    def real_time(self) -> bool:
+        """Whether it measures: then the time that the policy takes is measured, too, and added."""
 
     def start(self, requests: Requests) -> None:
         """Forget every earlier run and get ready for this trace."""
@@ -99,6 +103,8 @@ class LatencyModel:
     """Name of the profile."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Device, model, versions, how it was measured, residuals, validity range."""
+
+    real_time: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check signs and finiteness.
