@@ -1,4 +1,4 @@
-"""`TransformersExecutor`: the batches of a server on a real model, `MistralForCausalLM` of `transformers`, in real time.
+"""`TransformersExecutor`: a server's batches on a real model, `MistralForCausalLM` of `transformers`, in real time.
 
 One forward runs a whole hybrid batch, prompt chunks and decodes of many requests. Tokens are real: prompts are drawn at
 random, outputs are the model's own (greedy), as many as the trace says. Random weights of the same shape take the same
@@ -26,7 +26,7 @@ from engine.state import RUNNING, Server
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-MISTRAL_7B = {
+MISTRAL_7B: dict[str, Any] = {
     "vocab_size": 32768,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -39,7 +39,7 @@ MISTRAL_7B = {
     "rope_theta": 1e6,
 }
 """Mistral-7B v0.3 (config.json of mistralai/Mistral-7B-v0.3)."""
-TINY = {
+TINY: dict[str, Any] = {
     **MISTRAL_7B,
     "vocab_size": 512,
     "hidden_size": 64,
@@ -53,6 +53,9 @@ TINY = {
 
 GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
 """Decode-only batches are padded to these sizes, each a CUDA graph."""
+
+ROOM = 1.5
+"""KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
 
 Item = tuple[int, int, int]
 """One request's part of a batch: start of its extent, KV tokens before, new tokens."""
@@ -93,7 +96,8 @@ class TransformersExecutor:
         with _enough_memory(f"KV buffers of {capacity_tokens} tokens"):
             for layer in model.model.layers:
                 for cache in ("k_cache", "v_cache"):
-                    layer.self_attn.register_buffer(cache, torch.zeros(shape, dtype=model.dtype, device=self.device))
+                    zeros = torch.zeros(shape, dtype=model.dtype, device=self.device)
+                    layer.self_attn.register_buffer(cache, zeros, persistent=False)
                 self._caches += [layer.self_attn.k_cache, layer.self_attn.v_cache]
         self._graphs: dict[int, _DecodeGraph] = {}
         if self.device.type == "cuda":
@@ -383,7 +387,7 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
         spec: ``transformers`` (Mistral-7B with random weights on CUDA), ``transformers:tiny`` (a small model of the
             same architecture, on the CPU) or ``transformers:FOLDER``; then ``,dtype=bf16|fp32`` and
             ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit.
-        capacity_tokens: KV tokens of the server.
+        capacity_tokens: KV tokens of the buffers (ROOM times what the scheduler may use).
         seed: draws weights and prompts.
 
     Raises:
@@ -394,7 +398,8 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     options = dict(part.partition("=")[::2] for part in settings)
     if kind != "transformers" or not set(options) <= {"dtype", "device"}:
         raise InputError(
-            f"executor: expected transformers, transformers:tiny or transformers:FOLDER with dtype=, device=; got {spec!r}"
+            "executor: expected transformers, transformers:tiny or transformers:FOLDER, then dtype= and device=; "
+            f"got {spec!r}"
         )
     device = options.get("device", "cpu" if source == "tiny" else "cuda")
     if device not in ("cuda", "cpu"):

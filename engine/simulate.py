@@ -1,6 +1,9 @@
 """`simulate`: one policy, one trace, one executor -> `Record`."""
 
+import contextlib
 import functools
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +87,7 @@ class Record:
     gaps: np.ndarray  # int32[tiers, buckets], histogram of gaps between tokens
     row: np.ndarray  # ROW[1], totals
     steps: StepLog | None = None
+    fallbacks: int = 0  # decisions that the fallback policy took
 
 
 class _Log:
@@ -123,8 +127,53 @@ class _Log:
         return StepLog(columns[0], columns[1], counts[0], counts[1], counts[2], *lists)
 
 
+def _decide(policy: Policy, server: Server, memory: Memory) -> int:
+    """Let the policy plan and begin that; returns the error code of `begin`."""
+    empty(server)
+    policy.plan(server.visible, memory, server.plan)
+    return int(begin(server, True))
+
+
+class _Guarded:
+    """Decides like a policy; where that fails, plans illegally or gets stuck, like another one."""
+
+    def __init__(self, fallback: Policy, config: EngineConfig, num_requests: int) -> None:
+        self.fallback = fallback
+        self.memory = fallback.memory(config, num_requests)
+        self.count = 0
+
+    def __call__(self, policy: Policy, server: Server, memory: Memory) -> int:
+        arrays = (*server.visible, server.hidden.ledger, *server.features)
+        saved = [array.copy() for array in arrays]
+        with contextlib.suppress(PolicyError, ArithmeticError, ValueError, IndexError):
+            if _decide(policy, server, memory) == 0 and not _is_stuck(server):
+                return 0
+        for array, before in zip(arrays, saved, strict=True):
+            array[...] = before
+        self.count += 1
+        return _decide(self.fallback, server, self.memory)
+
+
+def _is_stuck(server: Server) -> bool:
+    """An empty plan with requests present, when nothing else will come."""
+    row = server.visible.row[0]
+    return bool(
+        server.plan.size[0] == 0
+        and server.plan.wake[0] == np.inf
+        and row.next_arrival == row.num_requests
+        and row.num_waiting + row.num_running > 0
+    )
+
+
 def _drive(
-    policy: Policy, server: Server, memory: Memory, executor: Executor, horizon: float, max_decisions: int, log: _Log
+    policy: Policy,
+    server: Server,
+    memory: Memory,
+    executor: Executor,
+    horizon: float,
+    max_decisions: int,
+    log: _Log,
+    decide: Callable[[Policy, Server, Memory], int] = _decide,
 ) -> int:
     """The same loop as `_run`, step by step from Python: for plain-Python policies, real devices and step logs."""
     row = server.visible.row[0]
@@ -136,14 +185,14 @@ def _drive(
         if decisions >= max_decisions:
             return LIMIT
         decisions += 1
-        empty(server)
-        policy.plan(server.visible, memory, server.plan)
-        if (code := begin(server, True)) != 0:
-            return int(code)
+        began = time.perf_counter()
+        if (code := decide(policy, server, memory)) != 0:
+            return code
+        decision_s = time.perf_counter() - began if executor.real_time else 0.0
         start = float(row.now)
         log.planned(server)
         if server.features.requests[0] > 0:
-            finish(server, executor.seconds(server))
+            finish(server, decision_s + executor.seconds(server))
             log.done(server, start)
             continue
         log.done(server, start)
@@ -154,13 +203,19 @@ def _drive(
 
 @dataclass(frozen=True)
 class _Charged:
-    """An executor whose time includes the scheduler's own cost and that of swapping."""
+    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
 
     executor: Executor
     config: EngineConfig
 
+    @property
+    def real_time(self) -> bool:
+        return self.executor.real_time
+
     def seconds(self, server: Server) -> float:
         config, features = self.config, server.features
+        if self.real_time:
+            return self.executor.seconds(server)
         seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
         seconds += config.decision_per_request_s * float(features.requests[0])
         return seconds + config.half_block_s * float(features.swapped[0])
@@ -190,6 +245,7 @@ def simulate(
     *,
     horizon_s: float = float("inf"),
     log_steps: bool = False,
+    fallback: Policy | None = None,
 ) -> Record:
     """Serve a whole trace with one policy.
 
@@ -200,6 +256,8 @@ def simulate(
         config: limits and semantics of the server.
         horizon_s: stop at the first iteration that starts at or after this time; the rest counts as unfinished.
         log_steps: also keep what each iteration did (drives the loop from Python).
+        fallback: decides where the policy raises an error, plans illegally or gets stuck, instead of a PolicyError
+            (drives the loop from Python; `Record.fallbacks` counts).
 
     Returns:
         The record of the run.
@@ -222,14 +280,17 @@ def simulate(
     total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
     max_decisions = 8 * total + 1000
     log = _Log()
-    if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps:
+    guard = _Guarded(fallback, config, len(requests)) if fallback else None
+    if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps and not guard:
         assert policy.kernel is not None
         latency = executor.compiled(config)
         code = _compiled_run()(policy.kernel.compiled, server, memory, latency, horizon_s, max_decisions)
     else:
         charged = _Charged(executor, config)
         charged.start(requests)
-        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log)
+        if policy.kernel is not None:
+            assert policy.kernel.compiled  # not while the clock runs
+        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log, guard or _decide)
     _raise(code, policy, server, max_decisions)
     close(server)
     view, hidden = server.visible, server.hidden
@@ -243,4 +304,5 @@ def simulate(
         hidden.gaps,
         view.row,
         log.steps() if log_steps else None,
+        guard.count if guard else 0,
     )

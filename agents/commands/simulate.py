@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import baselines
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ServerOptions, SourceOptions
 from agents.resolve import resolve
 from engine.errors import InputError
+from engine.latency import LatencyModel
 from engine.metrics import Distribution, Report, summarize
+from engine.policy import Policy
 from engine.predictions import predict
-from engine.simulate import simulate
+from engine.requests import Requests
+from engine.simulate import Record, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,9 @@ class Command(SourceOptions, ServerOptions):
 
     policy: str = "slai"
     """A baseline (slai:offset=3), random, or the folder of a trained policy."""
+    executor: str | None = None
+    """Serve with a real model instead of --profile: transformers (Mistral-7B on CUDA, random weights),
+    transformers:tiny (a small one on the CPU), transformers:FOLDER; then ,dtype= and ,device= if need be."""
     rate: float | None = None
     """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
     seed: int = 0
@@ -39,16 +46,27 @@ class Command(SourceOptions, ServerOptions):
         requests = source.requests(load, self.seed)
         channel = source.channel(policy)
         told = predict(requests, channel, self.seed) if channel else requests
-        record = simulate(policy, told, model, self.engine, horizon_s=self.horizon)
+        record = self._simulate(policy, told, model)
         report = summarize(record, warmup_s=self.warmup)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
-            data["prediction"] = channel
+            data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
         print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
         if channel:
             print(f"  predictions of output lengths: {channel}")
         print(as_text(report))
+        if self.executor is not None:
+            print(f"  {self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
+
+    def _simulate(self, policy: Policy, requests: Requests, model: LatencyModel) -> Record:
+        if self.executor is None:
+            return simulate(policy, requests, model, self.engine, horizon_s=self.horizon)
+        from engine.gpu import ROOM, make_executor
+
+        executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
+        fallback = baselines.make("sarathi")
+        return simulate(policy, requests, executor, self.engine, horizon_s=self.horizon, fallback=fallback)
 
 
 def _line(name: str, sample: Distribution) -> str:
