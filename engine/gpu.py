@@ -272,7 +272,7 @@ class TransformersExecutor:
 
 def _logits(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:
     out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep, layout=layout)
-    return out.logits[0]  # type: ignore[no-any-return]
+    return out.logits[0]
 
 
 def _pack(ids: np.ndarray, items: Sequence[Item]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -288,7 +288,8 @@ def _unpack(
     packed: torch.Tensor, tokens: int, items: int, decodes: int, max_q: int, max_k: int
 ) -> tuple[torch.Tensor, torch.Tensor, Layout]:
     """Token ids, positions and layout from what `_pack` made."""
-    ids, positions, write, cu_q, start, used = packed.split([tokens, tokens, tokens, items + 1, items + 1, items])
+    sizes = [tokens, tokens, tokens, items + 1, items + 1, items]
+    ids, positions, write, cu_q, start, used = torch.split(packed, sizes)
     return ids, positions, Layout(write.long(), cu_q, start, used, decodes, max_q, max_k)
 
 
@@ -306,7 +307,7 @@ class _DecodeGraph:
         def once() -> torch.Tensor:
             return _logits(model, *_unpack(self._device, size, size, size, 1, limit), keep)
 
-        side = torch.cuda.Stream()
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -350,8 +351,8 @@ def build(config: MistralConfig, dtype: torch.dtype, device: str, seed: int = 0)
     try:
         with _enough_memory("the weights"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
-            return model.to(dtype)
+            models: Any = AutoModelForCausalLM
+            return models.from_config(config, attn_implementation=NAME).to(dtype)
     finally:
         torch.set_default_dtype(previous)
 
@@ -374,7 +375,8 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> Any:
         raise InputError(f"{file}: model_type: expected 'mistral', got {kind!r}")
     try:
         with _enough_memory("the weights"):
-            model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=NAME, local_files_only=True)
+            models: Any = AutoModelForCausalLM
+            model = models.from_pretrained(folder, attn_implementation=NAME, local_files_only=True)
             return model.to(device=device, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"executor: cannot load {folder}: {str(error).splitlines()[0]}") from None

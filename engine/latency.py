@@ -1,7 +1,8 @@
 """`LatencyModel`: seconds of one iteration from the features of its batch.
 
     t = overhead + per_request x requests
-      + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic
+      + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic,
+                                                                or a table of seconds at token counts, linear between
       + per_pair x prefill_pairs                                attention of the prompt chunks
       + per_context x decode_context                            KV read by the decodes
       + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
@@ -49,6 +50,7 @@ class Latency(NamedTuple):
     """Parameters in the form that compiled loops take."""
 
     coefficient: np.ndarray  # COEFFICIENTS[1]
+    table: np.ndarray  # float64[k, 2], tokens and seconds through the linear layers; k = 0: floor and per_token
 
 
 class Executor(Protocol):
@@ -66,13 +68,28 @@ class Executor(Protocol):
 
 
 @hot
+def _interpolate(table: np.ndarray, tokens: float) -> float:
+    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part."""
+    low, high = 0, table.shape[0] - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if table[middle, 0] <= tokens:
+            low = middle
+        else:
+            high = middle
+    slope = (table[high, 1] - table[low, 1]) / (table[high, 0] - table[low, 0])
+    return float(table[low, 1] + slope * (tokens - table[low, 0]))
+
+
+@hot
 def iteration_seconds(latency: Latency, features: Features) -> float:
     """Duration of one iteration in seconds; the formula of the module docstring."""
     c = latency.coefficient[0]
     tokens = float(features.tokens[0])
     if c.tile > 1.0:
         tokens = np.ceil(tokens / c.tile) * c.tile
-    t = c.overhead + c.per_request * features.requests[0] + max(c.floor, c.per_token * tokens)
+    linear = _interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
+    t = c.overhead + c.per_request * features.requests[0] + linear
     t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
@@ -99,6 +116,8 @@ class LatencyModel:
     """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
     tick: float = 0.0
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
+    table: tuple[tuple[float, float], ...] = ()
+    """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
     """Name of the profile."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -118,8 +137,22 @@ class LatencyModel:
                 raise InputError(f"profile {self.name!r}: {f.name}: expected a number >= 0, got {value!r}")
         if self.tile < 1 or int(self.tile) != self.tile:
             raise InputError(f"profile {self.name!r}: tile: expected whole tokens >= 1, got {self.tile!r}")
-        if self.overhead + self.floor + self.per_token == 0.0:
+        self._check_table()
+        if self.overhead + self.floor + self.per_token == 0.0 and not self.table:
             raise InputError(f"profile {self.name!r}: an iteration would take no time at all")
+
+    def _check_table(self) -> None:
+        try:
+            rows = np.array(self.table, np.float64).reshape(-1, 2)
+        except (TypeError, ValueError):
+            rows = np.full((1, 2), np.nan)
+        if len(rows) and not (
+            len(rows) > 1 and np.isfinite(rows).all() and (np.diff(rows[:, 0]) > 0).all() and (rows[:, 1] > 0.0).all()
+        ):
+            raise InputError(
+                f"profile {self.name!r}: table: expected two or more pairs of rising tokens and seconds > 0"
+            )
+        object.__setattr__(self, "table", tuple((float(n), float(t)) for n, t in rows))
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""
@@ -130,7 +163,7 @@ class LatencyModel:
             coefficient["decision"] = config.decision_s
             coefficient["decision_per_request"] = config.decision_per_request_s
             coefficient["per_swapped"] = config.half_block_s
-        return Latency(coefficient)
+        return Latency(coefficient, np.array(self.table, np.float64).reshape(-1, 2))
 
     def start(self, requests: Requests) -> None:
         """Nothing to prepare: the model has no memory."""

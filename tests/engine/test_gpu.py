@@ -1,14 +1,17 @@
 """The real executor on a tiny model: its logits and tokens are those of plain full-context forward."""
 
+import copy
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 import baselines
 from engine.config import EngineConfig
@@ -51,9 +54,10 @@ def checked() -> Checked:
     executor = make_executor("transformers:tiny", 400)
     executor.__class__ = Checked
     assert isinstance(executor, Checked)
-    plain = type(executor.model)(executor.model.config)
+    config = copy.deepcopy(executor.model.config)
+    models: Any = AutoModelForCausalLM
+    plain = models.from_config(config, attn_implementation="sdpa")
     plain.load_state_dict(executor.model.state_dict())
-    plain.set_attn_implementation("sdpa")
     executor.plain = plain.eval()
     return executor
 
@@ -64,7 +68,7 @@ def checked() -> Checked:
 )
 def test_logits_and_tokens_are_those_of_full_context(checked: Checked, spec: str, bandwidth: float) -> None:
     policy = baselines.make(spec)
-    requests = Workload(rate=2000.0, num_requests=14, lengths="lognormal:3.2,0.6,2.3,0.6,120").generate(7)
+    requests = Workload(arrivals="burst", num_requests=14, lengths="lognormal:2.8,0.5,3,0.5,120").generate(7)
     requests = predict(requests, policy.channel, 0) if policy.channel else requests
     config = TIGHT if not bandwidth else EngineConfig(**{**vars(TIGHT), "swap_bandwidth": bandwidth})
     checked.checked, checked.worst = 0, 0.0
@@ -72,8 +76,8 @@ def test_logits_and_tokens_are_those_of_full_context(checked: Checked, spec: str
     assert checked.checked == requests.output.sum()
     assert checked.worst < 1e-4
     assert record.steps is not None
-    kinds = [set(batch[:, 2]) for batch in record.steps.batches]
-    assert {0, 1} in kinds, "no hybrid batch"
+    hybrid = {0, 1} in [set(batch[:, 2]) for batch in record.steps.batches]
+    assert hybrid != (spec == "vllm"), "vLLM v0 runs prompts alone, the others do not"
     row = record.row[0]
     if bandwidth:
         assert row.swaps > 0

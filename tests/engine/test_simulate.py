@@ -14,6 +14,7 @@ from engine.state import DROPPED, FINISHED, Memory, Plan, Server, View
 from tests.toys import Improvised, compiled, constant
 
 SECOND = constant(1.0)
+SARATHI = baselines.Sarathi()
 
 
 def plain_fifo(view: View, memory: Memory, plan: Plan) -> None:
@@ -220,6 +221,8 @@ def test_an_executor_is_told_the_trace_and_asked_for_every_batch() -> None:
     class Device:
         """A stand-in for a device: batch n takes n seconds."""
 
+        real_time = False
+
         def __init__(self) -> None:
             self.traces: list[Requests] = []
             self.batches: list[list[tuple[int, int]]] = []
@@ -237,6 +240,33 @@ def test_an_executor_is_told_the_trace_and_asked_for_every_batch() -> None:
     assert device.traces == [requests]
     assert device.batches == [[(0, 4)], [(0, 1)], [(0, 1)], [(1, 6)]]
     assert record.ledger["completed"].tolist() == [6.0, 14.0]
+
+
+def test_a_fallback_decides_where_the_policy_fails() -> None:
+    """Every second plan is illegal, every third an error, every fifth empty; Sarathi steps in, nothing else changes."""
+    calls = [0]
+
+    def fails(view: View, memory: Memory, plan: Plan) -> None:
+        calls[0] += 1
+        if calls[0] % 5 == 0:
+            return
+        if calls[0] % 3 == 0:
+            raise FloatingPointError("nan")
+        SARATHI.plan(view, sarathi_memory, plan)
+        if calls[0] % 2 == 0:
+            schedule(plan, 0, 10**6)
+
+    requests = Requests.create([0.0] * 4, [300] * 4, [20] * 4)
+    sarathi_memory = SARATHI.memory(EngineConfig(), 4)
+    record = simulate(Improvised(fails), requests, SECOND, fallback=SARATHI)
+    expected = simulate(SARATHI, requests, SECOND)
+    assert (record.ledger == expected.ledger).all()
+    failed = sum(k % 5 == 0 or k % 3 == 0 or k % 2 == 0 for k in range(1, calls[0] + 1))
+    assert record.fallbacks == failed > 0
+    assert expected.fallbacks == 0
+    calls[0] = 1
+    with pytest.raises(PolicyError, match="tokens 1000000"):
+        simulate(Improvised(fails), requests, SECOND)
 
 
 def test_a_run_does_not_touch_its_requests_and_can_be_repeated() -> None:
