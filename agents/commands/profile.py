@@ -1,0 +1,48 @@
+"""`llmsched profile`: measure batches on a real executor, for `llmsched fit`."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from agents.studies import profiling
+from agents.studies.profiling import Limits
+from engine.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Measure batches on a real executor into a CSV table; an interrupted one goes on where it stopped."""
+
+    executor: str = "transformers"
+    """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
+    out: Path = Path("out/profile.csv")
+    """The table; beside it OUT.json says what was measured."""
+    repeats: int = profiling.REPEATS
+    """Times that each batch is measured; the table has the median."""
+    grid: Limits = field(default_factory=Limits)
+    """The batches to measure."""
+    seed: int = 0
+    """Draws weights, tokens and the held-out batches."""
+
+    def run(self) -> None:
+        """Build, estimate, measure.
+
+        Raises:
+            InputError: no such device, a number out of range, a table of something else, or not enough memory.
+        """
+        for name in ("tokens", "context", "decodes", "kv_tokens", "thin"):
+            if getattr(self.grid, name) < 1:
+                raise InputError(f"grid.{name}: expected a whole number >= 1, got {getattr(self.grid, name)}")
+        if self.repeats < 1:
+            raise InputError(f"repeats: expected a whole number >= 1, got {self.repeats}")
+        from engine.gpu import make_executor
+
+        executor = make_executor(self.executor, self.grid.kv_tokens, self.seed)
+        provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
+        points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance)
+        print(f"{len(points)} batches to measure, about {profiling.estimate_s(executor, points, self.repeats):.0f} s")
+        for _ in tqdm(profiling.measure(executor, self.out, points, self.repeats), total=len(points), unit="batch"):
+            pass
+        print(f"written: {self.out}")

@@ -1,0 +1,233 @@
+"""Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
+
+Each point is one batch, measured several times; it is written as soon as it is known, so a profile that was stopped goes
+on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was measured on what.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.files import json_text, write_atomically
+from engine.errors import InputError
+from engine.fitting import DECODE, HELD_OUT, PREFILL, TABLE, Batch, Point
+
+FORMAT = "llmsched-measurements/1"
+COLUMNS = ("set", "prefills", "decodes", "tokens", "requests", "prefill_pairs", "decode_context", "median_s", "min_s")
+WARMUP, REPEATS = 3, 11
+
+
+class Measuring(Protocol):
+    """What can be profiled: `engine.gpu.TransformersExecutor`."""
+
+    def measure(self, prefills: Any, decodes: Any, repeats: int, warmup: int) -> np.ndarray:
+        """Seconds of each repetition of one batch."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Device, model and versions."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest batches to measure."""
+
+    tokens: int = 2048
+    """Tokens of a batch."""
+    context: int = 6144
+    """KV tokens of a request."""
+    decodes: int = 128
+    """Decodes of a batch."""
+    kv_tokens: int = 224_000
+    """KV tokens of all requests of a batch."""
+    thin: int = 1
+    """Measure only every so many points of each set (1: all)."""
+
+
+def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
+    """The batches to measure with their sets; about 260 at full size.
+
+    Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
+    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
+    """
+    rng = np.random.default_rng(seed)
+    edges = [1, 2, 4, 8, 16, 24, 32, 48, 64]
+    edges += [n for k in range(1, 33) for n in (64 * k, 64 * k + (8 if k < 16 else 16))]
+    contexts = [k for k in (0, 512, 2048, 4096, 6144) if k <= limits.context]
+    sets: dict[str, list[Batch]] = {
+        TABLE: [Batch(((n, 0),)) for n in sorted(set(edges)) if n <= limits.tokens],
+        PREFILL: [
+            *(Batch(((n, k),)) for n in (16, 64, 128, 256, 512, 1024, 2048) for k in contexts if k),
+            *(Batch(((n, 0), (n, k))) for n in (64, 256, 512) for k in contexts),
+        ],
+        DECODE: [Batch((), (k,) * n) for n in (1, 2, 4, 8, 16, 32, 64, 96, 128) for k in (128, 512, 1024, 2048, 4096)],
+    }
+    for kind, count in zip(HELD_OUT, (20, 20, 60), strict=True):
+        sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
+    return [
+        (kind, batch)
+        for kind, batches in sets.items()
+        for batch in [b for b in batches if _fits(b, limits)][:: limits.thin]
+    ]
+
+
+def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
+    def log_uniform(low: float, high: float) -> int:
+        return int(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    while True:
+        chunks = 0 if "decode" in kind else int(rng.integers(1, 4))
+        decodes = 0 if "prefill" in kind else log_uniform(1, limits.decodes)
+        prefills = tuple(
+            (log_uniform(16, limits.tokens / 2), int(rng.integers(2)) * log_uniform(64, limits.context))
+            for _ in range(chunks)
+        )
+        batch = Batch(prefills, tuple(log_uniform(64, limits.context) for _ in range(decodes)))
+        if _fits(batch, limits):
+            return batch
+
+
+def _fits(batch: Batch, limits: Limits) -> bool:
+    longest = max([*batch.decodes, *(n + k for n, k in batch.prefills)])
+    return (
+        batch.tokens <= limits.tokens
+        and len(batch.decodes) <= limits.decodes
+        and batch.kv_tokens <= limits.kv_tokens
+        and longest <= limits.context + limits.tokens
+    )
+
+
+def _cells(kind: str, batch: Batch) -> tuple[str, str, str]:
+    """Set, chunks (``512@0 64@2048``: new tokens and tokens before) and decodes (``1024x8 300``: tokens x requests)."""
+    runs: list[list[int]] = []
+    for context in batch.decodes:
+        if runs and runs[-1][0] == context:
+            runs[-1][1] += 1
+        else:
+            runs.append([context, 1])
+    return (
+        kind,
+        " ".join(f"{n}@{context}" for n, context in batch.prefills),
+        " ".join(f"{context}x{count}" if count > 1 else str(context) for context, count in runs),
+    )
+
+
+def _batch(prefills: str, decodes: str) -> Batch:
+    chunks = tuple((int(n), int(k)) for n, _, k in (part.partition("@") for part in prefills.split()))
+    contexts: list[int] = []
+    for part in decodes.split():
+        context, _, count = part.partition("x")
+        contexts += [int(context)] * int(count or 1)
+    batch = Batch(chunks, tuple(contexts))
+    if batch.tokens < 1 or min([*contexts, *(n for n, _ in chunks)]) < 1:
+        raise ValueError
+    return batch
+
+
+def read_points(path: Path) -> list[Point]:
+    """Points of a table.
+
+    Raises:
+        InputError: unreadable, not such a table, or a line that is cut off (says which).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
+    points = []
+    for number, row in enumerate(rows[1:], 2):
+        try:
+            seconds = float(row[7])
+            if len(row) != len(COLUMNS) or not 0.0 < seconds < float("inf") or not float(row[8]) <= seconds:
+                raise ValueError
+            if row[0] not in (TABLE, PREFILL, DECODE, *HELD_OUT):
+                raise ValueError
+            points.append(Point(row[0], _batch(row[1], row[2]), seconds))
+        except (ValueError, IndexError):
+            raise InputError(f"{path}, line {number}: expected a measured batch, got {','.join(row)!r}") from None
+    return points
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What a table was measured on, from the file beside it.
+
+    Raises:
+        InputError: no such file, or not of this format.
+    """
+    beside = path.with_name(path.name + ".json")
+    try:
+        data = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise InputError(f"{beside}: expected the description that `llmsched profile` writes") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{beside}: expected format {FORMAT!r}")
+    return {key: value for key, value in data.items() if key != "format"}
+
+
+def todo(path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any]) -> list[tuple[str, Batch]]:
+    """Points of the grid that a table lacks; makes an empty table if there is none.
+
+    A last line that was cut off while it was written is taken off the table.
+
+    Raises:
+        InputError: a table of another device, model or version, or one that cannot be read.
+    """
+    beside = path.with_name(path.name + ".json")
+    if not path.exists():
+        write_atomically(beside, json_text({"format": FORMAT, **provenance}))
+        write_atomically(path, ",".join(COLUMNS) + "\n")
+        return wanted
+    known = read_provenance(path)
+    for key, value in provenance.items():
+        if key != "date" and known.get(key) != value:
+            raise InputError(f"{path}: {key}: expected a table of {value!r}, got one of {known.get(key)!r}")
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        write_atomically(path, text[: text.rfind("\n") + 1])
+    done = {_cells(p.kind, p.batch) for p in read_points(path)}
+    return [(kind, batch) for kind, batch in wanted if _cells(kind, batch) not in done]
+
+
+def measure(
+    executor: Measuring, path: Path, points: list[tuple[str, Batch]], repeats: int = REPEATS
+) -> Iterator[Point]:
+    """Measure points one after the other, each appended to the table before it is yielded.
+
+    Raises:
+        InputError: the device cannot run a batch; what was measured before stays.
+    """
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for kind, batch in points:
+            seconds = executor.measure(batch.prefills, batch.decodes, repeats, WARMUP)
+            f = batch.features()
+            features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.decode_context[0])
+            median = float(np.median(seconds))
+            writer.writerow([*_cells(kind, batch), *features, f"{median:.9g}", f"{float(seconds.min()):.9g}"])
+            file.flush()
+            yield Point(kind, batch, median)
+
+
+def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], repeats: int = REPEATS) -> float:
+    """Seconds that measuring the points will take: from the smallest and the largest, linear in tokens."""
+    if not points:
+        return 0.0
+
+    def size(point: tuple[str, Batch]) -> int:
+        return point[1].tokens
+
+    ends = (min(points, key=size)[1], max(points, key=size)[1])
+    low, high = (float(np.median(executor.measure(b.prefills, b.decodes, 3, 1))) for b in ends)
+    span = max(1, ends[1].tokens - ends[0].tokens)
+    each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
+    return float(sum(each)) * (WARMUP + repeats)
+
+
+Progress = Callable[[str], object]
