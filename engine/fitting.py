@@ -1,7 +1,7 @@
 """From measured batches to a `LatencyModel`: a table for the linear layers, non-negative terms for the rest.
 
 The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
-measured alone), and non-negative multiples of requests, prefill pairs and decode context. All of it is one
+measured alone), and non-negative multiples of requests, chunks, prefill pairs and decode context. All of it is one
 non-negative least squares on relative errors.
 """
 
@@ -16,8 +16,8 @@ from engine.errors import InputError
 from engine.latency import LatencyModel, iteration_seconds
 from engine.state import Features, new_features
 
-TABLE, PREFILL, DECODE = "table", "prefill", "decode"
-"""Sets of points that are fitted: one chunk of each token count, chunks with context, decodes."""
+TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
+"""Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
 
@@ -57,7 +57,7 @@ class Point:
     """A measured batch."""
 
     kind: str
-    """TABLE, PREFILL, DECODE or one of HELD_OUT."""
+    """TABLE, PREFILL, DECODE, MIXED or one of HELD_OUT."""
     batch: Batch
     seconds: float
     """Median duration (s)."""
@@ -69,7 +69,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
     Raises:
         InputError: fewer than two token counts measured alone, or no points with decodes.
     """
-    fitted = [p for p in points if p.kind in (TABLE, PREFILL, DECODE)]
+    fitted = [p for p in points if p.kind in (TABLE, PREFILL, DECODE, MIXED)]
     nodes = np.array(sorted({p.batch.tokens for p in fitted if p.kind == TABLE}), np.float64)
     if len(nodes) < 2 or not any(p.kind == DECODE for p in fitted):
         raise InputError(
@@ -84,10 +84,11 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         overhead=0.0,
         floor=0.0,
         per_token=0.0,
-        per_request=float(solution[-3]),
+        per_request=float(solution[-4]),
+        per_chunk=float(solution[-3]),
         per_pair=float(solution[-2]),
         per_context=float(solution[-1]),
-        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution[:-3], strict=True)),
+        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution[:-4], strict=True)),
         name=name,
     )
     return LatencyModel(
@@ -104,13 +105,13 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
 
 
 def _terms(batch: Batch, nodes: np.ndarray) -> np.ndarray:
-    """Weights of the table's nodes at this token count, then requests, pairs and context."""
+    """Weights of the table's nodes at this token count, then requests, chunks, pairs and context."""
     features = batch.features()
     k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
     share = (batch.tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
-    terms = np.zeros(len(nodes) + 3)
+    terms = np.zeros(len(nodes) + 4)
     terms[k], terms[k + 1] = 1.0 - share, share
-    terms[-3:] = features.requests[0], features.prefill_pairs[0], features.decode_context[0]
+    terms[-4:] = features.requests[0], len(batch.prefills), features.prefill_pairs[0], features.decode_context[0]
     return terms
 
 
@@ -136,10 +137,10 @@ def residuals(model: LatencyModel, points: Sequence[Point]) -> dict[str, dict[st
     return found
 
 
-def validity(points: Sequence[Point]) -> dict[str, int]:
-    """The range that was measured: the largest batches."""
+def validity(points: Sequence[Point]) -> dict[str, list[int]]:
+    """The range that was measured: smallest and largest batch tokens and requests, KV tokens of a request."""
     return {
-        "max_batch_tokens": max(p.batch.tokens for p in points),
-        "max_requests": max(len(p.batch.prefills) + len(p.batch.decodes) for p in points),
-        "max_context": max(max([*p.batch.decodes, *(n + k for n, k in p.batch.prefills)]) for p in points),
+        "tokens": [1, max(p.batch.tokens for p in points)],
+        "requests": [1, max(len(p.batch.prefills) + len(p.batch.decodes) for p in points)],
+        "context_tokens": [0, max(max([*p.batch.decodes, *(n + k for n, k in p.batch.prefills)]) for p in points)],
     }

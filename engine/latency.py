@@ -1,6 +1,6 @@
 """`LatencyModel`: seconds of one iteration from the features of its batch.
 
-    t = overhead + per_request x requests
+    t = overhead + per_request x requests + per_chunk x prompt chunks
       + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic,
                                                                 or a table of seconds at token counts, linear between
       + per_pair x prefill_pairs                                attention of the prompt chunks
@@ -32,6 +32,7 @@ COEFFICIENTS = np.dtype(
     [
         ("overhead", "f8"),  # s per iteration
         ("per_request", "f8"),  # s per batch item
+        ("per_chunk", "f8"),  # s per item that is a prompt chunk, on top
         ("floor", "f8"),  # s, reading the weights once
         ("per_token", "f8"),  # s per token through the linear layers
         ("tile", "f8"),  # tokens, columns of a GeMM tile; 1 = no steps
@@ -44,6 +45,10 @@ COEFFICIENTS = np.dtype(
     ],
     align=True,
 )
+
+
+NUMBERS = ("overhead", "per_request", "per_chunk", "floor", "per_token", "tile", "per_pair", "per_context", "tick")
+"""Coefficients that a profile gives; the others come from the config."""
 
 
 class Latency(NamedTuple):
@@ -90,6 +95,7 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
         tokens = np.ceil(tokens / c.tile) * c.tile
     linear = _interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
     t = c.overhead + c.per_request * features.requests[0] + linear
+    t = t + c.per_chunk * (features.requests[0] - features.decodes[0])
     t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
@@ -116,6 +122,8 @@ class LatencyModel:
     """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
     tick: float = 0.0
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
+    per_chunk: float = 0.0
+    """Seconds per item that is a prompt chunk, on top of per_request."""
     table: tuple[tuple[float, float], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
@@ -131,10 +139,10 @@ class LatencyModel:
         Raises:
             InputError: a parameter is negative, not finite, or everything is zero.
         """
-        for f in fields(self)[:8]:
-            value = getattr(self, f.name)
+        for name in NUMBERS:
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise InputError(f"profile {self.name!r}: {f.name}: expected a number >= 0, got {value!r}")
+                raise InputError(f"profile {self.name!r}: {name}: expected a number >= 0, got {value!r}")
         if self.tile < 1 or int(self.tile) != self.tile:
             raise InputError(f"profile {self.name!r}: tile: expected whole tokens >= 1, got {self.tile!r}")
         self._check_table()
@@ -157,8 +165,8 @@ class LatencyModel:
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""
         coefficient = np.zeros(1, COEFFICIENTS).view(np.recarray)
-        for f in fields(self)[:8]:
-            coefficient[f.name] = getattr(self, f.name)
+        for name in NUMBERS:
+            coefficient[name] = getattr(self, name)
         if config is not None:
             coefficient["decision"] = config.decision_s
             coefficient["decision_per_request"] = config.decision_per_request_s

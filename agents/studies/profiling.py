@@ -1,7 +1,7 @@
 """Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
 
-Each point is one batch, measured several times; it is written as soon as it is known, so a profile that was stopped goes
-on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was measured on what.
+Each point is one batch, measured several times; it is written as soon as it is known, so a profile that was stopped
+goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was measured on what.
 """
 
 import csv
@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.files import json_text, write_atomically
 from engine.errors import InputError
-from engine.fitting import DECODE, HELD_OUT, PREFILL, TABLE, Batch, Point
+from engine.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 
 FORMAT = "llmsched-measurements/1"
 COLUMNS = ("set", "prefills", "decodes", "tokens", "requests", "prefill_pairs", "decode_context", "median_s", "min_s")
@@ -49,7 +49,7 @@ class Limits:
 
 
 def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
-    """The batches to measure with their sets; about 260 at full size.
+    """The batches to measure with their sets; about 300 at full size.
 
     Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
     sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
@@ -68,6 +68,8 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
     }
     for kind, count in zip(HELD_OUT, (20, 20, 60), strict=True):
         sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
+    sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
+    sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
     return [
         (kind, batch)
         for kind, batches in sets.items()
@@ -147,7 +149,7 @@ def read_points(path: Path) -> list[Point]:
             seconds = float(row[7])
             if len(row) != len(COLUMNS) or not 0.0 < seconds < float("inf") or not float(row[8]) <= seconds:
                 raise ValueError
-            if row[0] not in (TABLE, PREFILL, DECODE, *HELD_OUT):
+            if row[0] not in (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT):
                 raise ValueError
             points.append(Point(row[0], _batch(row[1], row[2]), seconds))
         except (ValueError, IndexError):
