@@ -1,0 +1,75 @@
+"""`llmsched validate`: a real executor and its surrogate side by side."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agents.files import check_writable, json_text, write_atomically
+from agents.options import ServerOptions, SourceOptions, parse_rates
+from agents.reporting.tables import console_for_tables
+from agents.resolve import resolve, split_policies
+from agents.studies import transfer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(SourceOptions, ServerOptions):
+    """The same traces through a real executor and through its fitted profile: TTFT, TBT and ranking side by side."""
+
+    executor: str = "transformers"
+    """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
+    policies: str = "sarathi,slai"
+    """Policies, comma separated: baselines, folders of trained policies."""
+    loads: str = "0.5,0.9,1.1"
+    """Arrival rates as shares of the surrogate's capacity (Sarathi's throughput with all requests there at once)."""
+    seed: int = 0
+    """Draws the requests."""
+    json: Path | None = None
+    """Also write every figure to this file."""
+
+    def run(self) -> None:
+        """Serve, compare, print, write.
+
+        Raises:
+            InputError: options that do not fit, no such device, or a file that cannot be written.
+        """
+        loads, policies = parse_rates(self.loads), [resolve(spec) for spec in split_policies(self.policies)]
+        check_writable(self.json)
+        source, model = self.source(), self.model()
+        from engine.gpu import ROOM, make_executor
+
+        executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
+        limit = transfer.capacity(source, model, self.engine)
+        rates = [load * limit for load in loads]
+        console = console_for_tables()
+        with console.status("") as status:
+            rows = transfer.compare(policies, source, rates, executor, model, self.engine, self.seed, status.update)
+        console.print(_table(rows, limit, self.profile))
+        for load, rate in zip(loads, rates, strict=True):
+            orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
+            words = {True: "the same", False: "NOT the same"}
+            print(f"load {load:g}: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
+            print(f", by p99 TTFT {words[orders['p99_ttft_ms']]}")
+        if self.json is not None:
+            result = {"executor": executor.provenance(), "profile": model.name, "capacity": limit, "rows": rows}
+            write_atomically(self.json, json_text(result))
+
+
+def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Table:
+    table = Table(
+        title=f"Device / surrogate {profile}, ms (surrogate / device)",
+        caption=f"capacity {limit:.2f} requests/s",
+    )
+    table.add_column("requests/s", justify="right")
+    table.add_column("policy")
+    for title in transfer.METRICS.values():
+        table.add_column(title, justify="right")
+    table.add_column("fallbacks", justify="right")
+    for row in rows:
+        figures = (
+            f"{row['device'][key]:.4g} / {row['surrogate'][key]:.4g} ({row['ratio'][key]:.2f})"
+            for key in transfer.METRICS
+        )
+        table.add_row(f"{row['rate']:.3g}", row["policy"], *figures, str(row["fallbacks"]))
+    return table

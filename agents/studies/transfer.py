@@ -1,0 +1,84 @@
+"""Does the surrogate tell the truth? The same trace through a real executor and through its fitted profile."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import baselines
+from agents.options import Source
+from engine.config import EngineConfig
+from engine.latency import Executor, LatencyModel
+from engine.metrics import summarize
+from engine.policy import Policy
+from engine.predictions import predict
+from engine.simulate import simulate
+from engine.workload import parse_workload
+
+METRICS = {
+    "median_ttft_ms": "TTFT median",
+    "p99_ttft_ms": "TTFT p99",
+    "median_itl_ms": "TBT median",
+    "p99_itl_ms": "TBT p99",
+}
+
+
+def capacity(source: Source, model: LatencyModel, config: EngineConfig) -> float:
+    """Requests per second that Sarathi serves on the surrogate when all of them are there at once."""
+    if source.trace is None:
+        source = replace(source, workload=_burst(source.workload))
+    requests = source.requests(None, 0)
+    requests = requests.replace(arrival=requests.arrival * 0.0)
+    row = simulate(baselines.make("sarathi"), requests, model, config).row[0]
+    return len(requests) / float(row.now)
+
+
+def _burst(spec: str) -> str:
+    lengths = parse_workload(spec).lengths
+    return f"burst:lengths={lengths}" if isinstance(lengths, str) else "burst"
+
+
+def compare(
+    policies: Sequence[Policy],
+    source: Source,
+    rates: Sequence[float],
+    executor: Executor,
+    model: LatencyModel,
+    config: EngineConfig,
+    seed: int,
+    progress: Callable[[str], object],
+) -> list[dict[str, Any]]:
+    """Serve the trace of each rate with each policy, on the device and on the model.
+
+    Returns:
+        One row per rate and policy: `rate`, `policy`, `device` and `surrogate` (each METRICS key in ms), `ratio`
+        (surrogate / device) and `fallbacks`.
+    """
+    rows = []
+    fallback = baselines.make("sarathi")
+    for rate in rates:
+        for policy in policies:
+            progress(f"{rate:.3g} requests/s, {policy.spec}")
+            requests = source.requests(rate, seed)
+            channel = source.channel(policy)
+            told = predict(requests, channel, seed) if channel else requests
+            real = simulate(policy, told, executor, config, fallback=fallback)
+            figures = [summarize(record).to_dict() for record in (real, simulate(policy, told, model, config))]
+            device, surrogate = ({key: report[key] for key in METRICS} for report in figures)
+            rows.append(
+                {
+                    "rate": rate,
+                    "policy": policy.spec,
+                    "device": device,
+                    "surrogate": surrogate,
+                    "ratio": {key: surrogate[key] / device[key] for key in METRICS},
+                    "fallbacks": real.fallbacks,
+                }
+            )
+    return rows
+
+
+def same_ranking(rows: Sequence[dict[str, Any]], rate: float, key: str) -> bool:
+    """Whether device and surrogate put the policies of one rate in the same order."""
+    chosen = [row for row in rows if row["rate"] == rate]
+    orders = [sorted(chosen, key=lambda row, side=side: row[side][key]) for side in ("device", "surrogate")]  # type: ignore[misc]
+    return orders[0] == orders[1]
