@@ -194,10 +194,11 @@ class TransformersExecutor:
         ids = np.random.default_rng(self.seed).integers(self.model.config.vocab_size, size=sum(n for _, n in parts))
         emits = np.ones(len(items), bool)
         seconds = np.empty(warmup + repeats)
-        for k in range(warmup + repeats):
-            begin = time.perf_counter()
-            self._forward(ids, items, len(decodes), emits)
-            seconds[k] = time.perf_counter() - begin
+        with _enough_memory(f"a batch of {len(ids)} tokens"):
+            for k in range(warmup + repeats):
+                begin = time.perf_counter()
+                self._forward(ids, items, len(decodes), emits)
+                seconds[k] = time.perf_counter() - begin
         return seconds[warmup:]
 
     def provenance(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Command(SourceOptions, ServerOptions):
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     policies: str = "sarathi,slai"
     """Policies, comma separated: baselines, folders of trained policies."""
-    loads: str = "0.5,0.9,1.1"
+    shares: str = "0.5,0.9,1.1"
     """Arrival rates as shares of the surrogate's capacity (Sarathi's throughput with all requests there at once)."""
     seed: int = 0
     """Draws the requests."""
@@ -34,22 +34,22 @@ class Command(SourceOptions, ServerOptions):
         Raises:
             InputError: options that do not fit, no such device, or a file that cannot be written.
         """
-        loads, policies = parse_rates(self.loads), [resolve(spec) for spec in split_policies(self.policies)]
+        shares, policies = parse_rates(self.shares), [resolve(spec) for spec in split_policies(self.policies)]
         check_writable(self.json)
         source, model = self.source(), self.model()
         from engine.gpu import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
         limit = transfer.capacity(source, model, self.engine)
-        rates = [load * limit for load in loads]
+        rates = [share * limit for share in shares]
         console = console_for_tables()
         with console.status("") as status:
             rows = transfer.compare(policies, source, rates, executor, model, self.engine, self.seed, status.update)
         console.print(_table(rows, limit, self.profile))
-        for load, rate in zip(loads, rates, strict=True):
+        for share, rate in zip(shares, rates, strict=True):
             orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
             words = {True: "the same", False: "NOT the same"}
-            print(f"load {load:g}: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
+            print(f"{share:g} of capacity: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
             print(f", by p99 TTFT {words[orders['p99_ttft_ms']]}")
         if self.json is not None:
             result = {"executor": executor.provenance(), "profile": model.name, "capacity": limit, "rows": rows}

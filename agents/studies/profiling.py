@@ -6,7 +6,7 @@ goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was measu
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -230,6 +230,3 @@ def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], repeats: in
     span = max(1, ends[1].tokens - ends[0].tokens)
     each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
     return float(sum(each)) * (WARMUP + repeats)
-
-
-Progress = Callable[[str], object]
