@@ -157,9 +157,7 @@ class LatencyModel:
         if len(rows) and not (
             len(rows) > 1 and np.isfinite(rows).all() and (np.diff(rows[:, 0]) > 0).all() and (rows[:, 1] > 0.0).all()
         ):
-            raise InputError(
-                f"profile {self.name!r}: table: expected two or more pairs of rising tokens and seconds > 0"
-            )
+            raise InputError(f"profile {self.name!r}: table: expected 2 or more pairs of rising tokens, seconds > 0")
         object.__setattr__(self, "table", tuple((float(n), float(t)) for n, t in rows))
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:

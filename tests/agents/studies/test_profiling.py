@@ -43,8 +43,8 @@ def test_pipeline_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     residuals = json.loads(profile.read_text())["provenance"]["residuals"]
     assert residuals[HELD_OUT[2]]["mape"] < 100.0, "the machine is shared: only a bound against nonsense"
     assert plot.read_bytes().startswith(b"\x89PNG")
-    line = f"validate --executor transformers:tiny --profile {profile} --shares 0.5 --num-requests 3 --json {tmp_path}/v.json"
-    assert main([*line.split(), "--workload", "poisson:lengths=fixed:30,4"]) == 0
+    line = f"validate --executor transformers:tiny --profile {profile} --shares 0.5 --json {tmp_path}/v.json"
+    assert main([*line.split(), *"--num-requests 3 --workload poisson:lengths=fixed:30,4".split()]) == 0
     assert "ranking by median TTFT" in capsys.readouterr().out
     rows = json.loads((tmp_path / "v.json").read_text())["rows"]
     assert [row["policy"] for row in rows] == ["sarathi", "slai"]
