@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from engine.errors import InputError
 from engine.latency import LatencyModel, iteration_seconds
@@ -78,6 +77,8 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         )
     seconds = np.array([p.seconds for p in fitted])
     rows = np.array([_terms(p.batch, nodes) for p in fitted])
+    from scipy.optimize import nnls
+
     solution, _ = nnls(rows / seconds[:, None], np.ones(len(fitted)))
     smallest = 1e-9  # a table needs seconds > 0
     model = LatencyModel(

@@ -52,7 +52,8 @@ IN_FUNCTIONS = {"engine": {"scipy", "tokenizers"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
-"""Inside engine these belong to functions of engine/gpu.py."""
+GPU_FILES = {"engine/gpu.py", "engine/gpu_attention.py"}
+"""Inside engine only these files may know those packages; others import these files inside functions."""
 
 LIGHT_FILES = {"agents/__init__.py", "agents/cli.py"}
 HEAVY = {"torch", "stable_baselines3", "matplotlib"}
@@ -137,6 +138,8 @@ def arrow_fault(file: str, found: Import) -> str | None:
     package = file.split("/")[0]
     if found.top not in OURS[package]:
         return f"{package} may not import {found.top}"
+    if found.on_load and file not in GPU_FILES and found.module.replace(".", "/").startswith("engine/gpu"):
+        return f"{found.module} must be imported inside the function that needs it"
     if found.top == package == "agents":
         here, there = room(file.removesuffix(".py").split("/")), room(found.module.split("."))
         if not {here, there} <= set(ROOMS):
@@ -156,8 +159,7 @@ def third_party_fault(file: str, found: Import) -> str | None:
             return f"{found.top} must not load with this file"
         return None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
     if found.top in GPU_ONLY:
-        fits = file == "engine/gpu.py" and not found.on_load
-        return None if fits else f"{found.top} belongs to functions of engine/gpu.py"
+        return None if file in GPU_FILES else f"{found.top} belongs to engine/gpu.py"
     if found.top in ON_LOAD[package]:
         return None
     if found.top in IN_FUNCTIONS.get(package, set()):
@@ -225,11 +227,12 @@ def test_import_against_the_arrows_is_reported(file: str, module: str, reason: s
     ("file", "text", "reason"),
     [
         ("engine/fit.py", "import scipy.optimize", "scipy must be imported inside the function"),
-        ("engine/fit.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
-        ("engine/gpu.py", "try:\n    import torch\nexcept ImportError:\n    pass", "torch belongs to functions"),
+        ("engine/fit.py", "def f():\n    import torch", "torch belongs to engine/gpu.py"),
+        ("engine/core.py", "from engine.gpu import build", "engine.gpu must be imported inside the function"),
+        ("agents/cli.py", "import engine.gpu_attention", "engine.gpu_attention must be imported inside the function"),
         ("engine/core.py", "import pandas", "engine may not import pandas"),
         ("baselines/slai.py", "import scipy", "baselines may not import scipy"),
-        ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to functions of engine/gpu.py"),
+        ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to engine/gpu.py"),
         ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib must not load with this file"),
         ("agents/learning/train.py", "import ray", "ray belongs to agents/evaluation/scale.py"),
         ("agents/learning/train.py", "import requests", "requests is not a dependency"),
@@ -247,7 +250,8 @@ def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> Non
             "from ..errors import InputError\nfrom . import other\nimport json, numpy.random",
         ),
         ("engine/fit.py", "def f():\n    from scipy import optimize"),
-        ("engine/gpu.py", "def f():\n    import torch, transformers"),
+        ("engine/gpu.py", "import torch, transformers\nfrom engine.gpu_attention import NAME"),
+        ("agents/commands/validate.py", "def f():\n    from engine.gpu import make_executor"),
         ("baselines/slai.py", "from engine.policy import Policy\nfrom numba import njit"),
         ("llmsched_env/env.py", "import gymnasium, engine, baselines"),
         ("agents/cli.py", "if typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import matplotlib"),
