@@ -145,10 +145,11 @@ class TransformersExecutor:
         before = np.where(is_chunk, state["prefilled"], state["length"] - 1)
         emits = ~is_chunk | (before + entry["tokens"] == state["prompt"])
         ids, items = [], []
-        for i, done, n in zip(entry["request"].tolist(), before.tolist(), entry["tokens"].tolist(), strict=True):
+        columns = (column.tolist() for column in (entry["request"], before, entry["tokens"], state["evictions"]))
+        for i, done, n, evictions in zip(*columns, strict=True):
             ids.append(self._known(i)[done : done + n])
             items.append((self._extent(i), done, n))
-            self._evictions[i] = int(server.visible.request["evictions"][i])
+            self._evictions[i] = evictions
         new = self._forward(np.concatenate(ids), items, int((~is_chunk).sum()), emits)
         self.emitted = entry["request"][emits].tolist()
         lengths = state["length"][emits]
@@ -228,14 +229,15 @@ class TransformersExecutor:
 
     def _release(self, server: Server) -> None:
         """Follow what happened to the KV since the last batch: who left, was evicted or swapped."""
-        request = server.visible.request
-        for i in self.extents:
-            r = request[i]
-            if r.status != RUNNING and r.host > 0:
-                start, held = self.extents.start(i), int(r.prefilled + r.length - r.prompt)
-                self._host[i] = [cache[start : start + held].to("cpu", copy=True) for cache in self._caches]
+        held = list(self.extents)
+        columns = (server.visible.request[name][held].tolist() for name in ("status", "host", "evictions"))
+        for i, status, host, evictions in zip(held, *columns, strict=True):
+            if status != RUNNING and host > 0:
+                r = server.visible.request[i]
+                start, count = self.extents.start(i), int(r.prefilled + r.length - r.prompt)
+                self._host[i] = [cache[start : start + count].to("cpu", copy=True) for cache in self._caches]
                 self.extents.release(i)
-            elif r.status != RUNNING or r.evictions != self._evictions[i]:
+            elif status != RUNNING or evictions != self._evictions[i]:
                 self.extents.release(i)
 
     def _extent(self, i: int) -> int:
