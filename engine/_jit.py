@@ -22,10 +22,10 @@ _OPTIONS = {"cache": True, "_nrt": False}
 class _Inner:
     """A function without a compiled entry from Python: numba sees its compiled form, Python runs its source."""
 
-    def __init__(self, dispatcher: Any) -> None:
+    def __init__(self, dispatcher: Any, source: Callable[..., Any]) -> None:
         self._dispatcher = dispatcher  # numba's type holds it only weakly
         self._numba_type_ = types.Dispatcher(dispatcher)
-        self.py_func = dispatcher.py_func
+        self.py_func = source
 
     def __call__(self, *args: Any) -> Any:
         return self.py_func(*args)
@@ -36,6 +36,7 @@ def hot(function: Callable[..., Any], signature: Any = None) -> Any:
     return _njit(**_OPTIONS)(function) if signature is None else _njit(signature, **_OPTIONS)(function)
 
 
-def inner(function: Callable[..., Any]) -> Any:
-    """As `hot`, at first use, for what compiled code calls; called from Python, the source is interpreted."""
-    return _Inner(_njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None) -> Any:
+    """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
+    dispatcher = _njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return _Inner(dispatcher, source or function)

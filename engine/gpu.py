@@ -18,11 +18,12 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 from transformers import __version__ as transformers_version
 
+from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.extents import Extents
 from engine.gpu_attention import NAME, Layout, register
 from engine.requests import Requests
-from engine.state import RUNNING, Server
+from engine.state import RUNNING, Server, load, new_server
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -187,20 +188,29 @@ class TransformersExecutor:
         parts = [(context - 1, 1) for context in decodes] + [(context, n) for n, context in prefills]
         if not parts or min(min(n, 1 + done) for done, n in parts) < 1:
             raise InputError(f"executor {self.name}: expected a batch of items with tokens >= 1, got {parts}")
-        extents, items = Extents(self.extents.size), []
-        for k, (done, n) in enumerate(parts):
-            start = extents.take(k, done + n)
-            assert start is not None, "an empty buffer has one hole"
-            items.append((start, done, n))
-        ids = np.random.default_rng(self.seed).integers(self.model.config.vocab_size, size=sum(n for _, n in parts))
-        emits = np.ones(len(items), bool)
+        server = self._made_up(parts, len(decodes))
         seconds = np.empty(warmup + repeats)
-        with _enough_memory(f"a batch of {len(ids)} tokens"):
+        with _enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
             for k in range(warmup + repeats):
-                begin = time.perf_counter()
-                self._forward(ids, items, len(decodes), emits)
-                seconds[k] = time.perf_counter() - begin
+                seconds[k] = TransformersExecutor.seconds(self, server)
         return seconds[warmup:]
+
+    def _made_up(self, parts: Sequence[tuple[int, int]], decodes: int) -> Server:
+        """A server about to run items of (KV tokens before, new tokens), the first so many of them decodes."""
+        done, new = np.array(parts, np.int64).T
+        decoding = np.arange(len(parts)) < decodes
+        prompt = np.where(decoding & (done > 0), done, done + new)  # a decode of 1 KV token: its own prompt
+        requests = Requests.create(np.zeros(len(parts)), prompt, 1 + decoding)
+        self.start(requests)
+        for i in range(decodes):
+            self._known(i)[done[i]] = 0
+        server = new_server(len(parts), len(requests.tiers), 0)
+        load(server, EngineConfig(), requests)
+        state, entry = server.visible.request, server.plan.entry
+        state["status"], state["prefilled"], state["length"] = RUNNING, np.where(decoding, prompt, done), done + new
+        server.plan.size[0] = len(parts)
+        entry["request"][: len(parts)], entry["tokens"][: len(parts)] = np.arange(len(parts)), new
+        return server
 
     def provenance(self) -> dict[str, Any]:
         """Device, model and versions that a measurement belongs to."""
@@ -360,7 +370,7 @@ def build(config: MistralConfig, dtype: torch.dtype, device: str, seed: int = 0)
         torch.set_default_dtype(previous)
 
 
-def load(folder: Path, dtype: torch.dtype, device: str) -> Any:
+def from_folder(folder: Path, dtype: torch.dtype, device: str) -> Any:
     """A model from a local folder in the format of transformers.
 
     Raises:
@@ -391,7 +401,8 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     Args:
         spec: ``transformers`` (Mistral-7B with random weights on CUDA), ``transformers:tiny`` (a small model of the
             same architecture, on the CPU) or ``transformers:FOLDER``; then ``,dtype=bf16|fp32`` and
-            ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit.
+            ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit; ``,threads=N`` for torch on
+            a CPU (of the whole process; tiny: 1, which neighbours on the machine disturb least).
         capacity_tokens: KV tokens of the buffers (ROOM times what the scheduler may use).
         seed: draws weights and prompts.
 
@@ -401,10 +412,10 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     name, *settings = spec.split(",")
     kind, _, source = name.partition(":")
     options = dict(part.partition("=")[::2] for part in settings)
-    if kind != "transformers" or not set(options) <= {"dtype", "device"}:
+    if kind != "transformers" or not set(options) <= {"dtype", "device", "threads"}:
         raise InputError(
-            "executor: expected transformers, transformers:tiny or transformers:FOLDER, then dtype= and device=; "
-            f"got {spec!r}"
+            "executor: expected transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and "
+            f"threads=; got {spec!r}"
         )
     device = options.get("device", "cpu" if source == "tiny" else "cuda")
     if device not in ("cuda", "cpu"):
@@ -414,8 +425,12 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     dtype = options.get("dtype", "bf16" if device == "cuda" else "fp32")
     if dtype not in DTYPES:
         raise InputError(f"executor: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if device == "cpu" and (threads := options.get("threads", "1" if source == "tiny" else "")):
+        if not threads.isdecimal() or int(threads) < 1:
+            raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
+        torch.set_num_threads(int(threads))
     if source in ("", "tiny"):
         model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed)
     else:
-        model = load(Path(source), DTYPES[dtype], device)
+        model = from_folder(Path(source), DTYPES[dtype], device)
     return TransformersExecutor(model, capacity_tokens, spec, seed)

@@ -202,6 +202,32 @@ class LatencyModel:
             raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
 
 
+@dataclass(frozen=True)
+class Charged:
+    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
+
+    executor: Executor
+    config: EngineConfig
+
+    @property
+    def real_time(self) -> bool:
+        """Whether the executor's seconds are those of a clock."""
+        return self.executor.real_time
+
+    def seconds(self, server: Server) -> float:
+        """Run the planned batch; its seconds with these costs."""
+        config, features = self.config, server.features
+        if self.real_time:
+            return self.executor.seconds(server)
+        seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
+        seconds += config.decision_per_request_s * float(features.requests[0])
+        return seconds + config.half_block_s * float(features.swapped[0])
+
+    def start(self, requests: Requests) -> None:
+        """Get ready for this trace."""
+        self.executor.start(requests)
+
+
 def profile_names() -> list[str]:
     """Names of the profiles that ship with the package."""
     folder = resources.files("engine") / "data" / "profiles"

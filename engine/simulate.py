@@ -14,7 +14,7 @@ from engine._jit import hot
 from engine.config import EngineConfig
 from engine.core import arrive, begin, close, empty, explain, finish, is_over, pause
 from engine.errors import InputError
-from engine.latency import LATENCY_TYPE, Executor, Latency, LatencyModel, iteration_seconds
+from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
 from engine.state import DROP, EVICT, MEMORY_TYPE, SERVER_TYPE, SWAP, Memory, Server, load, new_server
@@ -201,29 +201,6 @@ def _drive(
     return OVER
 
 
-@dataclass(frozen=True)
-class _Charged:
-    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
-
-    executor: Executor
-    config: EngineConfig
-
-    @property
-    def real_time(self) -> bool:
-        return self.executor.real_time
-
-    def seconds(self, server: Server) -> float:
-        config, features = self.config, server.features
-        if self.real_time:
-            return self.executor.seconds(server)
-        seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
-        seconds += config.decision_per_request_s * float(features.requests[0])
-        return seconds + config.half_block_s * float(features.swapped[0])
-
-    def start(self, requests: Requests) -> None:
-        self.executor.start(requests)
-
-
 def _raise(code: int, policy: Policy, server: Server, max_decisions: int) -> None:
     row = server.visible.row[0]
     present = f"{row.num_waiting} waiting, {row.num_running} running"
@@ -286,7 +263,7 @@ def simulate(
         latency = executor.compiled(config)
         code = _compiled_run()(policy.kernel.compiled, server, memory, latency, horizon_s, max_decisions)
     else:
-        charged = _Charged(executor, config)
+        charged = Charged(executor, config)
         charged.start(requests)
         if policy.kernel is not None:
             assert policy.kernel.compiled  # not while the clock runs

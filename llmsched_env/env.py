@@ -6,8 +6,10 @@ import gymnasium
 import numpy as np
 
 from engine.errors import InputError
+from engine.latency import Executor
 from engine.requests import Requests
 from llmsched_env.config import EnvConfig
+from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
 from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.vector import Fleet, action_space, observation_space
@@ -42,7 +44,10 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     ## Arguments
     `config`: an `EnvConfig`; other keywords replace its fields (``gymnasium.make("LLMSched-v0", max_steps=100)``).
-    ``reset(options={"requests": requests})`` plays a given trace.
+    ``reset(options={"requests": requests})`` plays a given trace. `executor` runs the batches instead of the profile:
+    an `engine.latency.Executor` or the spec of one ("transformers", "transformers:tiny"). With a real one time is real:
+    the seconds from one batch to the next, in which the agent decides, are charged. An action outside the space is then
+    replaced by a batch of Sarathi-Serve; ``info["fallbacks"]`` counts them.
 
         import gymnasium
         env = gymnasium.make("llmsched_env:LLMSched-v0")
@@ -52,11 +57,17 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - as Gymnasium declares it
 
-    def __init__(self, config: EnvConfig | None = None, render_mode: str | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        config: EnvConfig | None = None,
+        render_mode: str | None = None,
+        executor: Executor | str | None = None,
+        **changes: Any,
+    ) -> None:
         """Build the server.
 
         Raises:
-            InputError: an unknown field or render mode, or a configuration that cannot be run.
+            InputError: an unknown field or render mode, or a configuration or an executor that cannot be run.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InputError(f"render_mode: expected ansi or rgb_array, got {render_mode!r}")
@@ -65,7 +76,8 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self.observation_space = observation_space()
         self.action_space = action_space(self.config)
-        self.fleet = Fleet(1, self.config)
+        self.live = Live(find_executor(executor, self.config.engine), self.config) if executor is not None else None
+        self.fleet = Fleet(1, self.config, live=self.live)
         self._action = np.zeros((1, 1 if self.config.action == "mixture" else 3), np.int64)
         self._timeline = Timeline() if render_mode else None
 
@@ -87,13 +99,17 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one decision."""
         fleet, outcome = self.fleet, self.fleet.outcome
-        self._action[0] = action
-        fleet.step(self._action)
+        if self.live is None:
+            self._action[0] = action
+            action = self._action
+        fleet.step(action)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         info: dict[str, Any] = {
             "elapsed_s": float(outcome.elapsed_s[0]),
             "reward_terms": dict(zip(REWARD_TERMS, outcome.terms[0].tolist(), strict=True)),
         }
+        if self.live is not None:
+            info["fallbacks"] = self.live.fallbacks
         if terminated or truncated:
             info["report"] = fleet.report(0)
         if self._timeline:

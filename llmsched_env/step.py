@@ -9,7 +9,7 @@ from numba.experimental import structref
 
 from engine._jit import inner
 from engine.core import begin, begin_decodes, empty, finish, idle, is_over, pause
-from engine.latency import LATENCY_TYPE, Latency, iteration_seconds
+from engine.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE
 from engine.rows import new_rows, row_of
 from engine.state import Memory, Server
@@ -82,11 +82,23 @@ def _choose(memory: Memory, budget: int, rule: int, order: int) -> None:
     memory.row[ORDER] = order
 
 
+def _by_profile(latency: Any, server: Server) -> float:
+    return iteration_seconds(latency, server.features)
+
+
+def _by_executor(executor: Executor, server: Server) -> float:
+    return executor.seconds(server)
+
+
+_duration = inner(_by_profile, source=_by_executor)
+"""Seconds of the planned batch: compiled, by the profile; from Python, by the executor that is in its place."""
+
+
 @inner
 def _run_batch(server: Server, latency: Latency) -> None:
     begin(server, False)
     if server.features.requests[0] > 0:
-        finish(server, iteration_seconds(latency, server.features))
+        finish(server, _duration(latency, server))
 
 
 @inner
@@ -111,7 +123,7 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
         elif limits[2] > 0.0 and row.num_waiting + row.num_prefilling == 0:
             empty(server)
             if begin_decodes(server):
-                finish(server, iteration_seconds(latency, server.features))
+                finish(server, _duration(latency, server))
             else:
                 _choose(observer, 0, 0, 0)
                 allocate_batch(server.visible, observer, server.plan)
@@ -157,9 +169,10 @@ def _open_episode(server: Server, outcome: Outcome, e: int) -> None:
 
 
 @inner
-def _allocation_row(
+def allocation_row(
     action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
 ) -> None:
+    """Step row `e` by ``action[e]`` = (budget, decode rule, order); with `opens`, to its first decision."""
     server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
     if opens:
         _open_episode(server, outcome, e)
@@ -175,9 +188,10 @@ def _allocation_row(
 
 
 @inner
-def _mixture_row(
+def mixture_row(
     kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
 ) -> None:
+    """Step row `e` by ``action[e]`` = (arm,); with `opens`, to its first decision."""
     server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
     if opens:
         _open_episode(server, outcome, e)
@@ -228,14 +242,14 @@ def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> No
     servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
     latency, rules = fleet.latency, fleet.rules
     for e in prange(first, last):
-        _allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
+        allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
 
 
 def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
     servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
     latency, rules = fleet.latency, fleet.rules
     for e in prange(first, last):
-        _mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
+        mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from llmsched_env.action import (
 )
 from llmsched_env.config import EnvConfig
 from llmsched_env.episode import episode_report
+from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.step import (
@@ -53,13 +54,20 @@ def action_space(config: EnvConfig) -> spaces.Space[Any]:
 class Fleet:
     """Rows of servers with their memories, traces and outcomes: what both environment classes drive."""
 
-    def __init__(self, rows: int, config: EnvConfig, threads: int = 1) -> None:
+    def __init__(self, rows: int, config: EnvConfig, threads: int = 1, live: Live | None = None) -> None:
         """Allocate everything and compile nothing yet.
+
+        Args:
+            rows: servers.
+            config: of all of them.
+            threads: > 1 spreads rows over numba's threads.
+            live: steps the only row with an executor instead of the profile.
 
         Raises:
             InputError: an unknown profile or arm, or a workload that the server can never serve.
         """
         self.config = config
+        self.live = live
         self.rows = rows
         model = load_profile(config.profile)
         self.latency = model.compiled(config.engine)
@@ -123,10 +131,14 @@ class Fleet:
         self.memories.row[e] = 0.0
         self.returns[e] = 0.0
         self.term_sums[e] = 0.0
+        if self.live:
+            self.live.start(requests)
         self._step(self._no_action, e, e + 1, True)
 
     def _stepper(self, parallel: bool) -> Callable[[np.ndarray, int, int, bool], None]:
-        arrays, kernels = self._arrays, self.kernels
+        arrays, kernels, live = self._arrays, self.kernels, self.live
+        if live:
+            return lambda action, first, last, opens: live.step(self, action, opens)
         if not kernels:
             allocation = step_allocation(parallel)
             return lambda action, first, last, opens: allocation(action, arrays, first, last, opens)

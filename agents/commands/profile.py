@@ -39,10 +39,12 @@ class Command:
             raise InputError(f"repeats: expected a whole number >= 1, got {self.repeats}")
         from engine.gpu import make_executor
 
-        executor = make_executor(self.executor, self.grid.kv_tokens, self.seed)
+        executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)
         provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
         points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance)
         print(f"{len(points)} batches to measure, about {profiling.estimate_s(executor, points, self.repeats):.0f} s")
-        for _ in tqdm(profiling.measure(executor, self.out, points, self.repeats), total=len(points), unit="batch"):
+        for _ in tqdm(
+            profiling.measure(executor, self.out, points, self.repeats), total=len(points), unit="batch", disable=None
+        ):
             pass
         print(f"written: {self.out}")

@@ -59,17 +59,18 @@ class Command(SourceOptions, ServerOptions):
 def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Table:
     table = Table(
         title=f"Device / surrogate {profile}, ms (surrogate / device)",
-        caption=f"capacity {limit:.2f} requests/s",
+        caption=f"capacity {limit:.2f} requests/s; batches: predicted / measured seconds of the device's own batches",
     )
     table.add_column("requests/s", justify="right")
     table.add_column("policy")
     for title in transfer.METRICS.values():
         table.add_column(title, justify="right")
+    table.add_column("batches", justify="right")
     table.add_column("fallbacks", justify="right")
     for row in rows:
         figures = (
             f"{row['device'][key]:.4g} / {row['surrogate'][key]:.4g} ({row['ratio'][key]:.2f})"
             for key in transfer.METRICS
         )
-        table.add_row(f"{row['rate']:.3g}", row["policy"], *figures, str(row["fallbacks"]))
+        table.add_row(f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"]))
     return table

@@ -20,6 +20,7 @@ from engine.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 FORMAT = "llmsched-measurements/1"
 COLUMNS = ("set", "prefills", "decodes", "tokens", "requests", "prefill_pairs", "decode_context", "median_s", "min_s")
 WARMUP, REPEATS = 3, 11
+MOST_CHUNKS = 3
 
 
 class Measuring(Protocol):
@@ -47,12 +48,18 @@ class Limits:
     thin: int = 1
     """Measure only every so many points of each set (1: all)."""
 
+    @property
+    def capacity_tokens(self) -> int:
+        """KV buffers for such batches: every request has room for the token that it gets."""
+        return self.kv_tokens + self.decodes + MOST_CHUNKS
+
 
 def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
     """The batches to measure with their sets; about 300 at full size.
 
     Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
-    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
+    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform. The order is random, so that a
+    device that gets slower meanwhile disturbs every set alike.
     """
     rng = np.random.default_rng(seed)
     edges = [1, 2, 4, 8, 16, 24, 32, 48, 64]
@@ -70,11 +77,12 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
         sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
     sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
     sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
-    return [
+    points = [
         (kind, batch)
         for kind, batches in sets.items()
         for batch in [b for b in batches if _fits(b, limits)][:: limits.thin]
     ]
+    return [points[k] for k in rng.permutation(len(points))]
 
 
 def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
@@ -82,7 +90,7 @@ def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
         return int(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     while True:
-        chunks = 0 if "decode" in kind else int(rng.integers(1, 4))
+        chunks = 0 if "decode" in kind else int(rng.integers(1, MOST_CHUNKS + 1))
         decodes = 0 if "prefill" in kind else log_uniform(1, limits.decodes)
         prefills = tuple(
             (log_uniform(16, limits.tokens / 2), int(rng.integers(2)) * log_uniform(64, limits.context))

@@ -11,7 +11,9 @@ from engine.latency import Executor, LatencyModel
 from engine.metrics import summarize
 from engine.policy import Policy
 from engine.predictions import predict
+from engine.requests import Requests
 from engine.simulate import simulate
+from engine.state import Server
 from engine.workload import parse_workload
 
 METRICS = {
@@ -37,6 +39,27 @@ def _burst(spec: str) -> str:
     return f"burst:lengths={lengths}" if isinstance(lengths, str) else "burst"
 
 
+class _SideBySide:
+    """An executor that also asks the model how long each of its batches should take."""
+
+    def __init__(self, executor: Executor, model: LatencyModel) -> None:
+        self.executor, self.model = executor, model
+        self.measured = self.predicted = 0.0
+
+    @property
+    def real_time(self) -> bool:
+        return self.executor.real_time
+
+    def start(self, requests: Requests) -> None:
+        self.executor.start(requests)
+
+    def seconds(self, server: Server) -> float:
+        took = self.executor.seconds(server)
+        self.measured += took
+        self.predicted += self.model.seconds(server)
+        return took
+
+
 def compare(
     policies: Sequence[Policy],
     source: Source,
@@ -51,7 +74,8 @@ def compare(
 
     Returns:
         One row per rate and policy: `rate`, `policy`, `device` and `surrogate` (each METRICS key in ms), `ratio`
-        (surrogate / device) and `fallbacks`.
+        (surrogate / device), `batches` (predicted / measured seconds of the device's own batches: how far the device is
+        from the speed at which it was profiled) and `fallbacks`.
     """
     rows = []
     fallback = baselines.make("sarathi")
@@ -61,7 +85,8 @@ def compare(
             requests = source.requests(rate, seed)
             channel = source.channel(policy)
             told = predict(requests, channel, seed) if channel else requests
-            real = simulate(policy, told, executor, config, fallback=fallback)
+            both = _SideBySide(executor, model)
+            real = simulate(policy, told, both, config, fallback=fallback)
             figures = [summarize(record).to_dict() for record in (real, simulate(policy, told, model, config))]
             device, surrogate = ({key: report[key] for key in METRICS} for report in figures)
             rows.append(
@@ -71,6 +96,7 @@ def compare(
                     "device": device,
                     "surrogate": surrogate,
                     "ratio": {key: surrogate[key] / device[key] for key in METRICS},
+                    "batches": both.predicted / both.measured,
                     "fallbacks": real.fallbacks,
                 }
             )

@@ -1,0 +1,80 @@
+"""A real executor behind the environment: the same step, run from Python, with the executor in place of the profile."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.latency import Charged, Executor
+from engine.requests import Requests
+from engine.state import Server
+from llmsched_env.action import ACTION_SIZES, TOKEN_LEVELS
+from llmsched_env.config import EnvConfig
+from llmsched_env.step import allocation_row, mixture_row
+
+_SARATHI = np.array([[TOKEN_LEVELS.index(512), 0, 0]])
+
+
+def find_executor(executor: Executor | str, engine: EngineConfig) -> Executor:
+    """An executor by its spec (`engine.gpu.make_executor`); others are passed through.
+
+    Raises:
+        InputError: another spec, no such device or folder, not enough memory.
+    """
+    if not isinstance(executor, str):
+        return executor
+    from engine.gpu import ROOM, make_executor
+
+    return make_executor(executor, int(ROOM * engine.capacity_tokens))
+
+
+class Live:
+    """Steps one server with an executor.
+
+    With one that runs in real time, the seconds between two batches are charged too: they are what the agent takes for
+    its decision. An action outside the action space (or not finite) is replaced by a batch of Sarathi, and counted.
+    """
+
+    def __init__(self, executor: Executor, config: EnvConfig) -> None:
+        self.executor = Charged(executor, config.engine)
+        self.sizes = np.array([len(config.arms)] if config.action == "mixture" else ACTION_SIZES)
+        self.fallbacks = 0
+        self._since = 0.0
+
+    def start(self, requests: Requests) -> None:
+        """Get ready for an episode with this trace.
+
+        Raises:
+            InputError: the executor has no room for one of the requests.
+        """
+        self.executor.start(requests)
+        self.fallbacks = 0
+        self._since = time.perf_counter()
+
+    def seconds(self, server: Server) -> float:
+        """Run the planned batch; its seconds and those since the last one."""
+        waited = time.perf_counter() - self._since if self.executor.real_time else 0.0
+        took = self.executor.seconds(server)
+        self._since = time.perf_counter()
+        return waited + took
+
+    def step(self, fleet: Any, action: Any, opens: bool) -> None:
+        """Take one decision on the only row of a fleet (`llmsched_env.vector.Fleet`)."""
+        legal = opens or self._is_legal(action)
+        self.fallbacks += not legal
+        arrays = (fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome, 0, opens)
+        if fleet.kernels and legal:
+            mixture_row(fleet.kernels, _whole(action), *arrays)
+        else:
+            allocation_row(_whole(action) if legal else _SARATHI, *arrays)
+
+    def _is_legal(self, action: Any) -> bool:
+        values = np.asarray(action, np.float64).reshape(-1)
+        return len(values) == len(self.sizes) and bool(
+            np.all((values >= 0) & (values < self.sizes) & (values == np.floor(values)))
+        )
+
+
+def _whole(action: Any) -> np.ndarray:
+    return np.asarray(action, np.int64).reshape(1, -1)
