@@ -12,7 +12,7 @@ measured, residuals, and the range in which they hold.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -159,6 +159,12 @@ class LatencyModel:
         ):
             raise InputError(f"profile {self.name!r}: table: expected 2 or more pairs of rising tokens, seconds > 0")
         object.__setattr__(self, "table", tuple((float(n), float(t)) for n, t in rows))
+
+    def scaled(self, factor: float) -> "LatencyModel":
+        """The same device slower by a factor (0.5: twice as fast): every time of the model times `factor`."""
+        times = ("overhead", "floor", "per_token", "per_request", "per_chunk", "per_pair", "per_context", "tick")
+        table = tuple((n, t * factor) for n, t in self.table)
+        return replace(self, **{name: factor * getattr(self, name) for name in times}, table=table)
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""

@@ -1,5 +1,6 @@
 """`llmsched validate`: a real executor and its surrogate side by side."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Command(SourceOptions, ServerOptions):
     """Policies, comma separated: baselines, folders of trained policies."""
     shares: str = "0.5,0.9,1.1"
     """Arrival rates as shares of the surrogate's capacity (Sarathi's throughput with all requests there at once)."""
+    rescale: bool = False
+    """Give the surrogate the speed that the device has in each run: for machines whose speed drifts."""
     seed: int = 0
     """Draws the requests."""
     json: Path | None = None
@@ -42,18 +45,29 @@ class Command(SourceOptions, ServerOptions):
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
         limit = transfer.capacity(source, model, self.engine)
         rates = [share * limit for share in shares]
-        console = console_for_tables()
-        with console.status("") as status:
-            rows = transfer.compare(policies, source, rates, executor, model, self.engine, self.seed, status.update)
-        console.print(_table(rows, limit, self.profile))
+        rows = transfer.compare(
+            policies, source, rates, executor, model, self.engine, self.seed, _progress, self.rescale
+        )
+        console_for_tables().print(_table(rows, limit, self.profile))
         for share, rate in zip(shares, rates, strict=True):
             orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
             words = {True: "the same", False: "NOT the same"}
             print(f"{share:g} of capacity: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
             print(f", by p99 TTFT {words[orders['p99_ttft_ms']]}")
         if self.json is not None:
-            result = {"executor": executor.provenance(), "profile": model.name, "capacity": limit, "rows": rows}
+            result = {
+                "executor": executor.provenance(),
+                "profile": model.name,
+                "capacity": limit,
+                "rescaled": self.rescale,
+                "rows": rows,
+            }
             write_atomically(self.json, json_text(result))
+
+
+def _progress(line: str) -> None:
+    """A line and no spinner: its thread would take time from the device's host."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Table:

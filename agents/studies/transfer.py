@@ -69,8 +69,11 @@ def compare(
     config: EngineConfig,
     seed: int,
     progress: Callable[[str], object],
+    rescale: bool = False,
 ) -> list[dict[str, Any]]:
     """Serve the trace of each rate with each policy, on the device and on the model.
+
+    With `rescale` the model first gets the speed that the device had in that run, for machines whose speed drifts.
 
     Returns:
         One row per rate and policy: `rate`, `policy`, `device` and `surrogate` (each METRICS key in ms), `ratio`
@@ -87,7 +90,9 @@ def compare(
             told = predict(requests, channel, seed) if channel else requests
             both = _SideBySide(executor, model)
             real = simulate(policy, told, both, config, fallback=fallback)
-            figures = [summarize(record).to_dict() for record in (real, simulate(policy, told, model, config))]
+            speed = both.predicted / both.measured
+            simulated = simulate(policy, told, model.scaled(1.0 / speed) if rescale else model, config)
+            figures = [summarize(record).to_dict() for record in (real, simulated)]
             device, surrogate = ({key: report[key] for key in METRICS} for report in figures)
             rows.append(
                 {
@@ -96,7 +101,7 @@ def compare(
                     "device": device,
                     "surrogate": surrogate,
                     "ratio": {key: surrogate[key] / device[key] for key in METRICS},
-                    "batches": both.predicted / both.measured,
+                    "batches": speed,
                     "fallbacks": real.fallbacks,
                 }
             )
