@@ -17,6 +17,7 @@ from baselines.orca import Orca
 from baselines.past_future import PastFuture
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
+from baselines.slackfit import Slackfit
 from baselines.slai import SLAI
 from baselines.srtf import SRTF
 from baselines.trail import TRAIL
@@ -44,6 +45,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     WAIT,
     NestedWAIT,
     SRTF,
+    Slackfit,
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 """Every baseline by name."""
@@ -102,6 +104,7 @@ __all__ = [
     "Orca",
     "PastFuture",
     "Sarathi",
+    "Slackfit",
     "make",
     "names",
 ]

@@ -20,13 +20,13 @@ from baselines._fill import (
     SPF,
     TAKEN,
     admit_chunks,
-    evict_into,
     fits_decode,
     is_decode,
     next_waiting,
     schedule_decode,
     take,
 )
+from baselines._slack import take_urgent
 from engine._jit import hot, inner
 from engine.kv import blocks_to_admit, tokens_left
 from engine.latency import LatencyModel
@@ -91,46 +91,6 @@ def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
         linear = level - p[_OVERHEAD] - p[_PER_CONTEXT] * _decode_context(view)
         return min(max(0, int(linear / p[_PER_TOKEN])), view.row[0].max_batched_tokens), level
     return min(int(level), view.row[0].max_batched_tokens), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
-
-
-@inner
-def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
-    """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
-    row = view.row[0]
-    for j in range(row.num_running - 1, -1, -1):
-        v = view.running[j]
-        if memory.request[v, TAKEN] != row.iterations + 1:
-            return v
-    return i
-
-
-@inner
-def _take_urgent(
-    view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
-) -> tuple[int, int, int]:
-    """Decodes with less slack than this, oldest first; returns (tokens, free blocks, victims)."""
-    row = view.row[0]
-    stamp = row.iterations + 1
-    tokens = 0
-    for j in range(row.num_running):
-        i = view.running[j]
-        r = view.request[i]
-        if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or memory.request[i, TAKEN] == stamp:
-            continue
-        memory.request[i, TAKEN] = stamp
-        fits = fits_decode(row, r, free)
-        while not fits:
-            v = _youngest_unplanned(view, memory, i)
-            take(view, memory, v)
-            free += evict_into(plan, memory, view, v, victims)
-            victims += 1
-            if v == i:
-                break
-            fits = fits_decode(row, r, free)
-        if fits:
-            free -= schedule_decode(plan, row, i, r)
-            tokens += 1
-    return tokens, free, victims
 
 
 @inner
@@ -213,12 +173,12 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
     slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)
     order = int(m[ORDER])
-    tokens, free, victims = _take_urgent(view, memory, plan, slack, row.free_blocks, 0)
+    tokens, free, victims = take_urgent(view, memory, plan, slack, row.free_blocks, 0)
     if budget > tokens and row.num_waiting + row.num_prefilling > 0:
         tokens, free = _take_prompts(view, memory, plan, order, victims, tokens, budget, free)
     if budget > tokens:
         _take_leftover(view, memory, plan, budget - tokens, free)
     if plan.size[0] == victims:
-        tokens, free, victims = _take_urgent(view, memory, plan, np.inf, free, victims)
+        tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
         if tokens == 0:
             _take_prompts(view, memory, plan, order, victims, 0, TOKEN_LEVELS[1], free)
