@@ -1,8 +1,74 @@
-"""Decodes by slack (time left until the deadline of their next token): slackfit and the allocation codec share this."""
+"""Batches of a predicted duration, decodes by slack (seconds until the deadline of their next token), prompts by SRPT.
 
-from baselines._fill import TAKEN, evict_into, fits_decode, is_decode, schedule_decode, take
+slackfit and the allocation codec share these moves. The predicted duration is that of a latency profile, times how much
+slower than predicted the device has been of late; a policy that uses it keeps the five numbers of the profile at one
+place of its parameters (`OVERHEAD` ...) and `CLOCK_CELLS` cells of its row memory.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from baselines._fill import (
+    SPF,
+    TAKEN,
+    evict_into,
+    fits_decode,
+    is_decode,
+    next_waiting,
+    schedule_decode,
+    take,
+)
 from engine._jit import inner
+from engine.kv import blocks_to_admit, tokens_left
+from engine.latency import LatencyModel
+from engine.policy import schedule
 from engine.state import Memory, Plan, View
+
+OVERHEAD, FLOOR, PER_TOKEN, PER_PAIR, PER_CONTEXT, PROFILE_PARAMS = range(6)
+"""The profile in the parameters, from its first number on."""
+SCALE, PREDICTED, SEEN, CLOCK_CELLS = range(4)
+"""Cells from the first one on: running mean of measured / predicted seconds, the last prediction, its batch."""
+FORGET = 0.05
+"""Weight of the last batch in the running mean."""
+LEAST_CHUNK = 64
+"""Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
+
+
+def profile_params(model: LatencyModel) -> tuple[float, ...]:
+    """A profile as PROFILE_PARAMS numbers (s); of a table the ends are kept."""
+    floor, per_token = model.floor, model.per_token
+    if model.table:
+        (_, floor), (most, seconds) = model.table[0], model.table[-1]
+        per_token = seconds / most
+    return model.overhead, floor, per_token, model.per_pair, model.per_context
+
+
+@inner
+def learn_scale(view: View, memory: Memory, cell: int) -> float:
+    """Compare the last batch with its prediction; returns the device's seconds per predicted second."""
+    row, m = view.row[0], memory.row
+    if m[cell + SCALE] == 0.0:
+        m[cell + SCALE] = 1.0
+    if m[cell + PREDICTED] > 0.0 and row.iterations == m[cell + SEEN] + 1.0:
+        m[cell + SCALE] += FORGET * (row.last_duration / m[cell + PREDICTED] - m[cell + SCALE])
+    m[cell + SEEN], m[cell + PREDICTED] = row.iterations, 0.0
+    return m[cell + SCALE]
+
+
+@inner
+def _seconds(p: Any, at: int, tokens: int, attention: float) -> float:
+    return p[at + OVERHEAD] + max(p[at + FLOOR], p[at + PER_TOKEN] * tokens) + attention
+
+
+@inner
+def _largest_chunk(p: Any, at: int, tokens: int, attention: float, done: int, limit: float) -> int:
+    """Prompt tokens that fit a batch of so many tokens and attention seconds, behind `done` tokens of their request."""
+    over = p[at + OVERHEAD] + attention + p[at + PER_TOKEN] * tokens - limit
+    if over >= 0.0 or p[at + OVERHEAD] + attention + p[at + FLOOR] > limit:
+        return 0
+    a, b = 0.5 * p[at + PER_PAIR], p[at + PER_TOKEN] + p[at + PER_PAIR] * (done + 0.5)
+    return int(-2.0 * over / (b + np.sqrt(b * b - 4.0 * a * over)))
 
 
 @inner
@@ -20,7 +86,11 @@ def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
 def take_urgent(
     view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
 ) -> tuple[int, int, int]:
-    """Decodes with less slack than this, oldest first; returns (tokens, free blocks, victims)."""
+    """Decodes with less slack than this, oldest first; one that finds no block evicts the youngest unplanned request.
+
+    Returns:
+        (tokens, free blocks, victims).
+    """
     row = view.row[0]
     stamp = row.iterations + 1
     tokens = 0
@@ -43,3 +113,161 @@ def take_urgent(
             free -= schedule_decode(plan, row, i, r)
             tokens += 1
     return tokens, free, victims
+
+
+@inner
+def take_large(view: View, memory: Memory, plan: Plan, times_mean: float, free: int) -> tuple[int, int]:
+    """Decodes with more KV than so many times the mean: they free the most memory. Returns (tokens, free blocks)."""
+    row = view.row[0]
+    total = 0
+    for j in range(row.num_running):
+        total += view.request[view.running[j]].length
+    tokens = 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        large = is_decode(r) and r.length * row.num_running > times_mean * total
+        if large and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
+            free -= schedule_decode(plan, row, i, r)
+            take(view, memory, i)
+            tokens += 1
+    return tokens, free
+
+
+@inner
+def _shortest_started(view: View, memory: Memory) -> int:
+    """The started prompt with the fewest tokens left that this plan has not taken; -1 if there is none."""
+    row = view.row[0]
+    best, least = -1, 1 << 30
+    if row.num_prefilling > 0:
+        for j in range(row.num_running):
+            i = view.running[j]
+            r = view.request[i]
+            left = r.prompt - r.prefilled
+            if left < least and not is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1:
+                best, least = i, left
+    return best
+
+
+@inner
+def _shortest_remaining(view: View, memory: Memory, started: int, victims: int, taken: int) -> int:
+    """The waiting request with a prompt shorter than what `started` lacks, else `started`; -1 if there is neither."""
+    i = next_waiting(view, memory, SPF, victims, taken)
+    if i < 0 or memory.request[i, TAKEN] == view.row[0].iterations + 1:
+        return started
+    if started >= 0 and view.request[i].prompt >= view.request[started].prompt - view.request[started].prefilled:
+        return started
+    return i
+
+
+@inner
+def _take_prompts(
+    view: View,
+    memory: Memory,
+    plan: Plan,
+    at: int,
+    limit: float,
+    tokens: int,
+    attention: float,
+    free: int,
+    victims: int,
+) -> tuple[int, float, int]:
+    """Chunks by shortest remaining prompt while predicted time is left; returns (tokens, attention, free blocks)."""
+    row, p = view.row[0], memory.params
+    taken, blocked, first = 0, False, True
+    active = row.num_running - victims
+    while row.num_waiting + row.num_prefilling > 0:
+        started = _shortest_started(view, memory)
+        best = started if blocked else _shortest_remaining(view, memory, started, victims, taken)
+        if best < 0:
+            break
+        r = view.request[best]
+        done, left = (r.prefilled, tokens_left(r)) if best == started else (0, r.prompt)
+        chunk = max(_largest_chunk(p, at, tokens, attention, done, limit), LEAST_CHUNK if first else 0)
+        chunk = min(left, row.max_batched_tokens - tokens, chunk)
+        if chunk <= 0:
+            break
+        if best != started:
+            need = blocks_to_admit(r, row.block_size)
+            if free - need < row.watermark_blocks or active >= row.max_num_seqs:
+                blocked = True
+                continue
+            free -= need
+            active += 1
+            taken += 1
+        schedule(plan, best, chunk)
+        take(view, memory, best)
+        tokens += chunk
+        attention += p[at + PER_PAIR] * chunk * (done + 0.5 * (chunk + 1))
+        first = False
+        if chunk < left:
+            break
+    return tokens, attention, free
+
+
+@inner
+def _take_others(
+    view: View, memory: Memory, plan: Plan, at: int, limit: float, tokens: int, attention: float, free: int
+) -> tuple[int, float]:
+    """Decodes that could wait, oldest first, while predicted time is left; returns (tokens, attention)."""
+    row, p = view.row[0], memory.params
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        if is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
+            more = p[at + PER_CONTEXT] * r.length
+            if _seconds(p, at, tokens + 1, attention + more) > limit:
+                break
+            free -= schedule_decode(plan, row, i, r)
+            take(view, memory, i)
+            tokens += 1
+            attention += more
+    return tokens, attention
+
+
+@inner
+def _context_seconds(view: View, memory: Memory, at: int) -> float:
+    """Predicted attention seconds of the decodes taken so far."""
+    row, total = view.row[0], 0
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        if is_decode(r) and memory.request[i, TAKEN] == row.iterations + 1:
+            total += r.length
+    return memory.params[at + PER_CONTEXT] * total
+
+
+@inner
+def fill_for(
+    view: View, memory: Memory, plan: Plan, at: int, cell: int, limit: float, slack_s: float, times_mean: float
+) -> None:
+    """A batch of about `limit` seconds: urgent decodes, large decodes, prompts by SRPT, then the other decodes.
+
+    Args:
+        view: the server.
+        memory: the policy's memory.
+        plan: receives the batch.
+        at: where the profile is in the parameters.
+        cell: where the clock's cells are in the row memory.
+        limit: seconds; 0 leaves prompts out while there are decodes.
+        slack_s: a decode with less slack must run (inf: all of them).
+        times_mean: one with more KV than this many times the mean runs, too (inf: none).
+    """
+    row = view.row[0]
+    limit /= learn_scale(view, memory, cell)
+    prompts = row.num_waiting + row.num_prefilling > 0
+    if not prompts or (limit <= 0.0 and row.num_running > row.num_prefilling):
+        slack_s = np.inf
+    tokens, free, victims = take_urgent(view, memory, plan, slack_s, row.free_blocks, 0)
+    if prompts and victims == 0 and times_mean < np.inf:
+        more, free = take_large(view, memory, plan, times_mean, free)
+        tokens += more
+    attention = _context_seconds(view, memory, at)
+    if prompts and (limit > 0.0 or tokens == 0):
+        tokens, attention, free = _take_prompts(view, memory, plan, at, limit, tokens, attention, free, victims)
+        if victims == 0:
+            tokens, attention = _take_others(view, memory, plan, at, limit, tokens, attention, free)
+    if plan.size[0] == victims:
+        tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
+        attention = _context_seconds(view, memory, at)
+    memory.row[cell + PREDICTED] = _seconds(memory.params, at, tokens, attention)

@@ -9,6 +9,10 @@ learner's action there, a learned policy its own.
 2. Prompt chunks in the chosen order until the token budget (decodes count) or the KV runs out.
 3. Tokens left over in the budget go to the other decodes, oldest first, as long as blocks are free.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
+
+With `slackfit` budgets the same three choices are the knobs of that baseline (`baselines.slackfit`): predicted seconds
+of the batch, the decode rule in units of them, and how much KV a decode must hold to run in any case; prompts always go
+by shortest remaining.
 """
 
 from typing import Any, Literal
@@ -26,7 +30,7 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from baselines._slack import take_urgent
+from baselines._slack import CLOCK_CELLS, fill_for, profile_params, take_urgent
 from engine._jit import hot, inner
 from engine.kv import blocks_to_admit, tokens_left
 from engine.latency import LatencyModel
@@ -38,6 +42,10 @@ TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
 TIME_LEVELS_S = (0.0, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 """Alternative: predicted durations of an iteration, seconds."""
+SLACKFIT_LIMITS_S = (0.0, 0.03, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.15)
+"""Alternative: predicted durations that slackfit fills (0: no prompts)."""
+SLACKFIT_LARGE = (float("inf"), 1.5, 1.0, 0.5)
+"""Then instead of the order: decodes with more KV than this many times the mean run in any case."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""
 SRPT = 3
@@ -48,17 +56,20 @@ ACTION_SIZES = (len(TOKEN_LEVELS), len(SLACK_LEVELS), len(ORDERS))
 """Choices in each dimension: budget, decode rule, prefill order."""
 
 _LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
-_TIMED, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
+_KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
     _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
 )
-ALLOCATION_PARAMS = _PER_CONTEXT + 1
+_LARGE = _PER_CONTEXT + 1
+ALLOCATION_PARAMS = _LARGE + len(SLACKFIT_LARGE)
 """Cells at the start of the parameters that belong to the codec."""
 BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
 """Cells of the row memory that hold the choice: indices into the levels."""
-ALLOCATION_ROW_MEMORY = OBSERVER_ROW_MEMORY + 3
+_CLOCK = OBSERVER_ROW_MEMORY + 3
+ALLOCATION_ROW_MEMORY = _CLOCK + CLOCK_CELLS
 ALLOCATION_REQUEST_MEMORY = FILL_REQUEST_MEMORY
 
-BudgetKind = Literal["tokens", "time"]
+BudgetKind = Literal["tokens", "time", "slackfit"]
+_LEVELS_OF = {"tokens": TOKEN_LEVELS, "time": TIME_LEVELS_S, "slackfit": SLACKFIT_LIMITS_S}
 
 
 def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
@@ -66,11 +77,10 @@ def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
 
     Args:
         model: predicts the duration of a batch (for time budgets, and for the unit of the decode rule).
-        budget: whether the levels are TOKEN_LEVELS or TIME_LEVELS_S.
+        budget: whether the levels are TOKEN_LEVELS, TIME_LEVELS_S or SLACKFIT_LIMITS_S.
     """
-    levels = TIME_LEVELS_S if budget == "time" else TOKEN_LEVELS
-    coefficients = (model.overhead, model.floor, model.per_token, model.per_pair, model.per_context)
-    return np.array([*levels, *SLACK_LEVELS, float(budget == "time"), *coefficients], np.float64)
+    kind = float(list(_LEVELS_OF).index(budget))
+    return np.array([*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), *SLACKFIT_LARGE], np.float64)
 
 
 @inner
@@ -87,7 +97,7 @@ def _decode_context(view: View) -> int:
 def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
     level = p[_LEVELS + choice]
-    if p[_TIMED] > 0.0:
+    if p[_KIND] > 0.0:
         linear = level - p[_OVERHEAD] - p[_PER_CONTEXT] * _decode_context(view)
         return min(max(0, int(linear / p[_PER_TOKEN])), view.row[0].max_batched_tokens), level
     return min(int(level), view.row[0].max_batched_tokens), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
@@ -170,6 +180,11 @@ def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int)
 def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the choice in the memory's cells BUDGET, RULE and ORDER (see the module docstring)."""
     row, p, m = view.row[0], memory.params, memory.row
+    if p[_KIND] > 1.0:
+        limit, rule = p[_LEVELS + int(m[BUDGET])], p[_SLACKS + int(m[RULE])]
+        slack = np.inf if rule == np.inf else rule * limit
+        fill_for(view, memory, plan, _OVERHEAD, _CLOCK, limit, slack, p[_LARGE + int(m[ORDER])])
+        return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
     slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)
     order = int(m[ORDER])

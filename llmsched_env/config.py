@@ -34,8 +34,8 @@ class EnvConfig:
     easier so, for there is nothing worth deciding in them: the shipped training settings turn it on."""
     action: Literal["allocation", "mixture"] = "allocation"
     """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
-    budget: Literal["tokens", "time"] = "tokens"
-    """Whether the batch-size levels of `allocation` are tokens or predicted seconds."""
+    budget: Literal["tokens", "time", "slackfit"] = "tokens"
+    """What `allocation` means: batch sizes in tokens, or in predicted seconds, or all three choices slackfit's knobs."""
     arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
     """Baselines that `mixture` chooses from."""
     prediction: str = ""
@@ -52,8 +52,8 @@ class EnvConfig:
         """
         if self.action not in ("allocation", "mixture"):
             raise InputError(f"env.action: expected allocation or mixture, got {self.action!r}")
-        if self.budget not in ("tokens", "time"):
-            raise InputError(f"env.budget: expected tokens or time, got {self.budget!r}")
+        if self.budget not in ("tokens", "time", "slackfit"):
+            raise InputError(f"env.budget: expected tokens, time or slackfit, got {self.budget!r}")
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
         if self.prediction and parse_channel(self.prediction).refreshes:

@@ -24,6 +24,7 @@ from agents.learning.bundle import export, source_hash, versions
 from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
 from agents.learning.checkpoint import checkpoints, load_checkpoint
 from agents.learning.heldout import TRAINING_SEED
+from agents.learning.imitation import imitate, teacher
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
@@ -138,11 +139,15 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
             be written.
         KeyboardInterrupt: stopped by the user; the last checkpoint and the best policy stay usable.
     """
+    choose = teacher(config.teacher, config.env) if config.teacher else None
     start = _prepare(config)
     with _torch_settings(config.threads):
         model = build_model(config)
         evaluation = Evaluation(config, lambda: learned_policy(model, config), config.run_dir / "best")
         run: dict[str, Any] = {}
+        if start is None and choose is not None:
+            found = imitate(model, choose, config.imitation_steps)
+            print(f"imitated {config.teacher}: {100 * found['agreement']:.1f} % of its decisions", file=sys.stderr)
         if start is not None:
             run = load_checkpoint(model, start)
             evaluation.load_state(run["evaluation"])

@@ -70,6 +70,10 @@ class TrainConfig:
     """Width of the hidden layers, for actor and critic each."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Between the layers."""
+    teacher: str = ""
+    """Baseline to imitate before PPO begins: slackfit or sarathi with parameters (empty: begin from scratch)."""
+    imitation_steps: int = 200_000
+    """Decisions of the teacher to learn from; they do not count as timesteps."""
     normalize: bool = True
     """Scale observations and rewards by running statistics."""
     seed: int = 0
@@ -101,7 +105,15 @@ class TrainConfig:
         Raises:
             InputError: one is out of range.
         """
-        for name in ("total_timesteps", "n_envs", "n_steps", "n_epochs", "threads", "checkpoint_every"):
+        for name in (
+            "total_timesteps",
+            "n_envs",
+            "n_steps",
+            "n_epochs",
+            "threads",
+            "checkpoint_every",
+            "imitation_steps",
+        ):
             self._whole(name, 1)
         for name in ("keep_checkpoints", "eval_traces", "eval_requests"):
             self._whole(name, 1)

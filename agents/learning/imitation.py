@@ -1,0 +1,170 @@
+"""A warm start: the network learns to choose as a baseline does, and what that is worth; PPO goes on from there.
+
+A teacher is a baseline that lies in the action space, as a function of the observation. The network is fitted to its
+choices by cross-entropy, on states that the teacher itself meets, with a share of the probability left to the
+neighbouring levels (without it PPO would have nothing to explore); the critic is then fitted to the returns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import CallbackList
+from torch.nn.functional import log_softmax, mse_loss
+
+import baselines
+from agents.learning.normalize import TimedNormalize
+from agents.learning.rollout import TimedPPO
+from baselines.sarathi import Sarathi
+from baselines.slackfit import Slackfit
+from engine.errors import InputError
+from llmsched_env.action import ACTION_SIZES, ORDERS, SLACK_LEVELS, SLACKFIT_LARGE, SLACKFIT_LIMITS_S, TOKEN_LEVELS
+from llmsched_env.config import EnvConfig
+from llmsched_env.observation import OBSERVATION_NAMES
+
+Teacher = Callable[[np.ndarray], np.ndarray]
+"""Observations float32[n, observations] -> choices int64[n, heads]."""
+
+SPREAD = 0.1
+"""Probability that each head keeps for the levels beside the teacher's."""
+EPOCHS, BATCH = 4, 2048
+CRITIC_ROLLOUTS = 4
+
+
+def teacher(spec: str, env: EnvConfig) -> Teacher:
+    """The choices of a baseline.
+
+    Raises:
+        InputError: a baseline that is not in this action space.
+    """
+    policy = baselines.make(spec)
+    if env.action == "allocation" and env.budget == "slackfit" and isinstance(policy, Slackfit):
+        return _slackfit(policy)
+    if env.action == "allocation" and env.budget == "tokens" and isinstance(policy, Sarathi):
+        order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
+        choice = np.array([_nearest(TOKEN_LEVELS, policy.token_budget), 0, order])
+        return lambda observations: np.tile(choice, (len(observations), 1))
+    raise InputError(
+        "teacher: expected slackfit (env.budget slackfit) or sarathi (env.budget tokens) with the allocation action, "
+        f"got {spec!r} with {env.action} and budget {env.budget}"
+    )
+
+
+def _nearest(levels: tuple[float, ...], value: float) -> int:
+    return int(np.argmin(np.abs(np.array(levels) - value)))
+
+
+def _slackfit(policy: Slackfit) -> Teacher:
+    strict_columns = [k for k, name in enumerate(OBSERVATION_NAMES) if name.startswith("decodes_strict_")]
+    kv_use = OBSERVATION_NAMES.index("kv_use")
+    limits = [_nearest(SLACKFIT_LIMITS_S, limit) for limit in (policy.relaxed_limit, policy.strict_limit)]
+    slack = 1 + _nearest(SLACK_LEVELS[1:], policy.slack)
+    edges = (np.array(SLACKFIT_LARGE[1:]) + np.array([2.0, *SLACKFIT_LARGE[1:-1]])) / 2.0  # of 1.5, 1.0, 0.5
+
+    def choose(observations: np.ndarray) -> np.ndarray:
+        use = observations[:, kv_use].astype(np.float64)
+        strict = (observations[:, strict_columns] > 0.0).any(1)
+        ramp = max(1e-9, policy.memory_limit - policy.eager_from)
+        times_mean = np.where(use > policy.eager_from, 2.0 * (policy.memory_limit - use) / ramp, np.inf)
+        large = (times_mean[:, None] < edges).sum(1)
+        full = use >= policy.memory_limit
+        columns = (np.where(strict, limits[1], limits[0]), np.where(full, 0, slack), np.where(full, 0, large))
+        return np.column_stack(columns).astype(np.int64)
+
+    return choose
+
+
+def _soft_targets(choices: np.ndarray) -> list[np.ndarray]:
+    """For each head float32[n, levels]: the choice, with SPREAD shared among the levels beside it."""
+    found = []
+    for head, size in enumerate(ACTION_SIZES):
+        target = np.zeros((len(choices), size), np.float32)
+        rows = np.arange(len(choices))
+        for step in (-1, 1):
+            beside = choices[:, head] + step
+            inside = (beside >= 0) & (beside < size)
+            target[rows[inside], beside[inside]] = SPREAD / 2.0
+        target[rows, choices[:, head]] = 1.0 - target.sum(1)
+        found.append(target)
+    return found
+
+
+def _watch(model: TimedPPO, env: TimedNormalize, choose: Teacher, decisions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Let the teacher act; observations as the environment gives them and its choices."""
+    rng = np.random.default_rng(model.seed)
+    env.reset()
+    observations, choices = [], []
+    for _ in range(max(1, decisions // env.num_envs)):
+        raw = np.array(env.get_original_obs())
+        choice = choose(raw)
+        observations.append(raw)
+        choices.append(choice)
+        stray = np.clip(choice + rng.integers(-1, 2, choice.shape), 0, np.array(ACTION_SIZES) - 1)
+        env.step(np.where(rng.random(choice.shape) < SPREAD, stray, choice))
+    return np.concatenate(observations), np.concatenate(choices)
+
+
+def imitate(model: TimedPPO, choose: Teacher, decisions: int) -> dict[str, float]:
+    """Fit the actor to the teacher and the critic to what follows; the normalisation statistics come along.
+
+    Args:
+        model: not trained yet, on a `TimedNormalize`.
+        choose: the teacher.
+        decisions: how many of its choices to learn from.
+
+    Returns:
+        ``agreement``, the share of decisions in which every head's best level is the teacher's; ``value_loss``.
+
+    Raises:
+        InputError: the environment is not normalised.
+    """
+    env: Any = model.get_env()
+    if not isinstance(env, TimedNormalize):
+        raise InputError("teacher: expected normalize: true")
+    raw, choices = _watch(model, env, choose, decisions)
+    observations = th.as_tensor(env.normalize_obs(raw))
+    targets = [th.as_tensor(target) for target in _soft_targets(choices)]
+    rng = np.random.default_rng(model.seed)
+    policy = model.policy
+    optimizer = th.optim.Adam(policy.parameters(), lr=1e-3)
+    for _ in range(EPOCHS):
+        for part in np.array_split(rng.permutation(len(raw)), max(1, len(raw) // BATCH)):
+            rows = th.as_tensor(part)
+            logits = _logits(policy, observations[rows])
+            likelihood = [(t[rows] * log_softmax(x, 1)).sum(1).mean() for t, x in zip(targets, logits, strict=True)]
+            _descend(optimizer, -th.stack(likelihood).sum())
+    with th.no_grad():
+        best = np.column_stack([x.argmax(1).numpy() for x in _logits(policy, observations)])
+    return {"agreement": float((best == choices).all(1).mean()), "value_loss": _fit_critic(model, env)}
+
+
+def _descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _logits(policy: Any, observations: th.Tensor) -> list[th.Tensor]:
+    latent, _ = policy.mlp_extractor(observations)
+    return list(th.split(policy.action_net(latent), list(ACTION_SIZES), dim=1))
+
+
+def _fit_critic(model: TimedPPO, env: Any) -> float:
+    """Regress the critic, and nothing else, on the returns of a few rollouts; returns the last loss."""
+    policy: Any = model.policy
+    parameters = [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
+    optimizer = th.optim.Adam(parameters, lr=1e-3)
+    steps = model.num_timesteps
+    model._last_obs, model._last_episode_starts = env.reset(), np.ones(env.num_envs, bool)
+    callback = CallbackList([])
+    callback.init_callback(model)
+    loss = th.zeros(())
+    for _ in range(CRITIC_ROLLOUTS):
+        model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+        for _ in range(EPOCHS):
+            for data in model.rollout_buffer.get(model.batch_size):
+                loss = mse_loss(policy.predict_values(data.observations).flatten(), data.returns)
+                _descend(optimizer, loss)
+    model.num_timesteps = steps
+    return float(loss.detach())
