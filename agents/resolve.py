@@ -76,7 +76,7 @@ def fingerprint(spec: str) -> str:
     """What makes results of this spec comparable: the spec, or the digest of a learned policy's files."""
     path = Path(spec)
     if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM) or not path.is_dir():
-        return spec
+        return baselines.expand(spec)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.name in ("policy.json", "weights.safetensors"):

@@ -1,9 +1,13 @@
 """Published schedulers as policies: one readable file each.
 
-``make("slai")`` or ``make("slai:token_budget=1024,offset=3")`` builds one; ``names()`` lists them.
+``make("slai")`` or ``make("slai:token_budget=1024,offset=3")`` builds one; ``names()`` lists them. ``slai:tuned`` is
+its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json).
 """
 
+import json
 from dataclasses import fields
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from baselines.alise import ALISE
@@ -49,6 +53,8 @@ _CLASSES: tuple[type[Policy], ...] = (
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 """Every baseline by name."""
+DEFAULT_WORKLOAD = "poisson"
+"""Whose tuned settings ``name:tuned`` means: Poisson arrivals, openchat_sharegpt4 lengths."""
 
 
 def names() -> list[str]:
@@ -65,12 +71,38 @@ def _parse(kind: type, text: str, where: str) -> Any:
         raise InputError(f"{where}: expected {kind.__name__}, got {text!r}") from None
 
 
+@cache
+def tuned_settings() -> dict[str, dict[str, str]]:
+    """The settings that ship: workload -> policy -> spec."""
+    text = (resources.files("baselines") / "data" / "tuned.json").read_text(encoding="utf-8")
+    table: dict[str, dict[str, str]] = json.loads(text)
+    return table
+
+
+def expand(spec: str) -> str:
+    """``name:tuned`` and ``name:tuned=WORKLOAD`` as the setting that they stand for; other specs as they are.
+
+    Raises:
+        InputError: no setting of this policy for this workload ships.
+    """
+    name, _, settings = spec.partition(":")
+    word, _, workload = settings.partition("=")
+    if word != "tuned":
+        return spec
+    row = tuned_settings().get(workload or DEFAULT_WORKLOAD, {})
+    if name not in row:
+        known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
+        raise InputError(f"policy: expected one of the tuned settings {known}, got {spec!r}")
+    return row[name]
+
+
 def make(spec: str) -> Policy:
-    """Build a baseline from its spec, ``name`` or ``name:parameter=value,...``.
+    """Build a baseline from its spec, ``name``, ``name:parameter=value,...`` or ``name:tuned``.
 
     Raises:
         InputError: unknown name or parameter, or a value that does not fit.
     """
+    spec = expand(spec)
     name, _, settings = spec.partition(":")
     if name not in POLICIES:
         raise InputError(f"policy: expected one of {', '.join(POLICIES)}, got {name!r}")
@@ -105,6 +137,7 @@ __all__ = [
     "PastFuture",
     "Sarathi",
     "Slackfit",
+    "expand",
     "make",
     "names",
 ]

@@ -35,7 +35,7 @@ class EnvConfig:
     action: Literal["allocation", "mixture"] = "allocation"
     """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
     budget: Literal["tokens", "time", "slackfit"] = "tokens"
-    """What `allocation` means: batch sizes in tokens, or in predicted seconds, or all three choices slackfit's knobs."""
+    """What `allocation` means: batch sizes in tokens, in predicted seconds, or all choices the knobs of slackfit."""
     arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
     """Baselines that `mixture` chooses from."""
     prediction: str = ""

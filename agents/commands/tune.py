@@ -1,0 +1,68 @@
+"""`llmsched tune`: the best setting of a baseline on a workload."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from agents.evaluation.cells import default_workers
+from agents.files import check_writable
+from agents.options import ServerOptions, SourceOptions, parse_rates
+from agents.reporting.tables import console_for_tables
+from agents.resolve import split_policies
+from agents.studies import tuning
+from engine.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(SourceOptions, ServerOptions):
+    """Find the best setting of baselines on training traces (what ships is called NAME:tuned)."""
+
+    policies: Annotated[str, tyro.conf.Positional]
+    """Names of baselines, comma separated, or all."""
+    rates: str = "1.4,1.6,1.8,2.0"
+    """Arrival rates in requests/s: a list or start:end:step; each counts the same."""
+    seeds: int = 2
+    """Training traces at each rate; none of them is ever used in an evaluation."""
+    save: Path = Path("out/tuned.json")
+    """Note the best settings in this table: workload -> policy -> setting."""
+    workers: int | None = None
+    """Processes (default: one per core)."""
+
+    def run(self) -> None:
+        """Tune one after the other; each result is saved at once.
+
+        Raises:
+            InputError: options that do not fit, or a file that cannot be written.
+        """
+        if self.seeds < 1:
+            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
+        names = tuple(tuning.SPACES) if self.policies == "all" else split_policies(self.policies)
+        for name in names:
+            if name not in tuning.SPACES:
+                raise InputError(f"policies: expected names among {', '.join(tuning.SPACES)} or all, got {name!r}")
+        rates, source, model = parse_rates(self.rates), self.source(), self.model()
+        self.save.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(self.save)
+        workers = default_workers() if self.workers is None else self.workers
+        table = Table(title=f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads")
+        for title in ("policy", "default", "tuned", "setting", "tried"):
+            table.add_column(title, justify="right" if title in ("default", "tuned", "tried") else "left")
+        for name in names:
+            found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, _progress)
+            default, best = found[0], found[-1]
+            tuning.save(self.save, self._workload(), best.spec)
+            table.add_row(name, f"{default.cost:.3f}", f"{best.cost:.3f}", best.spec, str(len(found) - 2))
+        console_for_tables().print(table)
+        print(f"written: {self.save}")
+
+    def _workload(self) -> str:
+        """What the settings belong to: the trace's name or the workload as it was given."""
+        return Path(self.trace).name if self.trace else (self.workload or "poisson")
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,192 @@
+"""The best setting of a baseline on a workload: coordinate descent over its own parameters on training traces.
+
+What is minimised is what learners maximise the negative of: seconds of TTFT plus late gaps in deadlines, per request
+(`llmsched_env.reward`), as the geometric mean over the loads, so that the heaviest does not decide alone. Training
+traces have seeds of their own, far from those of evaluations.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import baselines
+from agents.evaluation.cells import run_tasks
+from agents.files import json_text, write_atomically
+from agents.learning.heldout import record_return
+from agents.options import Source
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import LatencyModel
+from engine.policy import Policy
+from engine.predictions import predict
+from engine.simulate import PolicyError, simulate
+from llmsched_env.reward import RewardWeights
+
+TUNING_SEED = 1 << 39
+"""Traces for tuning are drawn from this seed on."""
+PASSES = 2
+"""Times that each parameter is gone through, at most."""
+
+Space = dict[str, tuple[Any, ...]]
+_BUDGETS = (256, 384, 512, 768, 1024, 1536, 2048)
+_CAPS = (16, 32, 48, 64, 96, 128)
+SPACES: dict[str, Space] = {
+    "fastertransformer": {"batch_cap": (8, 16, 32, 64, 128)},
+    "orca": {"batch_cap": (8, 16, 32, 64, 128)},
+    "vllm": {"batch_cap": _CAPS, "max_batched_tokens": (0, 2048, 4096, 8192)},
+    "vllm_v1": {"token_budget": _BUDGETS, "batch_cap": _CAPS, "long_prefill_token_threshold": (0, 256, 512, 1024)},
+    "lightllm": {
+        "max_new_tokens": (256, 512, 1024, 2048),
+        "token_ratio": (0.0, 0.5, 0.8, 1.0),
+        "batch_cap": _CAPS,
+        "max_wait_tokens": (2, 4, 6, 10),
+    },
+    "past_future": {
+        "max_new_tokens": (512, 1024, 2048),
+        "limit": (0.8, 0.9, 0.95, 1.0),
+        "batch_cap": _CAPS,
+        "max_wait_tokens": (2, 4, 6, 10),
+    },
+    "sarathi": {"token_budget": _BUDGETS, "order": ("fcfs", "spf", "strict_spf")},
+    "slai": {
+        "token_budget": _BUDGETS,
+        "order": ("fcfs", "spf", "strict_spf"),
+        "offset": (1.0, 2.0, 3.0, 5.0, 7.0),
+        "pressure_offset": (2.0, 5.0, 10.0, 20.0),
+        "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
+    },
+    "rad": {"prefills": (2, 4, 8, 16, 64), "chunk": (256, 512, 1024), "reserve_output": (256, 512, 1024)},
+    "mlfq": {"token_budget": _BUDGETS, "quantum_s": (0.03, 0.1, 0.3, 1.0), "levels": (2, 4, 8)},
+    "alise": {"token_budget": _BUDGETS, "first_level_s": (0.5, 2.0, 8.0), "age_s": (1.0, 3.0, 10.0)},
+    "ltr": {"token_budget": _BUDGETS, "batch_cap": (64, 128, 256), "starvation_threshold": (0, 100, 400)},
+    "trail": {"token_budget": _BUDGETS, "batch_cap": _CAPS, "c": (0.0, 0.5, 0.8, 1.0)},
+    "elis": {"window": (5, 10, 25, 50), "batch_size": _CAPS, "prompt_budget": (1024, 2048, 4096)},
+    "wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
+    "nested_wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
+    "srtf": {"token_budget": _BUDGETS, "batch_cap": _CAPS},
+    "slackfit": {
+        "strict_limit": (0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
+        "relaxed_limit": (0.08, 0.1, 0.12, 0.15),
+        "slack": (1.5, 2.0, 3.0, 4.0),
+        "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
+        "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
+    },
+}
+"""Values to try of each parameter."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on one trace."""
+
+    spec: str
+    source: Source
+    rate: float
+    seed: int
+    model: LatencyModel
+    config: EngineConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting and what it costs."""
+
+    spec: str
+    costs: tuple[float, ...]
+    """Seconds per request at each load; inf where the policy broke down."""
+
+    @property
+    def cost(self) -> float:
+        """Geometric mean over the loads."""
+        return math.exp(float(np.mean([math.log(max(c, 1e-9)) for c in self.costs]))) if self.costs else math.inf
+
+
+def cost(trial: Trial) -> float:
+    """Seconds of TTFT plus late gaps in deadlines, per request; inf if the policy breaks the rules."""
+    policy = baselines.make(trial.spec)
+    requests = trial.source.requests(trial.rate, trial.seed)
+    channel = trial.source.channel(policy)
+    told = predict(requests, channel, trial.seed) if channel else requests
+    try:
+        record = simulate(policy, told, trial.model, trial.config)
+    except PolicyError:
+        return math.inf
+    return -record_return(record, RewardWeights()) / len(requests)
+
+
+def tune(
+    name: str,
+    source: Source,
+    rates: Sequence[float],
+    seeds: int,
+    model: LatencyModel,
+    config: EngineConfig,
+    workers: int,
+    progress: Callable[[str], object],
+) -> list[Setting]:
+    """Every setting that was tried, the default first, the best last.
+
+    Raises:
+        InputError: a policy without a search space.
+    """
+    if name not in SPACES:
+        raise InputError(f"policy: expected one of {', '.join(SPACES)}, got {name!r}")
+    known: dict[str, Setting] = {}
+
+    def measure(specs: list[str]) -> None:
+        todo = [spec for spec in specs if spec not in known]
+        trials = [
+            Trial(spec, source, rate, TUNING_SEED + seed, model, config)
+            for spec in todo
+            for rate in rates
+            for seed in range(seeds)
+        ]
+        costs = np.zeros(len(trials))
+        for index, value in run_tasks(cost, trials, workers):
+            costs[index] = value
+        for spec, found in zip(todo, costs.reshape(-1, len(rates), seeds).mean(2), strict=True):
+            known[spec] = Setting(spec, tuple(found.tolist()))
+            progress(f"{known[spec].cost:.4f}  {spec}")
+
+    best = baselines.make(name)
+    measure([best.spec])
+    for _ in range(PASSES):
+        before = best
+        for parameter, values in SPACES[name].items():
+            candidates = [other for value in values if (other := _changed(best, parameter, value))]
+            measure([policy.spec for policy in candidates])
+            best = min([best, *candidates], key=lambda policy: known[policy.spec].cost)
+        if best == before:
+            break
+    return [known[baselines.make(name).spec], *known.values(), known[best.spec]]
+
+
+def _changed(policy: Policy, parameter: str, value: Any) -> Policy | None:
+    """The policy with another value; None where the values exclude each other."""
+    try:
+        return type(policy)(**{**vars(policy), parameter: value})
+    except InputError:
+        return None
+
+
+def save(path: Path, workload: str, spec: str) -> None:
+    """Note the best setting of a policy on a workload in a file like the one that ships with the baselines.
+
+    Raises:
+        InputError: another kind of file, or one that cannot be written.
+    """
+    table: dict[str, dict[str, str]] = {}
+    if path.exists():
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: expected a table of tuned settings ({error})") from None
+        if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+            raise InputError(f"{path}: expected a table of tuned settings")
+    table.setdefault(workload, {})[spec.partition(":")[0]] = spec
+    write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))
