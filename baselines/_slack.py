@@ -249,21 +249,21 @@ def fill_for(
         plan: receives the batch.
         at: where the profile is in the parameters.
         cell: where the clock's cells are in the row memory.
-        limit: seconds; 0 leaves prompts out while there are decodes.
+        limit: seconds, > 0.
         slack_s: a decode with less slack must run (inf: all of them).
         times_mean: one with more KV than this many times the mean runs, too (inf: none).
     """
     row = view.row[0]
     limit /= learn_scale(view, memory, cell)
     prompts = row.num_waiting + row.num_prefilling > 0
-    if not prompts or (limit <= 0.0 and row.num_running > row.num_prefilling):
+    if not prompts:
         slack_s = np.inf
     tokens, free, victims = take_urgent(view, memory, plan, slack_s, row.free_blocks, 0)
     if prompts and victims == 0 and times_mean < np.inf:
         more, free = take_large(view, memory, plan, times_mean, free)
         tokens += more
     attention = _context_seconds(view, memory, at)
-    if prompts and (limit > 0.0 or tokens == 0):
+    if prompts:
         tokens, attention, free = _take_prompts(view, memory, plan, at, limit, tokens, attention, free, victims)
         if victims == 0:
             tokens, attention = _take_others(view, memory, plan, at, limit, tokens, attention, free)
@@ -271,3 +271,32 @@ def fill_for(
         tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
         attention = _context_seconds(view, memory, at)
     memory.row[cell + PREDICTED] = _seconds(memory.params, at, tokens, attention)
+
+
+@inner
+def fill_as_slackfit(
+    view: View,
+    memory: Memory,
+    plan: Plan,
+    at: int,
+    cell: int,
+    strict_limit: float,
+    relaxed_limit: float,
+    slack: float,
+    eager_from: float,
+    memory_limit: float,
+) -> None:
+    """The rule of `baselines.slackfit.Slackfit` with these parameters; `at` and `cell` as for `fill_for`."""
+    row = view.row[0]
+    strict = False
+    for j in range(row.num_running):
+        r = view.request[view.running[j]]
+        strict = strict or (r.strict > 0 and is_decode(r))
+    limit = strict_limit if strict else relaxed_limit
+    use = 1.0 - row.free_blocks / row.num_blocks
+    slack_s, times_mean = slack * limit, np.inf
+    if use >= memory_limit:
+        slack_s = np.inf
+    elif use > eager_from:
+        times_mean = 2.0 * (memory_limit - use) / (memory_limit - eager_from)
+    fill_for(view, memory, plan, at, cell, limit, slack_s, times_mean)

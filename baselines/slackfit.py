@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY, is_decode
-from baselines._slack import CLOCK_CELLS, fill_for, profile_params
+from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
+from baselines._slack import CLOCK_CELLS, fill_as_slackfit, profile_params
 from engine.config import EngineConfig
 from engine.latency import load_profile
 from engine.policy import HotKernel, Kernel, Policy, require
@@ -22,19 +22,9 @@ STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, PROFILE = range(6)
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row, p = view.row[0], memory.params
-    strict = False
-    for j in range(row.num_running):
-        r = view.request[view.running[j]]
-        strict = strict or (r.strict > 0 and is_decode(r))
-    limit = p[STRICT_LIMIT] if strict else p[RELAXED_LIMIT]
-    use = 1.0 - row.free_blocks / row.num_blocks
-    slack, times_mean = p[SLACK] * limit, np.inf
-    if use >= p[MEMORY_LIMIT]:
-        slack = np.inf
-    elif use > p[EAGER_FROM]:
-        times_mean = 2.0 * (p[MEMORY_LIMIT] - use) / (p[MEMORY_LIMIT] - p[EAGER_FROM])
-    fill_for(view, memory, plan, PROFILE, FILL_ROW_MEMORY, limit, slack, times_mean)
+    p = memory.params
+    numbers = p[STRICT_LIMIT], p[RELAXED_LIMIT], p[SLACK], p[EAGER_FROM], p[MEMORY_LIMIT]
+    fill_as_slackfit(view, memory, plan, PROFILE, FILL_ROW_MEMORY, *numbers)
 
 
 @cache

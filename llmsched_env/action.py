@@ -10,9 +10,9 @@ learner's action there, a learned policy its own.
 3. Tokens left over in the budget go to the other decodes, oldest first, as long as blocks are free.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
 
-With `slackfit` budgets the same three choices are the knobs of that baseline (`baselines.slackfit`): predicted seconds
-of the batch, the decode rule in units of them, and how much KV a decode must hold to run in any case; prompts always go
-by shortest remaining.
+With `slackfit` budgets the same three choices are the parameters of that baseline (`baselines.slackfit`): predicted
+seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes), the decode rule in units of them,
+and from which use of the KV blocks decodes run to free it; prompts go by shortest remaining.
 """
 
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from baselines._slack import CLOCK_CELLS, fill_for, profile_params, take_urgent
+from baselines._slack import CLOCK_CELLS, fill_as_slackfit, profile_params, take_urgent
 from engine._jit import hot, inner
 from engine.kv import blocks_to_admit, tokens_left
 from engine.latency import LatencyModel
@@ -42,10 +42,12 @@ TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
 TIME_LEVELS_S = (0.0, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 """Alternative: predicted durations of an iteration, seconds."""
-SLACKFIT_LIMITS_S = (0.0, 0.03, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.15)
-"""Alternative: predicted durations that slackfit fills (0: no prompts)."""
-SLACKFIT_LARGE = (float("inf"), 1.5, 1.0, 0.5)
-"""Then instead of the order: decodes with more KV than this many times the mean run in any case."""
+SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095, 0.12, 0.2)
+"""Alternative: predicted durations that slackfit fills, seconds."""
+STRICT_LIMIT_S = 0.095
+"""The longest of them while a user of the strict tier decodes."""
+SLACKFIT_MEMORY = ((0.4, 0.7), (0.55, 0.85), (0.7, 1.0), (0.8, 1.1))
+"""Then instead of the order: slackfit's eager_from and memory_limit, shares of the KV blocks."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""
 SRPT = 3
@@ -59,8 +61,8 @@ _LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
 _KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
     _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
 )
-_LARGE = _PER_CONTEXT + 1
-ALLOCATION_PARAMS = _LARGE + len(SLACKFIT_LARGE)
+_MEMORY = _PER_CONTEXT + 1
+ALLOCATION_PARAMS = _MEMORY + 2 * len(SLACKFIT_MEMORY)
 """Cells at the start of the parameters that belong to the codec."""
 BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
 """Cells of the row memory that hold the choice: indices into the levels."""
@@ -80,7 +82,8 @@ def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
         budget: whether the levels are TOKEN_LEVELS, TIME_LEVELS_S or SLACKFIT_LIMITS_S.
     """
     kind = float(list(_LEVELS_OF).index(budget))
-    return np.array([*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), *SLACKFIT_LARGE], np.float64)
+    memory = [share for shares in SLACKFIT_MEMORY for share in shares]
+    return np.array([*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), *memory], np.float64)
 
 
 @inner
@@ -181,9 +184,9 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the choice in the memory's cells BUDGET, RULE and ORDER (see the module docstring)."""
     row, p, m = view.row[0], memory.params, memory.row
     if p[_KIND] > 1.0:
-        limit, rule = p[_LEVELS + int(m[BUDGET])], p[_SLACKS + int(m[RULE])]
-        slack = np.inf if rule == np.inf else rule * limit
-        fill_for(view, memory, plan, _OVERHEAD, _CLOCK, limit, slack, p[_LARGE + int(m[ORDER])])
+        limit, at = p[_LEVELS + int(m[BUDGET])], _MEMORY + 2 * int(m[ORDER])
+        numbers = min(limit, STRICT_LIMIT_S), limit, p[_SLACKS + int(m[RULE])], p[at], p[at + 1]
+        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, *numbers)
         return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
     slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)

@@ -36,6 +36,9 @@ class EnvConfig:
     """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
     budget: Literal["tokens", "time", "slackfit"] = "tokens"
     """What `allocation` means: batch sizes in tokens, in predicted seconds, or all choices the knobs of slackfit."""
+    hold: int = 1
+    """Iterations for which a choice of `allocation` holds (those that are skipped do not count): what memory costs is
+    seen only after many seconds, and noise that lasts a second explores more than noise of one batch."""
     arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
     """Baselines that `mixture` chooses from."""
     prediction: str = ""
@@ -60,6 +63,8 @@ class EnvConfig:
             raise InputError(
                 f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
             )
+        if self.hold < 1 or (self.hold > 1 and self.action != "allocation"):
+            raise InputError(f"env.hold: expected a whole number >= 1, 1 for a mixture, got {self.hold!r}")
         for rate in self.rates:
             if not 0.0 < rate < float("inf"):
                 raise InputError(f"env.rates: expected requests/s > 0, got {rate!r}")

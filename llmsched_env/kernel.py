@@ -23,7 +23,9 @@ from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 
 ENV_PARAMS = ALLOCATION_PARAMS
 ENV_REQUEST_MEMORY = ALLOCATION_REQUEST_MEMORY
-ENV_ROW_MEMORY = ALLOCATION_ROW_MEMORY
+HELD, CHOICE = ALLOCATION_ROW_MEMORY, ALLOCATION_ROW_MEMORY + 1
+"""Cells of the row memory for policies that hold a choice: iterations that it has held, its levels."""
+ENV_ROW_MEMORY = CHOICE + len(ACTION_SIZES)
 
 env_params = allocation_params
 """The first ENV_PARAMS parameters of a learned policy: ``env_params(latency_model, budget_kind)``."""

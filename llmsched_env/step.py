@@ -45,7 +45,7 @@ class Rules(NamedTuple):
 
     weights: np.ndarray  # float64[NUM_TERMS + 1], RewardWeights.vector()
     tier_weight: np.ndarray  # float64[tiers]
-    limits: np.ndarray  # float64[3]: max_steps, horizon_s (0: none), skip_decode_only
+    limits: np.ndarray  # float64[4]: max_steps, horizon_s (0: none), skip_decode_only, hold
 
 
 def new_memories(kernels: int, params: int, rows: int, requests: int, request_cells: int, row_cells: int) -> Memories:
@@ -112,9 +112,10 @@ def _run_plan(server: Server, observer: Memory, latency: Latency) -> None:
 
 
 @inner
-def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits: np.ndarray) -> None:
-    """Let time pass until there is something to decide (or the episode ends)."""
-    row = server.visible.row[0]
+def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits: np.ndarray, held: float) -> None:
+    """Let time pass until there is something to decide (or the episode ends); the last choice holds until `held`."""
+    row, m = server.visible.row[0], observer.row
+    budget, rule, order = m[BUDGET], m[RULE], m[ORDER]
     remember(server.visible, observer)
     while not is_over(server) and (limits[1] == 0.0 or row.now < limits[1]):
         if row.num_waiting + row.num_running == 0:
@@ -128,6 +129,12 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
                 _choose(observer, 0, 0, 0)
                 allocate_batch(server.visible, observer, server.plan)
                 _run_batch(server, latency)
+        elif held < limits[3]:
+            held += 1.0
+            empty(server)
+            _choose(observer, budget, rule, order)
+            allocate_batch(server.visible, observer, server.plan)
+            _run_plan(server, observer, latency)
         else:
             break
         remember(server.visible, observer)
@@ -181,7 +188,7 @@ def allocation_row(
         _choose(observer, action[e, 0], action[e, 1], action[e, 2])
         allocate_batch(server.visible, observer, server.plan)
         _run_plan(server, observer, latency)
-    _to_next_decision(server, observer, latency, rules.limits)
+    _to_next_decision(server, observer, latency, rules.limits, rules.limits[3] if opens else 1.0)
     if not opens:
         _score(server, rules, outcome, e, start)
     encode(server.visible, observer, outcome.observation[e])
@@ -199,7 +206,7 @@ def mixture_row(
         start = _open_step(server, rules, outcome.terms[e])
         kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
         _run_plan(server, observer, latency)
-    _to_next_decision(server, observer, latency, rules.limits)
+    _to_next_decision(server, observer, latency, rules.limits, rules.limits[3])
     if not opens:
         _score(server, rules, outcome, e, start)
     encode(server.visible, observer, outcome.observation[e])

@@ -88,7 +88,7 @@ class Fleet:
             self.memories.params[k, : len(p)] = p
         self.servers: Server = new_rows(rows, n, len(tiers))
         self.row_servers: list[Server] = [row_of(self.servers, e) for e in range(rows)]
-        limits = np.array([config.max_steps, config.horizon_s, config.skip_decode_only], np.float64)
+        limits = np.array([config.max_steps, config.horizon_s, config.skip_decode_only, config.hold], np.float64)
         self.rules = Rules(config.reward.vector(), np.array([t.weight for t in tiers]), limits)
         self.outcome = new_outcome(rows)
         self.returns = np.zeros(rows)

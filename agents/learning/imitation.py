@@ -19,14 +19,13 @@ from agents.learning.rollout import TimedPPO
 from baselines.sarathi import Sarathi
 from baselines.slackfit import Slackfit
 from engine.errors import InputError
-from llmsched_env.action import ACTION_SIZES, ORDERS, SLACK_LEVELS, SLACKFIT_LARGE, SLACKFIT_LIMITS_S, TOKEN_LEVELS
+from llmsched_env.action import ACTION_SIZES, ORDERS, SLACK_LEVELS, SLACKFIT_LIMITS_S, SLACKFIT_MEMORY, TOKEN_LEVELS
 from llmsched_env.config import EnvConfig
-from llmsched_env.observation import OBSERVATION_NAMES
 
 Teacher = Callable[[np.ndarray], np.ndarray]
 """Observations float32[n, observations] -> choices int64[n, heads]."""
 
-SPREAD = 0.1
+SPREAD = 0.3
 """Probability that each head keeps for the levels beside the teacher's."""
 EPOCHS, BATCH = 4, 2048
 CRITIC_ROLLOUTS = 4
@@ -43,8 +42,7 @@ def teacher(spec: str, env: EnvConfig) -> Teacher:
         return _slackfit(policy)
     if env.action == "allocation" and env.budget == "tokens" and isinstance(policy, Sarathi):
         order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
-        choice = np.array([_nearest(TOKEN_LEVELS, policy.token_budget), 0, order])
-        return lambda observations: np.tile(choice, (len(observations), 1))
+        return _constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
     raise InputError(
         "teacher: expected slackfit (env.budget slackfit) or sarathi (env.budget tokens) with the allocation action, "
         f"got {spec!r} with {env.action} and budget {env.budget}"
@@ -55,24 +53,15 @@ def _nearest(levels: tuple[float, ...], value: float) -> int:
     return int(np.argmin(np.abs(np.array(levels) - value)))
 
 
+def _constant(*choice: int) -> Teacher:
+    return lambda observations: np.tile(np.array(choice, np.int64), (len(observations), 1))
+
+
 def _slackfit(policy: Slackfit) -> Teacher:
-    strict_columns = [k for k, name in enumerate(OBSERVATION_NAMES) if name.startswith("decodes_strict_")]
-    kv_use = OBSERVATION_NAMES.index("kv_use")
-    limits = [_nearest(SLACKFIT_LIMITS_S, limit) for limit in (policy.relaxed_limit, policy.strict_limit)]
+    """The nearest levels; slackfit itself reacts to the strict tier and to memory, so they do not change."""
+    shares = np.array(SLACKFIT_MEMORY) - np.array([policy.eager_from, policy.memory_limit])
     slack = 1 + _nearest(SLACK_LEVELS[1:], policy.slack)
-    edges = (np.array(SLACKFIT_LARGE[1:]) + np.array([2.0, *SLACKFIT_LARGE[1:-1]])) / 2.0  # of 1.5, 1.0, 0.5
-
-    def choose(observations: np.ndarray) -> np.ndarray:
-        use = observations[:, kv_use].astype(np.float64)
-        strict = (observations[:, strict_columns] > 0.0).any(1)
-        ramp = max(1e-9, policy.memory_limit - policy.eager_from)
-        times_mean = np.where(use > policy.eager_from, 2.0 * (policy.memory_limit - use) / ramp, np.inf)
-        large = (times_mean[:, None] < edges).sum(1)
-        full = use >= policy.memory_limit
-        columns = (np.where(strict, limits[1], limits[0]), np.where(full, 0, slack), np.where(full, 0, large))
-        return np.column_stack(columns).astype(np.int64)
-
-    return choose
+    return _constant(_nearest(SLACKFIT_LIMITS_S, policy.strict_limit), slack, int(np.abs(shares).sum(1).argmin()))
 
 
 def _soft_targets(choices: np.ndarray) -> list[np.ndarray]:

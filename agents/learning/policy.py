@@ -20,17 +20,20 @@ from engine.state import Memory, Plan, View
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import (
     ACTION_SIZES,
+    CHOICE,
     ENV_PARAMS,
     ENV_REQUEST_MEMORY,
     ENV_ROW_MEMORY,
+    HELD,
     OBSERVATION_SIZE,
     act,
     env_params,
     observe,
 )
 
-SKIP, RELU, CLIP, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 5)
-"""Header of the network in `params`: flags, clip, number of layers, width of each layer (MAX_LAYERS cells)."""
+SKIP, RELU, CLIP, HOLD, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 6)
+"""Header of the network in `params`: flags, clip, iterations that a choice holds, number of layers, their
+widths (MAX_LAYERS cells)."""
 NETWORK = WIDTHS + MAX_LAYERS
 """Then mean and std of the observation, then for each layer the weights [in, out] and the biases."""
 HEADS, NUM_HEADS = np.array(ACTION_SIZES), len(ACTION_SIZES)
@@ -100,8 +103,13 @@ def is_asked(view: View, memory: Memory, observation: Any) -> bool:
 def _learned(view: View, memory: Memory, plan: Plan) -> None:
     observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(NUM_HEADS, np.int64)
     if is_asked(view, memory, observation):
-        scratch = memory.row[ENV_ROW_MEMORY:]
-        best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
+        held = memory.row[CHOICE:ENV_ROW_MEMORY]
+        if memory.row[HELD] % memory.params[HOLD] == 0.0:
+            scratch = memory.row[ENV_ROW_MEMORY:]
+            best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
+            held[:] = choice
+        memory.row[HELD] += 1.0
+        choice[:] = held.astype(np.int64)
     act(view, memory, choice, plan)
 
 
@@ -132,6 +140,7 @@ def network_params(bundle: Bundle) -> np.ndarray:
     header[SKIP - start] = bundle.env.skip_decode_only
     header[RELU - start] = ACTIVATIONS.index(bundle.activation)
     header[CLIP - start] = bundle.clip
+    header[HOLD - start] = bundle.env.hold
     header[NUM_LAYERS - start] = len(bundle.layers)
     for k, (_, bias) in enumerate(bundle.layers):
         header[WIDTHS - start + k] = len(bias)
