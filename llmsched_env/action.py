@@ -46,7 +46,7 @@ SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095, 0.12, 0.2)
 """Alternative: predicted durations that slackfit fills, seconds."""
 STRICT_LIMIT_S = 0.095
 """The longest of them while a user of the strict tier decodes."""
-SLACKFIT_MEMORY = ((0.4, 0.7), (0.55, 0.85), (0.7, 1.0), (0.8, 1.1))
+SLACKFIT_MEMORY = ((0.4, 0.7), (0.5, 0.9), (0.7, 1.0), (0.8, 1.05))
 """Then instead of the order: slackfit's eager_from and memory_limit, shares of the KV blocks."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""

@@ -41,6 +41,8 @@ GLOBAL_FEATURES = (
     "last_batch_time",
     "last_batch_tokens",
     "mean_output_so_far",
+    "arrivals_per_batch_slow",
+    "kv_use_slow",
 )
 OBSERVATION_NAMES = (
     *(f"waiting_{c}_{k}" for c in ("relaxed", "strict") for k in (*PROMPT_BUCKETS, "more")),
@@ -52,10 +54,13 @@ OBSERVATION_SIZE = len(OBSERVATION_NAMES)
 OBSERVATION_LIMIT = 10.0
 """Every entry is clipped to +- this."""
 
-SEEN_ITERATIONS, BATCH_TIME, SEEN_ARRIVED, ARRIVAL_GAP, LAST_SEEN = range(FILL_ROW_MEMORY, FILL_ROW_MEMORY + 5)
+SEEN_ITERATIONS, BATCH_TIME, SEEN_ARRIVED, ARRIVAL_GAP, LAST_SEEN, SLOW_GAP, SLOW_USE = range(
+    FILL_ROW_MEMORY, FILL_ROW_MEMORY + 7
+)
 """Cells of the row memory: what `remember` keeps between decisions."""
-OBSERVER_ROW_MEMORY = FILL_ROW_MEMORY + 5
-_FORGET = 0.1
+OBSERVER_ROW_MEMORY = FILL_ROW_MEMORY + 7
+_FORGET, _FORGET_SLOWLY = 0.1, 0.01
+"""Weight of the last batch or arrival in running means; the slow ones begin as means of all so far."""
 _FIRST_BATCH_TIME_S = 0.03
 
 
@@ -73,6 +78,11 @@ def remember(view: View, memory: Memory) -> None:
         gap = (row.now - m[LAST_SEEN]) / arrived
         keep = (1.0 - _FORGET) ** arrived
         m[ARRIVAL_GAP] = keep * m[ARRIVAL_GAP] + (1.0 - keep) * gap
+        slow = max(_FORGET_SLOWLY, 1.0 / row.next_arrival)
+        kept = (1.0 - slow) ** arrived
+        m[SLOW_GAP] = kept * m[SLOW_GAP] + (1.0 - kept) * gap
+        use = 1.0 - row.free_blocks / row.num_blocks
+        m[SLOW_USE] = kept * m[SLOW_USE] + (1.0 - kept) * use
         m[SEEN_ARRIVED] = row.next_arrival
         m[LAST_SEEN] = row.now
 
@@ -165,5 +175,7 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     out[g + 15] = row.last_duration / unit
     out[g + 16] = row.batch_tokens / 512.0
     out[g + 17] = output / (256.0 * decodes) if decodes > 0 else 0.0
+    out[g + 18] = unit / max(m[SLOW_GAP], 1e-3)
+    out[g + 19] = m[SLOW_USE]
     for k in range(OBSERVATION_SIZE):
         out[k] = min(max(out[k], -OBSERVATION_LIMIT), OBSERVATION_LIMIT)

@@ -1,11 +1,10 @@
 """A warm start: the network learns to choose as a baseline does, and what that is worth; PPO goes on from there.
 
-A teacher is a baseline that lies in the action space, as a function of the observation. The network is fitted to its
-choices by cross-entropy, on states that the teacher itself meets, with a share of the probability left to the
-neighbouring levels (without it PPO would have nothing to explore); the critic is then fitted to the returns.
+The network is fitted to the choices of a teacher (`agents.learning.teachers`) by cross-entropy, on states that it
+meets itself, with a share of the probability left to the levels beside (without it PPO would have nothing to explore);
+the critic is then fitted to the returns.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,55 +12,16 @@ import torch as th
 from stable_baselines3.common.callbacks import CallbackList
 from torch.nn.functional import log_softmax, mse_loss
 
-import baselines
 from agents.learning.normalize import TimedNormalize
 from agents.learning.rollout import TimedPPO
-from baselines.sarathi import Sarathi
-from baselines.slackfit import Slackfit
+from agents.learning.teachers import Teacher
 from engine.errors import InputError
-from llmsched_env.action import ACTION_SIZES, ORDERS, SLACK_LEVELS, SLACKFIT_LIMITS_S, SLACKFIT_MEMORY, TOKEN_LEVELS
-from llmsched_env.config import EnvConfig
-
-Teacher = Callable[[np.ndarray], np.ndarray]
-"""Observations float32[n, observations] -> choices int64[n, heads]."""
+from llmsched_env.action import ACTION_SIZES
 
 SPREAD = 0.3
 """Probability that each head keeps for the levels beside the teacher's."""
 EPOCHS, BATCH = 4, 2048
 CRITIC_ROLLOUTS = 4
-
-
-def teacher(spec: str, env: EnvConfig) -> Teacher:
-    """The choices of a baseline.
-
-    Raises:
-        InputError: a baseline that is not in this action space.
-    """
-    policy = baselines.make(spec)
-    if env.action == "allocation" and env.budget == "slackfit" and isinstance(policy, Slackfit):
-        return _slackfit(policy)
-    if env.action == "allocation" and env.budget == "tokens" and isinstance(policy, Sarathi):
-        order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
-        return _constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
-    raise InputError(
-        "teacher: expected slackfit (env.budget slackfit) or sarathi (env.budget tokens) with the allocation action, "
-        f"got {spec!r} with {env.action} and budget {env.budget}"
-    )
-
-
-def _nearest(levels: tuple[float, ...], value: float) -> int:
-    return int(np.argmin(np.abs(np.array(levels) - value)))
-
-
-def _constant(*choice: int) -> Teacher:
-    return lambda observations: np.tile(np.array(choice, np.int64), (len(observations), 1))
-
-
-def _slackfit(policy: Slackfit) -> Teacher:
-    """The nearest levels; slackfit itself reacts to the strict tier and to memory, so they do not change."""
-    shares = np.array(SLACKFIT_MEMORY) - np.array([policy.eager_from, policy.memory_limit])
-    slack = 1 + _nearest(SLACK_LEVELS[1:], policy.slack)
-    return _constant(_nearest(SLACKFIT_LIMITS_S, policy.strict_limit), slack, int(np.abs(shares).sum(1).argmin()))
 
 
 def _soft_targets(choices: np.ndarray) -> list[np.ndarray]:

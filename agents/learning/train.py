@@ -24,10 +24,11 @@ from agents.learning.bundle import export, source_hash, versions
 from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
 from agents.learning.checkpoint import checkpoints, load_checkpoint
 from agents.learning.heldout import TRAINING_SEED
-from agents.learning.imitation import imitate, teacher
+from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
+from agents.learning.teachers import teacher
 from agents.learning.train_config import TrainConfig, difference
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError

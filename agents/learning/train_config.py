@@ -196,7 +196,8 @@ def _read(source: str) -> tuple[str, str]:
 def shipped_hyperparams() -> list[str]:
     """Environment ids with a shipped hyperparameter file."""
     folder = resources.files("agents.learning") / "hyperparams"
-    return sorted(e.name.removesuffix(".yml") for e in folder.iterdir() if e.name.endswith(".yml"))
+    names = (e.name.removesuffix(".yml") for e in folder.iterdir() if e.name.endswith(".yml"))
+    return sorted(name for name in names if name in PRESETS)
 
 
 def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:

@@ -1,0 +1,48 @@
+"""`llmsched evolve`: policy search on whole runs."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.evaluation.cells import default_workers
+from agents.files import check_writable
+from engine.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Search a small policy by evolution on common traces, from a baseline on; the recipe of the shipped policy."""
+
+    recipe: str = "pretrained"
+    """The shipped recipe (pretrained) or a YAML file: a mapping of the fields of `EvolutionConfig`."""
+    run_dir: Path = Path("runs/evolution")
+    """Folder of the run: the policy in final, log.csv."""
+    seed: int = 0
+    """Seed of the candidates and of the training traces."""
+    generations: int | None = None
+    """Sets of candidates, instead of the recipe's."""
+    workers: int | None = None
+    """Processes (default: one per core); the result does not depend on it."""
+
+    def run(self) -> None:
+        """Search, print a line for each generation.
+
+        Raises:
+            InputError: no such recipe, a value that does not fit, or a folder that holds another run.
+        """
+        from agents.learning.evolution import EvolutionConfig, evolve, shipped_recipe
+
+        path = shipped_recipe() if self.recipe == "pretrained" else Path(self.recipe)
+        changes = {} if self.generations is None else {"generations": self.generations}
+        workers = default_workers() if self.workers is None else self.workers
+        if workers < 1:
+            raise InputError(f"workers: expected a whole number >= 1, got {workers}")
+        config = EvolutionConfig.from_yaml(path, run_dir=self.run_dir, seed=self.seed, workers=workers, **changes)
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(self.run_dir / "log.csv")
+        folder = evolve(config, lambda line: print(line, file=sys.stderr, flush=True), _command())
+        print(f"found: {folder}/final (llmsched evaluate --policies slai,slackfit:tuned,{folder}/final)")
+
+
+def _command() -> str:
+    return " ".join(["llmsched", *sys.argv[1:]])

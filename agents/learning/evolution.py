@@ -1,0 +1,260 @@
+"""Policy search by evolution (CMA-ES): a small policy is judged by what it costs in whole runs, on common traces.
+
+What a choice costs in memory shows minutes later, and with the few per cent that are to be gained PPO's advantages
+drown in the noise of arrivals. Here every candidate of a generation serves the same traces to their end, so that
+differences are those of the policies, and the next generation gets new traces, so that none is learned by heart.
+
+The policy is one linear layer: each head's level is ``base + weights x features``, rounded. As logits that is
+``2 j x - j^2`` for level j, which are largest at the level nearest to x; so it is a bundle like any other.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import baselines
+from agents.evaluation.cells import run_tasks
+from agents.learning.bundle import Bundle, source_hash, versions
+from agents.learning.heldout import TRAINING_SEED, record_return
+from agents.learning.policy import LearnedPolicy
+from agents.learning.teachers import teacher
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.simulate import simulate
+from engine.workload import Workload
+from llmsched_env.action import ACTION_SIZES
+from llmsched_env.config import EnvConfig
+from llmsched_env.kernel import env_params
+from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+from llmsched_env.vector import Fleet
+
+FEATURES = (
+    "kv_use",
+    "kv_use_slow",
+    "arrivals_per_batch",
+    "arrivals_per_batch_slow",
+    "waiting_tokens",
+    "started_tokens",
+    "running_share",
+    "oldest_wait_relaxed",
+    "shortest_prompt",
+    "mean_context",
+    "mean_output_so_far",
+    "batch_time",
+)
+"""Observations that the levels depend on."""
+RECIPE = "evolution.yml"
+HEADS = len(ACTION_SIZES)
+CLIP = 5.0
+"""Largest absolute value of a normalised feature."""
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """One search as one record; ``agents/learning/hyperparams/evolution.yml`` has the recipe of the shipped policy."""
+
+    run_dir: Path = Path("runs/evolution")
+    """Folder of the run: the policy in final, log.csv."""
+    teacher: str = "slackfit:tuned"
+    """Baseline to start from."""
+    rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
+    """Arrival rates; each counts the same (geometric mean of the costs)."""
+    requests: int = 3000
+    """Requests in each trace."""
+    traces: int = 1
+    """Traces of each rate that a generation is judged on."""
+    generations: int = 150
+    """New sets of candidates."""
+    population: int = 16
+    """Candidates in each generation."""
+    sigma: float = 0.4
+    """Spread of the first generation, in levels."""
+    hold: int = 8
+    """Iterations for which a choice holds (`EnvConfig.hold`)."""
+    seed: int = 0
+    """Seed of the candidates and of the training traces."""
+    workers: int = 2
+    """Processes; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        for name in ("requests", "traces", "generations", "hold", "workers"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}")
+        if self.population < 4 or not 0.0 < self.sigma < 100.0 or not 0 <= self.seed < 1 << 20:
+            raise InputError("population, sigma, seed: expected >= 4, a number > 0, and 0 to 2**20 - 1")
+        if not self.rates or not all(0.0 < rate < math.inf for rate in self.rates):
+            raise InputError(f"rates: expected requests/s > 0, got {self.rates}")
+
+    @classmethod
+    def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
+        """The configuration of a YAML file, a mapping of these fields.
+
+        Raises:
+            InputError: no such file, an unknown key, or a value that does not fit.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: expected a YAML file ({str(error).splitlines()[0]})") from None
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) - known:
+            raise InputError(f"{path}: expected a mapping of {', '.join(sorted(known))}")
+        data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**{**data, **changes})
+
+    def env(self) -> EnvConfig:
+        """The environment whose action and observation the policy has."""
+        workload = Workload(rate=self.rates[0], num_requests=self.requests)
+        return EnvConfig(budget="slackfit", skip_decode_only=True, hold=self.hold, rates=self.rates, workload=workload)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all candidates share: environment, normalisation, the teacher's levels."""
+
+    env: EnvConfig
+    mean: np.ndarray
+    std: np.ndarray
+    base: np.ndarray  # float64[heads]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
+        """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
+        knobs = x.reshape(HEADS, 1 + len(FEATURES))
+        columns = [OBSERVATION_NAMES.index(feature) for feature in FEATURES]
+        weight = np.zeros((sum(ACTION_SIZES), OBSERVATION_SIZE), np.float32)
+        bias = np.zeros(sum(ACTION_SIZES), np.float32)
+        at = 0
+        for head, size in enumerate(ACTION_SIZES):
+            levels = np.arange(size, dtype=np.float64)
+            weight[at : at + size, columns] = 2.0 * np.outer(levels, knobs[head, 1:])
+            bias[at : at + size] = 2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2
+            at += size
+        codec = env_params(load_profile(self.env.profile), self.env.budget)
+        layers = ((weight, bias),)
+        return LearnedPolicy.of(Bundle(layers, "tanh", self.mean, self.std, CLIP, codec, self.env, **self.about), name)
+
+
+def shipped_recipe() -> Path:
+    """The recipe that ships with the package."""
+    return Path(str(resources.files("agents.learning") / "hyperparams" / RECIPE))
+
+
+def frame(config: EvolutionConfig, command: str = "") -> Frame:
+    """Watch the teacher at every rate for the normalisation.
+
+    Raises:
+        InputError: a teacher outside the action space.
+    """
+    env = config.env()
+    choose = teacher(config.teacher, env)
+    seen = []
+    for k, rate in enumerate(config.rates):
+        fleet = Fleet(1, replace(env, rates=(rate,)))
+        fleet.start(0, fleet.draw(np.random.default_rng(_trace_seed(config, 0, k))))
+        while not fleet.outcome.terminated[0]:
+            seen.append(fleet.outcome.observation[0].astype(np.float64))
+            fleet.step(choose(fleet.outcome.observation))
+    observations = np.array(seen)
+    mean, std = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
+    for feature in FEATURES:
+        column = OBSERVATION_NAMES.index(feature)
+        mean[column], std[column] = observations[:, column].mean(), max(1e-3, observations[:, column].std())
+    base = choose(np.zeros((1, OBSERVATION_SIZE), np.float32))[0].astype(np.float64)
+    about = {"command": command, "versions": versions(), "sources": source_hash()}
+    return Frame(env, mean, std, base, about)
+
+
+def _trace_seed(config: EvolutionConfig, generation: int, k: int) -> int:
+    return TRAINING_SEED + (config.seed << 20) + generation * 64 + k
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy on one training trace."""
+
+    policy: LearnedPolicy | str
+    workload: Workload
+    seed: int
+    env: EnvConfig
+
+
+def cost(trial: Trial) -> float:
+    """Seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`)."""
+    policy = baselines.make(trial.policy) if isinstance(trial.policy, str) else trial.policy
+    requests = trial.workload.generate(trial.seed)
+    record = simulate(policy, requests, load_profile(trial.env.profile), trial.env.engine)
+    return -record_return(record, trial.env.reward) / len(requests)
+
+
+def costs(
+    policies: Sequence[LearnedPolicy | str], config: EvolutionConfig, env: EnvConfig, generation: int
+) -> np.ndarray:
+    """Cost of each policy at each rate on the traces of one generation, float64[policies, rates]."""
+    cells = [(k, t) for k in range(len(config.rates)) for t in range(config.traces)]
+    trials = [
+        Trial(
+            policy,
+            replace(env.workload, rate=config.rates[k]),
+            _trace_seed(config, 1 + generation, k * config.traces + t),
+            env,
+        )
+        for policy in policies
+        for k, t in cells
+    ]
+    found = np.zeros(len(trials))
+    for index, value in run_tasks(cost, trials, config.workers):
+        found[index] = value
+    return found.reshape(len(policies), len(config.rates), config.traces).mean(2)
+
+
+def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "") -> Path:
+    """Search; returns the run folder with the policy, the mean of the last generation, in ``final``.
+
+    Args:
+        config: everything that determines the result.
+        progress: called with a line after each generation: the cost of the mean at each rate, relative to the teacher.
+        command: how the search was started, for the policy's description.
+
+    Raises:
+        InputError: a configuration that does not fit, or a folder that holds another run.
+    """
+    import cma
+
+    if (config.run_dir / "log.csv").exists():
+        raise InputError(f"run_dir: {config.run_dir} already holds a run; choose another folder")
+    shared = frame(config, command)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
+    search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(FEATURES))), config.sigma, options)
+    began = time.perf_counter()
+    with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:
+        log.write(",".join(["generation", "seconds", "sigma", *(f"relative_{r:g}" for r in config.rates)]) + "\n")
+        for generation in range(config.generations):
+            points = search.ask()
+            candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
+            found = costs([config.teacher, *candidates], config, shared.env, generation)
+            relative = found[1:] / found[0]
+            search.tell(points, np.log(relative[:-1]).mean(1).tolist())
+            row = [generation, time.perf_counter() - began, search.sigma, *relative[-1]]
+            log.write(",".join(f"{value:.5g}" for value in row) + "\n")
+            log.flush()
+            progress(
+                f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
+                + " ".join(f"{value:.3f}" for value in relative[-1])
+            )
+            if generation % 10 == 9 or generation == config.generations - 1:
+                shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
+    return config.run_dir

@@ -1,0 +1,48 @@
+"""Baselines that lie in the action space, as functions of the observation: what learners can begin from."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+import baselines
+from baselines.sarathi import Sarathi
+from baselines.slackfit import Slackfit
+from engine.errors import InputError
+from llmsched_env.action import ORDERS, SLACK_LEVELS, SLACKFIT_LIMITS_S, SLACKFIT_MEMORY, TOKEN_LEVELS
+from llmsched_env.config import EnvConfig
+
+Teacher = Callable[[np.ndarray], np.ndarray]
+"""Observations float32[n, observations] -> choices int64[n, heads]."""
+
+
+def teacher(spec: str, env: EnvConfig) -> Teacher:
+    """The choices of a baseline.
+
+    Raises:
+        InputError: a baseline that is not in this action space.
+    """
+    policy = baselines.make(spec)
+    if env.action == "allocation" and env.budget == "slackfit" and isinstance(policy, Slackfit):
+        return _slackfit(policy)
+    if env.action == "allocation" and env.budget == "tokens" and isinstance(policy, Sarathi):
+        order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
+        return _constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
+    raise InputError(
+        "teacher: expected slackfit (env.budget slackfit) or sarathi (env.budget tokens) with the allocation action, "
+        f"got {spec!r} with {env.action} and budget {env.budget}"
+    )
+
+
+def _nearest(levels: tuple[float, ...], value: float) -> int:
+    return int(np.argmin(np.abs(np.array(levels) - value)))
+
+
+def _constant(*choice: int) -> Teacher:
+    return lambda observations: np.tile(np.array(choice, np.int64), (len(observations), 1))
+
+
+def _slackfit(policy: Slackfit) -> Teacher:
+    """The nearest levels; slackfit itself reacts to the strict tier and to memory, so they do not change."""
+    shares = np.array(SLACKFIT_MEMORY) - np.array([policy.eager_from, policy.memory_limit])
+    slack = 1 + _nearest(SLACK_LEVELS[1:], policy.slack)
+    return _constant(_nearest(SLACKFIT_LIMITS_S, policy.strict_limit), slack, int(np.abs(shares).sum(1).argmin()))
