@@ -42,7 +42,7 @@ TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
 TIME_LEVELS_S = (0.0, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 """Alternative: predicted durations of an iteration, seconds."""
-SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095, 0.12, 0.2)
+SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
 """Alternative: predicted durations that slackfit fills, seconds."""
 STRICT_LIMIT_S = 0.095
 """The longest of them while a user of the strict tier decodes."""

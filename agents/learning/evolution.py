@@ -27,6 +27,7 @@ from agents.learning.policy import LearnedPolicy
 from agents.learning.teachers import teacher
 from engine.errors import InputError
 from engine.latency import load_profile
+from engine.metrics import summarize
 from engine.simulate import simulate
 from engine.workload import Workload
 from llmsched_env.action import ACTION_SIZES
@@ -38,20 +39,18 @@ from llmsched_env.vector import Fleet
 FEATURES = (
     "kv_use",
     "kv_use_slow",
-    "arrivals_per_batch",
     "arrivals_per_batch_slow",
     "waiting_tokens",
     "started_tokens",
     "running_share",
     "oldest_wait_relaxed",
     "shortest_prompt",
-    "mean_context",
-    "mean_output_so_far",
-    "batch_time",
 )
 """Observations that the levels depend on."""
 RECIPE = "evolution.yml"
 HEADS = len(ACTION_SIZES)
+WEIGHTS = (1.0, 0.5, -1.0)
+"""Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
 CLIP = 5.0
 """Largest absolute value of a normalised feature."""
 
@@ -191,18 +190,22 @@ class Trial:
     env: EnvConfig
 
 
-def cost(trial: Trial) -> float:
-    """Seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`)."""
+def measure(trial: Trial) -> tuple[float, float, float]:
+    """Cost, median TTFT (s) and requests that met every deadline, per second.
+
+    The cost is seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`).
+    """
     policy = baselines.make(trial.policy) if isinstance(trial.policy, str) else trial.policy
     requests = trial.workload.generate(trial.seed)
     record = simulate(policy, requests, load_profile(trial.env.profile), trial.env.engine)
-    return -record_return(record, trial.env.reward) / len(requests)
+    report = summarize(record)
+    return -record_return(record, trial.env.reward) / len(requests), report.ttft.p50, report.goodput
 
 
-def costs(
+def measure_all(
     policies: Sequence[LearnedPolicy | str], config: EvolutionConfig, env: EnvConfig, generation: int
 ) -> np.ndarray:
-    """Cost of each policy at each rate on the traces of one generation, float64[policies, rates]."""
+    """Each policy at each rate on the traces of one generation, float64[policies, rates, 3] (see `measure`)."""
     cells = [(k, t) for k in range(len(config.rates)) for t in range(config.traces)]
     trials = [
         Trial(
@@ -214,10 +217,16 @@ def costs(
         for policy in policies
         for k, t in cells
     ]
-    found = np.zeros(len(trials))
-    for index, value in run_tasks(cost, trials, config.workers):
-        found[index] = value
-    return found.reshape(len(policies), len(config.rates), config.traces).mean(2)
+    found = np.zeros((len(trials), 3))
+    for index, values in run_tasks(measure, trials, config.workers):
+        found[index] = values
+    return found.reshape(len(policies), len(config.rates), config.traces, 3).mean(2)
+
+
+def score(found: np.ndarray) -> np.ndarray:
+    """What is minimised, float64[policies - 1]: log of cost x median TTFT^0.5 / goodput, relative to policy 0, mean."""
+    relative = np.log(np.maximum(found[1:], 1e-9) / np.maximum(found[0], 1e-9))
+    return np.asarray((relative @ np.array(WEIGHTS)).mean(1))
 
 
 def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "") -> Path:
@@ -245,15 +254,15 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
         for generation in range(config.generations):
             points = search.ask()
             candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
-            found = costs([config.teacher, *candidates], config, shared.env, generation)
-            relative = found[1:] / found[0]
-            search.tell(points, np.log(relative[:-1]).mean(1).tolist())
-            row = [generation, time.perf_counter() - began, search.sigma, *relative[-1]]
+            found = measure_all([config.teacher, *candidates], config, shared.env, generation)
+            search.tell(points, score(found)[:-1].tolist())
+            relative = found[-1, :, 0] / found[0, :, 0]
+            row = [generation, time.perf_counter() - began, search.sigma, *relative]
             log.write(",".join(f"{value:.5g}" for value in row) + "\n")
             log.flush()
             progress(
                 f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
-                + " ".join(f"{value:.3f}" for value in relative[-1])
+                + " ".join(f"{value:.3f}" for value in relative)
             )
             if generation % 10 == 9 or generation == config.generations - 1:
                 shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
