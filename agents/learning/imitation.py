@@ -21,6 +21,8 @@ from llmsched_env.action import ACTION_SIZES
 SPREAD = 0.3
 """Probability that each head keeps for the levels beside the teacher's."""
 EPOCHS, BATCH = 4, 2048
+LEAST_STEPS = 400
+"""Gradient steps of the actor at least, however few decisions there are."""
 CRITIC_ROLLOUTS = 4
 
 
@@ -77,8 +79,9 @@ def imitate(model: TimedPPO, choose: Teacher, decisions: int) -> dict[str, float
     rng = np.random.default_rng(model.seed)
     policy = model.policy
     optimizer = th.optim.Adam(policy.parameters(), lr=1e-3)
-    for _ in range(EPOCHS):
-        for part in np.array_split(rng.permutation(len(raw)), max(1, len(raw) // BATCH)):
+    parts = max(1, len(raw) // BATCH)
+    for _ in range(max(EPOCHS, -(-LEAST_STEPS // parts))):
+        for part in np.array_split(rng.permutation(len(raw)), parts):
             rows = th.as_tensor(part)
             logits = _logits(policy, observations[rows])
             likelihood = [(t[rows] * log_softmax(x, 1)).sum(1).mean() for t, x in zip(targets, logits, strict=True)]

@@ -1,0 +1,72 @@
+"""Evolution: it starts at the teacher, repeats exactly, and its policies are bundles like any other."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.learning.evolution import FEATURES, HEADS, EvolutionConfig, evolve, frame, score, shipped_recipe
+from agents.learning.policy import LearnedPolicy
+from engine.errors import InputError
+from llmsched_env.action import ACTION_SIZES
+from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+
+TINY = EvolutionConfig(rates=(1.0, 2.0), requests=60, generations=2, population=4, workers=1)
+PARAMETERS = HEADS * (1 + len(FEATURES))
+
+
+def test_zero_is_the_teacher_and_an_offset_moves_a_level() -> None:
+    shared = frame(TINY)
+    seen = np.random.default_rng(0).normal(size=(50, OBSERVATION_SIZE)).astype(np.float32)
+    start = shared.policy(np.zeros(PARAMETERS)).choose(seen)
+    assert (start == shared.base).all()
+    x = np.zeros(PARAMETERS)
+    x[0] = -2.0
+    assert (shared.policy(x).choose(seen) == shared.base - [2, 0, 0]).all()
+
+
+def test_a_head_follows_its_feature_up_to_its_last_level() -> None:
+    shared = frame(TINY)
+    x = np.zeros(PARAMETERS)
+    x[1 + FEATURES.index("kv_use")] = 1.0
+    column = OBSERVATION_NAMES.index("kv_use")
+    seen = np.zeros((3, OBSERVATION_SIZE), np.float32)
+    seen[:, column] = shared.mean[column] + shared.std[column] * np.array([-1.0, 0.0, 9.0])
+    others = [k for k, name in enumerate(OBSERVATION_NAMES) if name in FEATURES and k != column]
+    seen[:, others] = shared.mean[others]
+    expected = [shared.base[0] - 1, shared.base[0], ACTION_SIZES[0] - 1]
+    assert shared.policy(x).choose(seen)[:, 0].tolist() == expected
+
+
+def test_a_search_repeats_exactly_with_any_number_of_workers(tmp_path: Path) -> None:
+    logs = []
+    for workers in (1, 2):
+        config = replace(TINY, run_dir=tmp_path / str(workers), workers=workers)
+        evolve(config, lambda line: None)
+        logs.append([line.split(",")[2:] for line in (config.run_dir / "log.csv").read_text().splitlines()])
+        assert LearnedPolicy.load(config.run_dir).bundle.env.hold == config.hold
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 1 + TINY.generations
+    with pytest.raises(InputError, match="already holds a run"):
+        evolve(replace(TINY, run_dir=tmp_path / "1"), lambda line: None)
+
+
+def test_the_score_wants_less_cost_and_median_and_more_goodput() -> None:
+    teacher = [[1.0, 0.2, 1.5]]
+    better = [[0.9, 0.2, 1.5]], [[1.0, 0.19, 1.5]], [[1.0, 0.2, 1.6]]
+    assert (score(np.array([teacher, *better])) < 0.0).all()
+    assert score(np.array([teacher, teacher]))[0] == 0.0
+
+
+def test_the_shipped_recipe_is_a_configuration(tmp_path: Path) -> None:
+    assert EvolutionConfig.from_yaml(shipped_recipe(), seed=3).seed == 3
+    other = tmp_path / "x.yml"
+    other.write_text("population: 2\n")
+    with pytest.raises(InputError, match="population"):
+        EvolutionConfig.from_yaml(other)
+    other.write_text("pupulation: 20\n")
+    with pytest.raises(InputError, match="expected a mapping of"):
+        EvolutionConfig.from_yaml(other)
+    with pytest.raises(InputError, match="expected a YAML file"):
+        EvolutionConfig.from_yaml(tmp_path / "none.yml")

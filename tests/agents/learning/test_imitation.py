@@ -1,0 +1,61 @@
+"""The warm start: after it the network chooses as its teacher does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.learning.imitation import imitate
+from agents.learning.teachers import teacher
+from agents.learning.train import build_model, learned_policy, train
+from engine.errors import InputError
+from llmsched_env import EnvConfig
+from tests.agents.learning.training import small
+
+
+@pytest.mark.parametrize(
+    ("spec", "budget", "expected"),
+    [
+        ("slackfit:slack=4,eager_from=0.5,memory_limit=0.9", "slackfit", [4, 2, 1]),
+        ("sarathi", "tokens", [5, 0, 0]),
+        ("sarathi:token_budget=1000,order=spf", "tokens", [7, 0, 1]),
+    ],
+)
+def test_a_network_learns_to_choose_as_its_teacher(tmp_path: Path, spec: str, budget: Any, expected: list[int]) -> None:
+    config = small(tmp_path)
+    config = replace(config, env=replace(config.env, budget=budget), teacher=spec)
+    choose = teacher(spec, config.env)
+    assert choose(np.zeros((1, 1), np.float32)).tolist() == [expected]
+    model = build_model(config)
+    found = imitate(model, choose, 20_000)
+    assert found["agreement"] > 0.95
+    assert np.isfinite(found["value_loss"])
+    assert model.num_timesteps == 0
+    policy = learned_policy(model, config)
+    seen = np.zeros((4, len(policy.bundle.mean)), np.float32) + policy.bundle.mean.astype(np.float32)
+    assert (policy.choose(seen) == choose(seen)).all()
+
+
+def test_training_begins_from_the_teacher(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    config = replace(config, env=replace(config.env, budget="slackfit"), teacher="slackfit", imitation_steps=5000)
+    assert (train(config) / "final" / "policy.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spec", "env"),
+    [("slai", {}), ("slackfit", {}), ("sarathi", {"budget": "slackfit"}), ("slackfit", {"action": "mixture"})],
+)
+def test_a_teacher_outside_the_action_space_is_refused(spec: str, env: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="teacher: expected slackfit"):
+        teacher(spec, EnvConfig(**env))
+
+
+@pytest.mark.parametrize("hold", [0, -1])
+def test_a_choice_holds_for_at_least_one_iteration(hold: int) -> None:
+    with pytest.raises(InputError, match="hold: expected a whole number >= 1"):
+        EnvConfig(hold=hold)
+    with pytest.raises(InputError, match="hold: expected a whole number >= 1"):
+        EnvConfig(hold=2, action="mixture")

@@ -1,0 +1,72 @@
+"""Tuning finds what it should, keeps what it found, and never sees the traces of evaluations."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import baselines
+from agents.options import Source
+from agents.studies import tuning
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+
+SOURCE = Source(workload="poisson", num_requests=60)
+
+
+def tune(name: str) -> list[tuning.Setting]:
+    model = load_profile("rtx6000ada-mistral-7b")
+    return tuning.tune(name, SOURCE, (1.0, 2.0), 1, model, EngineConfig(), 1, lambda line: None)
+
+
+def test_the_best_setting_is_the_cheapest_of_those_tried() -> None:
+    found = tune("fastertransformer")
+    default, *tried, best = found
+    assert default.spec == "fastertransformer"
+    assert {s.spec for s in tried} == {
+        "fastertransformer",
+        *(f"fastertransformer:batch_cap={n}" for n in (16, 32, 64, 128)),
+    }
+    assert best.cost == min(s.cost for s in tried) < default.cost
+    assert len(best.costs) == 2
+
+
+@pytest.mark.parametrize("name", tuning.SPACES)
+def test_every_space_belongs_to_a_baseline_and_its_values_fit(name: str) -> None:
+    policy = baselines.make(name)
+    for parameter, values in tuning.SPACES[name].items():
+        fitting = [tuning._changed(policy, parameter, value) for value in values]
+        assert sum(other is not None for other in fitting) >= min(2, len(values)), parameter
+
+
+def test_every_baseline_has_a_space() -> None:
+    assert set(tuning.SPACES) == set(baselines.names())
+
+
+def test_settings_are_added_to_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    tuning.save(path, "poisson", "slai:offset=3.0")
+    tuning.save(path, "poisson", "sarathi:token_budget=768")
+    tuning.save(path, "burst", "slai")
+    tuning.save(path, "poisson", "slai:offset=2.0")
+    table = json.loads(path.read_text())
+    assert table == {
+        "burst": {"slai": "slai"},
+        "poisson": {"sarathi": "sarathi:token_budget=768", "slai": "slai:offset=2.0"},
+    }
+
+
+def test_shipped_settings_can_be_built() -> None:
+    for workload, row in baselines.tuned_settings().items():
+        for name, spec in row.items():
+            assert baselines.make(f"{name}:tuned={workload}").spec == spec
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"poisson": 3}'])
+def test_another_kind_of_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="expected a table of tuned settings"):
+        tuning.save(path, "poisson", "slai")
+    assert path.read_text() == text

@@ -1,0 +1,83 @@
+"""slackfit keeps its batches within their limit, its strict users within their deadline, and adapts to its device."""
+
+import numpy as np
+import pytest
+
+import baselines
+from engine.config import EngineConfig
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.metrics import summarize
+from engine.requests import Requests, Tier
+from engine.simulate import simulate
+from engine.workload import Workload
+
+DEVICE = load_profile("rtx6000ada-mistral-7b")
+BUSY = Workload(rate=1.8, num_requests=500).generate(0)
+
+
+@pytest.mark.parametrize("spec", ["slackfit", "slackfit:tuned", "slackfit:strict_limit=0.06,relaxed_limit=0.07"])
+def test_batches_with_prompts_stay_within_the_limit(spec: str) -> None:
+    policy = baselines.make(spec)
+    assert isinstance(policy, baselines.Slackfit)
+    steps = simulate(policy, BUSY, DEVICE, log_steps=True).steps
+    assert steps is not None
+    with_prompts = np.array([bool((batch[:, 2] == 1).any()) for batch in steps.batches])
+    longest = max(policy.strict_limit, policy.relaxed_limit)
+    # A chunk of LEAST_CHUNK tokens always runs, and decodes that must run do.
+    assert np.quantile(steps.duration_s[with_prompts], 0.99) <= longest + 1e-9
+    assert steps.duration_s[with_prompts].max() <= longest + 64 * 84e-6 + 1e-3
+
+
+def test_every_tier_meets_its_deadline_between_tokens_below_saturation() -> None:
+    report = summarize(simulate(baselines.make("slackfit"), BUSY, DEVICE))
+    for tier in report.tiers:
+        assert tier.itl.p99 < {"strict": 0.1}.get(tier.name, 0.5)
+
+
+def test_the_median_ttft_is_a_quarter_shorter_than_that_of_slai() -> None:
+    ours, slai = (summarize(simulate(baselines.make(spec), BUSY, DEVICE)).ttft.p50 for spec in ("slackfit", "slai"))
+    assert ours < 0.75 * slai
+
+
+@pytest.mark.parametrize("factor", [0.6, 2.0])
+def test_batches_take_as_long_on_a_faster_or_slower_device(factor: float) -> None:
+    """The profile predicts for another device; the seconds that batches take correct it."""
+    requests = Workload(arrivals="burst", num_requests=150, lengths="fixed:3000,2").generate(0)
+    steps = simulate(baselines.make("slackfit:strict_limit=0.1"), requests, DEVICE.scaled(factor), log_steps=True).steps
+    assert steps is not None
+    middle = slice(len(steps.batches) // 2, 3 * len(steps.batches) // 4)
+    assert np.median(steps.duration_s[middle]) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_short_newcomer_overtakes_a_started_prompt() -> None:
+    requests = Requests.create([0.0, 0.15], [6000, 100], [2, 2], tiers=(Tier("only", 0.5, 1.0),))
+    record = simulate(baselines.make("slackfit"), requests, DEVICE)
+    assert record.ledger["first_token"][1] < record.ledger["first_token"][0]
+
+
+def test_decodes_wait_while_they_have_slack_and_run_where_memory_is_short() -> None:
+    """Beside a queue of prompts a relaxed decode is held for a part of its slack; with few blocks all decodes run."""
+    requests = Workload(rate=4.0, num_requests=200, lengths="fixed:2000,200").generate(0)
+    gaps = {}
+    for blocks in (14_000, 3_000):
+        record = simulate(baselines.make("slackfit"), requests, DEVICE, EngineConfig(num_blocks=blocks))
+        gaps[blocks] = summarize(record).itl
+    assert gaps[14_000].p90 > 0.15
+    assert gaps[14_000].p99 < 0.5
+    assert gaps[3_000].p99 < 0.11
+
+
+def test_tuned_settings_are_named_after_their_workload() -> None:
+    assert baselines.make("slackfit:tuned") == baselines.make("slackfit:tuned=poisson")
+    assert baselines.make("slackfit:tuned").spec != "slackfit"
+    with pytest.raises(InputError, match=r"expected one of the tuned settings .*, got 'slackfit:tuned=nowhere'"):
+        baselines.make("slackfit:tuned=nowhere")
+
+
+@pytest.mark.parametrize(
+    "settings", ["strict_limit=0", "slack=-1", "memory_limit=-1", "eager_from=nan", "profile=none"]
+)
+def test_bad_parameters_are_refused(settings: str) -> None:
+    with pytest.raises(InputError, match="expected"):
+        baselines.make(f"slackfit:{settings}")
