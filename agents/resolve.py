@@ -1,6 +1,7 @@
 """From what a person writes to a policy: baseline specs, `random`, folders with a learned policy."""
 
 import hashlib
+from importlib import resources
 from pathlib import Path
 
 import baselines
@@ -9,12 +10,23 @@ from engine.policy import Policy
 
 RANDOM = "random"
 """Name of the random-legal policy, the floor that every learner must beat."""
+PRETRAINED = "pretrained"
+"""Name of the learned policy that ships with the package."""
+
+
+def pretrained_folder() -> Path:
+    """Where the shipped policy and its model card are."""
+    return Path(str(resources.files("agents") / "learning" / "pretrained"))
+
+
+def _folder(spec: str) -> Path:
+    return pretrained_folder() if spec == PRETRAINED else Path(spec)
 
 
 def _is_start(part: str) -> bool:
     """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
     name = part.partition(":")[0]
-    return name in baselines.POLICIES or name == RANDOM or Path(part).exists() or "=" not in part
+    return name in (*baselines.POLICIES, RANDOM, PRETRAINED) or Path(part).exists() or "=" not in part
 
 
 def split_policies(text: str) -> tuple[str, ...]:
@@ -42,7 +54,7 @@ def split_policies(text: str) -> tuple[str, ...]:
 
 
 def resolve(spec: str) -> Policy:
-    """The policy that a spec names: a baseline, `random`, or the folder of a training run or of a bundle.
+    """The policy that a spec names: a baseline, `random`, `pretrained`, or the folder of a training run or of a bundle.
 
     Raises:
         InputError: an unknown name or parameter, or a folder without a usable bundle.
@@ -52,12 +64,11 @@ def resolve(spec: str) -> Policy:
         return baselines.make(spec)
     if name == RANDOM:
         return _random(settings)
-    path = Path(spec)
-    if path.exists():
+    if _folder(spec).exists():
         from agents.learning.policy import LearnedPolicy
 
-        return LearnedPolicy.load(path)
-    known = ", ".join([*baselines.POLICIES, RANDOM])
+        return LearnedPolicy.of(LearnedPolicy.load(_folder(spec)).bundle, spec)
+    known = ", ".join([*baselines.POLICIES, RANDOM, PRETRAINED])
     raise InputError(f"policy: expected one of {known} or the folder of a trained policy, got {spec!r}")
 
 
@@ -74,7 +85,7 @@ def _random(settings: str) -> Policy:
 
 def fingerprint(spec: str) -> str:
     """What makes results of this spec comparable: the spec, or the digest of a learned policy's files."""
-    path = Path(spec)
+    path = _folder(spec)
     if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM) or not path.is_dir():
         return baselines.expand(spec)
     digest = hashlib.sha256()

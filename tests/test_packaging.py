@@ -58,7 +58,13 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) ->
 
 @pytest.mark.parametrize(
     ("folder", "suffix"),
-    [("engine/data/", ".json"), ("agents/learning/hyperparams/", ".yml"), ("agents/reporting/templates/", "")],
+    [
+        ("engine/data/", ".json"),
+        ("baselines/data/", ".json"),
+        ("agents/learning/hyperparams/", ".yml"),
+        ("agents/learning/pretrained/", ".safetensors"),
+        ("agents/reporting/templates/", ""),
+    ],
 )
 def test_wheel_holds_data(wheel: Path, folder: str, suffix: str) -> None:
     with zipfile.ZipFile(wheel) as archive:

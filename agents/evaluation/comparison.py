@@ -13,6 +13,7 @@ Loads = Sequence[float | None]
 
 COMPARED = (
     "median_ttft_ms",
+    "mean_ttft_ms",
     "p99_ttft_ms",
     "mean_e2el_ms",
     "median_tpot_ms",

@@ -30,6 +30,7 @@ def columns(result: Result) -> list[Column]:
     tiers = result["cells"][0]["report"]["tiers"]
     found = [
         Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
+        Column("mean_ttft_ms", "TTFT mean, s", 1e-3, 3),
         Column("p99_ttft_ms", "TTFT p99, s", 1e-3, 2),
         *(Column(f"tiers.{tier}.p99_itl_ms", f"TBT p99 {tier}, s", 1e-3, 3) for tier in tiers),
         Column("mean_e2el_ms", "E2E mean, s", 1e-3, 1),
@@ -148,7 +149,7 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-HEADLINE = ("median_ttft_ms", "p99_ttft_ms", "slo_attainment", "request_goodput")
+HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "request_goodput")
 """Differences that the terminal shows."""
 
 
