@@ -29,6 +29,7 @@ OURS = {
 
 ROOMS = (
     "files",
+    "processes",
     "learning",
     "resolve",
     "options",

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.capacity import CRITERIA, Search, search_capacity
-from agents.evaluation.cells import default_workers
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
+from agents.processes import default_workers
 from engine.errors import InputError
 
 CRITERION_TEXT = {

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.cells import default_workers
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_bootstrap
 from agents.files import json_text, write_atomically
 from agents.learning.train_config import TrainConfig
 from agents.options import Source
+from agents.processes import default_workers
 from agents.reporting.report import write_report
 from engine.latency import load_profile
 

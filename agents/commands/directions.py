@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.evaluation.cells import default_workers
 from agents.files import check_writable, json_text, write_atomically
+from agents.processes import default_workers
 from agents.reporting.tables import console_for_tables
 from agents.studies import directions
 from engine.errors import InputError

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.cells import default_workers
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.setup import OnCell
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
+from agents.processes import default_workers
 from agents.reporting.report import write_report
 
 

@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.evaluation.cells import default_workers
 from agents.files import check_writable
+from agents.processes import default_workers
 from engine.errors import InputError
 
 

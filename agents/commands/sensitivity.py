@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.evaluation.cells import default_workers
 from agents.evaluation.setup import Setup
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
+from agents.processes import default_workers
 from agents.reporting.tables import console_for_tables
 from agents.studies import sensitivity
 from engine.errors import InputError

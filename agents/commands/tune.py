@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from agents.evaluation.cells import default_workers
 from agents.files import check_writable
 from agents.options import ServerOptions, SourceOptions, parse_rates
+from agents.processes import default_workers
 from agents.reporting.tables import console_for_tables
 from agents.resolve import split_policies
 from agents.studies import tuning

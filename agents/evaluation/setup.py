@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agents.evaluation.cells import CellFile, run_tasks
+from agents.evaluation.cells import CellFile
 from agents.options import Source
+from agents.processes import run_tasks
 from agents.resolve import fingerprint, resolve
 from engine.config import EngineConfig
 from engine.errors import InputError

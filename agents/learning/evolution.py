@@ -20,11 +20,11 @@ import numpy as np
 import yaml
 
 import baselines
-from agents.evaluation.cells import run_tasks
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED, record_return
 from agents.learning.policy import LearnedPolicy
 from agents.learning.teachers import teacher
+from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.latency import load_profile
 from engine.metrics import summarize

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.evaluation.cells import run_tasks
 from agents.evaluation.statistics import mean_interval
+from agents.processes import run_tasks
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import load_profile

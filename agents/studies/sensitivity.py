@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.evaluation.cells import run_tasks
 from agents.evaluation.setup import Setup, policy_of, versions
 from agents.evaluation.statistics import mean_interval, paired_bootstrap
+from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.metrics import summarize
 from engine.predictions import errors, parse_channel

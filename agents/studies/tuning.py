@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.evaluation.cells import run_tasks
 from agents.files import json_text, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source
+from agents.processes import run_tasks
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation.cells import CellFile, run_tasks
+from agents.evaluation.cells import CellFile
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source, SourceOptions
+from agents.processes import run_tasks
 from agents.resolve import resolve, split_policies
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -131,7 +132,7 @@ def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
             *("request_goodput", "output_throughput", "request_throughput", "completed", "unfinished", "dropped"),
             *("evictions", "recomputed_tokens", "kv_use", "mean_batch_requests", "mean_batch_tokens"),
             *("mean_iteration_ms", "busy_share", "max_wait_s", "jain_index", "kept_up_share", "p99_ttft_ms"),
-            *("median_normalized_latency_ms", "duration"),
+            *("median_normalized_latency_ms", "duration", "mean_ttft_ms"),
         ),
         1.0,
     )
