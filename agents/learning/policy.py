@@ -92,11 +92,12 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
 def is_asked(view: View, memory: Memory, observation: Any) -> bool:
     """Observe; whether the environment would ask for a choice now.
 
-    It passes an iteration without asking where only decodes run and no prompt waits.
+    It passes an iteration without asking where only decodes run and no prompt waits; nor does it ask on an empty server.
     """
     observe(view, memory, observation)
     row = view.row[0]
-    return bool(memory.params[SKIP] <= 0.0 or row.num_waiting + row.num_prefilling > 0)
+    waits = row.num_waiting + row.num_prefilling > 0
+    return bool(waits or (memory.params[SKIP] <= 0.0 and row.num_running > 0))
 
 
 @Kernel
