@@ -92,7 +92,8 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
 def is_asked(view: View, memory: Memory, observation: Any) -> bool:
     """Observe; whether the environment would ask for a choice now.
 
-    It passes an iteration without asking where only decodes run and no prompt waits; nor does it ask on an empty server.
+    It passes an iteration without asking where only decodes run and no prompt waits, nor does it ask on an empty
+    server.
     """
     observe(view, memory, observation)
     row = view.row[0]
