@@ -21,7 +21,7 @@ from baselines.orca import Orca
 from baselines.past_future import PastFuture
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
-from baselines.slackfit import Slackfit
+from baselines.slackfit import Clairvoyant, Slackfit
 from baselines.slai import SLAI
 from baselines.srtf import SRTF
 from baselines.trail import TRAIL
@@ -50,6 +50,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     NestedWAIT,
     SRTF,
     Slackfit,
+    Clairvoyant,
 )
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
 """Every baseline by name."""
@@ -130,6 +131,7 @@ __all__ = [
     "VLLM",
     "VLLMV1",
     "WAIT",
+    "Clairvoyant",
     "FasterTransformer",
     "LightLLM",
     "NestedWAIT",

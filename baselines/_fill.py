@@ -14,14 +14,16 @@ from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import drop, evict, schedule
 from engine.state import WAITING, Memory, Plan, View
 
-FCFS, SPF, STRICT_SPF = 0, 1, 2
-"""Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt."""
+FCFS, SPF, STRICT_SPF, WEIGHED = 0, 1, 2, 3
+"""Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt, fewest tokens
+as `weighed` counts them."""
 
 VICTIM, TAKEN, FILL_REQUEST_MEMORY = 0, 1, 2
 """Columns of a policy's request memory that these moves use: victims of this plan, stamp of requests taken."""
 
-BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, FILL_ROW_MEMORY = 0, 1, 2, 3, 4, 5
-"""Cells of a policy's row memory: the best waiting request and the queue for which it was found."""
+BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, AGEING, FORESIGHT, FILL_ROW_MEMORY = range(8)
+"""Cells of a policy's row memory: the best waiting request and the queue for which it was found; weights of WEIGHED,
+which stay the same for a run."""
 
 
 @hot
@@ -52,11 +54,25 @@ def evict_into(plan: Plan, memory: Memory, view: View, i: int, victims: int) -> 
 
 
 @inner
-def _precedes(view: View, order: int, i: int, j: int) -> bool:
+def weighed(memory: Memory, r: Any, tokens: int) -> float:
+    """Prompt tokens, AGEING less for each second since the arrival, FORESIGHT more for each predicted output token.
+
+    The present time, the same for all, is left out.
+    """
+    found = tokens + memory.row[AGEING] * r.arrival
+    if memory.row[FORESIGHT] > 0.0:
+        found += memory.row[FORESIGHT] * r.prediction
+    return float(found)
+
+
+@inner
+def _precedes(view: View, memory: Memory, order: int, i: int, j: int) -> bool:
     """Whether request i goes strictly before request j in this order (position in the queue breaks ties)."""
     a, b = view.request[i], view.request[j]
     if order == STRICT_SPF and a.strict != b.strict:
         return bool(a.strict > b.strict)
+    if order == WEIGHED:
+        return weighed(memory, a, a.prompt) < weighed(memory, b, b.prompt)
     return bool(a.prompt < b.prompt)
 
 
@@ -73,11 +89,11 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
         best, first = -1, 0
     for k in range(victims - 1, -1, -1):
         i = int(memory.request[k, VICTIM])
-        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, order, i, best)):
+        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, memory, order, i, best)):
             best = i
     for k in range(first, row.num_waiting):
         i = view.queue[k]
-        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, order, i, best)):
+        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, memory, order, i, best)):
             best = i
     seen[BEST] = best
     seen[SEEN_ARRIVALS] = row.next_arrival
@@ -94,7 +110,7 @@ def next_waiting(view: View, memory: Memory, order: int, victims: int, taken: in
     Args:
         view: the server.
         memory: the policy's memory; the first columns and cells belong to these moves.
-        order: FCFS, SPF or STRICT_SPF.
+        order: FCFS, SPF, STRICT_SPF or WEIGHED.
         victims: requests evicted by the present plan.
         taken: requests that the present plan has taken from the queue (see `take`).
     """
@@ -122,7 +138,7 @@ def admit_chunks(
         view: the server.
         memory: the policy's memory.
         plan: receives the chunks.
-        order: FCFS, SPF or STRICT_SPF.
+        order: FCFS, SPF, STRICT_SPF or WEIGHED.
         victims: requests evicted by the present plan.
         tokens: tokens planned so far.
         budget: tokens that the iteration may process.

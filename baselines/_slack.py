@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from baselines._fill import (
-    SPF,
+    AGEING,
+    FORESIGHT,
     TAKEN,
+    WEIGHED,
     evict_into,
     fits_decode,
     is_decode,
     next_waiting,
     schedule_decode,
     take,
+    weighed,
 )
 from engine._jit import inner
 from engine.kv import blocks_to_admit, tokens_left
@@ -136,14 +139,14 @@ def take_large(view: View, memory: Memory, plan: Plan, times_mean: float, free: 
 
 @inner
 def _shortest_started(view: View, memory: Memory) -> int:
-    """The started prompt with the fewest tokens left that this plan has not taken; -1 if there is none."""
+    """The started prompt with the fewest tokens left, as `weighed`, that this plan has not taken; -1: there is none."""
     row = view.row[0]
-    best, least = -1, 1 << 30
+    best, least = -1, np.inf
     if row.num_prefilling > 0:
         for j in range(row.num_running):
             i = view.running[j]
             r = view.request[i]
-            left = r.prompt - r.prefilled
+            left = weighed(memory, r, r.prompt - r.prefilled)
             if left < least and not is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1:
                 best, least = i, left
     return best
@@ -151,12 +154,14 @@ def _shortest_started(view: View, memory: Memory) -> int:
 
 @inner
 def _shortest_remaining(view: View, memory: Memory, started: int, victims: int, taken: int) -> int:
-    """The waiting request with a prompt shorter than what `started` lacks, else `started`; -1 if there is neither."""
-    i = next_waiting(view, memory, SPF, victims, taken)
+    """The waiting request with fewer tokens (`weighed`) than `started` lacks, else `started`; -1: there is neither."""
+    i = next_waiting(view, memory, WEIGHED, victims, taken)
     if i < 0 or memory.request[i, TAKEN] == view.row[0].iterations + 1:
         return started
-    if started >= 0 and view.request[i].prompt >= view.request[started].prompt - view.request[started].prefilled:
-        return started
+    if started >= 0:
+        r, s = view.request[i], view.request[started]
+        if weighed(memory, r, r.prompt) >= weighed(memory, s, s.prompt - s.prefilled):
+            return started
     return i
 
 
@@ -171,11 +176,20 @@ def _take_prompts(
     attention: float,
     free: int,
     victims: int,
-) -> tuple[int, float, int]:
-    """Chunks by shortest remaining prompt while predicted time is left; returns (tokens, attention, free blocks)."""
+    close: float,
+) -> tuple[int, float, int, bool]:
+    """Chunks by shortest remaining prompt while predicted time is left.
+
+    Once prompts are done, the batch is closed if `close` times the seconds that their users save are more than the
+    overhead of another iteration for each prompt behind; with none behind it is closed to decodes that can wait.
+
+    Returns:
+        (tokens, attention, free blocks, whether the batch is closed).
+    """
     row, p = view.row[0], memory.params
     taken, blocked, first = 0, False, True
     active = row.num_running - victims
+    behind, done_prompts = row.num_waiting + row.num_prefilling + victims, 0
     while row.num_waiting + row.num_prefilling > 0:
         started = _shortest_started(view, memory)
         best = started if blocked else _shortest_remaining(view, memory, started, victims, taken)
@@ -202,7 +216,12 @@ def _take_prompts(
         first = False
         if chunk < left:
             break
-    return tokens, attention, free
+        done_prompts += 1
+        behind -= 1
+        left_s = limit - _seconds(p, at, tokens, attention)
+        if behind > 0 and close * done_prompts * left_s > p[at + OVERHEAD] * behind:
+            return tokens, attention, free, True
+    return tokens, attention, free, done_prompts > 0 and close > 0.0
 
 
 @inner
@@ -239,7 +258,15 @@ def _context_seconds(view: View, memory: Memory, at: int) -> float:
 
 @inner
 def fill_for(
-    view: View, memory: Memory, plan: Plan, at: int, cell: int, limit: float, slack_s: float, times_mean: float
+    view: View,
+    memory: Memory,
+    plan: Plan,
+    at: int,
+    cell: int,
+    limit: float,
+    slack_s: float,
+    times_mean: float,
+    close: float,
 ) -> None:
     """A batch of about `limit` seconds: urgent decodes, large decodes, prompts by SRPT, then the other decodes.
 
@@ -252,6 +279,7 @@ def fill_for(
         limit: seconds, > 0.
         slack_s: a decode with less slack must run (inf: all of them).
         times_mean: one with more KV than this many times the mean runs, too (inf: none).
+        close: weight of the seconds that an early end of the batch saves users of finished prompts (0: no early end).
     """
     row = view.row[0]
     limit /= learn_scale(view, memory, cell)
@@ -264,8 +292,10 @@ def fill_for(
         tokens += more
     attention = _context_seconds(view, memory, at)
     if prompts:
-        tokens, attention, free = _take_prompts(view, memory, plan, at, limit, tokens, attention, free, victims)
-        if victims == 0:
+        tokens, attention, free, closed = _take_prompts(
+            view, memory, plan, at, limit, tokens, attention, free, victims, close
+        )
+        if victims == 0 and not closed:
             tokens, attention = _take_others(view, memory, plan, at, limit, tokens, attention, free)
     if plan.size[0] == victims:
         tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
@@ -282,21 +312,31 @@ def fill_as_slackfit(
     cell: int,
     strict_limit: float,
     relaxed_limit: float,
+    longest: float,
     slack: float,
     eager_from: float,
     memory_limit: float,
+    ageing: float,
+    close: float,
+    foresight: float,
 ) -> None:
-    """The rule of `baselines.slackfit.Slackfit` with these parameters; `at` and `cell` as for `fill_for`."""
+    """The rule of `baselines.slackfit.Slackfit` with these parameters; `at` and `cell` as for `fill_for`.
+
+    `longest` is the largest limit that the next batch may have (s).
+    """
     row = view.row[0]
+    memory.row[AGEING], memory.row[FORESIGHT] = ageing, foresight
     strict = False
     for j in range(row.num_running):
         r = view.request[view.running[j]]
         strict = strict or (r.strict > 0 and is_decode(r))
     limit = strict_limit if strict else relaxed_limit
     use = 1.0 - row.free_blocks / row.num_blocks
-    slack_s, times_mean = slack * limit, np.inf
+    slack_s, times_mean = limit + (slack - 1.0) * longest, np.inf
     if use >= memory_limit:
         slack_s = np.inf
+        close = 0.0
     elif use > eager_from:
+        close = 0.0
         times_mean = 2.0 * (memory_limit - use) / (memory_limit - eager_from)
-    fill_for(view, memory, plan, at, cell, limit, slack_s, times_mean)
+    fill_for(view, memory, plan, at, cell, limit, slack_s, times_mean, close)

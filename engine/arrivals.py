@@ -85,6 +85,22 @@ def on_off(
     return np.interp(operational, arrivals, knots_s)
 
 
+def steps(operational: FloatArray, rates: tuple[float, float], sojourns_s: tuple[float, float]) -> FloatArray:
+    """Map operational times to seconds under a rate that alternates between two values at fixed times.
+
+    Args:
+        operational: sums of gaps of unit mean, float64[n].
+        rates: rate outside and inside the steps (requests/s), > 0.
+        sojourns_s: seconds of each, the time outside first.
+    """
+    period, before = sum(sojourns_s), rates[0] * sojourns_s[0]
+    mass = before + rates[1] * sojourns_s[1]
+    whole, rest = np.divmod(operational, mass)
+    inside = np.where(rest < before, rest / rates[0], sojourns_s[0] + (rest - before) / rates[1])
+    result: FloatArray = whole * period + inside
+    return result
+
+
 def evenly_spaced(n: int, rate: float) -> FloatArray:
     """Return n arrival times (s) at exact distances of 1 / rate, the first at 0."""
     return np.arange(n) / rate

@@ -25,6 +25,8 @@ Warm-up: requests that arrive before warmup_s are served but not counted in TTFT
     run.
 Max wait: longest time from arrival to the first iteration of a request (to the end of the run if there was
     none).
+Prompt quartiles: the requests in four parts by prompt length (equal lengths together); p99.9 TTFT and
+    longest wait of each show who starves.
 Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
     fast.
 KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
@@ -38,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.report import Distribution, Floats, Report, TierReport
+from engine.report import Distribution, Floats, PromptQuartile, Report, TierReport
 from engine.simulate import Record
 from engine.state import DROPPED, FINISHED, FUTURE
 
@@ -59,6 +61,7 @@ class _Times:
         self.tier = request["tier"].copy()
         self.arrival = request["arrival"].copy()
         self.output = ledger["output"].copy()
+        self.prompt = ledger["original_prompt"].copy()
         self.input_tokens = int(ledger["original_prompt"].sum(dtype=np.int64))
         self.delivered = ledger["delivered"].copy()
         self.completed = ledger["completed"].copy()
@@ -141,6 +144,18 @@ def _tier_report(record: Record, times: _Times, index: int, duration_s: float) -
     )
 
 
+def _prompt_quartiles(times: _Times) -> tuple[PromptQuartile, ...]:
+    edges = np.quantile(times.prompt, [0.25, 0.5, 0.75]) if len(times.prompt) else np.zeros(3)
+    part = np.searchsorted(edges, times.prompt)
+    found = []
+    for k in range(4):
+        chosen = part == k
+        longest = int(times.prompt[chosen].max(initial=0))
+        wait = float(times.wait[chosen].max()) if chosen.any() else math.nan
+        found.append(PromptQuartile(longest, Distribution.of(times.ttft[chosen & times.has_ttft]), wait))
+    return tuple(found)
+
+
 def ttft_samples(record: Record, *, warmup_s: float = 0.0) -> Floats:
     """TTFT of every request that counts (s), in order of arrival: the sample behind the report's percentiles."""
     times = _Times(record, warmup_s)
@@ -196,6 +211,7 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
         late_gap_share=_ratio(record.tier["late_gaps"].sum(), float(record.gaps.sum(dtype=np.int64))),
         kept_up_share=times.kept_up_share(),
         tiers=tuple(_tier_report(record, times, k, duration) for k in range(len(record.requests.tiers))),
+        prompt_quartiles=_prompt_quartiles(times),
         iterations=iterations,
         mean_iteration_s=_ratio(row["busy"], iterations),
         mean_batch_requests=_ratio(row["batch_requests"], iterations),
@@ -213,4 +229,4 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
     )
 
 
-__all__ = ["Distribution", "Report", "TierReport", "summarize", "ttft_samples"]
+__all__ = ["Distribution", "PromptQuartile", "Report", "TierReport", "summarize", "ttft_samples"]

@@ -18,7 +18,7 @@ KEPT_UP_SHARE = 0.98
 
 Floats = npt.NDArray[np.float64]
 
-_QUANTILES = np.array([0.5, 0.9, 0.95, 0.99])
+_QUANTILES = np.array([0.5, 0.9, 0.95, 0.99, 0.999])
 
 
 def _gap_edges() -> Floats:
@@ -43,6 +43,7 @@ class Distribution:
     p90: float
     p95: float
     p99: float
+    p999: float
     max: float
 
     @classmethod
@@ -56,8 +57,8 @@ class Distribution:
         below = position.astype(np.int64)
         above = np.minimum(below + 1, n - 1)
         low = ordered[below]
-        p = (low + (ordered[above] - low) * (position - below)).tolist()
-        return cls(n, float(ordered.mean()), float(ordered.std()), p[0], p[1], p[2], p[3], float(ordered[-1]))
+        p50, p90, p95, p99, p999 = (low + (ordered[above] - low) * (position - below)).tolist()
+        return cls(n, float(ordered.mean()), float(ordered.std()), p50, p90, p95, p99, p999, float(ordered[-1]))
 
     @classmethod
     def of_gaps(cls, histogram: npt.NDArray[np.int64], total: float, largest: float) -> "Distribution":
@@ -78,19 +79,21 @@ class Distribution:
         width = np.where(used == 0, 0.0, np.maximum(ends[used + 1] - lower, 0.0))
         n = int(counts.sum())
         before = np.cumsum(counts) - counts
-        p = [_order_statistic(q * (n - 1), lower, width, counts, before, largest) for q in _QUANTILES]
+        p50, p90, p95, p99, p999 = (
+            _order_statistic(q * (n - 1), lower, width, counts, before, largest) for q in _QUANTILES
+        )
         mean = total / n
         spread = float((counts * (lower + 0.5 * width - mean) ** 2).sum()) / n
-        return cls(n, mean, math.sqrt(spread), p[0], p[1], p[2], p[3], largest)
+        return cls(n, mean, math.sqrt(spread), p50, p90, p95, p99, p999, largest)
 
     def to_dict(self, name: str) -> dict[str, float | None]:
         """The numbers in milliseconds under vLLM's keys (`mean_ttft_ms`, `p99_itl_ms`); None for nan."""
-        keys = ("mean", "std", "median", "p90", "p95", "p99", "max")
-        values = (self.mean, self.std, self.p50, self.p90, self.p95, self.p99, self.max)
+        keys = ("mean", "std", "median", "p90", "p95", "p99", "p999", "max")
+        values = (self.mean, self.std, self.p50, self.p90, self.p95, self.p99, self.p999, self.max)
         return {f"{key}_{name}_ms": finite(1000.0 * value) for key, value in zip(keys, values, strict=True)}
 
 
-_EMPTY = Distribution(0, *[math.nan] * 7)
+_EMPTY = Distribution(0, *[math.nan] * 8)
 
 
 def _order_statistic(
@@ -159,6 +162,20 @@ class TierReport:
 
 
 @dataclass(frozen=True)
+class PromptQuartile:
+    """How a quarter of the requests, by prompt length, was served: who starves."""
+
+    longest: int
+    """Prompt tokens of the longest in it (0: nobody)."""
+    ttft: Distribution
+    max_wait_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, in milliseconds as elsewhere."""
+        return {"longest_prompt": self.longest, **self.ttft.to_dict("ttft"), "max_wait_s": finite(self.max_wait_s)}
+
+
+@dataclass(frozen=True)
 class Report:
     """The numbers of one run; the module docstring says what each means (times in s, shares in 0..1)."""
 
@@ -187,6 +204,7 @@ class Report:
     late_gap_share: float
     kept_up_share: float
     tiers: tuple[TierReport, ...]
+    prompt_quartiles: tuple[PromptQuartile, ...]
     iterations: int
     mean_iteration_s: float
     mean_batch_requests: float
@@ -255,6 +273,7 @@ class Report:
             "kept_up_share": finite(self.kept_up_share),
             **self._server(),
             "tiers": {tier.name: tier.to_dict() for tier in self.tiers},
+            "prompt_quartiles": {f"q{k + 1}": part.to_dict() for k, part in enumerate(self.prompt_quartiles)},
         }
 
     def _server(self) -> dict[str, Any]:

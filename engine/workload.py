@@ -20,13 +20,14 @@ else:
     # A command line made from this class can only offer the string.
     Lengths = str
 
-ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "burst", "toy"]
+ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy"]
 
 _DESCRIPTIONS: dict[str, str] = {
     "poisson": "exponential gaps at a constant rate",
     "gamma": "Gamma gaps at a constant rate: cv below 1 is smoother than Poisson, above 1 burstier",
     "onoff": "Poisson with a rate that jumps between two levels (MMPP-2)",
     "ramp": "Poisson with a rate that goes linearly from rate to ramp_end_rate",
+    "step": "Poisson with a rate that is step_factor times as high for the last step_s seconds of every step_every_s",
     "burst": "every request at t = 0",
     "toy": "equal requests at equal distances, nothing random: latencies can be computed by hand",
 }
@@ -37,6 +38,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "gamma": ("rate", *_COMMON_KEYS, "gap_cap", "cv"),
     "onoff": ("rate", *_COMMON_KEYS, "gap_cap", *_ONOFF_KEYS),
     "ramp": ("rate", *_COMMON_KEYS, "gap_cap", "ramp_end_rate"),
+    "step": ("rate", *_COMMON_KEYS, "gap_cap", "step_factor", "step_s", "step_every_s"),
     "burst": _COMMON_KEYS,
     "toy": ("rate", *_COMMON_KEYS),
 }
@@ -61,7 +63,7 @@ class Workload:
     """
 
     rate: float = 1.6
-    """Mean arrival rate (requests/s); onoff scales it by its factors, ramp starts at it, burst ignores it."""
+    """Mean arrival rate (requests/s); onoff and step scale it by factors, ramp starts at it, burst ignores it."""
     num_requests: int = 512
     """Number of requests."""
     arrivals: ArrivalName = "poisson"
@@ -83,6 +85,12 @@ class Workload:
     """Mean length of a busy period (s), for onoff."""
     ramp_end_rate: float = 3.2
     """Arrival rate when the last request is due (requests/s), for ramp."""
+    step_factor: float = 1.5
+    """Rate in a step as a multiple of rate, for step."""
+    step_s: float = 30.0
+    """Length of a step (s), for step."""
+    step_every_s: float = 300.0
+    """Time from the start of one step to that of the next (s), the first at step_every_s - step_s, for step."""
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     """Service tiers with their shares (fractions that sum to 1)."""
 
@@ -94,12 +102,23 @@ class Workload:
             raise InputError(f"num_requests: expected a whole number, got {self.num_requests!r}")
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected at least 1, got {self.num_requests}")
-        for field in ("rate", "cv", "off_mean_s", "on_mean_s", "ramp_end_rate"):
+        for field in (
+            "rate",
+            "cv",
+            "off_mean_s",
+            "on_mean_s",
+            "ramp_end_rate",
+            "step_factor",
+            "step_s",
+            "step_every_s",
+        ):
             self._check(field, zero_too=False)
         for field in ("gap_cap", "off_factor", "on_factor"):
             self._check(field, zero_too=True)
         if self.off_factor == 0.0 and self.on_factor == 0.0:
             raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
+        if self.step_s >= self.step_every_s:
+            raise InputError(f"step_s: expected less than step_every_s ({self.step_every_s:g}), got {self.step_s:g}")
         check_shares(self.tiers)
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
@@ -125,6 +144,8 @@ class Workload:
             "onoff": f"on-off arrivals at {self.off_factor:g} and {self.on_factor:g} times {self.rate:g}/s "
             f"for {self.off_mean_s:g} s and {self.on_mean_s:g} s in the mean",
             "ramp": f"Poisson arrivals, {self.rate:g}/s going linearly to {self.ramp_end_rate:g}/s",
+            "step": f"Poisson arrivals at {self.rate:g}/s, {self.step_factor:g} times that for {self.step_s:g} "
+            f"of every {self.step_every_s:g} s",
             "burst": "all arrivals at t = 0",
             "toy": f"toy arrivals every {1.0 / self.rate:g} s",
         }[self.arrivals]
@@ -158,6 +179,9 @@ class Workload:
         operational = processes.operational_times(rng, self.num_requests, cv, self.gap_cap)
         if self.arrivals == "ramp":
             return processes.ramp(operational, self.rate, self.ramp_end_rate)
+        if self.arrivals == "step":
+            rates = (self.rate, self.step_factor * self.rate)
+            return processes.steps(operational, rates, (self.step_every_s - self.step_s, self.step_s))
         if self.arrivals == "onoff":
             rates = (self.off_factor * self.rate, self.on_factor * self.rate)
             return processes.on_off(rng, operational, rates, (self.off_mean_s, self.on_mean_s))

@@ -61,7 +61,8 @@ _LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
 _KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
     _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
 )
-_MEMORY = _PER_CONTEXT + 1
+_AGEING, _CLOSE = _PER_CONTEXT + 1, _PER_CONTEXT + 2
+_MEMORY = _CLOSE + 1
 ALLOCATION_PARAMS = _MEMORY + 2 * len(SLACKFIT_MEMORY)
 """Cells at the start of the parameters that belong to the codec."""
 BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
@@ -74,16 +75,20 @@ BudgetKind = Literal["tokens", "time", "slackfit"]
 _LEVELS_OF = {"tokens": TOKEN_LEVELS, "time": TIME_LEVELS_S, "slackfit": SLACKFIT_LIMITS_S}
 
 
-def allocation_params(model: LatencyModel, budget: BudgetKind) -> np.ndarray:
+def allocation_params(model: LatencyModel, budget: BudgetKind, ageing: float = 0.0, close: float = 0.0) -> np.ndarray:
     """The codec's parameters: float64[ALLOCATION_PARAMS].
 
     Args:
         model: predicts the duration of a batch (for time budgets, and for the unit of the decode rule).
         budget: whether the levels are TOKEN_LEVELS, TIME_LEVELS_S or SLACKFIT_LIMITS_S.
+        ageing: slackfit's (tokens/s).
+        close: slackfit's.
     """
     kind = float(list(_LEVELS_OF).index(budget))
     memory = [share for shares in SLACKFIT_MEMORY for share in shares]
-    return np.array([*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), *memory], np.float64)
+    return np.array(
+        [*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), ageing, close, *memory], np.float64
+    )
 
 
 @inner
@@ -185,8 +190,9 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     row, p, m = view.row[0], memory.params, memory.row
     if p[_KIND] > 1.0:
         limit, at = p[_LEVELS + int(m[BUDGET])], _MEMORY + 2 * int(m[ORDER])
-        numbers = min(limit, STRICT_LIMIT_S), limit, p[_SLACKS + int(m[RULE])], p[at], p[at + 1]
-        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, *numbers)
+        limits = min(limit, STRICT_LIMIT_S), limit, p[_SLACKS - 1]
+        rules = p[_SLACKS + int(m[RULE])], p[at], p[at + 1], p[_AGEING], p[_CLOSE], 0.0
+        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, *limits, *rules)
         return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
     slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)

@@ -39,6 +39,10 @@ class EnvConfig:
     hold: int = 1
     """Iterations for which a choice of `allocation` holds (those that are skipped do not count): what memory costs is
     seen only after many seconds, and noise that lasts a second explores more than noise of one batch."""
+    ageing: float = 0.0
+    """Tokens that a prompt counts less for each second since its arrival (slackfit budgets): against starvation."""
+    close: float = 0.0
+    """When a batch ends early with a finished prompt (slackfit budgets; `baselines.slackfit`)."""
     arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
     """Baselines that `mixture` chooses from."""
     prediction: str = ""
@@ -65,6 +69,10 @@ class EnvConfig:
             )
         if self.hold < 1 or (self.hold > 1 and self.action != "allocation"):
             raise InputError(f"env.hold: expected a whole number >= 1, 1 for a mixture, got {self.hold!r}")
+        for name in ("ageing", "close"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1e9 or (value > 0.0 and self.budget != "slackfit"):
+                raise InputError(f"env.{name}: expected a number >= 0, 0 unless budget is slackfit, got {value!r}")
         for rate in self.rates:
             if not 0.0 < rate < float("inf"):
                 raise InputError(f"env.rates: expected requests/s > 0, got {rate!r}")

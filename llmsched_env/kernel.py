@@ -28,7 +28,7 @@ HELD, CHOICE = ALLOCATION_ROW_MEMORY, ALLOCATION_ROW_MEMORY + 1
 ENV_ROW_MEMORY = CHOICE + len(ACTION_SIZES)
 
 env_params = allocation_params
-"""The first ENV_PARAMS parameters of a learned policy: ``env_params(latency_model, budget_kind)``."""
+"""The first ENV_PARAMS parameters of a learned policy: ``env_params(latency_model, budget_kind, ageing, close)``."""
 
 
 @hot

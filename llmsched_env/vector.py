@@ -79,7 +79,10 @@ class Fleet:
                 raise InputError(f"env.prediction: expected a channel such as {arm.channel} for {arm.spec!r}, got none")
         self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
         n, tiers = config.workload.num_requests, config.workload.tiers
-        params = [allocation_params(model, config.budget), *(a.params(config.engine) for a in arms)]
+        params = [
+            allocation_params(model, config.budget, config.ageing, config.close),
+            *(a.params(config.engine) for a in arms),
+        ]
         cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
         row_cells = max([ALLOCATION_ROW_MEMORY, *(a.row_memory for a in arms)])
         width = max([ALLOCATION_PARAMS, *(len(p) for p in params)])

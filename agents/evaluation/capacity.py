@@ -183,6 +183,7 @@ def search_capacity(
         "config": search.to_dict(),
         "config_hash": search.digest(),
         "reference": search.reference,
+        "bound": search.bound((search.rates or (search.low,))[0]),
         "versions": versions(),
         "rows": _rows(search, cells),
         "points": [

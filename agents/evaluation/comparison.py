@@ -15,6 +15,8 @@ COMPARED = (
     "median_ttft_ms",
     "mean_ttft_ms",
     "p99_ttft_ms",
+    "p999_ttft_ms",
+    "max_wait_s",
     "mean_e2el_ms",
     "median_tpot_ms",
     "p99_itl_ms",
@@ -28,7 +30,8 @@ COMPARED = (
 TIER_COMPARED = ("median_ttft_ms", "p99_ttft_ms", "p99_itl_ms", "slo_attainment")
 SUMMARISED = (
     *("request_throughput", "completed", "unfinished", "dropped", "evictions", "recomputed_tokens", "kv_use"),
-    *("mean_batch_requests", "mean_batch_tokens", "mean_iteration_ms", "busy_share", "max_wait_s", "jain_index"),
+    *("mean_batch_requests", "mean_batch_tokens", "mean_iteration_ms", "busy_share", "jain_index"),
+    *(f"prompt_quartiles.q{k}.{key}" for k in range(1, 5) for key in ("p999_ttft_ms", "max_wait_s")),
     *("kept_up_share", "median_normalized_latency_ms", "duration"),
 )
 """Keys that are summarised but not compared."""

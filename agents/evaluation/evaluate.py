@@ -111,7 +111,7 @@ def evaluate(
         with_windows: also look at one minute of each policy step by step: timeline and time per decision.
 
     Returns:
-        The result as JSON: `config`, `versions`, `policies`, `traces`, `cells` (load, seed, policy order), `summary`,
+        The result as JSON: `config`, `bound` (requests/s that no scheduler sustains), `versions`, `policies`, `traces`, `cells` (load, seed, policy order), `summary`,
         `paired` (differences to the reference), `windows`, `notes`, `warnings`. Times of decisions are in `windows`;
         everything else is the same whenever and wherever it is run.
 
@@ -136,6 +136,7 @@ def evaluate(
         "config": evaluation.to_dict(),
         "config_hash": evaluation.digest(),
         "reference": evaluation.reference,
+        "bound": evaluation.bound(evaluation.loads[0]),
         "versions": versions(),
         "policies": [describe(spec) for spec in evaluation.policies],
         "traces": _traces(cells),
@@ -178,6 +179,8 @@ def _windows(evaluation: Evaluation) -> dict[str, Any]:
 
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [evaluation.source.seed_note]
+    bound = evaluation.bound(evaluation.loads[0])
+    notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E[w]).")
     if evaluation.seeds == 1:
         notes.append("One seed: there are no intervals; run more seeds before believing a difference.")
     if evaluation.warmup_s:

@@ -11,10 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from agents.evaluation.cells import CellFile
 from agents.options import Source
 from agents.processes import run_tasks
 from agents.resolve import fingerprint, resolve
+from engine.bounds import least_seconds
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
@@ -128,6 +131,11 @@ class Setup:
         if channel := self.source.channel(policy_of(policy)):
             return _predicted(self.source, load, seed, channel)
         return requests_of(self.source, load, seed)
+
+    def bound(self, load: float | None) -> float:
+        """Requests/s that no scheduler sustains: 1/E[w], w the least seconds of a request (`engine.bounds`)."""
+        work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
+        return 1.0 / float(np.mean(np.concatenate(work)))
 
     def compile(self) -> None:
         """Compile (or load) the kernel of every policy, so that forked workers inherit it."""

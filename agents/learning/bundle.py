@@ -38,6 +38,7 @@ _KEYS = (
     "action",
     "network",
     "clip",
+    "sampled",
     "env",
     "versions",
     "command",
@@ -65,6 +66,8 @@ class Bundle:
     """float64[ENV_PARAMS], parameters of the action codec."""
     env: EnvConfig
     """The environment of the training."""
+    sampled: bool = False
+    """Whether a mixture draws its arm with the odds of the logits, instead of taking the most probable."""
     command: str = ""
     """How the training was started."""
     timesteps: int = 0
@@ -98,6 +101,8 @@ class Bundle:
             # The codec's decode rule "all" is a slack of infinity.
             if np.isnan(array).any() or (name != "codec" and not np.isfinite(array).all()):
                 raise InputError(f"bundle: {name}: expected finite numbers")
+        if self.sampled and self.env.action != "mixture":
+            raise InputError("bundle: sampled: expected a mixture, got the allocation action")
         if not (self.std > 0.0).all() or not self.clip > 0.0:
             raise InputError("bundle: expected positive normalisation scales and a positive clip")
 
@@ -144,6 +149,7 @@ class Bundle:
             "action": {"kind": self.env.action, "heads": list(self.heads)},
             "network": {"widths": [len(bias) for _, bias in self.layers], "activation": self.activation},
             "clip": self.clip,
+            "sampled": self.sampled,
             "env": self.env.to_dict(),
             "versions": self.versions,
             "command": self.command,
@@ -176,6 +182,7 @@ class Bundle:
                 mean=tensors["mean"],
                 std=tensors["std"],
                 clip=float(about["clip"]),
+                sampled=bool(about["sampled"]),
                 codec=tensors["codec"],
                 env=EnvConfig.from_dict(about["env"]),
                 command=str(about["command"]),

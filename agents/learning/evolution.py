@@ -19,16 +19,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-import baselines
 from agents.learning.bundle import Bundle, source_hash, versions
-from agents.learning.heldout import TRAINING_SEED, record_return
+from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
 from agents.learning.teachers import teacher
+from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.simulate import simulate
 from engine.workload import Workload
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.config import EnvConfig
@@ -49,7 +47,7 @@ FEATURES = (
 """Observations that the levels depend on."""
 RECIPE = "evolution.yml"
 HEADS = len(ACTION_SIZES)
-WEIGHTS = (1.0, 0.5, -1.0)
+WEIGHTS = (1.0, 0.5, -2.0)
 """Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
 CLIP = 5.0
 """Largest absolute value of a normalised feature."""
@@ -77,6 +75,10 @@ class EvolutionConfig:
     """Spread of the first generation, in levels."""
     hold: int = 8
     """Iterations for which a choice holds (`EnvConfig.hold`)."""
+    ageing: float = 20.0
+    """Tokens that a prompt counts less for each second since its arrival (`EnvConfig.ageing`)."""
+    close: float = 1.0
+    """When a batch ends early with a finished prompt (`EnvConfig.close`)."""
     seed: int = 0
     """Seed of the candidates and of the training traces."""
     workers: int = 2
@@ -116,7 +118,15 @@ class EvolutionConfig:
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""
         workload = Workload(rate=self.rates[0], num_requests=self.requests)
-        return EnvConfig(budget="slackfit", skip_decode_only=True, hold=self.hold, rates=self.rates, workload=workload)
+        return EnvConfig(
+            budget="slackfit",
+            skip_decode_only=True,
+            hold=self.hold,
+            ageing=self.ageing,
+            close=self.close,
+            rates=self.rates,
+            workload=workload,
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class Frame:
             weight[at : at + size, columns] = 2.0 * np.outer(levels, knobs[head, 1:])
             bias[at : at + size] = 2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2
             at += size
-        codec = env_params(load_profile(self.env.profile), self.env.budget)
+        codec = env_params(load_profile(self.env.profile), self.env.budget, self.env.ageing, self.env.close)
         layers = ((weight, bias),)
         return LearnedPolicy.of(Bundle(layers, "tanh", self.mean, self.std, CLIP, codec, self.env, **self.about), name)
 
@@ -178,28 +188,6 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
 
 def _trace_seed(config: EvolutionConfig, generation: int, k: int) -> int:
     return TRAINING_SEED + (config.seed << 20) + generation * 64 + k
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A policy on one training trace."""
-
-    policy: LearnedPolicy | str
-    workload: Workload
-    seed: int
-    env: EnvConfig
-
-
-def measure(trial: Trial) -> tuple[float, float, float]:
-    """Cost, median TTFT (s) and requests that met every deadline, per second.
-
-    The cost is seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`).
-    """
-    policy = baselines.make(trial.policy) if isinstance(trial.policy, str) else trial.policy
-    requests = trial.workload.generate(trial.seed)
-    record = simulate(policy, requests, load_profile(trial.env.profile), trial.env.engine)
-    report = summarize(record)
-    return -record_return(record, trial.env.reward) / len(requests), report.ttft.p50, report.goodput
 
 
 def measure_all(

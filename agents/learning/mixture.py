@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 import baselines
-from agents.learning.policy import LearnedPolicy, best, forward, is_asked
+from agents.learning.policy import LearnedPolicy, best, forward, is_asked, splitmix
 from engine.config import EngineConfig
 from engine.core import begin
 from engine.state import Memory, Plan, Server, View, new_server
@@ -24,6 +24,13 @@ class MixtureMemory(NamedTuple):
     own: Memory  # of network, observer and codec
     arms: tuple[Memory, ...]  # of each baseline
     trial: Server  # where plans are tried out
+
+
+def draw(logits: np.ndarray, iteration: int) -> int:
+    """An arm with the odds of softmax(logits); a run depends on nothing but the trace."""
+    odds = np.cumsum(np.exp(logits - logits.max()))
+    uniform = float(splitmix(np.uint64(iteration))) / 2.0**64
+    return min(int(np.searchsorted(odds, uniform * odds[-1], side="right")), len(logits) - 1)
 
 
 def make_legal(view: View, plan: Plan, trial: Server) -> None:
@@ -48,7 +55,7 @@ def make_legal(view: View, plan: Plan, trial: Server) -> None:
 
 @dataclass(frozen=True)
 class LearnedMixture(LearnedPolicy):
-    """A trained network that chooses which baseline builds the next batch; the choice is made in Python."""
+    """A trained network that chooses (or draws) which baseline builds the next batch; it chooses in Python."""
 
     name: ClassVar[str] = "learned-mixture"
     eviction: ClassVar[str] = "as the chosen baseline"
@@ -68,7 +75,11 @@ class LearnedMixture(LearnedPolicy):
             act(view, own, DECODES_ONLY, plan)
             return
         scratch = own.row[ENV_ROW_MEMORY:]
-        best(scratch, forward(own.params, observation, scratch), np.array(self.bundle.heads), choice)
+        logits = forward(own.params, observation, scratch)
+        if self.bundle.sampled:
+            choice[0] = draw(scratch[logits : logits + len(memory.arms)], int(view.row[0].iterations))
+        else:
+            best(scratch, logits, np.array(self.bundle.heads), choice)
         kernel = baselines.make(self.bundle.env.arms[choice[0]]).kernel
         assert kernel is not None
         kernel(view, memory.arms[choice[0]], plan)

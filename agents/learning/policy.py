@@ -249,5 +249,5 @@ class RandomLegal(_Allocating):
     def params(self, config: EngineConfig) -> np.ndarray:
         """The codec's parameters for the default environment, that it skips as in training, the seed."""
         env = EnvConfig(skip_decode_only=True)
-        codec = env_params(load_profile(env.profile), env.budget)
+        codec = env_params(load_profile(env.profile), env.budget, env.ageing, env.close)
         return np.concatenate([codec, [float(env.skip_decode_only), float(self.seed)]])

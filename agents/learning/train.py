@@ -95,7 +95,7 @@ def build_model(config: TrainConfig) -> TimedPPO:
 
 def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
     """The model's present actor as a policy for `simulate`."""
-    codec = env_params(load_profile(config.env.profile), config.env.budget)
+    codec = env_params(load_profile(config.env.profile), config.env.budget, config.env.ageing, config.env.close)
     bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
     return LearnedPolicy.of(bundle, name)
 

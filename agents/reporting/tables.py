@@ -32,6 +32,8 @@ def columns(result: Result) -> list[Column]:
         Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
         Column("mean_ttft_ms", "TTFT mean, s", 1e-3, 3),
         Column("p99_ttft_ms", "TTFT p99, s", 1e-3, 2),
+        Column("p999_ttft_ms", "TTFT p99.9, s", 1e-3, 1),
+        Column("max_wait_s", "max wait, s", 1.0, 1),
         *(Column(f"tiers.{tier}.p99_itl_ms", f"TBT p99 {tier}, s", 1e-3, 3) for tier in tiers),
         Column("mean_e2el_ms", "E2E mean, s", 1e-3, 1),
         Column("slo_attainment", "SLO met, %", 100.0, 1),
@@ -40,7 +42,10 @@ def columns(result: Result) -> list[Column]:
         Column("unfinished", "unfinished", 1.0, 0, False),
         Column("dropped", "dropped", 1.0, 0, False),
         Column("evictions", "evictions", 1.0, 0, False),
-        Column("max_wait_s", "max wait, s", 1.0, 1, False),
+        *(
+            Column(f"prompt_quartiles.q{k}.p999_ttft_ms", f"p99.9 TTFT, {part} of prompts, s", 1e-3, 1, False)
+            for k, part in enumerate(("shortest quarter", "second", "third", "longest quarter"), 1)
+        ),
         Column("jain_index", "Jain index", 1.0, 2, False),
         Column("kv_use", "KV use, %", 100.0, 0, False),
         Column("busy_share", "busy, %", 100.0, 0, False),
@@ -59,7 +64,7 @@ def remarks(result: Result) -> list[str]:
     return [*result["notes"], *([f"Zero in every run: {', '.join(zero)}."] if zero else [])]
 
 
-TERMINAL = ("TTFT", "TBT", "SLO", "goodput")
+TERMINAL = ("TTFT", "max wait", "TBT", "SLO", "goodput")
 """Columns that fit a terminal, by the beginning of their titles."""
 COUNTS = ("unfinished", "dropped", "evictions")
 """Columns that are left out where they are all zero."""

@@ -22,6 +22,7 @@ from agents.processes import run_tasks
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
+from engine.metrics import summarize
 from engine.policy import Policy
 from engine.predictions import predict
 from engine.simulate import PolicyError, simulate
@@ -75,6 +76,7 @@ SPACES: dict[str, Space] = {
         "slack": (1.5, 2.0, 3.0, 4.0),
         "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
         "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
+        "close": (0.0, 0.25, 0.5, 1.0, 2.0),
     },
 }
 """Values to try of each parameter."""
@@ -107,7 +109,7 @@ class Setting:
 
 
 def cost(trial: Trial) -> float:
-    """Seconds of TTFT plus late gaps in deadlines, per request; inf if the policy breaks the rules."""
+    """Seconds of TTFT plus late gaps in deadlines, per request; inf for a policy that breaks rules or drops one."""
     policy = baselines.make(trial.spec)
     requests = trial.source.requests(trial.rate, trial.seed)
     channel = trial.source.channel(policy)
@@ -115,6 +117,8 @@ def cost(trial: Trial) -> float:
     try:
         record = simulate(policy, told, trial.model, trial.config)
     except PolicyError:
+        return math.inf
+    if summarize(record).dropped:
         return math.inf
     return -record_return(record, RewardWeights()) / len(requests)
 

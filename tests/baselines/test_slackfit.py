@@ -56,6 +56,43 @@ def test_a_short_newcomer_overtakes_a_started_prompt() -> None:
     assert record.ledger["first_token"][1] < record.ledger["first_token"][0]
 
 
+def test_with_ageing_a_long_prompt_is_not_overtaken_for_ever() -> None:
+    arrival, prompt = [0.0, *(0.1 * k for k in range(300))], [6000, *[1100] * 300]
+    requests = Requests.create(arrival, prompt, [2] * 301, tiers=(Tier("only", 1.0, 0.5),))
+    order = {}
+    for ageing in (0.0, 1000.0, 1e8):
+        record = simulate(baselines.make(f"slackfit:ageing={ageing}"), requests, DEVICE)
+        order[ageing] = int((record.ledger["first_token"] < record.ledger["first_token"][0]).sum())
+    assert order[0.0] == 300  # behind everybody
+    # 4900 tokens of difference are 4.9 s of waiting, in which 49 arrive.
+    assert 30 < order[1000.0] <= 50
+    assert order[1e8] <= 1  # first come first served
+
+
+def test_ageing_changes_nothing_where_nobody_waits() -> None:
+    requests = Workload(rate=0.1, num_requests=50).generate(0)
+    plain, aged = (simulate(baselines.make(f"slackfit:ageing={a}"), requests, DEVICE) for a in (0, 1000))
+    assert (plain.ledger["first_token"] == aged.ledger["first_token"]).all()
+
+
+def test_a_batch_may_end_with_a_finished_prompt() -> None:
+    """200 tokens and then 6000: without `close` the short prompt waits for a batch of 0.1 s, with it for its own."""
+    requests = Requests.create([0.0, 0.0], [200, 6000], [2, 2], tiers=(Tier("only", 1.0, 0.5),))
+    late, soon = (
+        simulate(baselines.make(f"slackfit:close={c}"), requests, DEVICE).ledger["first_token"] for c in (0, 1)
+    )
+    assert late[0] == pytest.approx(0.1, abs=0.002)
+    assert soon[0] == pytest.approx(0.0244771, abs=1e-6)  # overhead + 200 tokens + attention
+    assert 0.0 < soon[1] - late[1] < 0.0077 + 0.001  # at the cost of one more overhead
+
+
+def test_a_batch_is_not_ended_where_that_costs_others_more() -> None:
+    """Twelve prompts behind: twelve overheads of 7.64 ms are more than the 75 ms that the first user would save."""
+    requests = Requests.create([0.0] * 13, [200, *[6000] * 12], [2] * 13, tiers=(Tier("only", 1.0, 0.5),))
+    first = simulate(baselines.make("slackfit:close=1"), requests, DEVICE).ledger["first_token"][0]
+    assert first == pytest.approx(0.1, abs=0.002)
+
+
 def test_decodes_wait_while_they_have_slack_and_run_where_memory_is_short() -> None:
     """Beside a queue of prompts a relaxed decode is held for a part of its slack; with few blocks all decodes run."""
     requests = Workload(rate=4.0, num_requests=200, lengths="fixed:2000,200").generate(0)
@@ -76,7 +113,8 @@ def test_tuned_settings_are_named_after_their_workload() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ["strict_limit=0", "slack=-1", "memory_limit=-1", "eager_from=nan", "profile=none"]
+    "settings",
+    ["strict_limit=0", "slack=-1", "memory_limit=-1", "eager_from=nan", "ageing=-1", "close=nan", "profile=none"],
 )
 def test_bad_parameters_are_refused(settings: str) -> None:
     with pytest.raises(InputError, match="expected"):

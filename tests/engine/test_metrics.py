@@ -150,8 +150,8 @@ def test_gap_percentiles_are_within_the_stated_error() -> None:
     for tier, gaps in zip(report.tiers, exact, strict=True):
         assert tier.itl.count == len(gaps)
         assert tier.itl.mean == pytest.approx(gaps.mean(), rel=1e-9)
-        found = [tier.itl.p50, tier.itl.p90, tier.itl.p95, tier.itl.p99]
-        assert found == pytest.approx(np.percentile(gaps, [50, 90, 95, 99]).tolist(), rel=0.002)
+        found = [tier.itl.p50, tier.itl.p90, tier.itl.p95, tier.itl.p99, tier.itl.p999]
+        assert found == pytest.approx(np.percentile(gaps, [50, 90, 95, 99, 99.9]).tolist(), rel=0.002)
     assert report.itl.p99 == pytest.approx(np.percentile(np.concatenate(exact), 99), rel=0.002)
 
 
@@ -159,10 +159,32 @@ def test_percentiles_of_a_sample_are_those_of_numpy() -> None:
     values = np.random.default_rng(0).exponential(size=1001)
     for sample in (values, values[:2], values[:1]):
         found = Distribution.of(sample)
-        assert [found.p50, found.p90, found.p95, found.p99] == pytest.approx(
-            np.percentile(sample, [50, 90, 95, 99]).tolist()
+        assert [found.p50, found.p90, found.p95, found.p99, found.p999] == pytest.approx(
+            np.percentile(sample, [50, 90, 95, 99, 99.9]).tolist()
         )
         assert [found.mean, found.std] == pytest.approx([sample.mean(), sample.std()])
+
+
+def test_prompt_quartiles_show_who_starves() -> None:
+    """A long prompt behind a stream of short ones: shortest first makes it wait for their end."""
+    n = 40
+    arrival = [0.0, 0.01, *(0.05 * k for k in range(1, n - 1))]
+    prompt = [100, 4000, *(100 + k for k in range(1, n - 1))]
+    requests = Requests.create(arrival, prompt, [1] * n)
+    record = simulate(baselines.make("sarathi:order=spf,token_budget=140"), requests, QUARTER)
+    report = summarize(record)
+    first, *_, last = report.prompt_quartiles
+    assert [part.ttft.count for part in report.prompt_quartiles] == [10] * 4
+    assert (first.longest, last.longest) == (109, 4000)
+    assert last.max_wait_s == report.max_wait_s > first.max_wait_s
+    assert last.ttft.max == report.ttft.max
+    assert json.loads(json.dumps(report.to_dict()))["prompt_quartiles"]["q4"]["max_ttft_ms"] == 1000.0 * last.ttft.max
+
+
+def test_quartiles_without_requests_are_empty() -> None:
+    record = simulate(baselines.make("sarathi"), Requests.create([0.0], [10], [2]), QUARTER)
+    parts = summarize(record).to_dict()["prompt_quartiles"]
+    assert [part["p999_ttft_ms"] for part in parts.values()] == [250.0, None, None, None]
 
 
 def test_capacity_criteria_tell_starvation_and_growing_queues_apart() -> None:

@@ -89,6 +89,22 @@ def test_ramp_of_regular_operational_times_solves_the_quadratic() -> None:
     assert times + (3.0 - 1.0) / length_s * times**2 / 2 == pytest.approx(operational)
 
 
+def test_steps_raise_the_rate_for_a_while() -> None:
+    workload = Workload(
+        rate=20.0, num_requests=100_000, arrivals="step", step_factor=3.0, step_s=10.0, step_every_s=50.0
+    )
+    times = workload.generate(0).arrival
+    phase, periods = times % 50.0, times[-1] / 50.0
+    assert np.count_nonzero(phase < 40.0) / (40.0 * periods) == pytest.approx(20.0, rel=0.02)
+    assert np.count_nonzero(phase >= 40.0) / (10.0 * periods) == pytest.approx(60.0, rel=0.02)
+
+
+def test_steps_of_regular_operational_times_by_hand() -> None:
+    """Rate 1 for 2 s, then rate 3 for 1 s: five arrivals in each period of 3 s."""
+    times = arrivals.steps(np.array([1.0, 2.0, 3.5, 5.0, 6.0, 11.0]), (1.0, 3.0), (2.0, 1.0))
+    assert times.tolist() == pytest.approx([1.0, 2.0, 2.5, 3.0, 4.0, 7.0])
+
+
 def test_burst_arrives_at_once() -> None:
     requests = Workload(arrivals="burst", num_requests=50).generate(0)
     assert requests.arrival.tolist() == [0.0] * 50
@@ -161,6 +177,8 @@ def test_real_lengths_combine_with_synthetic_arrivals() -> None:
         ({"rate": "fast"}, "rate"),
         ({"num_requests": 0}, "num_requests: expected at least 1"),
         ({"num_requests": 2.5}, "num_requests: expected a whole number"),
+        ({"step_s": 300.0}, "step_s: expected less than step_every_s \\(300\\), got 300"),
+        ({"step_factor": 0.0}, "step_factor: expected a finite number > 0"),
         ({"arrivals": "weibull"}, "arrivals: expected one of poisson, gamma, .*got 'weibull'"),
         ({"cv": -1.0}, "cv"),
         ({"gap_cap": -1.0}, "gap_cap: expected a finite number >= 0"),
@@ -186,7 +204,7 @@ def test_spec_strings_set_the_fields() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("weibull:rate=1", "expected one of poisson, gamma, onoff, ramp, burst, toy; got 'weibull'"),
+        ("weibull:rate=1", "expected one of poisson, gamma, onoff, ramp, step, burst, toy; got 'weibull'"),
         ("poisson:cv=2", "expected keys among rate, num_requests, lengths, gap_cap; got 'cv'"),
         ("poisson:rate", "expected key=value after the colon, got 'rate'"),
         ("poisson:rate=1,rate=2", "'rate' twice"),

@@ -1,0 +1,59 @@
+"""`llmsched mixture`: one distribution over baselines, learned by policy gradient (the improper mixture)."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.files import check_writable
+from agents.options import parse_rates
+from agents.processes import default_workers
+from agents.resolve import split_policies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Learn with which odds to draw the baseline that builds the next batch, the same odds in every state.
+
+    Its contextual form, a network that chooses by state, is `llmsched train --hyperparams LLMSchedMixture-v0`.
+    """
+
+    run_dir: Path = Path("runs/mixture")
+    """Folder of the run: the policy in final, log.csv."""
+    arms: str = "slai,sarathi,sarathi:order=spf,vllm"
+    """Baselines to mix, comma separated."""
+    rates: str = "1.4,1.6,1.8,2.0"
+    """Arrival rates in requests/s of the training traces, taken in turn."""
+    updates: int = 50
+    """Steps of the gradient."""
+    pairs: int = 8
+    """Perturbations in each step, each on a trace of its own."""
+    requests: int = 500
+    """Requests in each trace."""
+    seed: int = 0
+    """Seed of the perturbations and of the training traces."""
+    workers: int | None = None
+    """Processes (default: one per core); the result does not depend on it."""
+
+    def run(self) -> None:
+        """Learn, print a line for each update.
+
+        Raises:
+            InputError: a value that does not fit, or a folder that holds another run.
+        """
+        from agents.learning.static_mixture import MixtureConfig, learn_mixture
+
+        config = MixtureConfig(
+            run_dir=self.run_dir,
+            arms=split_policies(self.arms),
+            rates=parse_rates(self.rates),
+            requests=self.requests,
+            pairs=self.pairs,
+            updates=self.updates,
+            seed=self.seed,
+            workers=default_workers() if self.workers is None else self.workers,
+        )
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(self.run_dir / "log.csv")
+        command = " ".join(["llmsched", *sys.argv[1:]])
+        folder = learn_mixture(config, lambda line: print(line, file=sys.stderr, flush=True), command)
+        print(f"learned: {folder}/final (llmsched evaluate --policies {self.arms},{folder}/final)")
