@@ -16,18 +16,22 @@ def least_seconds(model: LatencyModel, config: EngineConfig, requests: Requests)
     is. Evictions, waiting for memory and deadlines come on top.
     """
     most = float(config.max_batched_tokens)
-    if model.table:
-        tokens, seconds = np.array(model.table).T
-        sizes = np.append(tokens[(tokens > 0.0) & (tokens <= most)], most)
-        linear = float((np.interp(sizes, tokens, seconds) / sizes).min())
-        if most > tokens[-1]:
-            slope = (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2])
-            linear = min(linear, (seconds[-1] + slope * (most - tokens[-1])) / most)
-    else:
-        linear = max(model.per_token, model.floor / most)
+    linear = _least_per_token(model, most)
     prompt, output = requests.prompt.astype(np.float64), requests.output.astype(np.float64)
     decodes = output - 1.0
     pairs = prompt * (prompt + 1.0) / 2.0
     context = decodes * prompt + decodes * (decodes - 1.0) / 2.0
     shares = (linear + model.overhead / most) * (prompt + decodes)
     return np.asarray(shares + model.per_pair * pairs + model.per_context * context + model.per_request * decodes)
+
+
+def _least_per_token(model: LatencyModel, most: float) -> float:
+    """Seconds of the linear layers per token in the batch size, up to `most`, where they are least."""
+    if not model.table:
+        return max(model.per_token, model.floor / most)
+    tokens, seconds = np.array(model.table).T
+    beyond = seconds[-1] + (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2]) * max(0.0, most - tokens[-1])
+    at_most = beyond if most > tokens[-1] else float(np.interp(most, tokens, seconds))
+    knots = (tokens > 0.0) & (tokens < most)
+    # Between knots the seconds are linear, so their share per token is least at an end.
+    return float(min([at_most / most, *(seconds[knots] / tokens[knots])]))

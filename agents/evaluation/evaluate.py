@@ -111,7 +111,8 @@ def evaluate(
         with_windows: also look at one minute of each policy step by step: timeline and time per decision.
 
     Returns:
-        The result as JSON: `config`, `bound` (requests/s that no scheduler sustains), `versions`, `policies`, `traces`, `cells` (load, seed, policy order), `summary`,
+        The result as JSON: `config`, `versions`, `bound` (requests/s that no scheduler sustains), `policies`,
+        `traces`, `cells` (load, seed, policy order), `summary`,
         `paired` (differences to the reference), `windows`, `notes`, `warnings`. Times of decisions are in `windows`;
         everything else is the same whenever and wherever it is run.
 

@@ -24,7 +24,7 @@ def test_no_policy_is_busy_for_less(profile: str, policy: str) -> None:
 
 
 def test_one_request_alone_by_hand() -> None:
-    """10 prompt tokens and 4 output tokens (3 decodes) at 1 s per token, 0.1 s per pair and 0.01 s per KV token read."""
+    """10 prompt and 4 output tokens (3 decodes): 1 s per token, 0.1 s per pair, 0.01 s per KV token read."""
     model = LatencyModel(overhead=0.0, floor=0.0, per_token=1.0, per_pair=0.1, per_context=0.01)
     requests = Requests.create([0.0], [10], [4])
     found = least_seconds(model, CONFIG, requests)
