@@ -13,20 +13,25 @@ RANDOM = "random"
 PRETRAINED = "pretrained"
 """Name of the learned policy that ships with the package."""
 
+ADJUSTABLE = ("ageing", "close")
+"""Settings that the spec of a learned policy may have."""
+
 
 def pretrained_folder() -> Path:
     """Where the shipped policy and its model card are."""
     return Path(str(resources.files("agents") / "learning" / "pretrained"))
 
 
-def _folder(spec: str) -> Path:
-    return pretrained_folder() if spec == PRETRAINED else Path(spec)
+def _split(spec: str) -> tuple[Path, str]:
+    """The folder of a learned policy and the settings behind it."""
+    name, _, settings = (spec, "", "") if Path(spec).exists() else spec.partition(":")
+    return pretrained_folder() if name == PRETRAINED else Path(name), settings
 
 
 def _is_start(part: str) -> bool:
     """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
     name = part.partition(":")[0]
-    return name in (*baselines.POLICIES, RANDOM, PRETRAINED) or Path(part).exists() or "=" not in part
+    return name in (*baselines.POLICIES, RANDOM, PRETRAINED) or _split(part)[0].exists() or "=" not in part
 
 
 def split_policies(text: str) -> tuple[str, ...]:
@@ -56,6 +61,8 @@ def split_policies(text: str) -> tuple[str, ...]:
 def resolve(spec: str) -> Policy:
     """The policy that a spec names: a baseline, `random`, `pretrained`, or the folder of a training run or of a bundle.
 
+    A learned policy whose actions are slackfit's parameters takes two of its settings: ``pretrained:ageing=20``.
+
     Raises:
         InputError: an unknown name or parameter, or a folder without a usable bundle.
     """
@@ -64,12 +71,26 @@ def resolve(spec: str) -> Policy:
         return baselines.make(spec)
     if name == RANDOM:
         return _random(settings)
-    if _folder(spec).exists():
+    folder, settings = _split(spec)
+    if folder.exists():
         from agents.learning.policy import LearnedPolicy
 
-        return LearnedPolicy.of(LearnedPolicy.load(_folder(spec)).bundle, spec)
+        return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
     known = ", ".join([*baselines.POLICIES, RANDOM, PRETRAINED])
     raise InputError(f"policy: expected one of {known} or the folder of a trained policy, got {spec!r}")
+
+
+def _numbers(spec: str, settings: str) -> dict[str, float]:
+    found = {}
+    for part in filter(None, settings.split(",")):
+        key, _, text = part.partition("=")
+        try:
+            found[key] = float(text)
+        except ValueError:
+            key = ""
+        if key not in ADJUSTABLE:
+            raise InputError(f"policy {spec!r}: expected {' or '.join(ADJUSTABLE)} = a number, got {part!r}")
+    return found
 
 
 def _random(settings: str) -> Policy:
@@ -85,7 +106,7 @@ def _random(settings: str) -> Policy:
 
 def fingerprint(spec: str) -> str:
     """What makes results of this spec comparable: the spec, or the digest of a learned policy's files."""
-    path = _folder(spec)
+    path, _ = _split(spec)
     if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM) or not path.is_dir():
         return baselines.expand(spec)
     digest = hashlib.sha256()

@@ -46,7 +46,7 @@ SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
 """Alternative: predicted durations that slackfit fills, seconds."""
 STRICT_LIMIT_S = 0.095
 """The longest of them while a user of the strict tier decodes."""
-SLACKFIT_MEMORY = ((0.4, 0.7), (0.5, 0.9), (0.7, 1.0), (0.8, 1.05))
+SLACKFIT_MEMORY = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
 """Then instead of the order: slackfit's eager_from and memory_limit, shares of the KV blocks."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""
@@ -61,8 +61,9 @@ _LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
 _KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
     _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
 )
-_AGEING, _CLOSE = _PER_CONTEXT + 1, _PER_CONTEXT + 2
-_MEMORY = _CLOSE + 1
+AGEING, CLOSE = _PER_CONTEXT + 1, _PER_CONTEXT + 2
+"""Cells of the parameters with slackfit's ageing and close."""
+_MEMORY = CLOSE + 1
 ALLOCATION_PARAMS = _MEMORY + 2 * len(SLACKFIT_MEMORY)
 """Cells at the start of the parameters that belong to the codec."""
 BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
@@ -191,7 +192,7 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     if p[_KIND] > 1.0:
         limit, at = p[_LEVELS + int(m[BUDGET])], _MEMORY + 2 * int(m[ORDER])
         limits = min(limit, STRICT_LIMIT_S), limit, p[_SLACKS - 1]
-        rules = p[_SLACKS + int(m[RULE])], p[at], p[at + 1], p[_AGEING], p[_CLOSE], 0.0
+        rules = p[_SLACKS + int(m[RULE])], p[at], p[at + 1], p[AGEING], p[CLOSE], 0.0
         fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, *limits, *rules)
         return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.setup import OnCell, Setup, policy_of, requests_of, run_cells, versions
 from agents.evaluation.window import look
+from agents.processes import run_tasks
 from agents.resolve import fingerprint
 from engine.errors import InputError
 from engine.metrics import summarize, ttft_samples
@@ -108,13 +110,13 @@ def evaluate(
         cells_path: keep finished cells in this jsonl file, so that an interrupted run can be resumed.
         resume: take the cells that the file already has.
         on_cell: called with (cells finished, all cells) after each one.
-        with_windows: also look at one minute of each policy step by step: timeline and time per decision.
+        with_windows: also watch some minutes of each policy step by step: timeline, time per decision, behaviour.
 
     Returns:
         The result as JSON: `config`, `versions`, `bound` (requests/s that no scheduler sustains), `policies`,
-        `traces`, `cells` (load, seed, policy order), `summary`,
-        `paired` (differences to the reference), `windows`, `notes`, `warnings`. Times of decisions are in `windows`;
-        everything else is the same whenever and wherever it is run.
+        `traces`, `cells` (load, seed, policy order), `summary`, `paired` (differences to the reference), `windows`,
+        `behaviour`, `notes`, `warnings`. Times of decisions are in `windows`; everything else is the same whenever and
+        wherever it is run.
 
     Raises:
         InputError: bad input, or a cells file of another configuration.
@@ -132,6 +134,7 @@ def evaluate(
         evaluation, run_cell, tasks, _key, workers=workers, cells_path=cells_path, resume=resume, on_cell=on_cell
     )
     windows = _windows(evaluation) if with_windows else {}
+    behaviour = _behaviour(evaluation, workers) if with_windows else []
     return {
         "format": FORMAT,
         "config": evaluation.to_dict(),
@@ -145,6 +148,7 @@ def evaluate(
         "summary": summary(evaluation.policies, evaluation.loads, cells),
         "paired": paired(evaluation.policies, evaluation.loads, cells, evaluation.reference),
         "windows": windows,
+        "behaviour": behaviour,
         "notes": _notes(evaluation),
         "warnings": validity_warnings(evaluation, cells, windows),
     }
@@ -178,10 +182,23 @@ def _windows(evaluation: Evaluation) -> dict[str, Any]:
     return {"load": load, "seed": 0, "policies": looks}
 
 
+def _watch(cell: Cell) -> dict[str, Any]:
+    evaluation = cell.evaluation
+    requests = evaluation.requests_for(*cell.key)
+    seen = behave(policy_of(cell.policy), requests, evaluation.profile, evaluation.config)
+    return {"policy": cell.policy, "load": cell.load, **seen}
+
+
+def _behaviour(evaluation: Evaluation, workers: int) -> list[dict[str, Any]]:
+    cells = [Cell(evaluation, policy, load, 0) for policy in evaluation.policies for load in evaluation.loads]
+    found = dict(run_tasks(_watch, cells, workers))
+    return [found[k] for k in range(len(cells))]
+
+
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [evaluation.source.seed_note]
     bound = evaluation.bound(evaluation.loads[0])
-    notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E[w]).")
+    notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E(w)).")
     if evaluation.seeds == 1:
         notes.append("One seed: there are no intervals; run more seeds before believing a difference.")
     if evaluation.warmup_s:

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
+from llmsched_env.action import AGEING, CLOSE
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import ACTION_SIZES, ENV_PARAMS
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
@@ -110,6 +111,17 @@ class Bundle:
     def heads(self) -> tuple[int, ...]:
         """Choices of each action head: those of the codec, or the number of arms."""
         return ACTION_SIZES if self.env.action == "allocation" else (len(self.env.arms),)
+
+    def adjusted(self, ageing: float | None = None, close: float | None = None) -> "Bundle":
+        """The same policy with another `ageing` or `close` (`llmsched_env.EnvConfig`).
+
+        Raises:
+            InputError: a value that does not fit, or a policy whose actions are not slackfit's parameters.
+        """
+        codec, env = self.codec.copy(), self.env
+        env = replace(env, ageing=env.ageing if ageing is None else ageing, close=env.close if close is None else close)
+        codec[[AGEING, CLOSE]] = env.ageing, env.close
+        return replace(self, codec=codec, env=env)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All arrays by their names in the weights file."""

@@ -20,6 +20,8 @@ MARKERS = "osD^vPX*"
 GRID: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}
 LIMIT: dict[str, Any] = {"color": "#666666", "linewidth": 1.0, "linestyle": (0, (4, 3))}
 DPI = 150
+LEAST_ITERATIONS = 30
+"""A mean over fewer iterations is not drawn."""
 
 
 def style_of(index: int) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def _fit_scale(axes: "Axes", result: Result, key: str) -> None:
     known = [mean for mean in means if mean]
     if known and max(known) > 8.0 * min(known):
         axes.set_yscale("log")
-        _plain_log_ticks(axes)
+        plain_log_ticks(axes)
         # A band may reach down to zero: the means alone set the range.
         axes.set_ylim(0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
     else:
@@ -129,7 +131,7 @@ def _from_zero(axes: "Axes") -> None:
     axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])
 
 
-def _plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
+def plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
     """Plain numbers at 1, 2, 5 of each decade instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -193,12 +195,12 @@ def plot_cdf(result: Result) -> "Figure":
         left.plot(ttft, CDF_SHARES * 100.0, label=policy, color=colour, linewidth=1.6)
         right.plot(ttft, np.maximum(1.0 - CDF_SHARES, 5e-4) * 100.0, color=colour, linewidth=1.6)
     right.set_yscale("log")
-    _plain_log_ticks(right)
+    plain_log_ticks(right)
     left.set_title(f"share with TTFT up to x, %, at {load_label(result, load)}", loc="left", fontsize=10)
     right.set_title("share with TTFT above x, % (the tail)", loc="left", fontsize=10)
     for axes in (left, right):
         axes.set_xscale("log")
-        _plain_log_ticks(axes, "x")
+        plain_log_ticks(axes, "x")
         axes.set_xlabel("TTFT, s")
         axes.grid(True, **GRID)
         axes.spines[["top", "right"]].set_visible(False)
@@ -245,12 +247,57 @@ def plot_timeline(result: Result) -> "Figure":
     return figure
 
 
+def plot_behaviour(result: Result) -> "Figure":
+    """What the policies do: batches and held decodes against KV use, deadlines used and overtaking against load."""
+    figure = new_figure(9.0, 6.6)
+    (batch, held), (deadline, overtaken) = figure.subplots(2, 2)
+    rows, tiers = result["behaviour"], _tiers(result)
+    for index, policy in enumerate(_policies(result)):
+        mine, style = [row for row in rows if row["policy"] == policy], style_of(index)
+        style |= {"linewidth": 1.6, "markersize": 4.5}
+        use, batch_s, held_share = _over_loads(mine)
+        batch.plot(use, batch_s, label=policy, **style)
+        held.plot(use, 100.0 * held_share, **style)
+        rates = [load_rate(result, row["load"]) for row in mine]
+        for name, line in zip(tiers, ("-", ":"), strict=False):
+            shares = [np.nan if row["deadline_share"][name] is None else row["deadline_share"][name] for row in mine]
+            deadline.plot(rates, 100.0 * np.array(shares), **(style | {"linestyle": line}))
+        shares = [np.nan if row["overtaken_share"] is None else row["overtaken_share"] for row in mine]
+        overtaken.plot(rates, 100.0 * np.array(shares), **style)
+    batch.set_title("batches with prompts, mean s", loc="left", fontsize=10)
+    held.set_title("decodes that such a batch holds back, %", loc="left", fontsize=10)
+    names = ", ".join(f"{name} {kind}" for name, kind in zip(tiers, ("solid", "dotted"), strict=False))
+    deadline.set_title(f"mean gap, % of the deadline ({names})", loc="left", fontsize=10)
+    overtaken.set_title("prompts present that came earlier, %", loc="left", fontsize=10)
+    for axes, label in ((batch, "KV blocks in use, %"), (held, "KV blocks in use, %"), (deadline, ""), (overtaken, "")):
+        axes.set_xlabel(label or "arrival rate, requests/s")
+        axes.set_ylim(bottom=0.0)
+        axes.grid(True, **GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure, batch)
+    return figure
+
+
+def _over_loads(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """KV use (%), batch seconds and share of decodes held, over all loads, where there were iterations enough."""
+    count = np.array([row["iterations"] for row in rows], np.float64)
+    total = count.sum(0)
+    means = []
+    for key in ("batch_s", "held_share"):
+        values = np.array([[np.nan if x is None else x for x in row[key]] for row in rows])
+        means.append(np.nansum(count * np.nan_to_num(values), 0) / np.maximum(total, 1.0))
+    enough = total >= LEAST_ITERATIONS
+    use = (np.arange(len(total)) + 0.5) * 100.0 / len(total)
+    return use[enough], means[0][enough], means[1][enough]
+
+
 PLOTS: dict[str, Callable[[Result], "Figure"]] = {
     "ttft": plot_ttft,
     "tbt": plot_tbt,
     "goodput": plot_goodput,
     "cdf": plot_cdf,
     "timeline": plot_timeline,
+    "behaviour": plot_behaviour,
 }
 """Plots by name, in the order of the report."""
 
@@ -264,5 +311,6 @@ def png(figure: "Figure") -> bytes:
 
 def draw_all(result: Result) -> dict[str, bytes]:
     """Every plot that the result has data for, as PNG by name."""
-    names = [name for name in PLOTS if name != "timeline" or result["windows"].get("policies")]
+    needs = {"timeline": result["windows"].get("policies"), "behaviour": result.get("behaviour")}
+    names = [name for name in PLOTS if needs.get(name, True)]
     return {name: png(PLOTS[name](result)) for name in names}

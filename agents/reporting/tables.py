@@ -32,7 +32,7 @@ def columns(result: Result) -> list[Column]:
         Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
         Column("mean_ttft_ms", "TTFT mean, s", 1e-3, 3),
         Column("p99_ttft_ms", "TTFT p99, s", 1e-3, 2),
-        Column("p999_ttft_ms", "TTFT p99.9, s", 1e-3, 1),
+        Column("p999_ttft_ms", "p99.9 TTFT, s", 1e-3, 1),
         Column("max_wait_s", "max wait, s", 1.0, 1),
         *(Column(f"tiers.{tier}.p99_itl_ms", f"TBT p99 {tier}, s", 1e-3, 3) for tier in tiers),
         Column("mean_e2el_ms", "E2E mean, s", 1e-3, 1),

@@ -1,0 +1,95 @@
+"""`llmsched starvation`: what it costs to let nobody wait too long."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import baselines
+from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.files import check_writable, json_text, write_atomically
+from agents.options import ComparisonOptions
+from agents.processes import default_workers
+from agents.reporting.tables import console_for_tables, load_label
+from engine.errors import InputError
+
+COLUMNS = {
+    "median_ttft_ms": ("TTFT median, s", 1e-3, 3),
+    "mean_ttft_ms": ("TTFT mean, s", 1e-3, 3),
+    "p999_ttft_ms": ("p99.9 TTFT, s", 1e-3, 1),
+    "prompt_quartiles.q4.p999_ttft_ms": ("of the longest quarter", 1e-3, 1),
+    "max_wait_s": ("max wait, s", 1.0, 1),
+    "request_goodput": ("goodput, req/s", 1.0, 3),
+}
+"""Numbers of a report that are shown: title, scale, digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ComparisonOptions):
+    """Trade-off between mean and longest waits: policies with the ageing knob, at several settings of it.
+
+    Ageing is the number of tokens that a prompt counts less for each second that it waits: 0 is shortest remaining
+    prompt first, very many is first come first served.
+    """
+
+    policies: str = "slackfit:tuned,pretrained"
+    """Policies with that knob, comma separated: slackfit with parameters, pretrained, folders made by evolve."""
+    ageing: str = "0,10,20,50,100,300,1000"
+    """Settings, tokens/s."""
+    rates: str = "1.4,1.8,2.0"
+    """Arrival rates in requests/s: a list or start:end:step."""
+    plot: Path | None = None
+    """Also draw longest wait against mean TTFT into this PNG file."""
+
+    def run(self) -> None:
+        """Measure, print, write.
+
+        Raises:
+            InputError: options that do not fit, or a file that cannot be written.
+        """
+        if self.resume:
+            raise InputError("resume: a starvation study cannot be resumed")
+        check_writable(self.json, self.plot)
+        base = self.setup()
+        specs = tuple(with_ageing(policy, setting) for policy in base["policies"] for setting in self._settings())
+        setup = base | {"policies": specs, "reference": specs[0]}
+        evaluation = Evaluation(loads=self.loads(None, self.rates), **setup)
+        workers = default_workers() if self.workers is None else self.workers
+        result = evaluate(evaluation, workers=workers, with_windows=False)
+        console = console_for_tables()
+        for load in evaluation.loads:
+            console.print(_table(result, load))
+        if self.json is not None:
+            write_atomically(self.json, json_text(result))
+        if self.plot is not None:
+            from agents.reporting.tradeoff_plot import plot_tradeoff
+
+            write_atomically(self.plot, plot_tradeoff(result))
+
+    def _settings(self) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in self.ageing.split(","))
+        except ValueError:
+            found = ()
+        if not found or len(set(found)) < len(found) or not all(0.0 <= setting < 1e9 for setting in found):
+            raise InputError(f"ageing: expected numbers >= 0, each once, such as 0,20,100, got {self.ageing!r}")
+        return found
+
+
+def with_ageing(policy: str, ageing: float) -> str:
+    """The spec of a policy with this setting of the knob."""
+    spec = baselines.expand(policy)
+    return f"{spec}{',' if ':' in spec else ':'}ageing={ageing:g}"
+
+
+def _table(result: dict[str, Any], load: float | None) -> Table:
+    table = Table(title=load_label(result, load), title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for title, _, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for row in (row for row in result["summary"] if row["load"] == load):
+        means = {key: row["metrics"][key]["mean"] for key in COLUMNS}
+        values = [f"{means[key] * scale:.{digits}f}" for key, (_, scale, digits) in COLUMNS.items()]
+        table.add_row(row["policy"], *values)
+    return table
