@@ -25,7 +25,7 @@ def seen() -> dict[str, Any]:
 
 
 def test_two_requests_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 1 s: A's prompt; B's prompt beside a token of A; a token of each. Deadline 2 s: gaps are half of it."""
+    """Batches of 1 s: A's prompt; B's beside a token of A; a token of each. Gaps are half of the deadline."""
     monkeypatch.setattr(behaviour, "FROM_S", 0.0)
     requests = Requests.create([0.0, 0.5], [16, 16], [3, 2], tiers=(Tier("only", 1.0, 2.0),))
     found = behave(baselines.make("sarathi"), requests, constant(1.0), EngineConfig(num_blocks=100))
