@@ -36,6 +36,14 @@ PASSES = 2
 Space = dict[str, tuple[Any, ...]]
 _BUDGETS = (256, 384, 512, 768, 1024, 1536, 2048)
 _CAPS = (16, 32, 48, 64, 96, 128)
+_SLACKFIT: Space = {
+    "strict_limit": (0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
+    "relaxed_limit": (0.08, 0.1, 0.12, 0.15),
+    "slack": (1.5, 2.0, 3.0, 4.0),
+    "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
+    "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
+    "close": (0.0, 0.25, 0.5, 1.0, 2.0),
+}
 SPACES: dict[str, Space] = {
     "fastertransformer": {"batch_cap": (8, 16, 32, 64, 128)},
     "orca": {"batch_cap": (8, 16, 32, 64, 128)},
@@ -70,14 +78,8 @@ SPACES: dict[str, Space] = {
     "wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
     "nested_wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
     "srtf": {"token_budget": _BUDGETS, "batch_cap": _CAPS},
-    "slackfit": {
-        "strict_limit": (0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
-        "relaxed_limit": (0.08, 0.1, 0.12, 0.15),
-        "slack": (1.5, 2.0, 3.0, 4.0),
-        "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
-        "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
-        "close": (0.0, 0.25, 0.5, 1.0, 2.0),
-    },
+    "slackfit": _SLACKFIT,
+    "clairvoyant": _SLACKFIT | {"foresight": (0.5, 1.0, 2.0, 4.0)},
 }
 """Values to try of each parameter."""
 

@@ -122,6 +122,7 @@ def assert_same_times(record: Record, servers: Any) -> None:
         {"hold": 4},
         {"budget": "slackfit"},
         {"budget": "slackfit", "skip_decode_only": True, "hold": 8},
+        {"budget": "slackfit", "skip_decode_only": True, "ageing": 20.0, "close": 1.0},
         {"action": "mixture"},
         {"action": "mixture", "skip_decode_only": True, "arms": ("orca", "fastertransformer", "slai")},
     ],
