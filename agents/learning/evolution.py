@@ -44,13 +44,11 @@ FEATURES = (
     "oldest_wait_relaxed",
     "shortest_prompt",
 )
-"""Observations that the levels depend on."""
+"""Observations that the levels depend on, if a configuration names no others."""
 RECIPE = "evolution.yml"
 HEADS = len(ACTION_SIZES)
 WEIGHTS = (1.0, 0.5, -2.0)
 """Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
-LOSS = 2.0
-"""Weight, on top, of what is worse than the teacher at a rate: one rate must not be won at the cost of another."""
 CLIP = 5.0
 """Largest absolute value of a normalised feature."""
 
@@ -81,6 +79,10 @@ class EvolutionConfig:
     """Tokens that a prompt counts less for each second since its arrival (`EnvConfig.ageing`)."""
     close: float = 1.0
     """When a batch ends early with a finished prompt (`EnvConfig.close`)."""
+    features: tuple[str, ...] = FEATURES
+    """Observations that the levels depend on (none: constant levels)."""
+    loss_weight: float = 2.0
+    """Weight, on top, of what is worse than the teacher at a rate: one rate must not be won at the cost of another."""
     seed: int = 0
     """Seed of the candidates and of the training traces."""
     workers: int = 2
@@ -97,6 +99,10 @@ class EvolutionConfig:
                 raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}")
         if self.population < 4 or not 0.0 < self.sigma < 100.0 or not 0 <= self.seed < 1 << 20:
             raise InputError("population, sigma, seed: expected >= 4, a number > 0, and 0 to 2**20 - 1")
+        if unknown := [name for name in self.features if name not in OBSERVATION_NAMES]:
+            raise InputError(f"features: expected names among {', '.join(OBSERVATION_NAMES)}, got {unknown[0]!r}")
+        if not 0.0 <= self.loss_weight < math.inf:
+            raise InputError(f"loss_weight: expected a number >= 0, got {self.loss_weight!r}")
         if not self.rates or not all(0.0 < rate < math.inf for rate in self.rates):
             raise InputError(f"rates: expected requests/s > 0, got {self.rates}")
 
@@ -139,12 +145,13 @@ class Frame:
     mean: np.ndarray
     std: np.ndarray
     base: np.ndarray  # float64[heads]
+    features: tuple[str, ...] = FEATURES
     about: dict[str, Any] = field(default_factory=dict)
 
     def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
         """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
-        knobs = x.reshape(HEADS, 1 + len(FEATURES))
-        columns = [OBSERVATION_NAMES.index(feature) for feature in FEATURES]
+        knobs = x.reshape(HEADS, 1 + len(self.features))
+        columns = [OBSERVATION_NAMES.index(feature) for feature in self.features]
         weight = np.zeros((sum(ACTION_SIZES), OBSERVATION_SIZE), np.float32)
         bias = np.zeros(sum(ACTION_SIZES), np.float32)
         at = 0
@@ -180,12 +187,12 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
             fleet.step(choose(fleet.outcome.observation))
     observations = np.array(seen)
     mean, std = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
-    for feature in FEATURES:
+    for feature in config.features:
         column = OBSERVATION_NAMES.index(feature)
         mean[column], std[column] = observations[:, column].mean(), max(1e-3, observations[:, column].std())
     base = choose(np.zeros((1, OBSERVATION_SIZE), np.float32))[0].astype(np.float64)
     about = {"command": command, "versions": versions(), "sources": source_hash()}
-    return Frame(env, mean, std, base, about)
+    return Frame(env, mean, std, base, config.features, about)
 
 
 def _trace_seed(config: EvolutionConfig, generation: int, k: int) -> int:
@@ -213,10 +220,10 @@ def measure_all(
     return found.reshape(len(policies), len(config.rates), config.traces, 3).mean(2)
 
 
-def score(found: np.ndarray) -> np.ndarray:
+def score(found: np.ndarray, loss_weight: float = 0.0) -> np.ndarray:
     """What is minimised, float64[policies - 1]: WEIGHTS x logs relative to policy 0, mean over rates, losses dearer."""
     relative = np.log(np.maximum(found[1:], 1e-9) / np.maximum(found[0], 1e-9)) @ np.array(WEIGHTS)
-    return np.asarray((relative + LOSS * np.maximum(relative, 0.0)).mean(1))
+    return np.asarray((relative + loss_weight * np.maximum(relative, 0.0)).mean(1))
 
 
 def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "") -> Path:
@@ -237,7 +244,7 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
     shared = frame(config, command)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
-    search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(FEATURES))), config.sigma, options)
+    search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
     began = time.perf_counter()
     with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:
         log.write(",".join(["generation", "seconds", "sigma", *(f"relative_{r:g}" for r in config.rates)]) + "\n")
@@ -245,7 +252,7 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
             points = search.ask()
             candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
             found = measure_all([config.teacher, *candidates], config, shared.env, generation)
-            search.tell(points, score(found)[:-1].tolist())
+            search.tell(points, score(found, config.loss_weight)[:-1].tolist())
             relative = found[-1, :, 0] / found[0, :, 0]
             row = [generation, time.perf_counter() - began, search.sigma, *relative]
             log.write(",".join(f"{value:.5g}" for value in row) + "\n")

@@ -70,3 +70,18 @@ def test_the_shipped_recipe_is_a_configuration(tmp_path: Path) -> None:
         EvolutionConfig.from_yaml(other)
     with pytest.raises(InputError, match="expected a YAML file"):
         EvolutionConfig.from_yaml(tmp_path / "none.yml")
+
+
+def test_what_is_worse_at_one_rate_counts_more_than_what_is_better_at_another() -> None:
+    teacher, mixed = [[1.0, 0.2, 1.5]] * 2, [[0.9, 0.2, 1.5], [1.0 / 0.9, 0.2, 1.5]]
+    found = np.array([teacher, mixed])
+    assert score(found)[0] == pytest.approx(0.0)
+    assert score(found, 2.0)[0] == pytest.approx(-np.log(0.9))
+
+
+def test_without_features_the_levels_are_constant() -> None:
+    shared = frame(replace(TINY, features=()))
+    seen = np.random.default_rng(0).normal(size=(20, OBSERVATION_SIZE)).astype(np.float32)
+    assert (shared.policy(np.array([1.0, 0.0, -1.0])).choose(seen) == shared.base + [1, 0, -1]).all()
+    with pytest.raises(InputError, match="features: expected names among .*, got 'nosuch'"):
+        replace(TINY, features=("nosuch",))
