@@ -82,6 +82,6 @@ def test_what_is_worse_at_one_rate_counts_more_than_what_is_better_at_another() 
 def test_without_features_the_levels_are_constant() -> None:
     shared = frame(replace(TINY, features=()))
     seen = np.random.default_rng(0).normal(size=(20, OBSERVATION_SIZE)).astype(np.float32)
-    assert (shared.policy(np.array([1.0, 0.0, -1.0])).choose(seen) == shared.base + [1, 0, -1]).all()
-    with pytest.raises(InputError, match="features: expected names among .*, got 'nosuch'"):
+    assert (shared.policy(np.array([1.0, 0.0, -1.0])).choose(seen) == shared.base + np.array([1, 0, -1])).all()
+    with pytest.raises(InputError, match=r"features: expected names among .*, got 'nosuch'"):
         replace(TINY, features=("nosuch",))

@@ -1,0 +1,139 @@
+"""What each choice of the training recipe is worth: variants trained with several seeds, compared on the same traces.
+
+    python3 scripts/ablations.py                         # all variants, three seeds each: about two hours on 2 cores
+    python3 scripts/ablations.py --only evolution --seeds 1
+
+Trains into OUT/VARIANT-SEED what is not there yet, then prints a Markdown table: difference to slackfit:tuned, mean
+over training seeds [lowest, highest], on ten held-out traces at each load. Writes OUT/ablations.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.learning.evolution import shipped_recipe
+from agents.options import Source
+from engine.config import EngineConfig
+from engine.latency import load_profile
+
+ARMS = ("slai", "sarathi", "sarathi:order=spf", "slackfit:tuned")
+WARM = ["train", "--env.budget", "slackfit", "--env.close", "1", "--teacher", "slackfit:tuned"]
+MIXTURE = ["train", "--hyperparams", "LLMSchedMixture-v0", "--env.arms", *ARMS]
+VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "evolution": ("the shipped recipe", ["evolve"], {}),
+    "evolution-constant": ("no observation: one setting for all states", ["evolve"], {"features": []}),
+    "evolution-no-close": ("batches never end early", ["evolve"], {"close": 0.0}),
+    "evolution-no-loss-weight": ("losses at one load cost no more than gains", ["evolve"], {"loss_weight": 0.0}),
+    "ppo-tokens": ("PPO, token budgets, from scratch", ["train"], {}),
+    "ppo-warm": ("PPO from slackfit:tuned, a decision per batch", WARM, {}),
+    "ppo-warm-hold": ("the same, decisions hold for 8 batches", [*WARM, "--env.hold", "8"], {}),
+    "ppo-mixture": ("PPO chooses among SLAI, Sarathi (FCFS, SPF), slackfit:tuned", MIXTURE, {}),
+    "static-mixture": ("the same arms with fixed odds, by policy gradient", ["mixture", "--arms", ",".join(ARMS)], {}),
+}
+"""Name -> what it is, command, changes of the recipe."""
+RATES = (1.4, 1.6, 1.8, 2.0)
+BASE = "slackfit:tuned"
+METRICS = {"mean_ttft_ms": "mean TTFT", "median_ttft_ms": "median TTFT", "request_goodput": "goodput"}
+
+
+def command_of(name: str, seed: int, folder: Path, short: bool) -> list[str]:
+    """The command that trains a variant with one seed into a folder."""
+    _, words, changes = VARIANTS[name]
+    command = [sys.executable, "-m", "agents.cli", *words, "--run-dir", str(folder), "--seed", str(seed)]
+    if words[0] == "train":
+        return [*command, *(["--total-timesteps", "8192", "--eval-every", "0"] if short else []), "--no-progress"]
+    command += ["--workers", "1"]
+    if words[0] == "evolve":
+        recipe = yaml.safe_load(shipped_recipe().read_text(encoding="utf-8")) | changes
+        if short:
+            recipe |= {"rates": [1.4], "requests": 50, "traces": 1, "generations": 1, "population": 4}
+        path = folder.with_suffix(".yml")
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return [*command, "--recipe", str(path)]
+    return [*command, *(["--updates", "1", "--pairs", "1", "--requests", "50"] if short else [])]
+
+
+def train(name: str, seed: int, folder: Path, short: bool) -> None:
+    """Train one variant, unless that is done already."""
+    if (folder / "final" / "policy.json").exists():
+        return
+    with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+        subprocess.run(command_of(name, seed, folder, short), stdout=log, stderr=log, check=True)
+    print(f"trained: {folder}", file=sys.stderr, flush=True)
+
+
+def relative(result: dict[str, Any], policies: list[str], rate: float, metric: str) -> list[float]:
+    """The differences of policies to the reference, relative to it."""
+    rows = {(row["policy"], row["load"], row["metric"]): row["relative"] for row in result["paired"]}
+    return [rows[policy, rate, metric] or 0.0 for policy in policies]
+
+
+def table(result: dict[str, Any], runs: dict[str, list[str]]) -> str:
+    """Markdown: a line per variant, mean TTFT at each load, median TTFT and goodput over the loads."""
+    head = [f"mean TTFT, {rate:g}/s" for rate in RATES] + ["median TTFT", "goodput"]
+    lines = ["| variant | seeds | " + " | ".join(head) + " |", "|---" * (len(head) + 2) + "|"]
+    for name, policies in runs.items():
+        cells = [_cell(relative(result, policies, rate, "mean_ttft_ms")) for rate in RATES]
+        for metric in ("median_ttft_ms", "request_goodput"):
+            over = [relative(result, policies, rate, metric) for rate in RATES]
+            cells.append(_cell([sum(values) / len(values) for values in zip(*over, strict=True)]))
+        lines.append(f"| {VARIANTS[name][0]} | {len(policies)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if len(values) > 1 else ""
+    return f"{100 * sum(values) / len(values):+.1f} %{spread}"
+
+
+def main() -> None:
+    """Train, compare, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("out/ablations"))
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--traces", type=int, default=10, help="held-out traces at each load")
+    parser.add_argument("--requests", type=int, default=4000, help="requests in each of them")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--short", action="store_true", help="train next to nothing: to try the script")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
+    with ThreadPoolExecutor(options.workers) as pool:
+        jobs = [
+            pool.submit(train, name, seed, Path(folder), options.short)
+            for name, folders in runs.items()
+            for seed, folder in enumerate(folders)
+        ]
+        for job in jobs:
+            job.result()
+    evaluation = Evaluation(
+        policies=(BASE, *(f"{folder}/final" for folders in runs.values() for folder in folders)),
+        source=Source(None, "poisson", True, options.requests, 1.0, None),
+        seeds=options.traces,
+        reference=BASE,
+        profile=load_profile("rtx6000ada-mistral-7b"),
+        config=EngineConfig(),
+        loads=RATES,
+    )
+    result = evaluate(evaluation, workers=options.workers, with_windows=False)
+    finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
+    text = table(result, finals)
+    figures = {
+        name: {m: {f"{rate:g}": relative(result, f, rate, m) for rate in RATES} for m in METRICS}
+        for name, f in finals.items()
+    }
+    (options.out / "ablations.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
