@@ -14,7 +14,7 @@ help:  ## Print this list
 
 setup: $(STAMP)  ## Create .venv with the pinned versions (reruns when pyproject.toml or constraints.txt change)
 
-demo: $(STAMP)  ## Train a PPO scheduler and compare it with every baseline
+demo: $(STAMP)  ## Train a PPO scheduler and compare it with others
 	$(BIN)/llmsched demo $(ARGS)
 
 test: $(STAMP)  ## Run the tests
