@@ -51,7 +51,7 @@ def markdown(card: dict[str, Any]) -> str:
     lines = [
         "# The shipped policy",
         "",
-        f"Trained by `{card['command']}` (`{card['recipe']}`: CMA-ES from tuned slackfit on whole runs).",
+        f"Trained by `{card['command']}` (`{card['recipe']}`: CMA-ES from slackfit:tuned on whole runs).",
         f"One linear layer; a choice holds for {card['hold']} iterations. Training traces: {card['training']}.",
         "",
         "Differences to a rival on the same arrivals, 95 % paired intervals; it *wins* or *loses* where the interval",
