@@ -11,8 +11,9 @@ learner's action there, a learned policy its own.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
 
 With `slackfit` budgets the same three choices are the parameters of that baseline (`baselines.slackfit`): predicted
-seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes), the decode rule in units of them,
-and from which use of the KV blocks decodes run to free it; prompts go by shortest remaining.
+seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes, else RELAXED_FACTOR as long), the
+decode rule in units of them, and from which use of the KV blocks decodes run to free it; prompts go by shortest
+remaining.
 """
 
 from typing import Any, Literal
@@ -46,6 +47,8 @@ SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
 """Alternative: predicted durations that slackfit fills, seconds."""
 STRICT_LIMIT_S = 0.095
 """The longest of them while a user of the strict tier decodes."""
+RELAXED_FACTOR = 1.5
+"""While there is none, batches may be longer by this factor."""
 SLACKFIT_MEMORY = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
 """Then instead of the order: slackfit's eager_from and memory_limit, shares of the KV blocks."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
@@ -191,9 +194,9 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     row, p, m = view.row[0], memory.params, memory.row
     if p[_KIND] > 1.0:
         limit, at = p[_LEVELS + int(m[BUDGET])], _MEMORY + 2 * int(m[ORDER])
-        limits = min(limit, STRICT_LIMIT_S), limit, p[_SLACKS - 1]
+        relaxed, longest = RELAXED_FACTOR * limit, RELAXED_FACTOR * p[_SLACKS - 1]
         rules = p[_SLACKS + int(m[RULE])], p[at], p[at + 1], p[AGEING], p[CLOSE], 0.0
-        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, *limits, *rules)
+        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, min(limit, STRICT_LIMIT_S), relaxed, longest, *rules)
         return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
     slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)
