@@ -25,8 +25,8 @@ Warm-up: requests that arrive before warmup_s are served but not counted in TTFT
     run.
 Max wait: longest time from arrival to the first iteration of a request (to the end of the run if there was
     none).
-Prompt quartiles: the requests in four parts by prompt length (equal lengths together); p99.9 TTFT and
-    longest wait of each show who starves.
+Prompt quartiles (Q1 to Q4): the requests in four parts by prompt length, the shortest first (equal lengths
+    together); p99.9 TTFT and longest wait of each show who starves.
 Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
     fast.
 KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
