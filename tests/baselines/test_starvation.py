@@ -18,7 +18,7 @@ from engine.workload import Workload
 
 REQUESTS = Workload(rate=2.2, num_requests=2000).generate(1)
 
-STARVING = {"slai", "ltr", "trail", "elis", "srtf", "slackfit"}
+STARVING = {"slai", "ltr", "trail", "elis", "srtf", "slackfit", "clairvoyant"}
 """Baselines whose longest wait is many times the mean one."""
 
 
@@ -46,12 +46,12 @@ def test_some_wait_many_times_as_long_as_the_mean_or_nobody_does(spec: str) -> N
         assert ratio < 4.0
 
 
-@pytest.mark.parametrize("spec", ["sarathi:order=spf", "slai", "slackfit"])
+@pytest.mark.parametrize("spec", ["sarathi:order=spf", "slai", "slackfit", "clairvoyant"])
 def test_orders_by_prompt_length_starve_long_prompts(spec: str) -> None:
     assert tail_ratio(spec, REQUESTS.prompt) > 10.0
 
 
-@pytest.mark.parametrize("spec", sorted({*baselines.names(), "slai:order=fcfs"} - {"slai", "slackfit"}))
+@pytest.mark.parametrize("spec", sorted({*baselines.names(), "slai:order=fcfs"} - {"slai", "slackfit", "clairvoyant"}))
 def test_the_others_let_long_prompts_wait_no_longer_than_short_ones(spec: str) -> None:
     assert tail_ratio(spec, REQUESTS.prompt) < 1.5
 
