@@ -1,4 +1,4 @@
-"""What a compiled learned policy is made of: `observe`, then a network of its own, then `act`.
+"""What a compiled learned policy is made of: `remember`, `encode`, then a network of its own, then `act`.
 
 Memory of such a policy: the codec's parameters come first in `params`, the observer's and the codec's cells first in
 `row` and `request`; whatever the network needs follows behind them.
@@ -32,13 +32,6 @@ env_params = allocation_params
 
 
 @hot
-def observe(view: View, memory: Memory, out: np.ndarray) -> None:
-    """Write the observation for the present decision; `out` is float32[OBSERVATION_SIZE]."""
-    remember(view, memory)
-    encode(view, memory, out)
-
-
-@hot
 def act(view: View, memory: Memory, choice: np.ndarray, plan: Plan) -> None:
     """Turn a choice (int64[3]: indices of budget, decode rule, prefill order) into a plan."""
     memory.row[BUDGET] = choice[0]
@@ -54,6 +47,7 @@ __all__ = [
     "ENV_ROW_MEMORY",
     "OBSERVATION_SIZE",
     "act",
+    "encode",
     "env_params",
-    "observe",
+    "remember",
 ]

@@ -10,7 +10,7 @@ from agents.learning.policy import LearnedPolicy, best, forward, is_asked, split
 from engine.config import EngineConfig
 from engine.core import begin
 from engine.state import Memory, Plan, Server, View, new_server
-from llmsched_env.kernel import ENV_ROW_MEMORY, OBSERVATION_SIZE, act
+from llmsched_env.kernel import ENV_ROW_MEMORY, OBSERVATION_SIZE, act, encode
 
 DECODES_ONLY = np.zeros(3, np.int64)
 """Every decode runs: what the environment does where there is nothing to decide."""
@@ -71,9 +71,10 @@ class LearnedMixture(LearnedPolicy):
         assert isinstance(memory, MixtureMemory)
         own = memory.own
         observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(1, np.int64)
-        if not is_asked(view, own, observation):
+        if not is_asked(view, own):
             act(view, own, DECODES_ONLY, plan)
             return
+        encode(view, own, observation)
         scratch = own.row[ENV_ROW_MEMORY:]
         logits = forward(own.params, observation, scratch)
         if self.bundle.sampled:

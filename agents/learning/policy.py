@@ -27,8 +27,9 @@ from llmsched_env.kernel import (
     HELD,
     OBSERVATION_SIZE,
     act,
+    encode,
     env_params,
-    observe,
+    remember,
 )
 
 SKIP, RELU, CLIP, HOLD, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 6)
@@ -89,13 +90,13 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
 
 
 @njit(cache=True)
-def is_asked(view: View, memory: Memory, observation: Any) -> bool:
-    """Observe; whether the environment would ask for a choice now.
+def is_asked(view: View, memory: Memory) -> bool:
+    """Remember what `encode` will need; whether the environment would ask for a choice now.
 
     It passes an iteration without asking where only decodes run and no prompt waits, nor does it ask on an empty
     server.
     """
-    observe(view, memory, observation)
+    remember(view, memory)
     row = view.row[0]
     waits = row.num_waiting + row.num_prefilling > 0
     return bool(waits or (memory.params[SKIP] <= 0.0 and row.num_running > 0))
@@ -103,11 +104,12 @@ def is_asked(view: View, memory: Memory, observation: Any) -> bool:
 
 @Kernel
 def _learned(view: View, memory: Memory, plan: Plan) -> None:
-    observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(NUM_HEADS, np.int64)
-    if is_asked(view, memory, observation):
+    choice = np.zeros(NUM_HEADS, np.int64)
+    if is_asked(view, memory):
         held = memory.row[CHOICE:ENV_ROW_MEMORY]
         if memory.row[HELD] % memory.params[HOLD] == 0.0:
-            scratch = memory.row[ENV_ROW_MEMORY:]
+            observation, scratch = np.empty(OBSERVATION_SIZE, np.float32), memory.row[ENV_ROW_MEMORY:]
+            encode(view, memory, observation)
             best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
             held[:] = choice
         memory.row[HELD] += 1.0
@@ -126,8 +128,8 @@ def splitmix(x: np.uint64) -> np.uint64:
 
 @Kernel
 def _random(view: View, memory: Memory, plan: Plan) -> None:
-    observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(NUM_HEADS, np.int64)
-    if is_asked(view, memory, observation):
+    choice = np.zeros(NUM_HEADS, np.int64)
+    if is_asked(view, memory):
         word = splitmix(np.uint64(int(memory.params[SEED])))
         for h in range(NUM_HEADS):
             word = splitmix(np.uint64(word + np.uint64(NUM_HEADS * view.row[0].iterations + h)))
