@@ -27,7 +27,7 @@ from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.latency import load_profile
-from engine.workload import Workload
+from engine.workload import Workload, parse_workload
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import env_params
@@ -62,7 +62,9 @@ class EvolutionConfig:
     teacher: str = "slackfit:tuned"
     """Baseline to start from."""
     rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
-    """Arrival rates; each counts the same, one that is named twice twice."""
+    """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
+    others: tuple[str, ...] = ()
+    """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
     requests: int = 3000
     """Requests in each trace."""
     traces: int = 1
@@ -82,7 +84,7 @@ class EvolutionConfig:
     features: tuple[str, ...] = FEATURES
     """Observations that the levels depend on (none: constant levels)."""
     loss_weight: float = 2.0
-    """Weight, on top, of what is worse than the teacher at a rate: one rate must not be won at the cost of another."""
+    """Weight, on top, of what is worse than the teacher at a load: one load must not be won at the cost of another."""
     seed: int = 0
     """Seed of the candidates and of the training traces."""
     workers: int = 2
@@ -105,6 +107,14 @@ class EvolutionConfig:
             raise InputError(f"loss_weight: expected a number >= 0, got {self.loss_weight!r}")
         if not self.rates or not all(0.0 < rate < math.inf for rate in self.rates):
             raise InputError(f"rates: expected requests/s > 0, got {self.rates}")
+        for spec in self.others:
+            parse_workload(spec)
+
+    @property
+    def loads(self) -> list[Workload]:
+        """What the policies serve: the default workload at every rate, then the others."""
+        own = [Workload(rate=rate, num_requests=self.requests) for rate in self.rates]
+        return own + [replace(parse_workload(spec), num_requests=self.requests) for spec in self.others]
 
     @classmethod
     def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
@@ -125,7 +135,6 @@ class EvolutionConfig:
 
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""
-        workload = Workload(rate=self.rates[0], num_requests=self.requests)
         return EnvConfig(
             budget="slackfit",
             skip_decode_only=True,
@@ -133,7 +142,7 @@ class EvolutionConfig:
             ageing=self.ageing,
             close=self.close,
             rates=self.rates,
-            workload=workload,
+            workload=self.loads[0],
         )
 
 
@@ -171,7 +180,7 @@ def shipped_recipe() -> Path:
 
 
 def frame(config: EvolutionConfig, command: str = "") -> Frame:
-    """Watch the teacher at every rate for the normalisation.
+    """Watch the teacher at every load for the normalisation.
 
     Raises:
         InputError: a teacher outside the action space.
@@ -179,8 +188,8 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
     env = config.env()
     choose = teacher(config.teacher, env)
     seen = []
-    for k, rate in enumerate(config.rates):
-        fleet = Fleet(1, replace(env, rates=(rate,)))
+    for k, load in enumerate(config.loads):
+        fleet = Fleet(1, replace(env, rates=(), workload=load))
         fleet.start(0, fleet.draw(np.random.default_rng(_trace_seed(config, 0, k))))
         while not fleet.outcome.terminated[0]:
             seen.append(fleet.outcome.observation[0].astype(np.float64))
@@ -202,26 +211,19 @@ def _trace_seed(config: EvolutionConfig, generation: int, k: int) -> int:
 def measure_all(
     policies: Sequence[LearnedPolicy | str], config: EvolutionConfig, env: EnvConfig, generation: int
 ) -> np.ndarray:
-    """Each policy at each rate on the traces of one generation, float64[policies, rates, 3] (see `measure`)."""
-    cells = [(k, t) for k in range(len(config.rates)) for t in range(config.traces)]
+    """Each policy at each load on the traces of one generation, float64[policies, loads, 3] (see `measure`)."""
+    cells = [(load, k * config.traces + t) for k, load in enumerate(config.loads) for t in range(config.traces)]
     trials = [
-        Trial(
-            policy,
-            replace(env.workload, rate=config.rates[k]),
-            _trace_seed(config, 1 + generation, k * config.traces + t),
-            env,
-        )
-        for policy in policies
-        for k, t in cells
+        Trial(policy, load, _trace_seed(config, 1 + generation, k), env) for policy in policies for load, k in cells
     ]
     found = np.zeros((len(trials), 3))
     for index, values in run_tasks(measure, trials, config.workers):
         found[index] = values
-    return found.reshape(len(policies), len(config.rates), config.traces, 3).mean(2)
+    return found.reshape(len(policies), -1, config.traces, 3).mean(2)
 
 
 def score(found: np.ndarray, loss_weight: float = 0.0) -> np.ndarray:
-    """What is minimised, float64[policies - 1]: WEIGHTS x logs relative to policy 0, mean over rates, losses dearer."""
+    """What is minimised, float64[policies - 1]: WEIGHTS x logs relative to policy 0, mean over loads, losses dearer."""
     relative = np.log(np.maximum(found[1:], 1e-9) / np.maximum(found[0], 1e-9)) @ np.array(WEIGHTS)
     return np.asarray((relative + loss_weight * np.maximum(relative, 0.0)).mean(1))
 
@@ -231,7 +233,7 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
 
     Args:
         config: everything that determines the result.
-        progress: called with a line after each generation: the cost of the mean at each rate, relative to the teacher.
+        progress: called with a line after each generation: the cost of the mean at each load, relative to the teacher.
         command: how the search was started, for the policy's description.
 
     Raises:
@@ -247,7 +249,8 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
     search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
     began = time.perf_counter()
     with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:
-        log.write(",".join(["generation", "seconds", "sigma", *(f"relative_{r:g}" for r in config.rates)]) + "\n")
+        names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
+        log.write(",".join(["generation", "seconds", "sigma", *(f"relative_{name}" for name in names)]) + "\n")
         for generation in range(config.generations):
             points = search.ask()
             candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
