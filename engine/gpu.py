@@ -102,8 +102,7 @@ class TransformersExecutor:
                 self._caches += [layer.self_attn.k_cache, layer.self_attn.v_cache]
         self._graphs: dict[int, _DecodeGraph] = {}
         if self.device.type == "cuda":
-            for layer in model.model.layers:
-                layer.compile(dynamic=True, fullgraph=True)
+            compile_layers(model)
         self._requests: Requests | None = None
         self._text: dict[int, np.ndarray] = {}
         self._host: dict[int, list[torch.Tensor]] = {}
@@ -281,6 +280,12 @@ class TransformersExecutor:
             last = np.cumsum([n for _, _, n in items])[emits] - 1
             self.logits = _logits(self.model, *batch, torch.from_numpy(last).to(self.device))
         return self.logits.argmax(-1).cpu().numpy()
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Compile each layer for any batch; the layers share the compiled code."""
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
 
 def _logits(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:

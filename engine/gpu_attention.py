@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from engine.state import QUERY_TILE
+
 NAME = "llmsched"
 
 
@@ -83,26 +85,29 @@ def reference(
     used: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """The same by one call of PyTorch's attention per item: what CPUs run, and what the GPU is checked against."""
+    """The same by calls of PyTorch's attention: what CPUs run, and what the GPU is checked against.
+
+    One call takes up to QUERY_TILE queries of an item with the KV that the last of them sees, so that a long chunk
+    costs little more than its (query, key) pairs.
+    """
     out = torch.empty_like(q)
     edges, starts = cu_q.tolist(), start.tolist()
     for item, length in enumerate(used.tolist()):
-        first, last = edges[item], edges[item + 1]
-        extent = slice(starts[item], starts[item] + length)
-        keys, values = (cache[extent].transpose(0, 1) for cache in (k_cache, v_cache))
-        # Query j of a chunk is token length - n + j of its request.
-        mask = None
-        if last - first > 1:
-            n = last - first
-            mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
-        out[first:last] = scaled_dot_product_attention(
-            q[first:last].transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            scale=scale,
-            enable_gqa=True,
-        )[0].transpose(0, 1)
+        last = edges[item + 1]
+        for first in range(edges[item], last, QUERY_TILE):
+            end = min(first + QUERY_TILE, last)
+            n, seen = end - first, length - (last - end)
+            keys, values = (cache[starts[item] : starts[item] + seen].transpose(0, 1) for cache in (k_cache, v_cache))
+            # Query j of a tile is token seen - n + j of its request.
+            mask = torch.ones(n, seen, dtype=torch.bool, device=q.device).tril(seen - n) if n > 1 else None
+            out[first:end] = scaled_dot_product_attention(
+                q[first:end].transpose(0, 1)[None],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
     return out
 
 

@@ -17,7 +17,7 @@ import baselines
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.extents import Extents
-from engine.gpu import TransformersExecutor, make_executor
+from engine.gpu import TransformersExecutor, compile_layers, make_executor
 from engine.predictions import predict
 from engine.requests import Requests
 from engine.simulate import simulate
@@ -94,6 +94,21 @@ def test_the_same_trace_gives_the_same_tokens_whatever_the_policy(checked: Check
         simulate(baselines.make(spec), requests, checked, TIGHT)
         outputs.append(np.concatenate([checked.tokens(i) for i in range(6)]))
     assert (outputs[0] == outputs[1]).all()
+
+
+def test_compiled_layers_give_the_same_tokens_and_do_not_compile_for_every_batch(checked: Checked) -> None:
+    requests = Workload(arrivals="burst", num_requests=8, lengths="lognormal:2.8,0.5,2,0.5,100").generate(3)
+    compiled = make_executor("transformers:tiny", 400)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_layers(compiled.model, backend="aot_eager")
+    outputs = []
+    for executor in (checked, compiled):
+        simulate(baselines.make("sarathi:token_budget=24"), requests, executor, TIGHT)
+        outputs.append([executor.tokens(i).tolist() for i in range(len(requests))])
+    assert outputs[0] == outputs[1]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3, "one, and those for sizes of 0 or 1"
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_time_is_real(checked: Checked) -> None:
