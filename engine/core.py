@@ -15,6 +15,7 @@ from engine.state import (
     GAP_BUCKETS_PER_OCTAVE,
     GAP_MIN_EXPONENT,
     NUM_GAP_BUCKETS,
+    QUERY_TILE,
     RUNNING,
     WAITING,
     Server,
@@ -79,7 +80,7 @@ def begin(server: Server, strict: bool) -> int:
         server.plan.size[0] = entries.shape[0]
         if strict:
             return TOO_MANY + CODE_SHIFT * (entries.shape[0] - 1)
-    tokens, requests, decodes, context, pairs = 0, 0, 0, 0, 0.0
+    tokens, requests, decodes, context, pairs, reads = 0, 0, 0, 0, 0.0, 0
     for k in range(server.plan.size[0]):
         entry = entries[k]
         i, n = entry.request, entry.tokens
@@ -107,6 +108,7 @@ def begin(server: Server, strict: bool) -> int:
             r = request[i]
             if r.prefilled < r.prompt:
                 pairs += n * (r.prefilled + (n + 1) / 2)
+                reads += (r.prefilled + n) * ((n + QUERY_TILE - 1) // QUERY_TILE)
                 requests += 1
             else:
                 context += r.length
@@ -114,7 +116,7 @@ def begin(server: Server, strict: bool) -> int:
             r.last_run = iteration
             tokens += n
     features.tokens[0], features.requests[0], features.decodes[0] = tokens, requests + decodes, decodes
-    features.prefill_pairs[0], features.decode_context[0] = pairs, context
+    features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0] = pairs, reads, context
     return 0
 
 
@@ -142,7 +144,7 @@ def begin_decodes(server: Server) -> bool:
     row.free_blocks -= taken
     server.plan.size[0] = running
     features.tokens[0], features.requests[0], features.decodes[0] = running, running, running
-    features.prefill_pairs[0], features.decode_context[0] = 0.0, context
+    features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0] = 0.0, 0, context
     return True
 
 

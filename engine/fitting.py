@@ -1,10 +1,11 @@
 """From measured batches to a `LatencyModel`: a table for the linear layers, non-negative terms for the rest.
 
 The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
-measured alone), and non-negative multiples of requests, chunks, prefill pairs and decode context. All of it is one
-non-negative least squares on relative errors.
+measured alone), and non-negative multiples of the other features (TERMS). All of it is one non-negative least squares
+on relative errors.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.latency import LatencyModel, iteration_seconds
-from engine.state import Features, new_features
+from engine.state import QUERY_TILE, Features, new_features
 
 TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
 """Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
+TERMS = ("per_request", "per_chunk", "any_chunk", "per_pair", "per_read", "per_context")
+"""Coefficients of a `LatencyModel` that are fitted beside its table."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
 
@@ -47,6 +50,7 @@ class Batch:
         features.requests[0] = len(self.prefills) + len(self.decodes)
         features.decodes[0] = len(self.decodes)
         features.prefill_pairs[0] = sum(n * (context + (n + 1) / 2) for n, context in self.prefills)
+        features.prefill_reads[0] = sum((context + n) * math.ceil(n / QUERY_TILE) for n, context in self.prefills)
         features.decode_context[0] = sum(self.decodes)
         return features
 
@@ -85,11 +89,8 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         overhead=0.0,
         floor=0.0,
         per_token=0.0,
-        per_request=float(solution[-4]),
-        per_chunk=float(solution[-3]),
-        per_pair=float(solution[-2]),
-        per_context=float(solution[-1]),
-        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution[:-4], strict=True)),
+        **dict(zip(TERMS, solution[len(nodes) :].tolist(), strict=True)),
+        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
         name=name,
     )
     return LatencyModel(
@@ -106,14 +107,16 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
 
 
 def _terms(batch: Batch, nodes: np.ndarray) -> np.ndarray:
-    """Weights of the table's nodes at this token count, then requests, chunks, pairs and context."""
+    """Weights of the table's nodes at this token count, then the features in the order of TERMS."""
     features = batch.features()
     k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
     share = (batch.tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
-    terms = np.zeros(len(nodes) + 4)
-    terms[k], terms[k + 1] = 1.0 - share, share
-    terms[-4:] = features.requests[0], len(batch.prefills), features.prefill_pairs[0], features.decode_context[0]
-    return terms
+    table = np.zeros(len(nodes))
+    table[k], table[k + 1] = 1.0 - share, share
+    chunks = len(batch.prefills)
+    counts = (features.requests[0], chunks, min(chunks, 1))
+    attention = (features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0])
+    return np.array([*table, *counts, *attention])
 
 
 def predicted(model: LatencyModel, points: Sequence[Point]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.latency import LatencyModel, iteration_seconds
 from engine.requests import Requests
-from engine.state import new_features
+from engine.state import QUERY_TILE, new_features
 
 POINTS = 32
 """Batch sizes at which the latency model is read for the line."""
@@ -94,6 +94,7 @@ def fit_line(model: LatencyModel, types: Types, capacity_tokens: int) -> Line:
         features.requests[0] = round(float((count * (output + 1.0)).sum()))
         features.decodes[0] = round(float((count * output).sum()))
         features.prefill_pairs[0] = (count * types.prompt * (types.prompt + 1.0) / 2.0).sum()
+        features.prefill_reads[0] = round(float((count * types.prompt * np.ceil(types.prompt / QUERY_TILE)).sum()))
         features.decode_context[0] = round(float((count * output * (types.prompt + (output + 1.0) / 2.0)).sum()))
         seconds[k] = iteration_seconds(latency, features)
     d1, d0 = np.polyfit(kv, seconds, 1)

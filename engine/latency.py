@@ -1,9 +1,9 @@
 """`LatencyModel`: seconds of one iteration from the features of its batch.
 
-    t = overhead + per_request x requests + per_chunk x prompt chunks
+    t = overhead + per_request x requests + per_chunk x prompt chunks + any_chunk if there is one
       + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic,
                                                                 or a table of seconds at token counts, linear between
-      + per_pair x prefill_pairs                                attention of the prompt chunks
+      + per_pair x prefill_pairs + per_read x prefill_reads     attention of the prompt chunks: arithmetic, KV read
       + per_context x decode_context                            KV read by the decodes
       + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
 
@@ -33,10 +33,12 @@ COEFFICIENTS = np.dtype(
         ("overhead", "f8"),  # s per iteration
         ("per_request", "f8"),  # s per batch item
         ("per_chunk", "f8"),  # s per item that is a prompt chunk, on top
+        ("any_chunk", "f8"),  # s, on top, of a batch with a prompt chunk
         ("floor", "f8"),  # s, reading the weights once
         ("per_token", "f8"),  # s per token through the linear layers
         ("tile", "f8"),  # tokens, columns of a GeMM tile; 1 = no steps
         ("per_pair", "f8"),  # s per (query, key) pair of prefill attention
+        ("per_read", "f8"),  # s per KV token read by a tile of queries of a prompt chunk
         ("per_context", "f8"),  # s per KV token read by decodes
         ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
         ("decision", "f8"),  # s charged for each scheduling decision
@@ -47,8 +49,21 @@ COEFFICIENTS = np.dtype(
 )
 
 
-NUMBERS = ("overhead", "per_request", "per_chunk", "floor", "per_token", "tile", "per_pair", "per_context", "tick")
-"""Coefficients that a profile gives; the others come from the config."""
+TIMES = (
+    "overhead",
+    "per_request",
+    "per_chunk",
+    "any_chunk",
+    "floor",
+    "per_token",
+    "per_pair",
+    "per_read",
+    "per_context",
+    "tick",
+)
+"""Coefficients that a profile gives in seconds."""
+NUMBERS = (*TIMES, "tile")
+"""All that it gives; the others come from the config."""
 
 
 class Latency(NamedTuple):
@@ -95,8 +110,10 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
         tokens = np.ceil(tokens / c.tile) * c.tile
     linear = _interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
     t = c.overhead + c.per_request * features.requests[0] + linear
-    t = t + c.per_chunk * (features.requests[0] - features.decodes[0])
+    chunks = features.requests[0] - features.decodes[0]
+    t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
     t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
+    t = t + features.prefill_reads[0] * c.per_read
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
     return float(t + c.decision + c.decision_per_request * features.requests[0] + c.per_swapped * features.swapped[0])
@@ -124,6 +141,10 @@ class LatencyModel:
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
     per_chunk: float = 0.0
     """Seconds per item that is a prompt chunk, on top of per_request."""
+    any_chunk: float = 0.0
+    """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
+    per_read: float = 0.0
+    """Seconds per KV token that a tile of queries of a prompt chunk reads."""
     table: tuple[tuple[float, float], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
@@ -162,9 +183,8 @@ class LatencyModel:
 
     def scaled(self, factor: float) -> "LatencyModel":
         """The same device slower by a factor (0.5: twice as fast): every time of the model times `factor`."""
-        times = ("overhead", "floor", "per_token", "per_request", "per_chunk", "per_pair", "per_context", "tick")
         table = tuple((n, t * factor) for n, t in self.table)
-        return replace(self, **{name: factor * getattr(self, name) for name in times}, table=table)
+        return replace(self, **{name: factor * getattr(self, name) for name in TIMES}, table=table)
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""

@@ -29,5 +29,13 @@ def row_of(servers: Server, e: int) -> Server:
         View(v.request[e], v.queue[e], v.running[e], v.row[e]),
         Hidden(h.ledger[e], h.output[e], h.tier[e], h.gaps[e], h.refresh[e]),
         Plan(p.entry[e], p.size[e], p.wake[e]),
-        Features(f.tokens[e], f.requests[e], f.decodes[e], f.prefill_pairs[e], f.decode_context[e], f.swapped[e]),
+        Features(
+            f.tokens[e],
+            f.requests[e],
+            f.decodes[e],
+            f.prefill_pairs[e],
+            f.prefill_reads[e],
+            f.decode_context[e],
+            f.swapped[e],
+        ),
     )

@@ -170,6 +170,10 @@ class Hidden(NamedTuple):
     refresh: np.ndarray  # float32[k], refreshed predictions (`Forecast.total`)
 
 
+QUERY_TILE = 128
+"""Queries of a prompt chunk that attention kernels take together: each tile of them reads the KV anew."""
+
+
 class Features(NamedTuple):
     """What the latency of an iteration depends on (one planned batch)."""
 
@@ -177,6 +181,7 @@ class Features(NamedTuple):
     requests: np.ndarray  # int64[1], items in the batch
     decodes: np.ndarray  # int64[1]
     prefill_pairs: np.ndarray  # float64[1], sum over chunks of n (context + (n + 1) / 2): attention of prefill
+    prefill_reads: np.ndarray  # int64[1], sum over chunks of KV tokens (context + n) x tiles of QUERY_TILE queries
     decode_context: np.ndarray  # int64[1], sum over decodes of KV tokens read
     swapped: np.ndarray  # int64[1], half KV blocks moved between device and host since the previous iteration
 
@@ -219,7 +224,8 @@ def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Ser
 
 def new_features() -> Features:
     """The features of an empty batch."""
-    return Features(*(np.zeros(1, t) for t in (np.int64, np.int64, np.int64, np.float64, np.int64, np.int64)))
+    whole, real = np.int64, np.float64
+    return Features(*(np.zeros(1, t) for t in (whole, whole, whole, real, whole, whole, whole)))
 
 
 def load(server: Server, config: EngineConfig, requests: Requests) -> None:

@@ -99,7 +99,7 @@ def limits(executor: TransformersExecutor, tokens: int, budget_s: float) -> prof
     """The densest grid whose measurement fits the time."""
     for thin in (1, 2, 3, 4, 6, 8):
         chosen = profiling.Limits(tokens=tokens, context=3 * tokens, thin=thin)
-        if profiling.estimate_s(executor, profiling.grid(chosen)) <= budget_s:
+        if profiling.ROUNDS * profiling.estimate_s(executor, profiling.grid(chosen)) <= budget_s:
             return chosen
     return chosen
 
@@ -154,7 +154,7 @@ def main() -> int:
     chosen = limits(executor, options.tokens, options.seconds)
     table = options.out / "profile.csv"
     points = profiling.todo(table, profiling.grid(chosen), provenance)
-    done("profile", {"points": sum(1 for _ in profiling.measure(executor, table, points)), "thin": chosen.thin})
+    done("profile", {"rows": sum(1 for _ in profiling.measure(executor, table, points)), "thin": chosen.thin})
     model = fit(profiling.read_points(table), options.name, profiling.read_provenance(table))
     model.save(options.out / f"{options.name}.json")
     done("fit", model.provenance["residuals"])

@@ -20,7 +20,9 @@ class Command:
     out: Path = Path("out/profile.csv")
     """The table; beside it OUT.json says what was measured."""
     repeats: int = profiling.REPEATS
-    """Times that each batch is measured; the table has the median."""
+    """Times that each batch is measured in a round; the table has their median."""
+    rounds: int = profiling.ROUNDS
+    """Times that the whole grid is measured."""
     grid: Limits = field(default_factory=Limits)
     """The batches to measure."""
     seed: int = 0
@@ -35,14 +37,15 @@ class Command:
         for name in ("tokens", "context", "decodes", "kv_tokens", "thin"):
             if getattr(self.grid, name) < 1:
                 raise InputError(f"grid.{name}: expected a whole number >= 1, got {getattr(self.grid, name)}")
-        if self.repeats < 1:
-            raise InputError(f"repeats: expected a whole number >= 1, got {self.repeats}")
+        for name in ("repeats", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}")
         from engine.gpu import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)
         provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
-        points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance)
-        print(f"{len(points)} batches to measure, about {profiling.estimate_s(executor, points, self.repeats):.0f} s")
+        points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance, self.rounds)
+        print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points, self.repeats):.0f} s")
         for _ in tqdm(
             profiling.measure(executor, self.out, points, self.repeats), total=len(points), unit="batch", disable=None
         ):

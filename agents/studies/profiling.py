@@ -1,11 +1,14 @@
 """Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
 
-Each point is one batch, measured several times; it is written as soon as it is known, so a profile that was stopped
-goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was measured on what.
+The grid is measured in rounds, each batch several times in each of them, and a point is the median of its rounds: a
+machine that is slow for a minute then spoils a round of a batch, not the batch. A row is written as soon as it is
+known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was
+measured on what.
 """
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from engine.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 
 FORMAT = "llmsched-measurements/1"
 COLUMNS = ("set", "prefills", "decodes", "tokens", "requests", "prefill_pairs", "decode_context", "median_s", "min_s")
-WARMUP, REPEATS = 3, 11
+WARMUP, REPEATS, ROUNDS = 2, 5, 3
 MOST_CHUNKS = 3
 
 
@@ -58,8 +61,7 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
     """The batches to measure with their sets; about 300 at full size.
 
     Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
-    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform. The order is random, so that a
-    device that gets slower meanwhile disturbs every set alike.
+    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
     """
     rng = np.random.default_rng(seed)
     edges = [1, 2, 4, 8, 16, 24, 32, 48, 64]
@@ -77,12 +79,12 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
         sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
     sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
     sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
-    points = [
+    points = (
         (kind, batch)
         for kind, batches in sets.items()
         for batch in [b for b in batches if _fits(b, limits)][:: limits.thin]
-    ]
-    return [points[k] for k in rng.permutation(len(points))]
+    )
+    return list(dict.fromkeys(points))
 
 
 def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
@@ -139,11 +141,18 @@ def _batch(prefills: str, decodes: str) -> Batch:
 
 
 def read_points(path: Path) -> list[Point]:
-    """Points of a table.
+    """Points of a table, each the median over its rounds.
 
     Raises:
         InputError: unreadable, not such a table, or a line that is cut off (says which).
     """
+    rounds: dict[tuple[str, Batch], list[float]] = {}
+    for row in _read_rows(path):
+        rounds.setdefault((row.kind, row.batch), []).append(row.seconds)
+    return [Point(kind, batch, float(np.median(seconds))) for (kind, batch), seconds in rounds.items()]
+
+
+def _read_rows(path: Path) -> list[Point]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
@@ -181,8 +190,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "format"}
 
 
-def todo(path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any]) -> list[tuple[str, Batch]]:
-    """Points of the grid that a table lacks; makes an empty table if there is none.
+def todo(
+    path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any], rounds: int = ROUNDS
+) -> list[tuple[str, Batch]]:
+    """What to measure, round after round, each in a random order, less what a table has; makes an empty one if needed.
 
     A last line that was cut off while it was written is taken off the table.
 
@@ -193,7 +204,6 @@ def todo(path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any]
     if not path.exists():
         write_atomically(beside, json_text({"format": FORMAT, **provenance}))
         write_atomically(path, ",".join(COLUMNS) + "\n")
-        return wanted
     known = read_provenance(path)
     for key, value in provenance.items():
         if key != "date" and known.get(key) != value:
@@ -201,8 +211,9 @@ def todo(path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any]
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         write_atomically(path, text[: text.rfind("\n") + 1])
-    done = {_cells(p.kind, p.batch) for p in read_points(path)}
-    return [(kind, batch) for kind, batch in wanted if _cells(kind, batch) not in done]
+    done = Counter((row.kind, row.batch) for row in _read_rows(path))
+    orders = (np.random.default_rng(k).permutation(len(wanted)) for k in range(rounds))
+    return [wanted[j] for k, order in enumerate(orders) for j in order if done[wanted[j]] <= k]
 
 
 def measure(

@@ -38,7 +38,7 @@ class Clock:
 def test_pipeline_on_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, profile, plot = tmp_path / "t.csv", tmp_path / "tiny.json", tmp_path / "r.png"
     assert main(f"profile --executor transformers:tiny --out {table} {SMALL}".split()) == 0
-    assert "batches to measure, about" in capsys.readouterr().out
+    assert "measurements to make, about" in capsys.readouterr().out
     assert main(f"fit --table {table} --out {profile} --plot {plot}".split()) == 0
     residuals = json.loads(profile.read_text())["provenance"]["residuals"]
     assert residuals[HELD_OUT[2]]["mape"] < 100.0, "the machine is shared: only a bound against nonsense"
@@ -63,26 +63,41 @@ def test_grid_stays_in_its_limits_and_is_the_same_every_time() -> None:
 
 def test_a_profile_that_ran_out_of_memory_keeps_its_points_and_goes_on(tmp_path: Path) -> None:
     table, grid = tmp_path / "t.csv", profiling.grid(LIMITS)
-    wanted = profiling.todo(table, grid, {"device": "clock"})
-    assert wanted == grid
+    wanted = profiling.todo(table, grid, {"device": "clock"}, rounds=1)
+    assert set(wanted) == set(grid)
     with pytest.raises(InputError, match="expected memory for a batch"):
         list(profiling.measure(Clock(fails_at=4), table, wanted, 3))
     assert [p.seconds for p in profiling.read_points(table)] == [0.001, 0.002, 0.003]
-    rest = profiling.todo(table, grid, {"device": "clock"})
-    assert rest == grid[3:]
+    rest = profiling.todo(table, grid, {"device": "clock"}, rounds=1)
+    assert rest == wanted[3:]
     list(profiling.measure(Clock(), table, rest, 3))
-    assert [(p.kind, p.batch) for p in profiling.read_points(table)] == grid
-    assert profiling.todo(table, grid, {"device": "clock"}) == []
+    assert [(p.kind, p.batch) for p in profiling.read_points(table)] == wanted
+    assert profiling.todo(table, grid, {"device": "clock"}, rounds=1) == []
+
+
+def test_a_point_is_the_median_of_its_rounds_and_each_round_covers_the_grid(tmp_path: Path) -> None:
+    table, grid = tmp_path / "t.csv", profiling.grid(LIMITS)
+    wanted = profiling.todo(table, grid, {}, rounds=3)
+    thirds = [wanted[k : k + len(grid)] for k in range(0, len(wanted), len(grid))]
+    assert [set(third) for third in thirds] == [set(grid)] * 3
+    assert thirds[0] != thirds[1]
+    device = Clock()
+    list(profiling.measure(device, table, wanted[:-2], 3))
+    assert profiling.todo(table, grid, {}, rounds=3) == wanted[-2:]
+    list(profiling.measure(device, table, wanted[-2:], 3))
+    point = next(p for p in profiling.read_points(table) if (p.kind, p.batch) == grid[0])
+    assert point.seconds == (len(grid) + thirds[1].index(grid[0]) + 1) / 1000.0, "the second of three rising times"
 
 
 def test_a_line_that_was_cut_off_is_measured_again_but_not_fitted(tmp_path: Path) -> None:
     table, grid = tmp_path / "t.csv", profiling.grid(LIMITS)
-    list(profiling.measure(Clock(), table, profiling.todo(table, grid, {})[:3], 3))
+    wanted = profiling.todo(table, grid, {}, rounds=1)
+    list(profiling.measure(Clock(), table, wanted[:3], 3))
     whole = table.read_text()
     table.write_text(whole[:-9])
     with pytest.raises(InputError, match=r"t.csv, line 4: expected a measured batch, got"):
         profiling.read_points(table)
-    assert profiling.todo(table, grid, {}) == grid[2:]
+    assert profiling.todo(table, grid, {}, rounds=1) == wanted[2:]
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
