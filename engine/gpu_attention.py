@@ -179,13 +179,12 @@ def _attention(
     return out[None], None
 
 
-def _no_mask(*arguments: object, **options: object) -> None:
-    """No dense mask is ever built: `Layout` says who may see what."""
-
-
 def register() -> None:
-    """Make the attention known to transformers as NAME; may be called again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make the attention known to transformers as NAME; may be called again.
+
+    There is no mask function of that name: then transformers builds no mask, nor looks (and waits) for packed sequences
+    in the positions. `Layout` says who may see what.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
