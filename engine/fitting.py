@@ -18,8 +18,10 @@ from engine.state import QUERY_TILE, Features, new_features
 
 TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
 """Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
-TERMS = ("per_request", "per_chunk", "any_chunk", "per_pair", "per_read", "per_context")
+TERMS = ("per_request", "per_chunk", "any_chunk", "per_pair", "per_read", "per_context", "per_uncached")
 """Coefficients of a `LatencyModel` that are fitted beside its table."""
+CACHED = (0, *(1024 << k for k in range(9)))
+"""KV tokens that caches may hold; the fit takes the best."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
 
@@ -79,11 +81,14 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
             f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
             f"got {len(nodes)} and {sum(p.kind == DECODE for p in fitted)}"
         )
-    seconds = np.array([p.seconds for p in fitted])
-    rows = np.array([_terms(p.batch, nodes) for p in fitted])
     from scipy.optimize import nnls
 
-    solution, _ = nnls(rows / seconds[:, None], np.ones(len(fitted)))
+    seconds = np.array([p.seconds for p in fitted])
+    tried = []
+    for cached in CACHED:
+        rows = np.array([_terms(p.batch, nodes, cached) for p in fitted])
+        tried.append((*nnls(rows / seconds[:, None], np.ones(len(fitted))), cached))
+    solution, _, cached = min(tried, key=lambda found: found[1])
     smallest = 1e-9  # a table needs seconds > 0
     model = LatencyModel(
         overhead=0.0,
@@ -91,6 +96,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         per_token=0.0,
         **dict(zip(TERMS, solution[len(nodes) :].tolist(), strict=True)),
         table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
+        cached=float(cached),
         name=name,
     )
     return LatencyModel(
@@ -106,7 +112,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
     )
 
 
-def _terms(batch: Batch, nodes: np.ndarray) -> np.ndarray:
+def _terms(batch: Batch, nodes: np.ndarray, cached: int) -> np.ndarray:
     """Weights of the table's nodes at this token count, then the features in the order of TERMS."""
     features = batch.features()
     k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
@@ -115,7 +121,8 @@ def _terms(batch: Batch, nodes: np.ndarray) -> np.ndarray:
     table[k], table[k + 1] = 1.0 - share, share
     chunks = len(batch.prefills)
     counts = (features.requests[0], chunks, min(chunks, 1))
-    attention = (features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0])
+    context = features.decode_context[0]
+    attention = (features.prefill_pairs[0], features.prefill_reads[0], context, max(0, context - cached))
     return np.array([*table, *counts, *attention])
 
 

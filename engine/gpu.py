@@ -201,8 +201,8 @@ class TransformersExecutor:
         prompt = np.where(decoding & (done > 0), done, done + new)  # a decode of 1 KV token: its own prompt
         requests = Requests.create(np.zeros(len(parts)), prompt, 1 + decoding)
         self.start(requests)
-        for i in range(decodes):
-            self._known(i)[done[i]] = 0
+        for i in range(len(parts)):
+            self._known(i)[prompt[i] :] = 0
         server = new_server(len(parts), len(requests.tiers), 0)
         load(server, EngineConfig(), requests)
         state, entry = server.visible.request, server.plan.entry

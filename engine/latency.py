@@ -4,7 +4,8 @@
       + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic,
                                                                 or a table of seconds at token counts, linear between
       + per_pair x prefill_pairs + per_read x prefill_reads     attention of the prompt chunks: arithmetic, KV read
-      + per_context x decode_context                            KV read by the decodes
+      + per_context x decode_context                            KV read by the decodes,
+      + per_uncached x max(0, decode_context - cached)          dearer where caches do not hold it
       + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
 
 A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
@@ -40,6 +41,8 @@ COEFFICIENTS = np.dtype(
         ("per_pair", "f8"),  # s per (query, key) pair of prefill attention
         ("per_read", "f8"),  # s per KV token read by a tile of queries of a prompt chunk
         ("per_context", "f8"),  # s per KV token read by decodes
+        ("cached", "f8"),  # KV tokens read by decodes that caches hold
+        ("per_uncached", "f8"),  # s, on top, per KV token beyond that
         ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
         ("decision", "f8"),  # s charged for each scheduling decision
         ("decision_per_request", "f8"),  # s charged for each request in the batch
@@ -59,10 +62,11 @@ TIMES = (
     "per_pair",
     "per_read",
     "per_context",
+    "per_uncached",
     "tick",
 )
 """Coefficients that a profile gives in seconds."""
-NUMBERS = (*TIMES, "tile")
+NUMBERS = (*TIMES, "tile", "cached")
 """All that it gives; the others come from the config."""
 
 
@@ -113,7 +117,7 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
     chunks = features.requests[0] - features.decodes[0]
     t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
     t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
-    t = t + features.prefill_reads[0] * c.per_read
+    t = t + features.prefill_reads[0] * c.per_read + max(0.0, features.decode_context[0] - c.cached) * c.per_uncached
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
     return float(t + c.decision + c.decision_per_request * features.requests[0] + c.per_swapped * features.swapped[0])
@@ -145,6 +149,10 @@ class LatencyModel:
     """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
     per_read: float = 0.0
     """Seconds per KV token that a tile of queries of a prompt chunk reads."""
+    per_uncached: float = 0.0
+    """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
+    cached: float = 0.0
+    """KV tokens that decodes read from caches."""
     table: tuple[tuple[float, float], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"

@@ -19,8 +19,6 @@ class Command:
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     out: Path = Path("out/profile.csv")
     """The table; beside it OUT.json says what was measured."""
-    repeats: int = profiling.REPEATS
-    """Times that each batch is measured in a round; the table has their median."""
     rounds: int = profiling.ROUNDS
     """Times that the whole grid is measured."""
     grid: Limits = field(default_factory=Limits)
@@ -37,17 +35,14 @@ class Command:
         for name in ("tokens", "context", "decodes", "kv_tokens", "thin"):
             if getattr(self.grid, name) < 1:
                 raise InputError(f"grid.{name}: expected a whole number >= 1, got {getattr(self.grid, name)}")
-        for name in ("repeats", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}")
+        if self.rounds < 1:
+            raise InputError(f"rounds: expected a whole number >= 1, got {self.rounds}")
         from engine.gpu import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)
         provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
         points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance, self.rounds)
-        print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points, self.repeats):.0f} s")
-        for _ in tqdm(
-            profiling.measure(executor, self.out, points, self.repeats), total=len(points), unit="batch", disable=None
-        ):
+        print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points):.0f} s")
+        for _ in tqdm(profiling.measure(executor, self.out, points), total=len(points), unit="batch", disable=None):
             pass
         print(f"written: {self.out}")

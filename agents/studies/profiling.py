@@ -1,9 +1,10 @@
 """Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
 
-The grid is measured in rounds, each batch several times in each of them, and a point is the median of its rounds: a
-machine that is slow for a minute then spoils a round of a batch, not the batch. A row is written as soon as it is
-known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was
-measured on what.
+The grid is measured in rounds, each batch once in each of them, in a random order; a point is the median of its rounds.
+So every batch comes after another one, as on a server (repeated back to back, small batches find everything in the
+caches and look a tenth too fast), and a machine that is slow for a minute spoils rounds, not points. A row is written
+as soon as it is known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says
+what was measured on what.
 """
 
 import csv
@@ -20,10 +21,21 @@ from agents.files import json_text, write_atomically
 from engine.errors import InputError
 from engine.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 
-FORMAT = "llmsched-measurements/1"
-COLUMNS = ("set", "prefills", "decodes", "tokens", "requests", "prefill_pairs", "decode_context", "median_s", "min_s")
-WARMUP, REPEATS, ROUNDS = 2, 5, 3
+FORMAT = "llmsched-measurements/2"
+COLUMNS = (
+    "set",
+    "prefills",
+    "decodes",
+    "tokens",
+    "requests",
+    "prefill_pairs",
+    "prefill_reads",
+    "decode_context",
+    "seconds",
+)
+ROUNDS = 15
 MOST_CHUNKS = 3
+KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
 
 
 class Measuring(Protocol):
@@ -163,10 +175,8 @@ def _read_rows(path: Path) -> list[Point]:
     points = []
     for number, row in enumerate(rows[1:], 2):
         try:
-            seconds = float(row[7])
-            if len(row) != len(COLUMNS) or not 0.0 < seconds < float("inf") or not float(row[8]) <= seconds:
-                raise ValueError
-            if row[0] not in (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT):
+            seconds = float(row[-1])
+            if len(row) != len(COLUMNS) or not 0.0 < seconds < float("inf") or row[0] not in KINDS:
                 raise ValueError
             points.append(Point(row[0], _batch(row[1], row[2]), seconds))
         except (ValueError, IndexError):
@@ -216,27 +226,28 @@ def todo(
     return [wanted[j] for k, order in enumerate(orders) for j in order if done[wanted[j]] <= k]
 
 
-def measure(
-    executor: Measuring, path: Path, points: list[tuple[str, Batch]], repeats: int = REPEATS
-) -> Iterator[Point]:
+def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) -> Iterator[Point]:
     """Measure points one after the other, each appended to the table before it is yielded.
+
+    A batch that this call meets for the first time runs twice, the first time to warm up (kernels, graphs).
 
     Raises:
         InputError: the device cannot run a batch; what was measured before stays.
     """
+    met = set()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for kind, batch in points:
-            seconds = executor.measure(batch.prefills, batch.decodes, repeats, WARMUP)
+            seconds = float(executor.measure(batch.prefills, batch.decodes, 1, int(batch not in met))[0])
+            met.add(batch)
             f = batch.features()
-            features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.decode_context[0])
-            median = float(np.median(seconds))
-            writer.writerow([*_cells(kind, batch), *features, f"{median:.9g}", f"{float(seconds.min()):.9g}"])
+            features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.prefill_reads[0], f.decode_context[0])
+            writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
             file.flush()
-            yield Point(kind, batch, median)
+            yield Point(kind, batch, seconds)
 
 
-def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], repeats: int = REPEATS) -> float:
+def estimate_s(executor: Measuring, points: list[tuple[str, Batch]]) -> float:
     """Seconds that measuring the points will take: from the smallest and the largest, linear in tokens."""
     if not points:
         return 0.0
@@ -248,4 +259,4 @@ def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], repeats: in
     low, high = (float(np.median(executor.measure(b.prefills, b.decodes, 3, 1))) for b in ends)
     span = max(1, ends[1].tokens - ends[0].tokens)
     each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
-    return float(sum(each)) * (WARMUP + repeats)
+    return float(sum(each))

@@ -103,7 +103,7 @@ TRACES = {
         ("simulate --executor transformers:nosuch,device=cpu", "expected a folder with config.json"),
         ("profile --executor transformers:tiny,dtype=fp8", "dtype: expected bf16 or fp32"),
         ("profile --executor transformers:tiny --grid.tokens 0", "grid.tokens"),
-        ("profile --executor transformers:tiny --repeats 0", "repeats"),
+        ("profile --executor transformers:tiny --rounds 0", "rounds"),
         ("fit --table nosuch.csv", "nosuch.csv: cannot read"),
         ("fit --table columns.csv", "columns.csv, line 1: expected the columns"),
         ("validate --executor transformers:tiny --shares x", "got 'x'"),

@@ -17,6 +17,8 @@ TRUTH = LatencyModel(
     per_chunk=1e-4,
     any_chunk=5e-4,
     per_read=6e-8,
+    cached=16384,
+    per_uncached=1e-7,
     table=((1, 0.004), (64, 0.005), (128, 0.009), (512, 0.02)),
 )
 
@@ -40,6 +42,8 @@ def test_a_device_of_known_cost_is_found_again() -> None:
     model = fit(MEASURED, "found", {"device": "toy"})
     assert model.per_context == pytest.approx(TRUTH.per_context, rel=1e-3)
     assert model.per_pair == pytest.approx(TRUTH.per_pair, rel=1e-3)
+    assert model.cached == TRUTH.cached
+    assert model.per_uncached == pytest.approx(TRUTH.per_uncached, rel=1e-3)
     assert model.per_read == pytest.approx(TRUTH.per_read, rel=1e-3)
     assert max(error["max"] for error in model.provenance["residuals"].values()) < 0.1
     assert model.provenance["device"] == "toy"

@@ -12,7 +12,7 @@ from agents.studies.profiling import Limits
 from engine.errors import InputError
 from engine.fitting import HELD_OUT
 
-SMALL = "--grid.tokens 128 --grid.context 600 --grid.decodes 16 --grid.kv-tokens 8000 --grid.thin 5 --repeats 3"
+SMALL = "--grid.tokens 128 --grid.context 600 --grid.decodes 16 --grid.kv-tokens 8000 --grid.thin 5 --rounds 2"
 LIMITS = Limits(tokens=128, context=600, decodes=16, kv_tokens=8000, thin=5)
 
 
@@ -66,11 +66,11 @@ def test_a_profile_that_ran_out_of_memory_keeps_its_points_and_goes_on(tmp_path:
     wanted = profiling.todo(table, grid, {"device": "clock"}, rounds=1)
     assert set(wanted) == set(grid)
     with pytest.raises(InputError, match="expected memory for a batch"):
-        list(profiling.measure(Clock(fails_at=4), table, wanted, 3))
+        list(profiling.measure(Clock(fails_at=4), table, wanted))
     assert [p.seconds for p in profiling.read_points(table)] == [0.001, 0.002, 0.003]
     rest = profiling.todo(table, grid, {"device": "clock"}, rounds=1)
     assert rest == wanted[3:]
-    list(profiling.measure(Clock(), table, rest, 3))
+    list(profiling.measure(Clock(), table, rest))
     assert [(p.kind, p.batch) for p in profiling.read_points(table)] == wanted
     assert profiling.todo(table, grid, {"device": "clock"}, rounds=1) == []
 
@@ -82,9 +82,9 @@ def test_a_point_is_the_median_of_its_rounds_and_each_round_covers_the_grid(tmp_
     assert [set(third) for third in thirds] == [set(grid)] * 3
     assert thirds[0] != thirds[1]
     device = Clock()
-    list(profiling.measure(device, table, wanted[:-2], 3))
+    list(profiling.measure(device, table, wanted[:-2]))
     assert profiling.todo(table, grid, {}, rounds=3) == wanted[-2:]
-    list(profiling.measure(device, table, wanted[-2:], 3))
+    list(profiling.measure(device, table, wanted[-2:]))
     point = next(p for p in profiling.read_points(table) if (p.kind, p.batch) == grid[0])
     assert point.seconds == (len(grid) + thirds[1].index(grid[0]) + 1) / 1000.0, "the second of three rising times"
 
@@ -92,7 +92,7 @@ def test_a_point_is_the_median_of_its_rounds_and_each_round_covers_the_grid(tmp_
 def test_a_line_that_was_cut_off_is_measured_again_but_not_fitted(tmp_path: Path) -> None:
     table, grid = tmp_path / "t.csv", profiling.grid(LIMITS)
     wanted = profiling.todo(table, grid, {}, rounds=1)
-    list(profiling.measure(Clock(), table, wanted[:3], 3))
+    list(profiling.measure(Clock(), table, wanted[:3]))
     whole = table.read_text()
     table.write_text(whole[:-9])
     with pytest.raises(InputError, match=r"t.csv, line 4: expected a measured batch, got"):
@@ -106,7 +106,7 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model: expected a table of 'b', got one of 'a'"):
         profiling.todo(table, [], {"model": "b"})
     (tmp_path / "t.csv.json").write_text("{}")
-    with pytest.raises(InputError, match="expected format 'llmsched-measurements/1'"):
+    with pytest.raises(InputError, match="expected format 'llmsched-measurements/2'"):
         profiling.read_provenance(table)
     (tmp_path / "t.csv.json").unlink()
     with pytest.raises(InputError, match="expected the description that `llmsched profile` writes"):
