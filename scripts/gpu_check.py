@@ -99,7 +99,7 @@ def limits(executor: TransformersExecutor, tokens: int, budget_s: float) -> prof
     """The densest grid whose measurement fits the time."""
     for thin in (1, 2, 3, 4, 6, 8):
         chosen = profiling.Limits(tokens=tokens, context=3 * tokens, thin=thin)
-        if (1 + profiling.ROUNDS) * profiling.estimate_s(executor, profiling.grid(chosen)) <= budget_s:
+        if profiling.ROUNDS * profiling.estimate_s(executor, profiling.grid(chosen)) <= budget_s:
             return chosen
     return chosen
 

@@ -1,10 +1,10 @@
 """Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
 
-The grid is measured in rounds, each batch once in each of them, in a random order; a point is the median of its rounds.
-So every batch comes after another one, as on a server (repeated back to back, small batches find everything in the
-caches and look a tenth too fast), and a machine that is slow for a minute spoils rounds, not points. A row is written
-as soon as it is known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says
-what was measured on what.
+The grid is measured in rounds, each batch a few times in each of them, in a random order; a point is the median of its
+rounds. So a machine that is slow for a minute spoils rounds, not points. Before its repetitions a batch runs once, to
+find its KV where a server's batch finds it, most of which ran in the batch before, too. A row is written as soon as it
+is known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was
+measured on what.
 """
 
 import csv
@@ -33,7 +33,7 @@ COLUMNS = (
     "decode_context",
     "seconds",
 )
-ROUNDS = 15
+ROUNDS, WARMUP, REPEATS = 7, 1, 3
 MOST_CHUNKS = 3
 KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
 
@@ -91,6 +91,7 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
         sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
     sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
     sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
+    sets[PREFILL] += [_random_batch(rng, PREFILL, limits) for _ in range(12)]
     points = (
         (kind, batch)
         for kind, batches in sets.items()
@@ -229,17 +230,14 @@ def todo(
 def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) -> Iterator[Point]:
     """Measure points one after the other, each appended to the table before it is yielded.
 
-    A batch that this call meets for the first time runs twice, the first time to warm up (kernels, graphs).
 
     Raises:
         InputError: the device cannot run a batch; what was measured before stays.
     """
-    met = set()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for kind, batch in points:
-            seconds = float(executor.measure(batch.prefills, batch.decodes, 1, int(batch not in met))[0])
-            met.add(batch)
+            seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP)))
             f = batch.features()
             features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.prefill_reads[0], f.decode_context[0])
             writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
@@ -259,4 +257,4 @@ def estimate_s(executor: Measuring, points: list[tuple[str, Batch]]) -> float:
     low, high = (float(np.median(executor.measure(b.prefills, b.decodes, 3, 1))) for b in ends)
     span = max(1, ends[1].tokens - ends[0].tokens)
     each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
-    return float(sum(each))
+    return float(sum(each)) * (WARMUP + REPEATS)
