@@ -28,7 +28,7 @@ class Command(SourceOptions, ServerOptions):
     seeds: int = 2
     """Training traces at each rate; none of them is ever used in an evaluation."""
     save: Path = Path("out/tuned.json")
-    """Note the best settings in this table: workload -> policy -> setting."""
+    """Note the best settings in this table: workload (@ profile, if not the default one) -> policy -> setting."""
     workers: int | None = None
     """Processes (default: one per core)."""
 
@@ -60,8 +60,9 @@ class Command(SourceOptions, ServerOptions):
         print(f"written: {self.save}")
 
     def _workload(self) -> str:
-        """What the settings belong to: the trace's name or the workload as it was given."""
-        return Path(self.trace).name if self.trace else (self.workload or "poisson")
+        """What the settings belong to: the trace's name or the workload as it was given, and another device."""
+        workload = Path(self.trace).name if self.trace else (self.workload or "poisson")
+        return workload if self.profile == ServerOptions.profile else f"{workload}@{self.profile}"
 
 
 def _progress(line: str) -> None:
