@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import baselines
+from agents.commands.tune import Command
 from agents.options import Source
 from agents.studies import tuning
 from engine.config import EngineConfig
@@ -55,6 +56,12 @@ def test_settings_are_added_to_a_table(tmp_path: Path) -> None:
         "burst": {"slai": "slai"},
         "poisson": {"sarathi": "sarathi:token_budget=768", "slai": "slai:offset=2.0"},
     }
+
+
+def test_a_setting_for_another_device_is_kept_apart() -> None:
+    device = "rtx6000ada-mistral-7b:speed=2"
+    assert Command(policies="slackfit", workload="step")._workload() == "step"
+    assert Command(policies="slackfit", profile=device)._workload() == f"poisson@{device}"
 
 
 def test_shipped_settings_can_be_built() -> None:
