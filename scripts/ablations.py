@@ -1,6 +1,6 @@
 """What each choice of the training recipe is worth: variants trained with several seeds, compared on the same traces.
 
-    python3 scripts/ablations.py                         # all variants, three seeds each: about two hours on 2 cores
+    python3 scripts/ablations.py                         # all variants, three seeds each: some three hours on 2 cores
     python3 scripts/ablations.py --only evolution --seeds 1
 
 Trains into OUT/VARIANT-SEED what is not there yet, then prints a Markdown table: difference to slackfit:tuned, mean
@@ -25,15 +25,19 @@ from engine.latency import load_profile
 
 ARMS = ("slai", "sarathi", "sarathi:order=spf", "slackfit:tuned")
 WARM = ["train", "--env.budget", "slackfit", "--env.close", "1", "--teacher", "slackfit:tuned"]
+WARM_HOLD = [*WARM, "--env.hold", "8"]
 MIXTURE = ["train", "--hyperparams", "LLMSchedMixture-v0", "--env.arms", *ARMS]
 VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "evolution": ("the shipped recipe", ["evolve"], {}),
     "evolution-constant": ("no observation: one setting for all states", ["evolve"], {"features": []}),
+    "evolution-one-workload": ("trained on the default workload alone", ["evolve"], {"others": []}),
     "evolution-no-close": ("batches never end early", ["evolve"], {"close": 0.0}),
     "evolution-no-loss-weight": ("losses at one load cost no more than gains", ["evolve"], {"loss_weight": 0.0}),
     "ppo-tokens": ("PPO, token budgets, from scratch", ["train"], {}),
     "ppo-warm": ("PPO from slackfit:tuned, a decision per batch", WARM, {}),
-    "ppo-warm-hold": ("the same, decisions hold for 8 batches", [*WARM, "--env.hold", "8"], {}),
+    "ppo-warm-hold": ("the same, decisions hold for 8 batches", WARM_HOLD, {}),
+    "ppo-warm-hold-60s": ("the same, discount 1/e in 60 s instead of 5", [*WARM_HOLD, "--discount-s", "60"], {}),
+    "ppo-warm-hold-goodput": ("the same, 1 for each request in time", [*WARM_HOLD, "--env.reward.goodput", "1"], {}),
     "ppo-mixture": ("PPO chooses among SLAI, Sarathi (FCFS, SPF), slackfit:tuned", MIXTURE, {}),
     "static-mixture": ("the same arms with fixed odds, by policy gradient", ["mixture", "--arms", ",".join(ARMS)], {}),
 }
