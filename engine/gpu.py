@@ -2,55 +2,28 @@
 
 One forward runs a whole hybrid batch, prompt chunks and decodes of many requests. Tokens are real: prompts are drawn at
 random, outputs are the model's own (greedy), as many as the trace says. Random weights of the same shape take the same
-time as trained ones. Needs torch; nothing else in `engine` does, so import this module only to run it.
+time as trained ones. Needs torch, as gpu_attention.py and gpu_model.py do and nothing else in `engine`: import this
+module only to run it.
 """
 
-import contextlib
-import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import MistralConfig
 from transformers import __version__ as transformers_version
 
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.extents import Extents
-from engine.gpu_attention import NAME, Layout, register
+from engine.gpu_attention import Layout
+from engine.gpu_model import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
 from engine.requests import Requests
 from engine.state import RUNNING, Server, load, new_server
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-MISTRAL_7B: dict[str, Any] = {
-    "vocab_size": 32768,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 32768,
-    "sliding_window": None,
-    "rope_theta": 1e6,
-}
-"""Mistral-7B v0.3 (config.json of mistralai/Mistral-7B-v0.3)."""
-TINY: dict[str, Any] = {
-    **MISTRAL_7B,
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 224,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-"""The same architecture, small enough for tests on a CPU."""
 
 GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
 """Decode-only batches are padded to these sizes, each a CUDA graph."""
@@ -94,7 +67,7 @@ class TransformersExecutor:
         self._caches: list[torch.Tensor] = []
         config = model.config
         shape = (capacity_tokens + 1, config.num_key_value_heads, config.head_dim)  # the last one is for padding
-        with _enough_memory(f"KV buffers of {capacity_tokens} tokens"):
+        with enough_memory(f"KV buffers of {capacity_tokens} tokens"):
             for layer in model.model.layers:
                 for cache in ("k_cache", "v_cache"):
                     zeros = torch.zeros(shape, dtype=model.dtype, device=self.device)
@@ -189,7 +162,7 @@ class TransformersExecutor:
             raise InputError(f"executor {self.name}: expected a batch of items with tokens >= 1, got {parts}")
         server = self._made_up(parts, len(decodes))
         seconds = np.empty(warmup + repeats)
-        with _enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
+        with enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
             for k in range(warmup + repeats):
                 seconds[k] = TransformersExecutor.seconds(self, server)
         return seconds[warmup:]
@@ -344,60 +317,6 @@ class _DecodeGraph:
         self._device.copy_(self._host, non_blocking=True)
         self._graph.replay()
         return self._logits[: len(items)]
-
-
-@contextlib.contextmanager
-def _enough_memory(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(
-            f"executor: expected memory for {what}, the device has not enough: lower --engine.num-blocks, or use "
-            "transformers:tiny"
-        ) from error
-
-
-def build(config: MistralConfig, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """A model with random weights, made on its device.
-
-    Raises:
-        InputError: the device has no memory for it.
-    """
-    register()
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with _enough_memory("the weights"), torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(seed)
-            models: Any = AutoModelForCausalLM
-            return models.from_config(config, attn_implementation=NAME).to(dtype)
-    finally:
-        torch.set_default_dtype(previous)
-
-
-def from_folder(folder: Path, dtype: torch.dtype, device: str) -> Any:
-    """A model from a local folder in the format of transformers.
-
-    Raises:
-        InputError: no such folder, another architecture, no weights, or not enough memory.
-    """
-    register()
-    file = folder / "config.json"
-    if not file.is_file():
-        raise InputError(f"executor: expected a folder with config.json and weights, got {str(folder)!r}")
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, AttributeError):
-        raise InputError(f"{file}: expected a JSON object") from None
-    if kind != "mistral":
-        raise InputError(f"{file}: model_type: expected 'mistral', got {kind!r}")
-    try:
-        with _enough_memory("the weights"):
-            models: Any = AutoModelForCausalLM
-            model = models.from_pretrained(folder, attn_implementation=NAME, local_files_only=True)
-            return model.to(device=device, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"executor: cannot load {folder}: {str(error).splitlines()[0]}") from None
 
 
 def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> TransformersExecutor:

@@ -53,7 +53,7 @@ IN_FUNCTIONS = {"engine": {"scipy", "tokenizers"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
-GPU_FILES = {"engine/gpu.py", "engine/gpu_attention.py"}
+GPU_FILES = {"engine/gpu.py", "engine/gpu_attention.py", "engine/gpu_model.py"}
 """Inside engine only these files may know those packages; others import these files inside functions."""
 
 LIGHT_FILES = {"agents/__init__.py", "agents/cli.py"}

@@ -1,5 +1,7 @@
 """Latency models: what each term counts, and profiles by name, at another speed, or not at all."""
 
+from typing import Any
+
 import pytest
 
 from engine.errors import InputError
@@ -7,7 +9,7 @@ from engine.fitting import Batch
 from engine.latency import NUMBERS, TIMES, LatencyModel, iteration_seconds, load_profile
 
 NAME = "rtx6000ada-mistral-7b"
-FREE = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-12}
+FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-12}
 
 
 @pytest.mark.parametrize(
