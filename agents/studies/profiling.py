@@ -230,7 +230,6 @@ def todo(
 def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) -> Iterator[Point]:
     """Measure points one after the other, each appended to the table before it is yielded.
 
-
     Raises:
         InputError: the device cannot run a batch; what was measured before stays.
     """
