@@ -319,6 +319,23 @@ class _DecodeGraph:
         return self._logits[: len(items)]
 
 
+def _check_cuda(dtype: str) -> None:
+    """Flash attention needs bf16 and compute capability 8.0.
+
+    Raises:
+        InputError: another dtype, no CUDA device, or one that is too old.
+    """
+    if dtype != "bf16":
+        raise InputError(f"executor: dtype: expected bf16 on CUDA (flash attention takes no other), got {dtype!r}")
+    if not torch.cuda.is_available():
+        raise InputError("executor: expected a CUDA device, found none: use transformers:tiny, or add device=cpu")
+    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+        raise InputError(
+            f"executor: expected a CUDA device of capability 8.0 or more (Ampere, Hopper), got {capability[0]}."
+            f"{capability[1]} ({torch.cuda.get_device_name()}): use transformers:tiny, or add device=cpu"
+        )
+
+
 def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> TransformersExecutor:
     """Build an executor from its spec.
 
@@ -331,7 +348,7 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
         seed: draws weights and prompts.
 
     Raises:
-        InputError: another spec, no such device or folder, not enough memory.
+        InputError: another spec, no such device or folder, a dtype that does not fit, not enough memory.
     """
     name, *settings = spec.split(",")
     kind, _, source = name.partition(":")
@@ -344,11 +361,11 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     device = options.get("device", "cpu" if source == "tiny" else "cuda")
     if device not in ("cuda", "cpu"):
         raise InputError(f"executor: device: expected cuda or cpu, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("executor: expected a CUDA device, found none: use transformers:tiny, or add device=cpu")
     dtype = options.get("dtype", "bf16" if device == "cuda" else "fp32")
     if dtype not in DTYPES:
         raise InputError(f"executor: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if device == "cuda":
+        _check_cuda(dtype)
     if device == "cpu" and (threads := options.get("threads", "1" if source == "tiny" else "")):
         if not threads.isdecimal() or int(threads) < 1:
             raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
