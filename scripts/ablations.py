@@ -2,6 +2,7 @@
 
     python3 scripts/ablations.py                         # all variants, three seeds each: some three hours on 2 cores
     python3 scripts/ablations.py --only evolution --seeds 1
+    python3 scripts/ablations.py --trained               # only compare what was trained
 
 Trains into OUT/VARIANT-SEED what is not there yet, then prints a Markdown table: difference to slackfit:tuned, mean
 over training seeds [lowest, highest], on ten held-out traces at each load. Writes OUT/ablations.json.
@@ -29,7 +30,11 @@ WARM_HOLD = [*WARM, "--env.hold", "8"]
 MIXTURE = ["train", "--hyperparams", "LLMSchedMixture-v0", "--env.arms", *ARMS]
 VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "evolution": ("the shipped recipe", ["evolve"], {}),
-    "evolution-constant": ("no observation: one setting for all states", ["evolve"], {"features": []}),
+    "evolution-constant": (
+        "no observation: one setting for all states",
+        ["evolve"],
+        {"features": [], "generations": 40},
+    ),
     "evolution-one-workload": ("trained on the default workload alone", ["evolve"], {"others": []}),
     "evolution-no-close": ("batches never end early", ["evolve"], {"close": 0.0}),
     "evolution-no-loss-weight": ("losses at one load cost no more than gains", ["evolve"], {"loss_weight": 0.0}),
@@ -104,6 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/ablations"))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--trained", action="store_true", help="compare what is in OUT already, train nothing")
     parser.add_argument("--traces", type=int, default=10, help="held-out traces at each load")
     parser.add_argument("--requests", type=int, default=4000, help="requests in each of them")
     parser.add_argument("--workers", type=int, default=2)
@@ -111,6 +117,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
+    if options.trained:
+        runs = {name: [f for f in folders if (Path(f) / "final").exists()] for name, folders in runs.items()}
+        runs = {name: folders for name, folders in runs.items() if folders}
     with ThreadPoolExecutor(options.workers) as pool:
         jobs = [
             pool.submit(train, name, seed, Path(folder), options.short)

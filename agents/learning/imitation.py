@@ -98,14 +98,17 @@ def _descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
 
 
 def _logits(policy: Any, observations: th.Tensor) -> list[th.Tensor]:
-    latent, _ = policy.mlp_extractor(observations)
+    latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
     return list(th.split(policy.action_net(latent), list(ACTION_SIZES), dim=1))
 
 
 def _fit_critic(model: TimedPPO, env: Any) -> float:
     """Regress the critic, and nothing else, on the returns of a few rollouts; returns the last loss."""
     policy: Any = model.policy
-    parameters = [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
+    critic = [policy.mlp_extractor.value_net, policy.value_net]
+    if not policy.share_features_extractor:
+        critic.append(policy.vf_features_extractor)
+    parameters = [parameter for module in critic for parameter in module.parameters()]
     optimizer = th.optim.Adam(parameters, lr=1e-3)
     steps = model.num_timesteps
     model._last_obs, model._last_episode_starts = env.reset(), np.ones(env.num_envs, bool)

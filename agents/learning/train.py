@@ -44,7 +44,7 @@ def _linear(start: float) -> Any:
 
 
 @contextmanager
-def _torch_settings(threads: int) -> Iterator[None]:
+def torch_settings(threads: int) -> Iterator[None]:
     """One thread, and no argument checks in distributions (a fifth of a small network's time)."""
     before, checked = th.get_num_threads(), th.distributions.Distribution._validate_args
     th.set_num_threads(threads)
@@ -56,8 +56,19 @@ def _torch_settings(threads: int) -> Iterator[None]:
         th.distributions.Distribution.set_default_validate_args(checked)
 
 
-def build_model(config: TrainConfig) -> TimedPPO:
+def build_model(
+    config: TrainConfig,
+    learner: type[TimedPPO] = TimedPPO,
+    normalizer: type[TimedNormalize] = TimedNormalize,
+    **network: Any,
+) -> TimedPPO:
     """The learner in front of its environment, not trained yet.
+
+    Args:
+        config: everything about the run.
+        learner: the algorithm.
+        normalizer: the wrapper that normalises, if the configuration says so.
+        network: further `policy_kwargs` of SB3.
 
     Raises:
         InputError: the environment cannot be built.
@@ -67,8 +78,8 @@ def build_model(config: TrainConfig) -> TimedPPO:
     envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
     env: Any = SB3VecEnv(envs)
     if config.normalize:
-        env = TimedNormalize(env, config.discount_s)
-    model = TimedPPO(
+        env = normalizer(env, config.discount_s)
+    model = learner(
         "MlpPolicy",
         env,
         discount_s=config.discount_s,
@@ -85,6 +96,7 @@ def build_model(config: TrainConfig) -> TimedPPO:
         policy_kwargs={
             "net_arch": list(config.net_arch),
             "activation_fn": th.nn.Tanh if config.activation == "tanh" else th.nn.ReLU,
+            **network,
         },
         seed=config.seed,
         device=config.device,
@@ -142,7 +154,7 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
     """
     choose = teacher(config.teacher, config.env) if config.teacher else None
     start = _prepare(config)
-    with _torch_settings(config.threads):
+    with torch_settings(config.threads):
         model = build_model(config)
         evaluation = Evaluation(config, lambda: learned_policy(model, config), config.run_dir / "best")
         run: dict[str, Any] = {}
