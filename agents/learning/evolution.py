@@ -96,6 +96,15 @@ class EvolutionConfig:
         Raises:
             InputError: one is out of range.
         """
+        for name, kind in (("rates", (int, float)), ("others", str), ("features", str)):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(part, kind) for part in value):
+                raise InputError(
+                    f"{name}: expected a list of {'numbers' if name == 'rates' else 'names'}, got {value!r}"
+                )
+        for name in ("population", "sigma", "seed", "ageing", "close", "loss_weight"):
+            if not isinstance(getattr(self, name), int | float):
+                raise InputError(f"{name}: expected a number, got {getattr(self, name)!r}")
         for name in ("requests", "traces", "generations", "hold", "workers"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}")

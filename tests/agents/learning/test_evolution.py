@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.learning.evolution import FEATURES, HEADS, EvolutionConfig, evolve, frame, score, shipped_recipe
+from agents.learning.evolution import (
+    FEATURES,
+    HEADS,
+    EvolutionConfig,
+    evolve,
+    frame,
+    measure_all,
+    score,
+    shipped_recipe,
+)
 from agents.learning.policy import LearnedPolicy
 from engine.errors import InputError
 from llmsched_env.action import ACTION_SIZES
@@ -68,6 +77,16 @@ def test_the_shipped_recipe_is_a_configuration(tmp_path: Path) -> None:
     other.write_text("pupulation: 20\n")
     with pytest.raises(InputError, match="expected a mapping of"):
         EvolutionConfig.from_yaml(other)
+    for text, message in (
+        ("others: [3]", r"others: expected a list of names, got \(3,\)"),
+        ("others: ['nosuch:rate=1']", "workload: expected one of"),
+        ("rates: 1.4", "rates: expected a list of numbers, got 1.4"),
+        ("rates: [fast]", r"rates: expected a list of numbers, got \('fast',\)"),
+        ("sigma: wide", "sigma: expected a number, got 'wide'"),
+    ):
+        other.write_text(text)
+        with pytest.raises(InputError, match=message):
+            EvolutionConfig.from_yaml(other)
     with pytest.raises(InputError, match="expected a YAML file"):
         EvolutionConfig.from_yaml(tmp_path / "none.yml")
 
@@ -77,6 +96,20 @@ def test_what_is_worse_at_one_rate_counts_more_than_what_is_better_at_another() 
     found = np.array([teacher, mixed])
     assert score(found)[0] == pytest.approx(0.0)
     assert score(found, 2.0)[0] == pytest.approx(-np.log(0.9))
+
+
+def test_other_workloads_are_served_beside_the_default_one() -> None:
+    config = replace(TINY, others=("gamma:rate=3,cv=2,lengths=fixed:64,8",))
+    assert [(load.arrivals, load.rate, load.num_requests) for load in config.loads] == [
+        ("poisson", 1.0, 60),
+        ("poisson", 2.0, 60),
+        ("gamma", 3.0, 60),
+    ]
+    found = measure_all(["slai", "sarathi"], config, config.env(), 0)
+    assert found.shape == (2, 3, 3)
+    alone = measure_all(["slai", "sarathi"], TINY, config.env(), 0)
+    assert (found[:, :2] == alone).all()
+    assert (found[:, 2] != alone[:, 1]).all()
 
 
 def test_without_features_the_levels_are_constant() -> None:
