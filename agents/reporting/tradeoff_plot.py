@@ -33,6 +33,7 @@ def plot_tradeoff(result: dict[str, Any]) -> bytes:
                 )
         axes.set_yscale("log")
         plain_log_ticks(axes)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(load_label(result, load), loc="left", fontsize=10)
         axes.set_xlabel("mean TTFT, s")
         axes.grid(True, **GRID)
