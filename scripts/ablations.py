@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,27 @@ def relative(result: dict[str, Any], policies: list[str], rate: float, metric: s
     return [rows[policy, rate, metric] or 0.0 for policy in policies]
 
 
+def against_base(policies: Sequence[str], traces: int, requests: int) -> Evaluation:
+    """Policies beside slackfit:tuned on held-out traces at every load."""
+    return Evaluation(
+        policies=(BASE, *policies),
+        source=Source(None, "poisson", True, requests, 1.0, None),
+        seeds=traces,
+        reference=BASE,
+        profile=load_profile("rtx6000ada-mistral-7b"),
+        config=EngineConfig(),
+        loads=RATES,
+    )
+
+
+def figures(result: dict[str, Any], finals: dict[str, list[str]]) -> dict[str, Any]:
+    """For JSON: variant -> metric -> load -> difference of each seed."""
+    return {
+        name: {m: {f"{rate:g}": relative(result, f, rate, m) for rate in RATES} for m in METRICS}
+        for name, f in finals.items()
+    }
+
+
 def table(result: dict[str, Any], runs: dict[str, list[str]]) -> str:
     """Markdown: a line per variant, mean TTFT at each load, median TTFT and goodput over the loads."""
     head = [f"mean TTFT, {rate:g}/s" for rate in RATES] + ["median TTFT", "goodput"]
@@ -128,23 +150,13 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-    evaluation = Evaluation(
-        policies=(BASE, *(f"{folder}/final" for folders in runs.values() for folder in folders)),
-        source=Source(None, "poisson", True, options.requests, 1.0, None),
-        seeds=options.traces,
-        reference=BASE,
-        profile=load_profile("rtx6000ada-mistral-7b"),
-        config=EngineConfig(),
-        loads=RATES,
+    evaluation = against_base(
+        [f"{folder}/final" for folders in runs.values() for folder in folders], options.traces, options.requests
     )
     result = evaluate(evaluation, workers=options.workers, with_windows=False)
     finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
     text = table(result, finals)
-    figures = {
-        name: {m: {f"{rate:g}": relative(result, f, rate, m) for rate in RATES} for m in METRICS}
-        for name, f in finals.items()
-    }
-    (options.out / "ablations.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (options.out / "ablations.json").write_text(json.dumps(figures(result, finals), indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

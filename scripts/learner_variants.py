@@ -36,14 +36,11 @@ from agents.learning.teachers import teacher
 from agents.learning.train import build_model, learned_policy, torch_settings
 from agents.learning.train_config import TrainConfig
 from agents.learning.vec_env import SB3VecEnv
-from agents.options import Source
-from engine.config import EngineConfig
-from engine.latency import load_profile
 from engine.requests import Requests
 from engine.state import View
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
-from scripts.ablations import BASE, METRICS, RATES, VARIANTS, relative, table
+from scripts.ablations import BASE, METRICS, RATES, VARIANTS, against_base, figures, table
 
 LABELS = {
     "attention": "PPO from slackfit:tuned, held for 8 batches, with attention over the requests present",
@@ -259,15 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
     finals = {name: [f"{f}/final" for f in folders] for name, folders in runs.items()}
-    evaluation = Evaluation(
-        policies=(BASE, *finals.get("kl", [])),
-        source=Source(None, "poisson", True, options.requests, 1.0, None),
-        seeds=options.traces,
-        reference=BASE,
-        profile=load_profile("rtx6000ada-mistral-7b"),
-        config=EngineConfig(),
-        loads=RATES,
-    )
+    evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
     with torch_settings(1):
         configs = [settings(seed, options.short) for seed in range(options.seeds)]
         models = {
@@ -280,11 +269,9 @@ def main() -> None:
         ):
             compare_played(model, config, policy, evaluation, result)
     VARIANTS.update({name: (LABELS[name].format(beta=options.beta), [], {}) for name in runs})
-    figures = {
-        name: {m: {f"{rate:g}": relative(result, f, rate, m) for rate in RATES} for m in METRICS}
-        for name, f in finals.items()
-    }
-    (options.out / "learner_variants.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (options.out / "learner_variants.json").write_text(
+        json.dumps(figures(result, finals), indent=1) + "\n", encoding="utf-8"
+    )
     print(table(result, finals))
 
 
