@@ -49,7 +49,7 @@ ON_LOAD = {
 }
 """Third parties that importing a package may load; `agents` has its own rule."""
 
-IN_FUNCTIONS = {"engine": {"scipy", "tokenizers"}}
+IN_FUNCTIONS = {"engine": {"scipy", "tokenizers", "yaml"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
