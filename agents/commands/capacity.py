@@ -91,4 +91,4 @@ def as_text(result: dict[str, Any]) -> str:
             lines.append(f"  {row['policy']:<20}{row['capacity']['mean']:>8.3f}  {spread:<16}{gain:<24}{limits}")
         lines.append("")
     lines.append(f"No scheduler sustains more than {result['bound']:.2f} requests/s here (1/E(w)).")
-    return "\n".join([*lines, f"Gain over {result['reference']}, same traces, with a 95 % paired bootstrap interval."])
+    return "\n".join([*lines, f"Gain over {result['reference']}, same traces, with a 95 % paired interval."])

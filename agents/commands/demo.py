@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.evaluation.statistics import Interval, paired_bootstrap
+from agents.evaluation.statistics import Interval, paired_interval
 from agents.files import json_text, write_atomically
 from agents.learning.train_config import TrainConfig
 from agents.options import Source
@@ -24,7 +24,8 @@ MUST_BEAT = ("random", "sarathi")
 class Command:
     """Train a PPO scheduler, compare it with others on unseen traces, write a report (about 5 minutes).
 
-    Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward.
+    Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward, that is, if
+    the 95 % interval of the paired difference is not above zero.
     """
 
     total_timesteps: int = 1_000_000
@@ -71,7 +72,7 @@ class Command:
         _print(result, margins)
         times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
         print(f"report: {written[-1]}; TensorBoard: tensorboard --logdir {learned} ({times})")
-        behind = [name for name in MUST_BEAT if not margins[name].low > 0.0]
+        behind = [name for name in MUST_BEAT if not is_above(margins[name])]
         if behind:
             print(f"the trained policy is not above {' and '.join(behind)}: train longer (--total-timesteps)")
             raise SystemExit(1)
@@ -112,7 +113,16 @@ def reward_margins(evaluation: Evaluation, config: TrainConfig, learned: str) ->
         for spec, values in returns.items():
             record = evaluation.serve(spec, evaluation.loads[0], seed)
             values.append(record_return(record, config.env.reward) / len(record.requests))
-    return {s: paired_bootstrap(returns[learned], values) for s, values in returns.items() if s != learned}
+    return {s: paired_interval(returns[learned], values) for s, values in returns.items() if s != learned}
+
+
+def is_above(margin: Interval) -> bool:
+    """Whether the whole interval of a margin is above zero; of a single trace, which has none, the margin itself."""
+    return (margin.low if margin.n > 1 else margin.mean) > 0.0
+
+
+def _margin_text(margin: Interval) -> str:
+    return f"[{margin.low:+.3f}, {margin.high:+.3f}]" if margin.n > 1 else "- (one trace)"
 
 
 def _print(result: dict[str, Any], margins: dict[str, Interval]) -> None:
@@ -126,5 +136,5 @@ def _print(result: dict[str, Any], margins: dict[str, Interval]) -> None:
     for heading in ("other", "difference", "interval"):
         table.add_column(heading, justify="left" if heading == "other" else "right")
     for name, margin in margins.items():
-        table.add_row(name, f"{margin.mean:+.3f}", f"[{margin.low:+.3f}, {margin.high:+.3f}]".replace("[", r"\["))
+        table.add_row(name, f"{margin.mean:+.3f}", _margin_text(margin).replace("[", r"\["))
     console.print(table)

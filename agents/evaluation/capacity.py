@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
-from agents.evaluation.statistics import mean_interval, paired_bootstrap
+from agents.evaluation.statistics import mean_interval, paired_interval
 from engine.errors import InputError
 from engine.metrics import Report, summarize
 from engine.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
@@ -208,7 +208,7 @@ def _rows(search: Search, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         gain = None
         if policy != search.reference and all(base):
             ratios = [rate / reference for rate, reference in zip(rates, base, strict=True)]
-            gain = paired_bootstrap(ratios, [1.0] * len(ratios)).to_dict()
+            gain = paired_interval(ratios, [1.0] * len(ratios)).to_dict()
         rows.append(
             {
                 "policy": policy,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluation.statistics import Interval, mean_interval, paired_bootstrap
+from agents.evaluation.statistics import Interval, mean_interval, paired_interval
 
 Loads = Sequence[float | None]
 
@@ -99,7 +99,7 @@ def _judge(key: str, difference: Interval) -> str:
 
 
 def paired(policies: Sequence[str], loads: Loads, cells: list[dict[str, Any]], to: str) -> list[dict[str, Any]]:
-    """Differences to the policy `to`, seed by seed on the same trace, with bootstrap intervals."""
+    """Differences to the policy `to`, seed by seed on the same trace, with 95 % intervals."""
     rows = []
     for load in loads:
         base = _of(cells, to, load)
@@ -110,7 +110,7 @@ def paired(policies: Sequence[str], loads: Loads, cells: list[dict[str, Any]], t
             for key in compared_keys(cells):
                 values = [value_of(report, key) for report in reports]
                 reference = [value_of(report, key) for report in base]
-                difference = paired_bootstrap(values, reference)
+                difference = paired_interval(values, reference)
                 mean = float(np.mean(reference))
                 relative = difference.mean / mean if mean else math.nan
                 rows.append(

@@ -8,22 +8,15 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 
-_T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""97.5 % quantile of Student's t for 1 ... 30 degrees of freedom."""
-
-RESAMPLES = 10_000
+LEAN = 12.0
+"""How much further an interval reaches to the side of the tail: by LEAN / n of its half width per unit of skewness."""
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5 % quantile of Student's t; above 30 degrees the expansion around the normal (error below 1e-4)."""
-    if degrees <= len(_T_975):
-        return _T_975[degrees - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    """97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
 
 
 @dataclass(frozen=True)
@@ -47,45 +40,46 @@ class Interval:
 
 
 def mean_interval(values: npt.ArrayLike) -> Interval:
-    """Mean of independent values (one per seed) with Student's t interval."""
+    """Mean of independent values (one per seed) with a 95 % interval: Student's t, longer on the side of the tail.
+
+    Delays are skewed, and the interval of Student's t then misses the mean on the side of the tail (exponential values
+    are covered with 89, 88 and 90 % for n = 3, 5 and 10). Expansions that correct it (Johnson 1978, Hall 1992) need
+    more values than evaluations have seeds; so the half width on the side to which the sample is skewed is multiplied
+    by 1 + LEAN / n x |skewness|, and the other is left as it is. Measured coverage in %, for n = 3, 5 and 10:
+    normal 97, 97, 97; log-normal of sigma 0.5 95, 95, 96; exponential 92, 94, 96; log-normal of sigma 1 89, 90, 93;
+    uniform 95, 97, 98; Laplace 98, 98, 97. Paired differences of 15 metrics between five schedulers at 1.4, 1.8 and 2.0
+    requests/s, traces of 2000 requests drawn n at a time out of 200: median over the metrics 96, 96, 96, lower quartile
+    93, 94, 94 (Student's t: median 94, 94, 94, lower quartile 90, 89, 91). Nothing helps for n = 3 and a long tail,
+    which three values mostly do not show, nor for counts that are 0 on most traces (strict gaps in overload: 77 to 84
+    in the lowest 5 %). Equal values give an interval without width, which only says that these seeds do not differ.
+
+    Args:
+        values: one number per seed.
+    """
     x = np.asarray(values, np.float64)
     n = len(x)
     if n == 0 or not np.isfinite(x).all():
         return Interval(math.nan, math.nan, math.nan, n)
-    mean = float(x.mean())
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    half = t_quantile(n - 1) * float(x.std(ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+    mean, spread = float(x.mean()), float(x.std(ddof=1)) if n > 1 else math.nan
+    if n == 1 or spread == 0.0:
+        return Interval(mean, mean if n > 1 else math.nan, mean if n > 1 else math.nan, n)
+    half = t_quantile(n - 1) * spread / math.sqrt(n)
+    lean = LEAN / n * float((((x - mean) / spread) ** 3).mean())
+    return Interval(mean, mean - half * (1.0 + max(0.0, -lean)), mean + half * (1.0 + max(0.0, lean)), n)
 
 
-def paired_bootstrap(values: npt.ArrayLike, reference: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Mean of ``values - reference``, pair by pair, with a bootstrap interval.
-
-    The interval is the *expanded* percentile interval (Hesterberg, What Teachers Should Know About the Bootstrap,
-    2015, section 5.3): the plain percentiles are too narrow by sqrt((n - 1) / n) and miss the t quantile, which
-    matters for the 3 to 10 seeds that evaluations have. With 3 pairs it is the range of the differences.
+def paired_interval(values: npt.ArrayLike, reference: npt.ArrayLike) -> Interval:
+    """Mean of ``values - reference``, pair by pair, with the interval of `mean_interval`.
 
     Args:
         values: one number per pair.
         reference: the other number of each pair, the same length.
-        seed: of the resampling.
 
     Raises:
         InputError: the lengths differ.
     """
     a, b = np.asarray(values, np.float64), np.asarray(reference, np.float64)
     if a.shape != b.shape or a.ndim != 1:
-        raise InputError(f"paired bootstrap: expected two columns of one length, got {a.shape} and {b.shape}")
-    difference = a - b
-    n = len(difference)
-    if n == 0 or not np.isfinite(difference).all():
-        return Interval(math.nan, math.nan, math.nan, n)
-    mean = float(difference.mean())
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    picks = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    means = difference[picks].mean(axis=1)
-    tail = 0.5 * math.erfc(math.sqrt(n / (n - 1)) * t_quantile(n - 1) / math.sqrt(2.0))
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(mean, float(low), float(high), n)
+        raise InputError(f"paired interval: expected two columns of one length, got {a.shape} and {b.shape}")
+    with np.errstate(invalid="ignore"):  # inf - inf is nan, which leaves no number
+        return mean_interval(a - b)

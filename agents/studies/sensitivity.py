@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.evaluation.setup import Setup, policy_of, versions
-from agents.evaluation.statistics import mean_interval, paired_bootstrap
+from agents.evaluation.statistics import mean_interval, paired_interval
 from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.metrics import summarize
@@ -130,7 +130,7 @@ def _row(cells: list[dict[str, Any]], reference: str, policy: str, load: float |
     row: dict[str, Any] = {"policy": policy, "load": load, "channel": channel}
     for name in METRICS:
         ours, theirs = values(name, (policy, channel)), values(name, (reference, None))
-        difference = paired_bootstrap(ours, theirs)
+        difference = paired_interval(ours, theirs)
         base = mean_interval(theirs).mean
         row[name] = {
             "mean": mean_interval(ours).to_dict(),
