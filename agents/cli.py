@@ -4,13 +4,16 @@ import ast
 import contextlib
 import io
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-INPUT_ERROR, INTERRUPTED = 2, 130
-"""Exit codes: bad input, Ctrl-C."""
+INPUT_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 70, 130
+"""Exit codes: bad input, a fault of ours, Ctrl-C."""
+DEBUG = "--debug"
+"""Flag that every command takes, anywhere: errors show their traceback."""
 
 _FOLDER = Path(__file__).parent / "commands"
 _RULES = str.maketrans("", "", "\u2500\u2502\u256d\u256e\u256f\u2570")  # the box that tyro draws around errors
@@ -31,7 +34,13 @@ def _summary(name: str) -> str:
 def _overview() -> str:
     lines = [f"  {name:<12}{_summary(name)}" for name in commands()]
     return "\n".join(
-        ["usage: llmsched COMMAND [OPTIONS]", "", *lines, "", "llmsched COMMAND --help lists the options of one."]
+        [
+            "usage: llmsched COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "llmsched COMMAND --help lists the options of one; --debug shows the traceback of an error.",
+        ]
     )
 
 
@@ -70,23 +79,47 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         raise
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
+def _say(text: str) -> None:
+    """Print one line to stderr; what a terminal would obey is shown instead."""
+    line = " ".join(text.split())
+    print("llmsched: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+
+
+def _last_resort(error: Exception) -> int:
+    """One line about an error that nothing expected, with our line nearest to it."""
+    frames, folder = traceback.extract_tb(error.__traceback__), _FOLDER.parents[1]
+    frame = ([f for f in frames if Path(f.filename).is_relative_to(folder)] or frames)[-1]
+    place = Path(frame.filename)
+    where = place.relative_to(folder) if place.is_relative_to(folder) else place
+    text = f": {str(error)[:300]}" if str(error) else ""
+    _say(f"internal error: {type(error).__name__}{text} (at {where}:{frame.lineno}); {DEBUG} shows the traceback")
+    return INTERNAL_ERROR
+
+
+def _explain(error: Exception) -> int:
+    """Print the line about an error; its exit code."""
     from engine.errors import InputError
     from engine.simulate import PolicyError
 
+    if isinstance(error, InputError | PolicyError):
+        _say(str(error))
+    elif isinstance(error, OSError):
+        _say((f"{error.filename}: " if error.filename else "") + (error.strerror or str(error)))
+    else:
+        return _last_resort(error)
+    return INPUT_ERROR
+
+
+def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
     try:
         _parse(name, arguments).run()
-    except (InputError, PolicyError) as error:
-        print(f"llmsched: {' '.join(str(error).split())}", file=sys.stderr)
-        return INPUT_ERROR
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         sys.stdout = io.TextIOWrapper(io.BytesIO())
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"llmsched: {where}{error.strerror or error}", file=sys.stderr)
-        return INPUT_ERROR
+    except Exception as error:  # whatever else happens, a user sees one line
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
     return 0
 
 
@@ -97,9 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as after `llmsched`; None takes those of the process.
 
     Returns:
-        Exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
+        Exit code: 0, 2 for bad input and 70 for an error of ours (one line on stderr), 130 for Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in given
+    given = [argument for argument in given if argument != DEBUG]
     if not given or given[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -113,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
     try:
-        return _run(name, given[1:])
+        return _run(name, given[1:], debug)
     except KeyboardInterrupt:
         print("llmsched: interrupted", file=sys.stderr)
         return INTERRUPTED
