@@ -6,6 +6,7 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def _explain(error: Exception) -> int:
 
 def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
     try:
-        _parse(name, arguments).run()
+        command = _parse(name, arguments)
+        with _output(command):
+            command.run()
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         sys.stdout = io.TextIOWrapper(io.BytesIO())
@@ -121,6 +124,16 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
             traceback.print_exc()
         return _explain(error)
     return 0
+
+
+def _output(command: Any) -> AbstractContextManager[None]:
+    """What is printed goes to standard error if a result goes to standard output."""
+    from agents.files import check_apart, is_stdout, text_to_stderr
+
+    given = vars(command)
+    check_apart(given)
+    results = [value for value in given.values() if isinstance(value, Path) and is_stdout(value)]
+    return text_to_stderr() if results else contextlib.nullcontext()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

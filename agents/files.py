@@ -1,11 +1,42 @@
-"""Writing results: whole files or none, strict JSON."""
+"""Results on disk: files that are whole or not there, and folders that belong to one run at a time.
 
+A folder of results carries a mark, ``.llmsched``, which says what made it: only an empty folder or one with the right
+mark is written into, so that nobody's other files are replaced or removed. While a run writes into a folder it holds a
+lock, ``.llmsched.lock``, that names the run and ends with its process.
+"""
+
+import contextlib
+import hashlib
 import json
 import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agents.locks import lock
 from engine.errors import InputError
+from engine.writing import STDOUT, TEMPORARY, check_writable, is_stdout, text_to_stderr, write_atomically
+
+__all__ = [
+    "MARK",
+    "STDOUT",
+    "check_apart",
+    "check_writable",
+    "claimed",
+    "config_hash",
+    "empty_folder",
+    "is_ours",
+    "is_stdout",
+    "json_text",
+    "locked",
+    "text_to_stderr",
+    "write_atomically",
+]
+
+MARK, LOCK = ".llmsched", ".llmsched.lock"
+FORMAT = "llmsched-folder/1"
 
 
 def json_text(data: dict[str, Any]) -> str:
@@ -13,33 +44,157 @@ def json_text(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all, making its folder.
+def config_hash(data: dict[str, Any]) -> str:
+    """What cells and checkpoints carry of a configuration: 16 hexadecimal digits of the SHA-256 of its JSON form."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_ours(folder: Path, *kinds: str) -> bool:
+    """Whether a folder carries the mark of one of these kinds of run (none: of any)."""
+    try:
+        data = json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT and (not kinds or data.get("kind") in kinds)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *kinds: str) -> Iterator[Path]:
+    """Have a folder of results to oneself: made and marked if need be, and locked until the end.
+
+    The same thread may claim a folder again inside. A folder that was made and into which nothing was written is taken
+    away again.
+
+    Args:
+        folder: the folder.
+        kinds: kinds of run whose folders will do, such as "evaluate"; a new one is marked with the first.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the folder holds something else, is in use by another run (says which), or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = Path(folder)
+    try:
+        made = _make(folder)
+        _check_content(folder, kinds)
+    except OSError as error:
+        raise _refused(folder, error) from None
+    with lock(folder / LOCK, str(folder)) as first:
+        try:
+            if first:
+                _prepare(folder, kinds)
+            yield folder
+        finally:
+            if made:
+                _remove_if_unused(folder)
+
+
+def _refused(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot write ({error.strerror or error})")
+
+
+def _prepare(folder: Path, kinds: tuple[str, ...]) -> None:
+    """Mark a folder that is locked, and delete what killed runs were writing: nobody else writes here now."""
+    try:
+        _check_content(folder, kinds)
+        for path in folder.rglob(TEMPORARY):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from None
+    if not is_ours(folder):
+        write_atomically(folder / MARK, json_text({"format": FORMAT, "kind": kinds[0]}))
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
+    """Have one file to oneself, by a lock file beside it.
+
+    Args:
+        path: the file.
+        wait_s: seconds to wait for another run that has it.
+
+    Raises:
+        InputError: another run has it (says which), or its folder cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    name = path.name if len(os.fsencode(path.name)) < 200 else config_hash({"name": path.name})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror})") from None
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        raise _refused(path, error) from None
+    with lock(path.with_name(f".{name}{LOCK}"), str(path), wait_s):
+        yield path
 
 
-def check_writable(*paths: Path | None) -> None:
-    """Find out before a long run that its results could not be written.
+def check_apart(named: Mapping[str, object]) -> None:
+    """Refuse one file for two purposes, such as a result in place of the trace that it is made from.
+
+    Args:
+        named: paths (or anything else) by the names of the options; folders and other values may be the same.
 
     Raises:
-        InputError: the folder of a path cannot be made or written, or the path is a folder.
+        InputError: two of them are the same file.
     """
-    for path in filter(None, paths):
-        if path.is_dir():
-            raise InputError(f"{path}: expected a file to write, got a folder")
-        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-        write_atomically(probe, b"")
-        probe.unlink(missing_ok=True)
+    seen: dict[str, str] = {}
+    for name, value in named.items():
+        if not isinstance(value, Path) and not (isinstance(value, str) and os.path.isfile(value)):
+            continue
+        if os.path.isdir(value) or (os.path.exists(value) and not is_stdout(value) and not os.path.isfile(value)):
+            continue
+        place = str(STDOUT) if is_stdout(value) else os.path.realpath(value)
+        if place in seen:
+            raise InputError(f"{seen[place]}, {name}: expected two files, got {value} for both")
+        seen[place] = name
+
+
+def empty_folder(folder: Path, *kinds: str) -> None:
+    """Remove everything in a folder of ours, if there is one.
+
+    Raises:
+        InputError: it holds something else, or another run is using it.
+    """
+    if not os.path.lexists(folder):
+        return
+    with claimed(folder, *kinds) as place:
+        for path in place.iterdir():
+            if path.name in (MARK, LOCK):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; returns whether it was not there."""
+    if folder == STDOUT:
+        raise InputError("-: expected a folder, got standard output")
+    try:
+        if stat.S_ISDIR(os.stat(folder).st_mode):
+            return False
+        raise InputError(f"{folder}: expected a folder, got a file")
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def _check_content(folder: Path, kinds: tuple[str, ...]) -> None:
+    """Refuse a folder that holds anything that no run of these kinds has made."""
+    if is_ours(folder, *kinds):
+        return
+    if is_ours(folder):
+        kind = json.loads((folder / MARK).read_text(encoding="utf-8")).get("kind")
+        raise InputError(f"{folder}: expected a new folder or one of `llmsched {kinds[0]}`, got one of {kind!r}")
+    if others := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
+        raise InputError(
+            f"{folder}: expected a new or empty folder or one of `llmsched {kinds[0]}` (with {MARK} in it), "
+            f"got one that holds {others[0]!r}"
+        )
+
+
+def _remove_if_unused(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {MARK, LOCK}:
+            (folder / MARK).unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()

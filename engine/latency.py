@@ -26,6 +26,7 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import Requests
 from engine.state import Features, Server, new_features
+from engine.writing import write_atomically
 
 FORMAT = "llmsched-profile/1"
 
@@ -213,9 +214,12 @@ class LatencyModel:
         return float(iteration_seconds(self.compiled(), server.features))
 
     def save(self, path: Path) -> None:
-        """Write the profile as JSON."""
-        data = {"format": FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        """Write the profile as JSON, completely or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> "LatencyModel":

@@ -10,7 +10,6 @@ arxiv_summarization).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.requests import INT32_MAX
+from engine.writing import write_atomically
 
 FORMAT = "llmsched-joint-quantiles/1"
 TABLE_FOLDER = Path(__file__).parent / "data" / "lengths"
@@ -134,14 +134,7 @@ class JointQuantileTable:
             "output_tokens": [_short(row) for row in self.output_tokens],
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-            os.replace(temporary, target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(f"{target}: cannot write the length table ({error.strerror})") from None
+        write_atomically(path, "{\n" + lines + "\n}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> JointQuantileTable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +16,7 @@ from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
 from engine.sharegpt import Tokenizer, load_tokenizer, read_sharegpt
 from engine.trace_formats import FloatArray, TraceColumns, read_csv, read_mooncake
 from engine.workload import parse_workload
+from engine.writing import write_atomically
 
 
 def read_trace(
@@ -98,19 +98,10 @@ def write_mooncake(requests: Requests, path: str | Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     stamps = np.rint(requests.arrival * 1000.0).astype(np.int64).tolist()
     rows = zip(stamps, requests.prompt.tolist(), requests.output.tolist(), strict=True)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for stamp, prompt, output in rows:
-                file.write(json.dumps({"timestamp": stamp, "input_length": prompt, "output_length": output}) + "\n")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write the trace ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    keys = ("timestamp", "input_length", "output_length")
+    write_atomically(path, "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
 
 
 def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | None) -> None:

@@ -28,6 +28,7 @@ OURS = {
 }
 
 ROOMS = (
+    "locks",
     "files",
     "processes",
     "learning",

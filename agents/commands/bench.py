@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.files import json_text, write_atomically
+from agents.files import check_writable, json_text, write_atomically
 from agents.reporting.tables import console_for_tables
 from agents.studies import bench
 from engine.errors import InputError
@@ -49,6 +49,7 @@ class Command:
                 raise InputError(f"only: expected measurements among {', '.join(bench.MEASUREMENTS)}, got {name!r}")
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
+        check_writable(self.json)
         console = console_for_tables()
         with console.status("") as status:
             result = bench.bench(names, self.scale, status.update)

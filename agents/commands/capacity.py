@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.capacity import CRITERIA, Search, search_capacity
-from agents.files import check_writable, json_text, write_atomically
+from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
 from agents.processes import default_workers
 from engine.errors import InputError
@@ -51,6 +51,12 @@ class Command(ComparisonOptions):
         """
         search = self.search()
         check_writable(self.json)
+        with claimed(self.out, "capacity"):
+            result = self._search(search)
+        print(as_text(result))
+        print(f"written: {self.json or self.out / 'capacity.json'}")
+
+    def _search(self, search: Search) -> dict[str, Any]:
         result = search_capacity(
             search,
             workers=default_workers() if self.workers is None else self.workers,
@@ -60,8 +66,7 @@ class Command(ComparisonOptions):
         )
         for path in filter(None, (self.out / "capacity.json", self.json)):
             write_atomically(path, json_text(result))
-        print(as_text(result))
-        print(f"written: {self.json or self.out / 'capacity.json'}")
+        return result
 
 
 def _count(done: int, total: int) -> None:

@@ -1,6 +1,5 @@
 """`llmsched demo`: train a scheduler, then compare it with baselines and the shipped policy on unseen traces."""
 
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
-from agents.files import json_text, write_atomically
+from agents.files import claimed, empty_folder, json_text, write_atomically
 from agents.learning.train_config import TrainConfig
 from agents.options import Source
 from agents.processes import default_workers
@@ -52,12 +51,15 @@ class Command:
             InputError: options that do not fit, or a folder that cannot be written.
             SystemExit: code 1, the trained policy is not good enough.
         """
+        with claimed(self.out, "demo"):
+            self._run()
+
+    def _run(self) -> None:
         from agents.learning.train import train
 
         start = time.perf_counter()
         config = self._training()
-        if (config.run_dir / "config.json").is_file():
-            shutil.rmtree(config.run_dir)
+        empty_folder(config.run_dir, "train")
         print(f"training PPO for {config.total_timesteps:,} decisions into {config.run_dir}")
         learned = str(train(config))
         trained = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.setup import OnCell
-from agents.files import check_writable, json_text, write_atomically
+from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
 from agents.reporting.report import write_report
@@ -50,7 +50,8 @@ class Command(ComparisonOptions):
         """
         evaluation = self.evaluation()
         check_writable(self.json, self.report)
-        with_progress(lambda on_cell: self._run(evaluation, on_cell))
+        with claimed(self.out, "evaluate"):
+            with_progress(lambda on_cell: self._run(evaluation, on_cell))
 
     def _run(self, evaluation: Evaluation, on_cell: OnCell) -> dict[str, Any]:
         result = evaluate(

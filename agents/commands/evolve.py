@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.files import check_writable
 from agents.processes import default_workers
 from engine.errors import InputError
 
@@ -38,8 +37,6 @@ class Command:
         if workers < 1:
             raise InputError(f"workers: expected a whole number >= 1, got {workers}")
         config = EvolutionConfig.from_yaml(path, run_dir=self.run_dir, seed=self.seed, workers=workers, **changes)
-        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(self.run_dir / "log.csv")
         folder = evolve(config, lambda line: print(line, file=sys.stderr, flush=True), _command())
         print(f"found: {folder}/final (llmsched evaluate --policies slai,slackfit:tuned,{folder}/final)")
 

@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.files import check_writable
 from agents.options import parse_rates
 from agents.processes import default_workers
 from agents.resolve import split_policies
@@ -52,8 +51,6 @@ class Command:
             seed=self.seed,
             workers=default_workers() if self.workers is None else self.workers,
         )
-        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(self.run_dir / "log.csv")
         command = " ".join(["llmsched", *sys.argv[1:]])
         folder = learn_mixture(config, lambda line: print(line, file=sys.stderr, flush=True), command)
         print(f"learned: {folder}/final (llmsched evaluate --policies {self.arms},{folder}/final)")

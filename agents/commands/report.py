@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from agents.files import check_writable, claimed
 from agents.reporting.report import load_result, write_report
 from agents.reporting.tables import console_for_tables, print_tables
 
@@ -29,7 +30,9 @@ class Command:
         """
         result = load_result(self.result)
         folder = self.out or (self.result if self.result.is_dir() else self.result.parent)
-        written = write_report(result, folder, self.html)
+        check_writable(self.html)
+        with claimed(folder, "evaluate", "demo"):
+            written = write_report(result, folder, self.html)
         console = console_for_tables()
         print_tables(result, console)
         console.print(f"written: {written[-1]}", style="dim", highlight=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.files import json_text, write_atomically
+from agents.files import check_writable, json_text, write_atomically
 from agents.options import parse_rates
 from agents.reporting.tables import console_for_tables
 from agents.studies import reproduce
@@ -46,6 +46,7 @@ class Command:
             raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
+        check_writable(self.json)
         console = console_for_tables()
         study = reproduce.load_study(self.lengths, self.num_requests)
         seeds = range(reproduce.SEEDS[0], reproduce.SEEDS[0] + self.seeds)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.files import json_text, write_atomically
+from agents.files import check_writable, json_text, write_atomically
 from agents.reporting.tables import console_for_tables
 from agents.studies import tile_study
 from engine.errors import InputError
@@ -31,6 +31,7 @@ class Command:
         """
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
+        check_writable(self.json)
         console = console_for_tables()
         with console.status("") as status:
             result = tile_study.study(self.num_requests, self.seed, progress=status.update)

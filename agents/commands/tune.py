@@ -45,7 +45,6 @@ class Command(SourceOptions, ServerOptions):
             if name not in tuning.SPACES:
                 raise InputError(f"policies: expected names among {', '.join(tuning.SPACES)} or all, got {name!r}")
         rates, source, model = parse_rates(self.rates), self.source(), self.model()
-        self.save.parent.mkdir(parents=True, exist_ok=True)
         check_writable(self.save)
         workers = default_workers() if self.workers is None else self.workers
         table = Table(title=f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads")

@@ -1,10 +1,10 @@
 """What comparisons start from, policies, requests and a server, and how their cells are run and kept."""
 
-import hashlib
 import json
 import math
 import platform
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents.evaluation.cells import CellFile
+from agents.files import config_hash, locked
 from agents.options import Source
 from agents.processes import run_tasks
 from agents.resolve import fingerprint, resolve
@@ -104,7 +105,7 @@ class Setup:
 
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the JSON form."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        return config_hash(self.to_dict())
 
     def check(self, load: float | None) -> None:
         """Find bad input before anything is written.
@@ -176,7 +177,20 @@ def run_cells(
         InputError: bad input, or a cells file of another configuration.
         PolicyError: a policy broke the rules.
     """
-    file = CellFile(cells_path, setup.digest(), resume) if cells_path else None
+    with locked(cells_path) if cells_path else nullcontext():
+        file = CellFile(cells_path, setup.digest(), resume, key) if cells_path else None
+        return _run_cells(setup, function, tasks, key, workers, file, on_cell)
+
+
+def _run_cells(
+    setup: Setup,
+    function: Callable[[Task], dict[str, Any]],
+    tasks: Mapping[Key, Task],
+    key: Callable[[dict[str, Any]], Key],
+    workers: int,
+    file: CellFile | None,
+    on_cell: OnCell | None,
+) -> list[dict[str, Any]]:
     finished = {key(cell): cell for cell in file.cells} if file else {}
     todo = [task for name, task in tasks.items() if name not in finished]
     if min(workers, len(todo)) > 1:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
@@ -248,12 +249,16 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
     Raises:
         InputError: a configuration that does not fit, or a folder that holds another run.
     """
+    with claimed(config.run_dir, "evolve"):
+        return _evolve(config, progress, command)
+
+
+def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str) -> Path:
     import cma
 
     if (config.run_dir / "log.csv").exists():
         raise InputError(f"run_dir: {config.run_dir} already holds a run; choose another folder")
     shared = frame(config, command)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
     search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
     began = time.perf_counter()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
@@ -109,11 +110,15 @@ def learn_mixture(config: MixtureConfig, progress: Callable[[str], object], comm
     Raises:
         InputError: a configuration that does not fit, or a folder that holds another run.
     """
+    with claimed(config.run_dir, "mixture"):
+        return _learn(config, progress, command)
+
+
+def _learn(config: MixtureConfig, progress: Callable[[str], object], command: str) -> Path:
     if (config.run_dir / "log.csv").exists():
         raise InputError(f"run_dir: {config.run_dir} already holds a run; choose another folder")
     env = config.env()
     static_mixture(env, np.zeros(len(config.arms))).memory(env.engine, 1)  # every arm exists
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     rng, theta = np.random.default_rng(config.seed), np.zeros(len(config.arms))
     began = time.perf_counter()
     with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:

@@ -19,7 +19,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 import llmsched_env  # noqa: F401 - registers the environments
-from agents.files import write_atomically
+from agents.files import claimed, write_atomically
 from agents.learning.bundle import export, source_hash, versions
 from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
 from agents.learning.checkpoint import checkpoints, load_checkpoint
@@ -152,6 +152,11 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
             be written.
         KeyboardInterrupt: stopped by the user; the last checkpoint and the best policy stay usable.
     """
+    with claimed(config.run_dir, "train"):
+        return _train(config, extra)
+
+
+def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
     choose = teacher(config.teacher, config.env) if config.teacher else None
     start = _prepare(config)
     with torch_settings(config.threads):

@@ -273,9 +273,9 @@ def test_mooncake_round_trip(tmp_path: Path, rows: list[tuple[int, int, int]], s
 
 def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path: Path) -> None:
     requests = read_trace(written(tmp_path, TIMED))
-    with pytest.raises(InputError, match="cannot write the trace"):
-        write_mooncake(requests, tmp_path / "missing" / "out.jsonl")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot write the trace"):
+    with pytest.raises(InputError, match="expected a file to write, got a folder"):
         write_mooncake(requests, tmp_path / "folder")
+    with pytest.raises(InputError, match=r"trace.csv/out.jsonl: cannot write \(Not a directory\)"):
+        write_mooncake(requests, tmp_path / "trace.csv" / "out.jsonl")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "trace.csv"]
