@@ -59,6 +59,8 @@ ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
 
 ACTION_SIZES = (len(TOKEN_LEVELS), len(SLACK_LEVELS), len(ORDERS))
 """Choices in each dimension: budget, decode rule, prefill order."""
+ACTION_NAMES = ("token budget", "decode rule", "prefill order")
+"""Dimensions of an action."""
 
 _LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
 _KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(

@@ -1,8 +1,9 @@
 """`EnvConfig`: everything that makes an environment, as one frozen record that can be saved and compared."""
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from engine.checks import check_flag, check_real, check_whole, is_whole, show
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.predictions import parse_channel
@@ -57,33 +58,51 @@ class EnvConfig:
         Raises:
             InputError: one of them does not fit.
         """
+        for name, kind in _NESTED.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"env.{name}: expected {kind.__name__}, got {show(getattr(self, name))}")
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
         if self.action not in ("allocation", "mixture"):
-            raise InputError(f"env.action: expected allocation or mixture, got {self.action!r}")
+            raise InputError(f"env.action: expected allocation or mixture, got {show(self.action)}")
         if self.budget not in ("tokens", "time", "slackfit"):
-            raise InputError(f"env.budget: expected tokens, time or slackfit, got {self.budget!r}")
+            raise InputError(f"env.budget: expected tokens, time or slackfit, got {show(self.budget)}")
+        for name in ("profile", "prediction"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"env.{name}: expected a name, got {show(getattr(self, name))}")
+        if not isinstance(self.arms, list | tuple) or not all(isinstance(arm, str) for arm in self.arms):
+            raise InputError(f"env.arms: expected names of baselines, got {show(self.arms)}")
+        object.__setattr__(self, "arms", tuple(self.arms))
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
         if self.prediction and parse_channel(self.prediction).refreshes:
             raise InputError(
                 f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
             )
-        if self.hold < 1 or (self.hold > 1 and self.action != "allocation"):
-            raise InputError(f"env.hold: expected a whole number >= 1, 1 for a mixture, got {self.hold!r}")
+        check_flag("env.skip_decode_only", self.skip_decode_only)
+
+    def _check_numbers(self) -> None:
+        check_whole("env.max_steps", self.max_steps, 0)
+        if self.horizon_s == float("inf"):
+            object.__setattr__(self, "horizon_s", 0.0)
+        check_real("env.horizon_s", self.horizon_s, unit="seconds")
+        check_whole("env.hold", self.hold, 1)
+        if self.hold > 1 and self.action != "allocation":
+            raise InputError(f"env.hold: expected 1 for a mixture, got {self.hold!r}")
         for name in ("ageing", "close"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1e9 or (value > 0.0 and self.budget != "slackfit"):
+            value = check_real(f"env.{name}", getattr(self, name))
+            if value >= 1e9 or (value > 0.0 and self.budget != "slackfit"):
                 raise InputError(f"env.{name}: expected a number >= 0, 0 unless budget is slackfit, got {value!r}")
+        if not isinstance(self.rates, list | tuple):
+            raise InputError(f"env.rates: expected a sequence of requests/s, got {show(self.rates)}")
         for rate in self.rates:
-            if not 0.0 < rate < float("inf"):
-                raise InputError(f"env.rates: expected requests/s > 0, got {rate!r}")
-        if self.max_steps < 0 or self.horizon_s < 0.0 or self.horizon_s != self.horizon_s:
-            raise InputError(
-                f"env: expected max_steps and horizon_s >= 0, got {self.max_steps!r} and {self.horizon_s!r}"
-            )
-        if not 0 <= self.backlog <= self.workload.num_requests:
-            raise InputError(
-                f"env.backlog: expected 0 to num_requests ({self.workload.num_requests}), got {self.backlog!r}"
-            )
+            check_real("env.rates", rate, above=True, unit="requests/s")
+        object.__setattr__(self, "rates", tuple(self.rates))
+        most = self.workload.num_requests
+        if not is_whole(self.backlog) or not 0 <= self.backlog <= most:
+            raise InputError(f"env.backlog: expected 0 to num_requests ({most}), got {show(self.backlog)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON.
@@ -108,6 +127,29 @@ class EnvConfig:
 _NESTED: dict[str, type] = {"engine": EngineConfig, "workload": Workload, "reward": RewardWeights}
 
 
+def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[str, ...]) -> EnvConfig:
+    """The configuration that the keywords of an environment's constructor describe.
+
+    Args:
+        config: what the keywords change (None: the defaults).
+        changes: fields of `EnvConfig`.
+        further: keywords that the constructor takes besides, for the message.
+
+    Raises:
+        InputError: no `EnvConfig`, an unknown keyword, or a value that does not fit.
+    """
+    if config is not None and not isinstance(config, EnvConfig):
+        raise InputError(f"config: expected an EnvConfig, got {show(config)}")
+    config = config or EnvConfig()
+    if not changes:
+        return config
+    known = [f.name for f in fields(EnvConfig)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{name}: unknown keyword, known: {', '.join([*further, *known])}")
+    return EnvConfig.from_dict({**vars(config), **changes})
+
+
 def _build(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a mapping, got {type(data).__name__}")
@@ -117,7 +159,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}, known: {', '.join(known)}")
         if key in _NESTED and cls is EnvConfig:
-            value = value if is_dataclass(value) else _build(_NESTED[key], value, f"{where}.{key}")
+            value = value if isinstance(value, _NESTED[key]) else _build(_NESTED[key], value, f"{where}.{key}")
         elif key == "tiers":
             value = tuple(t if isinstance(t, Tier) else _build(Tier, t, f"{where}.tiers") for t in value)
         elif isinstance(value, list):

@@ -5,14 +5,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from engine.checks import show
 from engine.errors import InputError
 from engine.latency import Executor
-from engine.requests import Requests
-from llmsched_env.config import EnvConfig
+from llmsched_env.config import EnvConfig, configure
+from llmsched_env.fleet import Fleet, action_space, observation_space
+from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, step_limit
 from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.vector import Fleet, action_space, observation_space
+
+KEYWORDS = ("config", "render_mode", "executor", "max_episode_steps")
+"""What the constructor takes besides the fields of `EnvConfig`."""
 
 
 class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
@@ -44,6 +48,8 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     ## Arguments
     `config`: an `EnvConfig`; other keywords replace its fields (``gymnasium.make("LLMSched-v0", max_steps=100)``).
+    `max_episode_steps` truncates as `gymnasium.wrappers.TimeLimit` does. `gymnasium.make` adds that wrapper itself; its
+    truncations have no ``info["report"]``, which ``env.unwrapped.report()`` gives.
     ``reset(options={"requests": requests})`` plays a given trace. `executor` runs the batches instead of the profile:
     an `engine.latency.Executor` or the spec of one ("transformers", "transformers:tiny"). With a real one time is real:
     the seconds from one batch to the next, in which the agent decides, are charged. An action outside the space is then
@@ -62,23 +68,23 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         config: EnvConfig | None = None,
         render_mode: str | None = None,
         executor: Executor | str | None = None,
+        max_episode_steps: int | None = None,
         **changes: Any,
     ) -> None:
         """Build the server.
 
         Raises:
-            InputError: an unknown field or render mode, or a configuration or an executor that cannot be run.
+            InputError: an unknown keyword or render mode, or a configuration or an executor that cannot be run.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise InputError(f"render_mode: expected ansi or rgb_array, got {render_mode!r}")
-        config = config or EnvConfig()
-        self.config = EnvConfig.from_dict({**vars(config), **changes}) if changes else config
+            raise InputError(f"render_mode: expected ansi or rgb_array, got {show(render_mode)}")
+        self.config = configure(config, changes, KEYWORDS)
         self.render_mode = render_mode
         self.observation_space = observation_space()
         self.action_space = action_space(self.config)
         self.live = Live(find_executor(executor, self.config.engine), self.config) if executor is not None else None
-        self.fleet = Fleet(1, self.config, live=self.live)
-        self._action = np.zeros((1, 1 if self.config.action == "mixture" else 3), np.int64)
+        limit = step_limit(max_episode_steps)
+        self.fleet = Fleet(1, self.config, live=self.live, batched=False, max_episode_steps=limit)
         self._timeline = Timeline() if render_mode else None
 
     def reset(
@@ -87,21 +93,26 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         """Start an episode; ``options["requests"]`` may give the trace.
 
         Raises:
-            InputError: a given trace that does not fit the configuration.
+            InputError: a seed that is no whole number >= 0, an unknown option, or a trace that does not fit.
         """
+        seed, given = check_seed(seed), check_options(options, ("requests",)).get("requests")
+        if given is not None:
+            given = check_requests(given, "options['requests']")
+            self.fleet.check_trace(given)
         super().reset(seed=seed)
-        given: Requests | None = (options or {}).get("requests")
         self.fleet.start(0, given if given is not None else self.fleet.draw(self.np_random))
         if self._timeline:
             self._timeline.clear()
         return self.fleet.outcome.observation[0].copy(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one decision."""
+        """Take one decision.
+
+        Raises:
+            ResetNeeded: there is no episode.
+            InputError: an action that is not in the space; nothing has happened then.
+        """
         fleet, outcome = self.fleet, self.fleet.outcome
-        if self.live is None:
-            self._action[0] = action
-            action = self._action
         fleet.step(action)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         info: dict[str, Any] = {
@@ -116,8 +127,24 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             self._timeline.add(fleet.servers)
         return outcome.observation[0].copy(), float(outcome.reward[0]), terminated, truncated, info
 
+    def report(self) -> dict[str, float]:
+        """The numbers of the episode so far, as ``info["report"]`` has them at its end.
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        if not self.fleet.started:
+            raise needs_reset("env.report()")
+        return self.fleet.report(0)
+
     def render(self) -> Any:
-        """The latest state as one line of text (`ansi`), or the timeline so far as uint8[height, width, 3]."""
+        """The latest state as one line of text (`ansi`), or the timeline so far as uint8[height, width, 3].
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        if not self.fleet.started:
+            raise needs_reset("env.render()")
         if self._timeline is None:
             return None
         if self.render_mode == "ansi":

@@ -59,8 +59,8 @@ class Live:
         self._since = time.perf_counter()
         return waited + took
 
-    def step(self, fleet: Any, action: Any, opens: bool) -> None:
-        """Take one decision on the only row of a fleet (`llmsched_env.vector.Fleet`)."""
+    def step(self, fleet: Any, action: Any, opens: bool) -> int:
+        """Take one decision on the only row of a fleet (`llmsched_env.fleet.Fleet`); returns -1: none is refused."""
         legal = opens or self._is_legal(action)
         self.fallbacks += not legal
         arrays = (fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome, 0, opens)
@@ -68,11 +68,17 @@ class Live:
             mixture_row(fleet.kernels, _whole(action), *arrays)
         else:
             allocation_row(_whole(action) if legal else _SARATHI, *arrays)
+        return -1
 
     def _is_legal(self, action: Any) -> bool:
-        values = np.asarray(action, np.float64).reshape(-1)
-        return len(values) == len(self.sizes) and bool(
-            np.all((values >= 0) & (values < self.sizes) & (values == np.floor(values)))
+        try:
+            values = np.asarray(action).reshape(-1)
+        except Exception:  # whatever the conversion of a foreign object raises: it is no action
+            return False
+        return (
+            values.dtype.kind in "iuf"
+            and len(values) == len(self.sizes)
+            and bool(np.all((values >= 0) & (values < self.sizes) & (values == np.floor(values))))
         )
 
 

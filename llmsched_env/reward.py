@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine._jit import inner
-from engine.errors import InputError
+from engine.checks import check_real
 from engine.state import Server
 
 REWARD_TERMS = ("ttft", "tbt", "e2e", "goodput", "starvation")
@@ -43,9 +43,7 @@ class RewardWeights:
             InputError: one is not.
         """
         for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-                raise InputError(f"reward.{f.name}: expected a number >= 0, got {value!r}")
+            check_real(f"reward.{f.name}", getattr(self, f.name), unit="a number")
 
     def vector(self) -> np.ndarray:
         """Weights in the order of REWARD_TERMS, then starvation_s: float64[6]."""

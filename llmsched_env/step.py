@@ -45,7 +45,10 @@ class Rules(NamedTuple):
 
     weights: np.ndarray  # float64[NUM_TERMS + 1], RewardWeights.vector()
     tier_weight: np.ndarray  # float64[tiers]
-    limits: np.ndarray  # float64[4]: max_steps, horizon_s (0: none), skip_decode_only, hold
+    limits: (
+        np.ndarray
+    )  # float64[5]: max_steps, horizon_s (0: none), skip_decode_only, hold, max_episode_steps (0: none)
+    choices: np.ndarray  # int64[dimensions], choices in each dimension of an action
 
 
 def new_memories(kernels: int, params: int, rows: int, requests: int, request_cells: int, row_cells: int) -> Memories:
@@ -157,6 +160,8 @@ def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float)
     late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
     long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
     outcome.truncated[e] = (late or long) and not outcome.terminated[e]
+    if rules.limits[4] > 0.0 and outcome.steps[e] >= rules.limits[4]:
+        outcome.truncated[e] = True  # also at the step that terminates, as gymnasium.wrappers.TimeLimit does
 
 
 @inner
@@ -227,7 +232,7 @@ _FIELDS = {
     "servers": typeof(new_rows(1, 1, 1)),
     "memories": typeof(new_memories(1, 1, 1, 1, 1, 1)),
     "latency": LATENCY_TYPE,
-    "rules": typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1))),
+    "rules": typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64))),
     "outcome": typeof(new_outcome(1)),
 }
 _FLEET: Any = _FleetType([*_FIELDS.items()])  # type: ignore[no-untyped-call]
@@ -245,18 +250,39 @@ def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any)
     return fleet
 
 
-def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+@inner
+def _first_outside(action: np.ndarray, choices: np.ndarray, first: int, last: int) -> int:
+    """The first row whose action is not in the space, -1 if there is none."""
+    dimensions = choices.shape[0]
+    if action.shape[0] < last or action.shape[1] != dimensions:
+        return first
+    for e in range(first, last):
+        for d in range(dimensions):
+            if action[e, d] < 0 or action[e, d] >= choices[d]:
+                return e
+    return -1
+
+
+def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
+    if bad >= 0:
+        return bad
     servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
     latency, rules = fleet.latency, fleet.rules
     for e in prange(first, last):
         allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
+    return -1
 
 
-def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
+    if bad >= 0:
+        return bad
     servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
     latency, rules = fleet.latency, fleet.rules
     for e in prange(first, last):
         mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
+    return -1
 
 
 @functools.cache
@@ -269,15 +295,16 @@ def bundle_arrays() -> Any:
 def step_allocation(parallel: bool) -> Any:
     """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, 3].
 
-    With `opens` the action is not read: the freshly loaded rows go to their first decision. `parallel` spreads the rows
-    over numba's threads, with the same results.
+    Returns the first row whose action is outside the space, having done nothing, or -1. With `opens` the action is not
+    read: the freshly loaded rows go to their first decision. `parallel` spreads the rows over numba's threads, with the
+    same results.
     """
-    signature = types.void(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    signature = types.int64(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
     return njit(signature, cache=True, parallel=parallel)(_allocate)
 
 
 @functools.cache
 def step_mixture(arms: int, parallel: bool) -> Any:
     """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
-    signature = types.void(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    signature = types.int64(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
     return njit(signature, cache=True, parallel=parallel)(_mix)

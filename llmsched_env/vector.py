@@ -1,166 +1,20 @@
 """`LLMSchedVectorEnv`: many independent servers, stepped by one compiled call."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-import baselines
+from engine.checks import check_whole, show
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.rows import new_rows, row_of
-from engine.state import Server, load
-from llmsched_env.action import (
-    ACTION_SIZES,
-    ALLOCATION_PARAMS,
-    ALLOCATION_REQUEST_MEMORY,
-    ALLOCATION_ROW_MEMORY,
-    allocation_params,
-)
-from llmsched_env.config import EnvConfig
-from llmsched_env.episode import episode_report
-from llmsched_env.live import Live
-from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
-from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.step import (
-    Memories,
-    Rules,
-    bundle_arrays,
-    new_memories,
-    new_outcome,
-    step_allocation,
-    step_mixture,
-)
+from llmsched_env.config import EnvConfig, configure
+from llmsched_env.fleet import Fleet, action_space, observation_space
+from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, step_limit
 
-
-def observation_space() -> spaces.Box:
-    """Box float32[OBSERVATION_SIZE]; the entries are named in `llmsched_env.OBSERVATION_NAMES`."""
-    return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
-
-
-def action_space(config: EnvConfig) -> spaces.Space[Any]:
-    """MultiDiscrete (budget, decode rule, order) for `allocation`, Discrete (arm) for `mixture`."""
-    if config.action == "mixture":
-        return spaces.Discrete(len(config.arms))
-    return spaces.MultiDiscrete(list(ACTION_SIZES))
-
-
-class Fleet:
-    """Rows of servers with their memories, traces and outcomes: what both environment classes drive."""
-
-    def __init__(self, rows: int, config: EnvConfig, threads: int = 1, live: Live | None = None) -> None:
-        """Allocate everything and compile nothing yet.
-
-        Args:
-            rows: servers.
-            config: of all of them.
-            threads: > 1 spreads rows over numba's threads.
-            live: steps the only row with an executor instead of the profile.
-
-        Raises:
-            InputError: an unknown profile or arm, or a workload that the server can never serve.
-        """
-        self.config = config
-        self.live = live
-        self.rows = rows
-        model = load_profile(config.profile)
-        self.latency = model.compiled(config.engine)
-        arms: list[Policy] = [baselines.make(s) for s in config.arms] if config.action == "mixture" else []
-        for arm in arms:
-            if not arm.runs_compiled:
-                raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
-            if arm.channel and not config.prediction:
-                raise InputError(f"env.prediction: expected a channel such as {arm.channel} for {arm.spec!r}, got none")
-        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
-        n, tiers = config.workload.num_requests, config.workload.tiers
-        params = [
-            allocation_params(model, config.budget, config.ageing, config.close),
-            *(a.params(config.engine) for a in arms),
-        ]
-        cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
-        row_cells = max([ALLOCATION_ROW_MEMORY, *(a.row_memory for a in arms)])
-        width = max([ALLOCATION_PARAMS, *(len(p) for p in params)])
-        self.memories: Memories = new_memories(len(params), width, rows, n, cells, row_cells)
-        for k, p in enumerate(params):
-            self.memories.params[k, : len(p)] = p
-        self.servers: Server = new_rows(rows, n, len(tiers))
-        self.row_servers: list[Server] = [row_of(self.servers, e) for e in range(rows)]
-        limits = np.array([config.max_steps, config.horizon_s, config.skip_decode_only, config.hold], np.float64)
-        self.rules = Rules(config.reward.vector(), np.array([t.weight for t in tiers]), limits)
-        self.outcome = new_outcome(rows)
-        self.returns = np.zeros(rows)
-        self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
-        self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
-        self._step = self._stepper(threads > 1)
-        self._no_action = np.zeros((rows, 1), np.int64)
-
-    def draw(self, rng: np.random.Generator) -> Requests:
-        """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
-        workload = self.config.workload
-        if self.config.rates:
-            rate = float(rng.choice(np.asarray(self.config.rates)))
-            workload = workload if rate == workload.rate else type(workload)(**{**vars(workload), "rate": rate})
-        requests = workload.generate(rng)
-        if self.config.backlog:
-            present = int(rng.integers(self.config.backlog + 1))
-            if present:
-                arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
-                requests = requests.replace(arrival=arrival)
-        if self.config.prediction:
-            requests = predict(requests, self.config.prediction, int(rng.integers(2**32)))
-        return requests
-
-    def start(self, e: int, requests: Requests) -> None:
-        """Put row `e` in front of a trace and move it to its first decision.
-
-        Raises:
-            InputError: the trace has another number of requests or tiers than the rows, or one that is too long.
-        """
-        n = self.config.workload.num_requests
-        if len(requests) != n or len(requests.tiers) != len(self.config.workload.tiers):
-            raise InputError(
-                f"reset: expected {n} requests in {len(self.config.workload.tiers)} tiers, "
-                f"got {len(requests)} in {len(requests.tiers)}"
-            )
-        requests.check_lengths(self.config.engine.max_request_tokens)
-        load(self.row_servers[e], self.config.engine, requests)
-        self.memories.request[e] = 0.0
-        self.memories.row[e] = 0.0
-        self.returns[e] = 0.0
-        self.term_sums[e] = 0.0
-        if self.live:
-            self.live.start(requests)
-        self._step(self._no_action, e, e + 1, True)
-
-    def _stepper(self, parallel: bool) -> Callable[[np.ndarray, int, int, bool], None]:
-        arrays, kernels, live = self._arrays, self.kernels, self.live
-        if live:
-            return lambda action, first, last, opens: live.step(self, action, opens)
-        if not kernels:
-            allocation = step_allocation(parallel)
-            return lambda action, first, last, opens: allocation(action, arrays, first, last, opens)
-        mixture = step_mixture(len(kernels), parallel)
-        return lambda action, first, last, opens: mixture(kernels, action, arrays, first, last, opens)
-
-    def step(self, action: np.ndarray) -> None:
-        """Advance every row by one decision; `action` is int64[rows, dimensions]; results are in `outcome`."""
-        self._step(action, 0, self.rows, False)
-        self.returns += self.outcome.reward
-        self.term_sums += self.outcome.terms
-
-    def report(self, e: int) -> dict[str, float]:
-        """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""
-        report = episode_report(self.row_servers[e], [t.name for t in self.config.workload.tiers])
-        report["return"] = float(self.returns[e])
-        report["decisions"] = int(self.outcome.steps[e])
-        report |= {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, self.term_sums[e], strict=True)}
-        return report
+KEYWORDS = ("num_envs", "config", "threads", "render_mode", "max_episode_steps")
+"""What the constructor takes besides the fields of `EnvConfig`."""
 
 
 class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -171,62 +25,88 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     step covered) and ``infos["reward_terms"]`` (float64[rows, terms], unweighted, order `REWARD_TERMS`).
     The arrays that `step` returns are overwritten by the next step, but for the observation.
 
-    Args of the constructor: `num_envs` rows; `config`; `threads` > 1 spreads rows over numba's threads.
+    Args of the constructor: `num_envs` rows; `config`; `threads` > 1 spreads rows over numba's threads; other keywords
+    as those of `LLMSchedEnv`: fields of `EnvConfig`, and `max_episode_steps`, which truncates every row as
+    `gymnasium.wrappers.TimeLimit` does. `executor` is refused: it serves one environment.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
-        self, num_envs: int = 1, config: EnvConfig | None = None, threads: int = 1, render_mode: str | None = None
+        self,
+        num_envs: int = 1,
+        config: EnvConfig | None = None,
+        threads: int = 1,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+        **changes: Any,
     ) -> None:
         """Build the rows; `reset` starts them.
 
         Raises:
-            InputError: the configuration cannot be run, or a render mode is asked for.
+            InputError: the configuration cannot be run, an unknown keyword, or a render mode or an executor is given.
         """
         if render_mode is not None:
-            raise InputError(f"render_mode: the vector environment draws nothing, got {render_mode!r}")
-        if num_envs < 1:
-            raise InputError(f"num_envs: expected at least 1, got {num_envs!r}")
-        self.config = config or EnvConfig()
-        self.num_envs = num_envs
+            raise InputError(f"render_mode: the vector environment draws nothing, got {show(render_mode)}")
+        if changes.pop("executor", None) is not None:
+            raise InputError("executor: one executor serves one environment, use gymnasium.make instead of make_vec")
+        self.num_envs = check_whole("num_envs", num_envs, 1)
+        self.config = configure(config, changes, KEYWORDS)
         self.render_mode = None
         self.single_observation_space = observation_space()
         self.single_action_space = action_space(self.config)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.fleet = Fleet(num_envs, self.config, threads)
-        self._generators: list[np.random.Generator] = []
+        limit = step_limit(max_episode_steps)
+        threads = check_whole("threads", threads, 1)
+        self.fleet = Fleet(self.num_envs, self.config, threads, max_episode_steps=limit)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._generators = [np.random.default_rng() for _ in range(self.num_envs)]
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in every row.
+        """Start an episode in every row, or in some of them.
 
         Args:
-            seed: row e draws its traces from ``seed + e`` (or from its own entry of a list).
-            options: ``{"requests": [...]}`` gives each row its first trace instead.
+            seed: row e draws its traces from ``seed + e``, or from its own entry of a list; without one it goes on with
+                the generator that it has.
+            options: ``{"requests": [...]}`` gives each row its first trace instead; ``{"reset_mask": bool[rows]}``
+                resets these rows only, the others stay where they are.
 
         Returns:
             Observations float32[rows, OBSERVATION_SIZE] and an empty info.
+
+        Raises:
+            InputError: seeds, options or traces that do not fit; nothing has happened then.
         """
-        if isinstance(seed, list):
-            seeds: list[int | None] = seed
-        elif seed is not None:
-            seeds = [seed + e for e in range(self.num_envs)]
-        else:
-            seeds = [None] * self.num_envs
-        if not self._generators or seed is not None:
-            self._generators = [np.random.default_rng(s) for s in seeds]
-        given = (options or {}).get("requests")
-        for e, rng in enumerate(self._generators):
-            self.fleet.start(e, given[e] if given is not None else self.fleet.draw(rng))
+        seeds = check_seeds(seed, self.num_envs)
+        known = check_options(options, ("requests", "reset_mask"))
+        chosen, given = np.ones(self.num_envs, np.bool_), known.get("requests")
+        if known.get("reset_mask") is not None:
+            chosen = check_reset_mask(known["reset_mask"], self.num_envs)
+        traces = check_traces(given, chosen) if given is not None else [None] * self.num_envs
+        for trace in traces:
+            if trace is not None:
+                self.fleet.check_trace(trace)
+        for e in np.flatnonzero(~chosen).tolist():
+            if not self.fleet.has_episode(e):
+                raise InputError(f"options['reset_mask']: expected True for row {e}, which has no episode yet")
+        for e in np.flatnonzero(chosen).tolist():
+            if (own := seeds[e]) is not None:
+                self._generators[e] = np.random.default_rng(own)
+            trace = traces[e]
+            self.fleet.start(e, trace if trace is not None else self.fleet.draw(self._generators[e]))
         return self.fleet.outcome.observation.copy(), {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one decision in every row (see the class for what comes back)."""
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one decision in every row (see the class for what comes back).
+
+        Raises:
+            ResetNeeded: some row has no episode.
+            InputError: an action that is not in the space; nothing has happened then.
+        """
         fleet, outcome = self.fleet, self.fleet.outcome
-        fleet.step(np.ascontiguousarray(actions, np.int64).reshape(self.num_envs, -1))
+        fleet.step(actions)
         infos: dict[str, Any] = {"elapsed_s": outcome.elapsed_s, "reward_terms": outcome.terms}
         terminated, truncated = outcome.terminated.copy(), outcome.truncated.copy()
         ended = np.flatnonzero(terminated | truncated)
@@ -241,3 +121,6 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos |= {"final_obs": final_obs, "_final_obs": mask}
             infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
         return outcome.observation.copy(), outcome.reward.copy(), terminated, truncated, infos
+
+    def render(self) -> None:
+        """Nothing: the vector environment draws nothing."""

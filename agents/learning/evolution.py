@@ -31,9 +31,9 @@ from engine.latency import load_profile
 from engine.workload import Workload, parse_workload
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.config import EnvConfig
+from llmsched_env.fleet import Fleet
 from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
-from llmsched_env.vector import Fleet
 
 FEATURES = (
     "kv_use",

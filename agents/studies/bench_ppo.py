@@ -19,7 +19,7 @@ from agents.learning.train_config import TrainConfig
 from agents.learning.vec_env import SB3VecEnv
 from agents.studies.bench import alternate
 from llmsched_env import EnvConfig
-from llmsched_env.vector import action_space, observation_space
+from llmsched_env.fleet import action_space, observation_space
 
 NULL_ID = "LLMSchedNull-v0"
 

@@ -1,0 +1,224 @@
+"""`Fleet`: rows of servers with their memories, traces and outcomes, which both environment classes drive."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+import baselines
+from engine.errors import InputError
+from engine.latency import load_profile
+from engine.policy import Policy
+from engine.predictions import predict
+from engine.requests import Requests
+from engine.rows import new_rows, row_of
+from engine.state import Server, load
+from llmsched_env.action import (
+    ACTION_NAMES,
+    ACTION_SIZES,
+    ALLOCATION_PARAMS,
+    ALLOCATION_REQUEST_MEMORY,
+    ALLOCATION_ROW_MEMORY,
+    allocation_params,
+)
+from llmsched_env.config import EnvConfig
+from llmsched_env.episode import episode_report
+from llmsched_env.inputs import Actions, needs_reset
+from llmsched_env.live import Live
+from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
+from llmsched_env.reward import REWARD_TERMS
+from llmsched_env.step import (
+    Memories,
+    Rules,
+    bundle_arrays,
+    new_memories,
+    new_outcome,
+    step_allocation,
+    step_mixture,
+)
+
+
+def observation_space() -> spaces.Box:
+    """Box float32[OBSERVATION_SIZE]; the entries are named in `llmsched_env.OBSERVATION_NAMES`."""
+    return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
+
+
+def action_space(config: EnvConfig) -> spaces.Space[Any]:
+    """MultiDiscrete (budget, decode rule, order) for `allocation`, Discrete (arm) for `mixture`."""
+    if config.action == "mixture":
+        return spaces.Discrete(len(config.arms))
+    return spaces.MultiDiscrete(list(ACTION_SIZES))
+
+
+def _arms(config: EnvConfig) -> list[Policy]:
+    """The baselines of a mixture, none for `allocation`."""
+    arms: list[Policy] = [baselines.make(s) for s in config.arms] if config.action == "mixture" else []
+    for arm in arms:
+        if not arm.runs_compiled:
+            raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
+        if arm.channel and not config.prediction:
+            raise InputError(f"env.prediction: expected a channel such as {arm.channel} for {arm.spec!r}, got none")
+    return arms
+
+
+def _memories(rows: int, config: EnvConfig, codec: np.ndarray, arms: list[Policy]) -> Memories:
+    """Zeroed memories with the parameters of the codec and of the arms."""
+    params = [codec, *(a.params(config.engine) for a in arms)]
+    cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
+    row_cells = max([ALLOCATION_ROW_MEMORY, *(a.row_memory for a in arms)])
+    width = max([ALLOCATION_PARAMS, *(len(p) for p in params)])
+    memories = new_memories(len(params), width, rows, config.workload.num_requests, cells, row_cells)
+    for k, p in enumerate(params):
+        memories.params[k, : len(p)] = p
+    return memories
+
+
+class Fleet:
+    """Rows of servers with their memories, traces and outcomes: what both environment classes drive."""
+
+    def __init__(
+        self,
+        rows: int,
+        config: EnvConfig,
+        threads: int = 1,
+        live: Live | None = None,
+        batched: bool = True,
+        max_episode_steps: int = 0,
+    ) -> None:
+        """Allocate everything and compile nothing yet.
+
+        Args:
+            rows: servers.
+            config: of all of them.
+            threads: > 1 spreads rows over numba's threads.
+            live: steps the only row with an executor instead of the profile.
+            batched: whether actions come with a leading axis for the rows.
+            max_episode_steps: truncates an episode as `gymnasium.wrappers.TimeLimit` does (0: no limit).
+
+        Raises:
+            InputError: an unknown profile or arm, a workload that the server can never serve, or rows for which there
+                is no memory.
+        """
+        self.config = config
+        self.live = live
+        self.rows = rows
+        model = load_profile(config.profile)
+        self.latency = model.compiled(config.engine)
+        arms = _arms(config)
+        codec = allocation_params(model, config.budget, config.ageing, config.close)
+        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
+        n, tiers = config.workload.num_requests, config.workload.tiers
+        try:
+            self.memories = _memories(rows, config, codec, arms)
+            self.servers: Server = new_rows(rows, n, len(tiers))
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"num_envs: no memory for {rows} rows of {n} requests ({error})") from None
+        self.row_servers: list[Server] = [row_of(self.servers, e) for e in range(rows)]
+        space = action_space(config)
+        choices = np.atleast_1d(np.asarray(getattr(space, "nvec", getattr(space, "n", 0)), np.int64))
+        names = ACTION_NAMES if config.action == "allocation" else ("arm",)
+        self.actions = Actions(((rows,) if batched else ()) + (space.shape or ()), rows, choices.tolist(), names)
+        flags = [config.max_steps, config.horizon_s, config.skip_decode_only, config.hold, max_episode_steps]
+        tier_weight = np.array([t.weight for t in tiers], np.float64)
+        self.rules = Rules(config.reward.vector(), tier_weight, np.array(flags, np.float64), choices)
+        self.outcome = new_outcome(rows)
+        self.returns = np.zeros(rows)
+        self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
+        self.started = False
+        self._has_episode = np.zeros(rows, np.bool_)
+        self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
+        self._step = self._stepper(threads > 1)
+
+    def draw(self, rng: np.random.Generator) -> Requests:
+        """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
+        workload = self.config.workload
+        if self.config.rates:
+            rate = float(rng.choice(np.asarray(self.config.rates)))
+            workload = workload if rate == workload.rate else type(workload)(**{**vars(workload), "rate": rate})
+        requests = workload.generate(rng)
+        if self.config.backlog:
+            present = int(rng.integers(self.config.backlog + 1))
+            if present:
+                arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
+                requests = requests.replace(arrival=arrival)
+        if self.config.prediction:
+            requests = predict(requests, self.config.prediction, int(rng.integers(2**32)))
+        return requests
+
+    def check_trace(self, requests: Requests) -> None:
+        """Check that the rows can serve a trace.
+
+        Raises:
+            InputError: another number of requests or tiers than the rows have, a request that is too long, or
+                predictions that are refreshed.
+        """
+        n, tiers = self.config.workload.num_requests, len(self.config.workload.tiers)
+        if len(requests) != n or len(requests.tiers) != tiers:
+            raise InputError(
+                f"reset: expected {n} requests in {tiers} tiers, got {len(requests)} in {len(requests.tiers)}"
+            )
+        if requests.forecast.every:
+            raise InputError("reset: expected a trace with one prediction per request, got refreshed ones")
+        requests.check_lengths(self.config.engine.max_request_tokens)
+
+    def start(self, e: int, requests: Requests) -> None:
+        """Put row `e` in front of a trace and move it to its first decision.
+
+        Raises:
+            InputError: a trace that the rows cannot serve.
+        """
+        self.check_trace(requests)
+        if self.live:
+            self.live.start(requests)
+        load(self.row_servers[e], self.config.engine, requests)
+        self.memories.request[e] = 0.0
+        self.memories.row[e] = 0.0
+        self.returns[e] = 0.0
+        self.term_sums[e] = 0.0
+        self._step(self.actions.array, e, e + 1, True)
+        if not self.started:
+            self._has_episode[e] = True
+            self.started = bool(self._has_episode.all())
+
+    def has_episode(self, e: int) -> bool:
+        """Whether row `e` has been reset."""
+        return bool(self._has_episode[e])
+
+    def _stepper(self, parallel: bool) -> Callable[[Any, int, int, bool], int]:
+        arrays, kernels, live = self._arrays, self.kernels, self.live
+        if live:
+            return lambda action, first, last, opens: live.step(self, action, opens)
+        if not kernels:
+            allocation = step_allocation(parallel)
+            return lambda action, first, last, opens: allocation(action, arrays, first, last, opens)
+        mixture = step_mixture(len(kernels), parallel)
+        return lambda action, first, last, opens: mixture(kernels, action, arrays, first, last, opens)
+
+    def step(self, given: Any) -> None:
+        """Advance every row by one decision; results are in `outcome`.
+
+        Args:
+            given: actions as callers give them, of the shape that the constructor was told.
+
+        Raises:
+            ResetNeeded: some row has no episode.
+            InputError: an action that is not in the space; nothing has happened then. With an executor it is a
+                fallback instead (`Live`).
+        """
+        if not self.started:
+            raise needs_reset("env.step()")
+        action = self.actions.take(given) if self.live is None else given
+        bad = self._step(action, 0, self.rows, False)
+        if bad >= 0:
+            raise self.actions.refused(given, bad)
+        self.returns += self.outcome.reward
+        self.term_sums += self.outcome.terms
+
+    def report(self, e: int) -> dict[str, float]:
+        """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""
+        report = episode_report(self.row_servers[e], [t.name for t in self.config.workload.tiers])
+        report["return"] = float(self.returns[e])
+        report["decisions"] = int(self.outcome.steps[e])
+        report |= {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, self.term_sums[e], strict=True)}
+        return report

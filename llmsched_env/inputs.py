@@ -1,0 +1,186 @@
+"""What callers give to an environment, checked before compiled code sees it: actions, seeds and options of `reset`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from engine.checks import check_whole, is_whole, show
+from engine.errors import InputError
+from engine.requests import Requests
+
+_INT64 = np.iinfo(np.int64)
+
+
+class ResetNeeded(InputError, gymnasium.error.ResetNeeded):
+    """A step or picture of an environment that has no episode: what `gymnasium.wrappers.OrderEnforcing` raises too."""
+
+
+def needs_reset(what: str) -> ResetNeeded:
+    """The error of a call that comes too early."""
+    return ResetNeeded(f"Cannot call {what} before calling env.reset()")
+
+
+class Actions:
+    """Takes actions of one shape as the int64 array that the compiled step reads."""
+
+    def __init__(self, shape: tuple[int, ...], rows: int, choices: Sequence[int], names: Sequence[str]) -> None:
+        """Prepare the array.
+
+        Args:
+            shape: of an action as callers give it.
+            rows: servers.
+            choices: how many there are in each dimension.
+            names: of the dimensions, for messages.
+        """
+        self.array = np.zeros((rows, len(choices)), np.int64)
+        self._slot = self.array.reshape(shape)
+        ranges = [f"0..{n - 1} ({name})" for n, name in zip(choices, names, strict=True)]
+        self._expected = " and ".join([", ".join(ranges[:-1]), ranges[-1]] if len(ranges) > 1 else ranges)
+
+    def take(self, given: Any) -> np.ndarray:
+        """The action as int64[rows, dimensions]; its range is left to the compiled step.
+
+        Raises:
+            InputError: not whole numbers, or another shape.
+        """
+        if type(given) is not np.ndarray or given.dtype.kind not in "iu":
+            given = self._whole(given)
+        if given.shape != self._slot.shape:
+            raise self.refused(given)
+        self._slot[...] = given  # what is too large for int64 becomes negative: out of range too
+        return self.array
+
+    def refused(self, given: Any, row: int = -1) -> InputError:
+        """The error for an action that is not in the space (in a given row)."""
+        shape = self._slot.shape
+        kind = f"an array of shape {shape}: " if shape else ""
+        if row >= 0 and len(self.array) > 1:
+            return InputError(f"action of row {row}: expected whole numbers {self._expected}, got {_row(given, row)}")
+        size = f" of shape {given.shape}" if isinstance(given, np.ndarray) and given.shape != shape else ""
+        return InputError(f"action: expected {kind}whole numbers {self._expected}, got {show(given)}{size}")
+
+    def _whole(self, given: Any) -> np.ndarray:
+        try:
+            if isinstance(given, Sequence) and not all(is_whole(value) for value in _leaves(given)):
+                raise self.refused(given)
+            array = np.asarray(given)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a foreign object's conversion raises
+            raise self.refused(given) from error
+        if array.dtype.kind not in "iu":
+            raise self.refused(given)
+        return array
+
+
+def _row(given: Any, row: int) -> str:
+    try:
+        return show(np.asarray(given)[row].tolist())
+    except Exception:  # the value is only shown
+        return show(given)
+
+
+def _leaves(given: Any, depth: int = 0) -> Iterator[Any]:
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes) or depth > 2:
+        yield given
+        return
+    for value in given:
+        yield from _leaves(value, depth + 1)
+
+
+def check_seed(seed: Any, where: str = "seed") -> int | None:
+    """The seed of one episode as gymnasium and numpy take it.
+
+    Raises:
+        InputError: neither None nor a whole number >= 0.
+    """
+    if seed is None:
+        return None
+    if not is_whole(seed) or seed < 0:
+        raise InputError(f"{where}: expected a whole number >= 0 or None, got {show(seed)}")
+    return int(seed)
+
+
+def check_seeds(seed: Any, rows: int) -> list[int | None]:
+    """One seed for each row: row e has ``seed + e``, or its own entry of a list.
+
+    Raises:
+        InputError: not a whole number >= 0, None, or a sequence with one of these for each row.
+    """
+    if isinstance(seed, list | tuple | range) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
+        if len(seed) != rows:
+            raise InputError(f"seed: expected one for each of {rows} rows, got {len(seed)}: {show(seed)}")
+        return [check_seed(s, f"seed[{e}]") for e, s in enumerate(seed)]
+    first = check_seed(seed)
+    return [None if first is None else first + e for e in range(rows)]
+
+
+def check_options(options: Any, known: tuple[str, ...]) -> dict[str, Any]:
+    """The options of `reset` as a dictionary.
+
+    Raises:
+        InputError: not a mapping, or an unknown key.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise InputError(f"options: expected a dictionary or None, got {show(options)}")
+    for key in options:
+        if key not in known:
+            raise InputError(f"options: expected keys among {', '.join(known)}, got {show(key)}")
+    return options
+
+
+def check_requests(given: Any, where: str) -> Requests:
+    """A trace that a caller gives, validated anew: the plain constructor of `Requests` checks nothing.
+
+    Raises:
+        InputError: not `engine.Requests`, or one whose arrays do not hold what they should.
+    """
+    if not isinstance(given, Requests):
+        raise InputError(f"{where}: expected a trace (engine.Requests), got {show(given)}")
+    return given.replace()
+
+
+def check_traces(given: Any, rows: np.ndarray) -> list[Requests | None]:
+    """The traces of the rows that are reset (None elsewhere).
+
+    Args:
+        given: what came as ``options["requests"]``.
+        rows: bool[rows], those that are reset.
+
+    Raises:
+        InputError: not a sequence with one trace for each row.
+    """
+    if not isinstance(given, list | tuple) or len(given) != len(rows):
+        got = f"{len(given)} of them" if isinstance(given, list | tuple) else show(given)
+        raise InputError(f"options['requests']: expected a list with a trace for each of {len(rows)} rows, got {got}")
+    return [
+        check_requests(trace, f"options['requests'][{e}]") if chosen else None
+        for e, (trace, chosen) in enumerate(zip(given, rows.tolist(), strict=True))
+    ]
+
+
+def check_reset_mask(given: Any, rows: int) -> np.ndarray:
+    """The rows to reset, as gymnasium's vector environments take them: bool[rows] with at least one True.
+
+    Raises:
+        InputError: anything else.
+    """
+    legal = isinstance(given, np.ndarray) and given.dtype == np.bool_ and given.shape == (rows,) and given.any()
+    if not legal:
+        raise InputError(f"options['reset_mask']: expected bool[{rows}] with at least one True, got {show(given)}")
+    return np.asarray(given)
+
+
+def step_limit(given: Any) -> int:
+    """The limit that callers give to `gymnasium.make` (None and -1: none) as the number of steps, 0 for none.
+
+    Raises:
+        InputError: anything but None, -1 and a whole number >= 1.
+    """
+    if given is None or (is_whole(given) and given == -1):
+        return 0
+    return check_whole("max_episode_steps", given, 1)
