@@ -62,8 +62,6 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"engine.{name}: expected a whole number >= 1, got {value!r}")
-            if value > INT32_MAX:
-                raise InputError(f"engine.{name}: expected at most {INT32_MAX}, got {show(value)}")
         if not 0.0 <= self.watermark < 1.0:
             raise InputError(f"engine.watermark: expected a share in [0, 1), got {self.watermark!r}")
         units = {"decision_s": "seconds", "decision_per_request_s": "seconds"}

@@ -3,13 +3,25 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from engine.checks import check_flag, check_real, check_whole, is_whole, show
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import RATE, SECONDS, checked, number, whole
 from engine.predictions import parse_channel
+from engine.reading import kind_of
 from engine.requests import Tier
 from engine.workload import Workload
 from llmsched_env.reward import RewardWeights
+
+_BOUNDS = {
+    "rates": RATE,
+    "backlog": whole(0),
+    "max_steps": whole(0),
+    "horizon_s": SECONDS,
+    "hold": whole(1),
+    "ageing": number(0.0, 1e9, below=True),
+    "close": number(0.0, 1e9, below=True),
+}
+"""Ranges of the fields."""
 
 
 @dataclass(frozen=True)
@@ -58,51 +70,24 @@ class EnvConfig:
         Raises:
             InputError: one of them does not fit.
         """
-        for name, kind in _NESTED.items():
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f"env.{name}: expected {kind.__name__}, got {show(getattr(self, name))}")
-        self._check_choices()
-        self._check_numbers()
-
-    def _check_choices(self) -> None:
-        if self.action not in ("allocation", "mixture"):
-            raise InputError(f"env.action: expected allocation or mixture, got {show(self.action)}")
-        if self.budget not in ("tokens", "time", "slackfit"):
-            raise InputError(f"env.budget: expected tokens, time or slackfit, got {show(self.budget)}")
-        for name in ("profile", "prediction"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"env.{name}: expected a name, got {show(getattr(self, name))}")
-        if not isinstance(self.arms, list | tuple) or not all(isinstance(arm, str) for arm in self.arms):
-            raise InputError(f"env.arms: expected names of baselines, got {show(self.arms)}")
-        object.__setattr__(self, "arms", tuple(self.arms))
+        if isinstance(self.horizon_s, float) and self.horizon_s == float("inf"):
+            object.__setattr__(self, "horizon_s", 0.0)
+        checked(self, "env", _BOUNDS)
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
         if self.prediction and parse_channel(self.prediction).refreshes:
             raise InputError(
                 f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
             )
-        check_flag("env.skip_decode_only", self.skip_decode_only)
-
-    def _check_numbers(self) -> None:
-        check_whole("env.max_steps", self.max_steps, 0)
-        if self.horizon_s == float("inf"):
-            object.__setattr__(self, "horizon_s", 0.0)
-        check_real("env.horizon_s", self.horizon_s, unit="seconds")
-        check_whole("env.hold", self.hold, 1)
         if self.hold > 1 and self.action != "allocation":
             raise InputError(f"env.hold: expected 1 for a mixture, got {self.hold!r}")
         for name in ("ageing", "close"):
-            value = check_real(f"env.{name}", getattr(self, name))
-            if value >= 1e9 or (value > 0.0 and self.budget != "slackfit"):
-                raise InputError(f"env.{name}: expected a number >= 0, 0 unless budget is slackfit, got {value!r}")
-        if not isinstance(self.rates, list | tuple):
-            raise InputError(f"env.rates: expected a sequence of requests/s, got {show(self.rates)}")
-        for rate in self.rates:
-            check_real("env.rates", rate, above=True, unit="requests/s")
-        object.__setattr__(self, "rates", tuple(self.rates))
-        most = self.workload.num_requests
-        if not is_whole(self.backlog) or not 0 <= self.backlog <= most:
-            raise InputError(f"env.backlog: expected 0 to num_requests ({most}), got {show(self.backlog)}")
+            if getattr(self, name) > 0.0 and self.budget != "slackfit":
+                raise InputError(f"env.{name}: expected 0 unless budget is slackfit, got {getattr(self, name)!r}")
+        if self.backlog > self.workload.num_requests:
+            raise InputError(
+                f"env.backlog: expected 0 to num_requests ({self.workload.num_requests}), got {self.backlog!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON.
@@ -139,7 +124,7 @@ def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[
         InputError: no `EnvConfig`, an unknown keyword, or a value that does not fit.
     """
     if config is not None and not isinstance(config, EnvConfig):
-        raise InputError(f"config: expected an EnvConfig, got {show(config)}")
+        raise InputError(f"config: expected an EnvConfig, got {kind_of(config)}")
     config = config or EnvConfig()
     if not changes:
         return config

@@ -5,12 +5,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from engine.checks import show
 from engine.errors import InputError
 from engine.latency import Executor
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet, action_space, observation_space
-from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, step_limit
+from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
 from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
 from llmsched_env.reward import REWARD_TERMS

@@ -6,11 +6,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from engine.checks import check_whole, is_whole, show
 from engine.errors import InputError
+from engine.fields import COUNT
 from engine.requests import Requests
 
-_INT64 = np.iinfo(np.int64)
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number by type: Python's or numpy's, but no flag."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def show(value: Any, most: int = 80) -> str:
+    """A value for a message: one line of at most `most` characters, whatever its repr does."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a foreign object's repr may raise anything, and so may that of an int of 5000 digits
+        text = f"a value of type {type(value).__name__} ({type(error).__name__} in its repr)"
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class ResetNeeded(InputError, gymnasium.error.ResetNeeded):
@@ -183,4 +196,4 @@ def step_limit(given: Any) -> int:
     """
     if given is None or (is_whole(given) and given == -1):
         return 0
-    return check_whole("max_episode_steps", given, 1)
+    return int(COUNT.check(given, "max_episode_steps"))

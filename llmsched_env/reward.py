@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine._jit import inner
-from engine.checks import check_real
+from engine.fields import NOT_NEGATIVE, checked
 from engine.state import Server
 
 REWARD_TERMS = ("ttft", "tbt", "e2e", "goodput", "starvation")
@@ -42,8 +42,7 @@ class RewardWeights:
         Raises:
             InputError: one is not.
         """
-        for f in fields(self):
-            check_real(f"reward.{f.name}", getattr(self, f.name), unit="a number")
+        checked(self, "reward", dict.fromkeys((f.name for f in fields(self)), NOT_NEGATIVE))
 
     def vector(self) -> np.ndarray:
         """Weights in the order of REWARD_TERMS, then starvation_s: float64[6]."""

@@ -7,11 +7,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from engine.checks import check_whole, show
 from engine.errors import InputError
+from engine.fields import COUNT
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet, action_space, observation_space
-from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, step_limit
+from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, show, step_limit
 
 KEYWORDS = ("num_envs", "config", "threads", "render_mode", "max_episode_steps")
 """What the constructor takes besides the fields of `EnvConfig`."""
@@ -50,13 +50,13 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise InputError(f"render_mode: the vector environment draws nothing, got {show(render_mode)}")
         if changes.pop("executor", None) is not None:
             raise InputError("executor: one executor serves one environment, use gymnasium.make instead of make_vec")
-        self.num_envs = check_whole("num_envs", num_envs, 1)
+        self.num_envs = int(COUNT.check(num_envs, "num_envs"))
         self.config = configure(config, changes, KEYWORDS)
         self.render_mode = None
         self.single_observation_space = observation_space()
         self.single_action_space = action_space(self.config)
         limit = step_limit(max_episode_steps)
-        threads = check_whole("threads", threads, 1)
+        threads = int(COUNT.check(threads, "threads"))
         self.fleet = Fleet(self.num_envs, self.config, threads, max_episode_steps=limit)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

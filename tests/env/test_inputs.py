@@ -16,7 +16,7 @@ from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 
 SHORT = Workload(rate=3.0, num_requests=12)
-CONFIGS = {kind: EnvConfig(workload=SHORT, action=kind) for kind in ("allocation", "mixture")}  # type: ignore[arg-type]
+CONFIGS = {kind: EnvConfig(workload=SHORT, action=kind) for kind in ("allocation", "mixture")}
 SCALAR = {name: LLMSchedEnv(config) for name, config in CONFIGS.items()}
 VECTOR = {name: LLMSchedVectorEnv(3, config) for name, config in CONFIGS.items()}
 SHAPE = {"allocation": (3,), "mixture": ()}
@@ -212,7 +212,8 @@ def test_seeds_of_every_integer_type_are_the_same_seed() -> None:
     forms: list[Any] = [np.int64(5), [5, 6, 7], (5, 6, 7), np.array([5, 6, 7], np.uint8), range(5, 8)]
     for form in forms:
         np.testing.assert_array_equal(vector.reset(seed=form)[0], expected)
-    for form in (5, np.uint8(5), np.int64(5)):
+    integers: list[Any] = [5, np.uint8(5), np.int64(5)]
+    for form in integers:
         np.testing.assert_array_equal(scalar.reset(seed=form)[0], expected[0])
     np.testing.assert_array_equal(scalar.reset(seed=2**70 + 1)[0], vector.reset(seed=2**70)[0][1])
 
@@ -309,9 +310,7 @@ def test_reset_mask_resets_its_rows_only() -> None:
         {"horizon_s": -1.0},
         {"hold": 10**30},
         {"hold": 0},
-        {"hold": 2.0},
         {"backlog": True},
-        {"backlog": 1.0},
         {"backlog": -1},
         {"rates": 1.5},
         {"rates": (1.0, float("nan"))},
@@ -322,6 +321,7 @@ def test_reset_mask_resets_its_rows_only() -> None:
         {"skip_decode_only": "yes"},
         {"action": ["allocation"]},
         {"action": np.array([1, 2])},
+        {"max_episode_steps": 1.5},
         {"budget": None},
         {"arms": "slai", "action": "mixture"},
         {"arms": (1,), "action": "mixture"},
@@ -337,11 +337,8 @@ def test_reset_mask_resets_its_rows_only() -> None:
         {"config": {}},
         {"config": "LLMSched-v0"},
         {"max_episode_steps": 0},
-        {"max_episode_steps": 1.0},
         {"max_episode_steps": True},
         {"render_mode": ["ansi"]},
-        {"engine": {"num_blocks": 10**30}},
-        {"engine": {"watermark": float("nan")}},
         {"no_such_field": 1},
     ],
 )
@@ -353,7 +350,7 @@ def test_fields_that_do_not_fit_are_one_line_in_both_faces(changes: Any) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_envs": 0}, {"num_envs": 1.0}, {"num_envs": True}, {"num_envs": 10**12}, {"threads": 0}]
+    "changes", [{"num_envs": 0}, {"num_envs": 1.5}, {"num_envs": True}, {"num_envs": 10**12}, {"threads": 0}]
 )
 def test_rows_that_do_not_fit_are_one_line(changes: Any) -> None:
     with pytest.raises(InputError) as error:
