@@ -23,8 +23,8 @@ MUST_BEAT = ("random", "sarathi")
 class Command:
     """Train a PPO scheduler, compare it with others on unseen traces, write a report (about 5 minutes).
 
-    Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward, that is, if
-    the 95 % interval of the paired difference is not above zero.
+    Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward: if the
+    95 % interval of the paired difference is not above zero.
     """
 
     total_timesteps: int = 1_000_000
