@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from agents.resolve import split_policies
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.goodput import Goodput
 from engine.latency import LatencyModel, load_profile
 from engine.length_models import EmpiricalLengths
 from engine.policy import Policy
@@ -240,6 +241,23 @@ class ServerOptions:
         if not 0.0 <= self.warmup < math.inf:
             raise InputError(f"warmup: expected seconds >= 0, got {self.warmup}")
         return load_profile(self.profile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodputOptions:
+    """Limits of one more kind of goodput, that of `vllm bench serve`."""
+
+    goodput: tuple[str, ...] = ()
+    """Also count the requests per second within these limits in ms, as `vllm bench serve` does: ttft:200 tpot:50
+    e2el:900 (any of them; tpot is the mean over a request's tokens)."""
+
+    def limits(self) -> Goodput | None:
+        """The limits, None without any.
+
+        Raises:
+            InputError: another name, a name twice, or no number of milliseconds.
+        """
+        return Goodput.parse(self.goodput) if self.goodput else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Numbers from a record: what each of them means (seconds here; milliseconds in JSON, under vLLM's keys).
+"""Numbers from a record: what each of them means (seconds here; milliseconds in JSON).
 
 TTFT: arrival to the end of the iteration that yields output token 1. Queueing counts, an eviction does not
     reset it. A request that never got one (unfinished or dropped) is not left out: it enters with the time
@@ -13,13 +13,15 @@ E2E (e2el): arrival to completion of a finished request. Normalised latency: E2E
 SLO attainment: share of the arrived requests. TTFT: token 1 within the tier's TTFT deadline. TBT: finished,
     and no gap over the tier's TBT deadline. Joint: both. Unfinished and dropped requests have not attained
     it.
-Goodput: requests that attained the joint SLO, per second of the run.
+Goodput (slo_goodput): requests that attained the joint SLO, per second of the run.
 Capacity, paper's criterion: median TTFT < 0.5 s and, in each tier, p99 TBT within its deadline.
 Capacity, sound criterion: also p99 TTFT < 10 s and no growing queue, that is: when the last request
     arrives, at least 98 % of those that arrived are finished, are receiving tokens, or are inside their
     TTFT deadline.
 Duration: time 0 (or the end of the warm-up) to the end of the last iteration, so the drain after the last
     arrival is included. Throughputs are per second of it.
+Arrival rate: n - 1 gaps over the time between the first and the last arrival of the n requests that count; a
+    short run of random arrivals differs from the rate that was asked for.
 Warm-up: requests that arrive before warmup_s are served but not counted in TTFT, TPOT, E2E, SLO and
     goodput. Gaps and the totals of the server (iterations, evictions, KV use, ...) always cover the whole
     run.
@@ -31,6 +33,17 @@ Jain index: of the output tokens per second of presence of each arrived request;
     fast.
 KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
 Recomputed tokens: KV tokens that were lost to evictions. Swaps: times that KV was moved to the host.
+Keys of vLLM: a key of `vllm bench serve --save-result` has vLLM's meaning here (vllm/benchmarks/serve.py,
+    calculate_metrics). These are duration, num_prompts, completed, failed (dropped, or unfinished when the run
+    ended), total_input_tokens and total_output_tokens (of finished requests), request_throughput,
+    output_throughput, total_token_throughput, max_concurrent_requests (most finished requests present at one
+    time), request_goodput (only with limits, `--goodput ttft:200 tpot:50`: finished requests whose TTFT, mean
+    time per token and latency kept them, per second), and mean, median, std and percentiles (p99, p99.9) of
+    ttft, tpot, itl and e2el in ms. TTFT and itl are vLLM's where no request failed; where some did, vLLM
+    leaves them out, and ours count: ttft_completed has vLLM's numbers then. An empty sample is null here, 0
+    there. vLLM's max_output_tokens_per_s and its lists of single requests are not written. All other keys are
+    ours: slo_goodput, delivered_tokens and delivered_throughput (also of unfinished requests), arrived,
+    unfinished, dropped, arrival_rate, maxima, attainments, capacity, tiers and the server's totals.
 """
 
 import math
@@ -40,6 +53,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.goodput import Goodput
 from engine.report import Distribution, Floats, PromptQuartile, Report, TierReport
 from engine.simulate import Record
 from engine.state import DROPPED, FINISHED, FUTURE
@@ -51,6 +65,28 @@ def _ratio(part: float | np.integer[Any], whole: float) -> float:
     return float(part) / float(whole) if whole > 0 else math.nan
 
 
+def _ttft(request: np.ndarray, ledger: np.ndarray, now: float, ttft_at: str) -> Floats:
+    if ttft_at == "prompt_done":
+        return np.asarray(ledger["prompt_done"] - request["arrival"])
+    first = ledger["first_token"]
+    return np.asarray(np.where(first >= 0.0, first, now) - request["arrival"])
+
+
+def ttft_of(request: np.ndarray, ledger: np.ndarray, now: float, ttft_at: str = "first_token") -> Floats:
+    """TTFT (s) of the requests of a server as the module docstring defines it, in order of arrival.
+
+    The one implementation: of reports over whole runs, and of the environment's over episodes.
+
+    Args:
+        request: REQUEST records; those that have not arrived do not count.
+        ledger: their LEDGER records.
+        now: the server's clock (s), to which those without a first token have waited.
+        ttft_at: `EngineConfig.ttft_at`; with prompt_done only finished requests count.
+    """
+    counted = request["status"] == FINISHED if ttft_at == "prompt_done" else request["status"] != FUTURE
+    return _ttft(request[counted], ledger[counted], now, ttft_at)
+
+
 class _Times:
     """Columns of a record, contiguous, and the masks that select them; one value per counted request."""
 
@@ -60,9 +96,10 @@ class _Times:
         self.end = float(record.row["now"][0])
         self.tier = request["tier"].copy()
         self.arrival = request["arrival"].copy()
-        self.output = ledger["output"].copy()
+        # Tokens that the user has of a finished request: fewer than it wanted where it reached max_model_len, and not
+        # more where an eviction made the server deliver some again.
+        self.output = np.minimum(ledger["output"], ledger["delivered"])
         self.prompt = ledger["original_prompt"].copy()
-        self.input_tokens = int(ledger["original_prompt"].sum(dtype=np.int64))
         self.delivered = ledger["delivered"].copy()
         self.completed = ledger["completed"].copy()
         self.first_token = ledger["first_token"].copy()
@@ -73,12 +110,8 @@ class _Times:
         started &= ~self.dropped | (ledger["first_scheduled"] < self.completed)
         self.wait = np.where(started, ledger["first_scheduled"], self.end) - self.arrival
         self.e2e = self.completed - self.arrival
-        if record.config.ttft_at == "prompt_done":
-            self.ttft = ledger["prompt_done"] - self.arrival
-            self.has_ttft = self.finished
-        else:
-            self.ttft = np.where(self.first_token >= 0.0, self.first_token, self.end) - self.arrival
-            self.has_ttft = np.ones(len(self.ttft), np.bool_)
+        self.ttft = _ttft(request, ledger, self.end, record.config.ttft_at)
+        self.has_ttft = self.finished if record.config.ttft_at == "prompt_done" else np.ones(len(request), np.bool_)
         token_1 = self.first_token >= 0.0
         deadline = np.array([tier.ttft_s for tier in record.requests.tiers])[self.tier]
         self.ttft_met = token_1 & (self.ttft <= deadline)
@@ -90,6 +123,25 @@ class _Times:
         chosen = chosen & self.finished & (self.output > 1)
         span = self.completed[chosen] - self.first_token[chosen]
         return np.asarray(span / (self.output[chosen] - 1))
+
+    def arrival_rate(self) -> float:
+        """Requests/s at which the counted requests came; nan for fewer than two, or all at one time."""
+        span = self.arrival[-1] - self.arrival[0] if len(self.arrival) else 0.0
+        return _ratio(len(self.arrival) - 1, float(span))
+
+    def max_concurrent(self) -> int:
+        """Most finished requests present at one time, each from its arrival to before its completion."""
+        gone = np.searchsorted(np.sort(self.completed[self.finished]), self.arrival[self.finished], side="right")
+        return int((np.arange(1, len(gone) + 1) - gone).max(initial=0))
+
+    def request_goodput(self, limits: Goodput | None, duration_s: float) -> float:
+        """Rate of the requests within vLLM's limits; nan without limits."""
+        if limits is None:
+            return math.nan
+        tpot = np.zeros(len(self.arrival))
+        tpot[self.finished & (self.output > 1)] = self.tpot(np.ones(len(tpot), np.bool_))
+        done = self.finished
+        return _ratio(limits.count(self.ttft[done], tpot[done], self.e2e[done]), duration_s)
 
     def kept_up_share(self) -> float:
         """Share of the counted requests that are not behind at the time of the last arrival."""
@@ -162,12 +214,13 @@ def ttft_samples(record: Record, *, warmup_s: float = 0.0) -> Floats:
     return np.asarray(times.ttft[times.has_ttft])
 
 
-def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
+def summarize(record: Record, *, warmup_s: float = 0.0, goodput: Goodput | None = None) -> Report:
     """Make the numbers of a run; the module docstring defines them.
 
     Args:
         record: what `simulate` returned.
         warmup_s: requests that arrive before this time (s) are not counted.
+        goodput: limits of vLLM's `request_goodput`, which there is only with them.
 
     Raises:
         InputError: the warm-up is negative, not finite, or not over when the run ends.
@@ -182,9 +235,11 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
     dropped = int(np.count_nonzero(times.dropped))
     everyone = np.ones(arrived, np.bool_)
     good = np.count_nonzero(times.good)
-    output_tokens = int(times.delivered.sum(dtype=np.int64))
+    done = times.finished
+    input_tokens, output_tokens = (int(of[done].sum(dtype=np.int64)) for of in (times.prompt, times.output))
+    delivered_tokens = int(times.delivered.sum(dtype=np.int64))
     iterations, processed = int(row["iterations"]), int(row["prefill_tokens"] + row["decode_tokens"])
-    e2e = times.e2e[times.finished]
+    e2e = times.e2e[done]
     return Report(
         policy=record.policy,
         num_requests=len(record.requests),
@@ -194,17 +249,23 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
         dropped=dropped,
         warmup_s=warmup_s,
         duration_s=duration,
-        input_tokens=times.input_tokens,
+        arrival_rate=times.arrival_rate(),
+        input_tokens=input_tokens,
         output_tokens=output_tokens,
+        delivered_tokens=delivered_tokens,
+        max_concurrent_requests=times.max_concurrent(),
         request_throughput=_ratio(completed, duration),
         output_throughput=_ratio(output_tokens, duration),
-        token_throughput=_ratio(times.input_tokens + output_tokens, duration),
+        delivered_throughput=_ratio(delivered_tokens, duration),
+        token_throughput=_ratio(input_tokens + output_tokens, duration),
+        request_goodput=times.request_goodput(goodput, duration),
         goodput=_ratio(good, duration),
         ttft=Distribution.of(times.ttft[times.has_ttft]),
+        ttft_completed=Distribution.of(times.ttft[done]),
         itl=_gaps(record, None),
         tpot=Distribution.of(times.tpot(everyone)),
         e2el=Distribution.of(e2e),
-        normalized_latency=Distribution.of(e2e / times.output[times.finished]),
+        normalized_latency=Distribution.of(e2e / times.output[done]),
         ttft_attainment=_ratio(np.count_nonzero(times.ttft_met), arrived),
         tbt_attainment=_ratio(np.count_nonzero(times.tbt_met), arrived),
         slo_attainment=_ratio(good, arrived),
@@ -229,4 +290,13 @@ def summarize(record: Record, *, warmup_s: float = 0.0) -> Report:
     )
 
 
-__all__ = ["Distribution", "PromptQuartile", "Report", "TierReport", "summarize", "ttft_samples"]
+__all__ = [
+    "Distribution",
+    "Goodput",
+    "PromptQuartile",
+    "Report",
+    "TierReport",
+    "summarize",
+    "ttft_of",
+    "ttft_samples",
+]

@@ -18,6 +18,9 @@ KEPT_UP_SHARE = 0.98
 
 Floats = npt.NDArray[np.float64]
 
+REPORT_FORMAT = "llmsched-report/2"
+"""Version of the keys that `Report.to_dict` writes."""
+
 _QUANTILES = np.array([0.5, 0.9, 0.95, 0.99, 0.999])
 
 
@@ -87,8 +90,8 @@ class Distribution:
         return cls(n, mean, math.sqrt(spread), p50, p90, p95, p99, p999, largest)
 
     def to_dict(self, name: str) -> dict[str, float | None]:
-        """The numbers in milliseconds under vLLM's keys (`mean_ttft_ms`, `p99_itl_ms`); None for nan."""
-        keys = ("mean", "std", "median", "p90", "p95", "p99", "p999", "max")
+        """The numbers in milliseconds under vLLM's keys (`mean_ttft_ms`, `p99.9_itl_ms`); None for nan."""
+        keys = ("mean", "std", "median", "p90", "p95", "p99", "p99.9", "max")
         values = (self.mean, self.std, self.p50, self.p90, self.p95, self.p99, self.p999, self.max)
         return {f"{key}_{name}_ms": finite(1000.0 * value) for key, value in zip(keys, values, strict=True)}
 
@@ -156,7 +159,7 @@ class TierReport:
             "ttft_attainment": finite(self.ttft_attainment),
             "tbt_attainment": finite(self.tbt_attainment),
             "slo_attainment": finite(self.slo_attainment),
-            "request_goodput": finite(self.goodput),
+            "slo_goodput": finite(self.goodput),
             "late_gap_share": finite(self.late_gap_share),
         }
 
@@ -187,13 +190,19 @@ class Report:
     dropped: int
     warmup_s: float
     duration_s: float
+    arrival_rate: float
     input_tokens: int
     output_tokens: int
+    delivered_tokens: int
+    max_concurrent_requests: int
     request_throughput: float
     output_throughput: float
+    delivered_throughput: float
     token_throughput: float
     goodput: float
+    request_goodput: float
     ttft: Distribution
+    ttft_completed: Distribution
     itl: Distribution
     tpot: Distribution
     e2el: Distribution
@@ -241,7 +250,7 @@ class Report:
         return "late" if self.kept_up_share >= KEPT_UP_SHARE else "saturated"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: keys and milliseconds of `vllm bench serve` where the meaning is the same, tiers.
+        """JSON form: keys and milliseconds of `vllm bench serve` where the meaning is the same, ours, and the tiers.
 
         Numbers that do not exist (a percentile of nothing) are None, so that the result is strict JSON.
         """
@@ -249,18 +258,25 @@ class Report:
             "policy": self.policy,
             "num_prompts": self.num_requests,
             "arrived": self.arrived,
+            "arrival_rate": finite(self.arrival_rate),
             "completed": self.completed,
+            "failed": self.unfinished + self.dropped,
             "unfinished": self.unfinished,
             "dropped": self.dropped,
             "warmup_s": self.warmup_s,
             "duration": self.duration_s,
             "total_input_tokens": self.input_tokens,
             "total_output_tokens": self.output_tokens,
+            "delivered_tokens": self.delivered_tokens,
+            "max_concurrent_requests": self.max_concurrent_requests,
             "request_throughput": finite(self.request_throughput),
             "output_throughput": finite(self.output_throughput),
+            "delivered_throughput": finite(self.delivered_throughput),
             "total_token_throughput": finite(self.token_throughput),
-            "request_goodput": finite(self.goodput),
+            "request_goodput": finite(self.request_goodput),
+            "slo_goodput": finite(self.goodput),
             **self.ttft.to_dict("ttft"),
+            **self.ttft_completed.to_dict("ttft_completed"),
             **self.itl.to_dict("itl"),
             **self.tpot.to_dict("tpot"),
             **self.e2el.to_dict("e2el"),

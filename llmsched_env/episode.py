@@ -41,7 +41,7 @@ def episode_report(server: Server, tier_names: list[str]) -> dict[str, Any]:
         "mean_ttft_ms": 1000.0 * float(ttft.mean()) if ttft.size else 0.0,
         "median_ttft_ms": 1000.0 * median,
         "p99_ttft_ms": 1000.0 * p99,
-        "request_goodput": good / float(row.now) if row.now > 0.0 else 0.0,
+        "slo_goodput": good / float(row.now) if row.now > 0.0 else 0.0,
         "good_share": good / int(row.num_requests),
         "evictions": int(row.evictions),
     }

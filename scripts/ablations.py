@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 """Name -> what it is, command, changes of the recipe."""
 RATES = (1.4, 1.6, 1.8, 2.0)
 BASE = "slackfit:tuned"
-METRICS = {"mean_ttft_ms": "mean TTFT", "median_ttft_ms": "median TTFT", "request_goodput": "goodput"}
+METRICS = {"mean_ttft_ms": "mean TTFT", "median_ttft_ms": "median TTFT", "slo_goodput": "goodput"}
 
 
 def command_of(name: str, seed: int, folder: Path, short: bool) -> list[str]:
@@ -112,7 +112,7 @@ def table(result: dict[str, Any], runs: dict[str, list[str]]) -> str:
     lines = ["| variant | seeds | " + " | ".join(head) + " |", "|---" * (len(head) + 2) + "|"]
     for name, policies in runs.items():
         cells = [_cell(relative(result, policies, rate, "mean_ttft_ms")) for rate in RATES]
-        for metric in ("median_ttft_ms", "request_goodput"):
+        for metric in ("median_ttft_ms", "slo_goodput"):
             over = [relative(result, policies, rate, metric) for rate in RATES]
             cells.append(_cell([sum(values) / len(values) for values in zip(*over, strict=True)]))
         lines.append(f"| {VARIANTS[name][0]} | {len(policies)} | " + " | ".join(cells) + " |")

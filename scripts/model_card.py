@@ -26,9 +26,9 @@ METRICS = {
     "median_ttft_ms": "TTFT median",
     "mean_ttft_ms": "TTFT mean",
     "p99_ttft_ms": "TTFT p99",
-    "p999_ttft_ms": "TTFT p99.9",
+    "p99.9_ttft_ms": "TTFT p99.9",
     "max_wait_s": "longest wait",
-    "request_goodput": "goodput",
+    "slo_goodput": "goodput",
 }
 WORDS = {"better": "wins", "worse": "loses"}
 

@@ -79,6 +79,15 @@ def _range(values: list[float], bounds: list[str]) -> str:
     return f"{sign}{low:.2f}" if low == high else f"{sign}{low:.2f} to {high:.2f}"
 
 
+def came_of_asked(points: list[dict[str, Any]]) -> str:
+    """One line: how far the realised arrival rates of the runs were from the asked ones; "" where there are none."""
+    off = [point["arrival_rate"] / point["rate"] - 1.0 for point in points if point["arrival_rate"]]
+    if not off:
+        return ""
+    mean, low, high = sum(off) / len(off), min(off), max(off)
+    return f"Rates are asked ones; arrivals came {mean:+.1%} off on average ({low:+.1%} to {high:+.1%} over the runs)."
+
+
 def as_text(result: dict[str, Any]) -> str:
     """The capacities as a plain table, one block per criterion."""
     lines = []
@@ -95,5 +104,7 @@ def as_text(result: dict[str, Any]) -> str:
             limits = "; ".join(row["limited_by"]) or "-"
             lines.append(f"  {row['policy']:<20}{row['capacity']['mean']:>8.3f}  {spread:<16}{gain:<24}{limits}")
         lines.append("")
+    if came := came_of_asked(result["points"]):
+        lines.append(came)
     lines.append(f"No scheduler sustains more than {result['bound']:.2f} requests/s here (1/E(w)).")
     return "\n".join([*lines, f"Gain over {result['reference']}, same traces, with a 95 % paired interval."])

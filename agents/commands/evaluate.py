@@ -9,13 +9,13 @@ from typing import Any
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.setup import OnCell
 from agents.files import check_writable, claimed, json_text, write_atomically
-from agents.options import ComparisonOptions
+from agents.options import ComparisonOptions, GoodputOptions
 from agents.processes import default_workers
 from agents.reporting.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ComparisonOptions):
+class Command(ComparisonOptions, GoodputOptions):
     """Compare policies on the same arrivals: tables, intervals, plots, one HTML file.
 
     Finished cells are kept in OUT/cells.jsonl: after an interruption --resume goes on from there.
@@ -40,7 +40,7 @@ class Command(ComparisonOptions):
         Raises:
             InputError: options that do not fit.
         """
-        return Evaluation(loads=self.loads(self.rate, self.rates), **self.setup())
+        return Evaluation(loads=self.loads(self.rate, self.rates), goodput=self.limits(), **self.setup())
 
     def run(self) -> None:
         """Run, print, write.

@@ -1,11 +1,13 @@
 """`llmsched simulate`: one policy, one trace, its numbers."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import baselines
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import ServerOptions, SourceOptions
+from agents.options import GoodputOptions, ServerOptions, SourceOptions
 from agents.resolve import resolve
 from engine.errors import InputError
 from engine.latency import LatencyModel
@@ -17,7 +19,7 @@ from engine.simulate import Record, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(SourceOptions, ServerOptions, GoodputOptions):
     """Serve one trace with one policy and print its numbers."""
 
     policy: str = "slai"
@@ -30,7 +32,7 @@ class Command(SourceOptions, ServerOptions):
     seed: int = 0
     """Draws whatever is random in the requests."""
     json: Path | None = None
-    """Also write the numbers to this file, under the keys of `vllm bench serve`."""
+    """Also write the numbers to this file, under the keys of `vllm bench serve` where they mean the same."""
 
     def run(self) -> None:
         """Simulate, print, write.
@@ -41,21 +43,29 @@ class Command(SourceOptions, ServerOptions):
         if self.seed < 0:
             raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
         check_writable(self.json)
+        limits = self.limits()
         (load,) = self.loads(self.rate, None)
         source, policy, model = self.source(), resolve(self.policy), self.model()
         requests = source.requests(load, self.seed)
         channel = source.channel(policy)
         told = predict(requests, channel, self.seed) if channel else requests
         record = self._simulate(policy, told, model)
-        report = summarize(record, warmup_s=self.warmup)
+        report = summarize(record, warmup_s=self.warmup, goodput=limits)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
+            data |= {"request_rate": load or ("inf" if math.isinf(requests.rate) else None)}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
         print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
         if channel:
             print(f"  predictions of output lengths: {channel}")
+        if came := arrivals_note(by_load([(load, report.arrival_rate)])):
+            print(f"  {came}")
         print(as_text(report))
+        if limits is not None:
+            print(
+                f"  {report.request_goodput:.3f} requests/s within {' '.join(self.goodput)} ms (vLLM's request goodput)"
+            )
         if self.executor is not None:
             print(f"  {self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
 

@@ -17,10 +17,10 @@ from engine.errors import InputError
 COLUMNS = {
     "median_ttft_ms": ("TTFT median, s", 1e-3, 3),
     "mean_ttft_ms": ("TTFT mean, s", 1e-3, 3),
-    "p999_ttft_ms": ("p99.9 TTFT, s", 1e-3, 1),
-    "prompt_quartiles.q4.p999_ttft_ms": ("of the longest quarter", 1e-3, 1),
+    "p99.9_ttft_ms": ("p99.9 TTFT, s", 1e-3, 1),
+    "prompt_quartiles.q4.p99.9_ttft_ms": ("of the longest quarter", 1e-3, 1),
     "max_wait_s": ("max wait, s", 1.0, 1),
-    "request_goodput": ("goodput, req/s", 1.0, 3),
+    "slo_goodput": ("goodput, req/s", 1.0, 3),
 }
 """Numbers of a report that are shown: title, scale, digits."""
 

@@ -16,7 +16,7 @@ from engine.errors import InputError
 from engine.metrics import Report, summarize
 from engine.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
-FORMAT = "llmsched-capacity/1"
+FORMAT = "llmsched-capacity/2"
 CRITERIA = ("paper", "sound")
 
 Cell = dict[str, Any]
@@ -86,6 +86,7 @@ def measure(search: Search, policy: str, seed: int, rate: float) -> Cell:
     data = report.to_dict()
     return {
         "rate": rate,
+        "arrival_rate": data["arrival_rate"],
         "paper": report.paper,
         "sound": report.sound,
         "failures": failures(report),
@@ -94,7 +95,7 @@ def measure(search: Search, policy: str, seed: int, rate: float) -> Cell:
         "p99_ttft_ms": data["p99_ttft_ms"],
         "p99_itl_ms": {name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},
         "kept_up_share": data["kept_up_share"],
-        "request_goodput": data["request_goodput"],
+        "slo_goodput": data["slo_goodput"],
         "iterations": report.iterations,
     }
 

@@ -15,7 +15,7 @@ COMPARED = (
     "median_ttft_ms",
     "mean_ttft_ms",
     "p99_ttft_ms",
-    "p999_ttft_ms",
+    "p99.9_ttft_ms",
     "max_wait_s",
     "mean_e2el_ms",
     "median_tpot_ms",
@@ -23,15 +23,26 @@ COMPARED = (
     "slo_attainment",
     "ttft_attainment",
     "tbt_attainment",
+    "slo_goodput",
     "request_goodput",
     "output_throughput",
 )
-"""Keys of a report that are summarised and compared; with those of TIER_COMPARED for each tier."""
+"""Keys of a report that are summarised and compared (`request_goodput` if it was asked for); with those of
+TIER_COMPARED for each tier."""
 TIER_COMPARED = ("median_ttft_ms", "p99_ttft_ms", "p99_itl_ms", "slo_attainment")
 SUMMARISED = (
-    *("request_throughput", "completed", "unfinished", "dropped", "evictions", "recomputed_tokens", "kv_use"),
+    *(
+        "arrival_rate",
+        "request_throughput",
+        "completed",
+        "unfinished",
+        "dropped",
+        "evictions",
+        "recomputed_tokens",
+        "kv_use",
+    ),
     *("mean_batch_requests", "mean_batch_tokens", "mean_iteration_ms", "busy_share", "jain_index"),
-    *(f"prompt_quartiles.q{k}.{key}" for k in range(1, 5) for key in ("p999_ttft_ms", "max_wait_s")),
+    *(f"prompt_quartiles.q{k}.{key}" for k in range(1, 5) for key in ("p99.9_ttft_ms", "max_wait_s")),
     *("kept_up_share", "median_normalized_latency_ms", "duration"),
 )
 """Keys that are summarised but not compared."""
@@ -47,15 +58,18 @@ VERDICTS = ("stable", "starving", "late", "saturated")
 def value_of(report: dict[str, Any], key: str) -> float:
     """A number of a report by its key, `tiers.strict.p99_itl_ms` for one of a tier; nan where there is none."""
     node: Any = report
-    for part in key.split("."):
+    while key not in node:  # a key of a number may itself have a point, as p99.9_ttft_ms
+        part, _, key = key.partition(".")
         node = node[part]
-    return math.nan if node is None else float(node)
+    return math.nan if node[key] is None else float(node[key])
 
 
 def compared_keys(cells: list[dict[str, Any]]) -> list[str]:
     """Keys of the numbers that are compared, those of the tiers included."""
     tiers = cells[0]["report"]["tiers"] if cells else {}
-    return [*COMPARED, *(f"tiers.{tier}.{key}" for tier in tiers for key in TIER_COMPARED)]
+    limited = bool(cells) and cells[0]["report"]["request_goodput"] is not None
+    compared = [key for key in COMPARED if limited or key != "request_goodput"]
+    return [*compared, *(f"tiers.{tier}.{key}" for tier in tiers for key in TIER_COMPARED)]
 
 
 def _of(cells: list[dict[str, Any]], policy: str, load: float | None) -> list[dict[str, Any]]:

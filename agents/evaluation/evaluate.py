@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.setup import OnCell, Setup, policy_of, requests_of, run_cells, versions
@@ -20,7 +21,7 @@ from agents.resolve import fingerprint
 from engine.errors import InputError
 from engine.metrics import summarize, ttft_samples
 
-FORMAT = "llmsched-evaluation/1"
+FORMAT = "llmsched-evaluation/2"
 
 CDF_SHARES = np.concatenate([np.linspace(0.0, 0.99, 100), [0.995, 0.999, 1.0]])
 """Shares at which the TTFT distribution of a cell is kept."""
@@ -72,7 +73,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """
     record, warmup_s = cell.evaluation.serve(*cell.key), cell.evaluation.warmup_s
     requests = requests_of(cell.evaluation.source, cell.load, cell.seed)
-    report = summarize(record, warmup_s=warmup_s).to_dict()
+    report = summarize(record, warmup_s=warmup_s, goodput=cell.evaluation.goodput).to_dict()
     ttft = ttft_samples(record, warmup_s=warmup_s)
     quantiles = np.quantile(ttft, CDF_SHARES) * 1000.0 if len(ttft) else np.array([])
     return {
@@ -133,6 +134,7 @@ def evaluate(
     cells = run_cells(
         evaluation, run_cell, tasks, _key, workers=workers, cells_path=cells_path, resume=resume, on_cell=on_cell
     )
+    traces = _traces(cells)
     windows = _windows(evaluation) if with_windows else {}
     behaviour = _behaviour(evaluation, workers) if with_windows else []
     return {
@@ -143,13 +145,13 @@ def evaluate(
         "bound": evaluation.bound(evaluation.loads[0]),
         "versions": versions(),
         "policies": [describe(spec) for spec in evaluation.policies],
-        "traces": _traces(cells),
+        "traces": traces,
         "cells": cells,
         "summary": summary(evaluation.policies, evaluation.loads, cells),
         "paired": paired(evaluation.policies, evaluation.loads, cells, evaluation.reference),
         "windows": windows,
         "behaviour": behaviour,
-        "notes": _notes(evaluation),
+        "notes": _notes(evaluation, traces),
         "warnings": validity_warnings(evaluation, cells, windows),
     }
 
@@ -195,8 +197,10 @@ def _behaviour(evaluation: Evaluation, workers: int) -> list[dict[str, Any]]:
     return [found[k] for k in range(len(cells))]
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
+def _notes(evaluation: Evaluation, traces: list[dict[str, Any]]) -> list[str]:
     notes = [evaluation.source.seed_note]
+    if came := arrivals_note(by_load((trace["load"], trace["rate"]) for trace in traces)):
+        notes.append(came)
     bound = evaluation.bound(evaluation.loads[0])
     notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E(w)).")
     if evaluation.seeds == 1:

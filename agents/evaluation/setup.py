@@ -21,9 +21,11 @@ from agents.resolve import fingerprint, resolve
 from engine.bounds import least_seconds
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.goodput import Goodput
 from engine.latency import LatencyModel
 from engine.policy import Policy
 from engine.predictions import predict
+from engine.report import REPORT_FORMAT
 from engine.requests import Requests
 from engine.simulate import Record, simulate
 from engine.workload import Workload
@@ -77,6 +79,8 @@ class Setup:
     """The clock stops at this time."""
     warmup_s: float = 0.0
     """Requests that arrive before this time are not counted."""
+    goodput: Goodput | None = None
+    """Limits of vLLM's `request_goodput`."""
 
     def __post_init__(self) -> None:
         """Check what the parts do not check themselves.
@@ -101,6 +105,8 @@ class Setup:
             "engine": asdict(self.config),
             "horizon_s": self.horizon_s if math.isfinite(self.horizon_s) else None,
             "warmup_s": self.warmup_s,
+            "goodput": asdict(self.goodput) if self.goodput else None,
+            "report": REPORT_FORMAT,
         }
 
     def digest(self) -> str:

@@ -30,7 +30,7 @@ NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "en
 """How the names of fields begin that say how to run, not what is learned."""
 SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
 TIMELINE_REQUESTS = 40
-EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "request_goodput", "evictions")
+EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "slo_goodput", "evictions")
 
 
 def tensorboard_logger(folder: Path, first_step: int) -> Logger:

@@ -162,7 +162,7 @@ def plot_goodput(result: Result) -> "Figure":
     """Goodput and SLO attainment against load; the dashed line is what arrives."""
     figure = new_figure(9.0, 3.8)
     left, right = figure.subplots(1, 2)
-    _against_load(left, result, "request_goodput", 1.0)
+    _against_load(left, result, "slo_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
     _from_zero(left)
     rates = [load_rate(result, load) for load in result["config"]["loads"]]

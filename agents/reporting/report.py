@@ -59,7 +59,9 @@ def load_result(path: Path) -> Result:
     except ValueError:
         raise InputError(f"{file}: expected the JSON result of an evaluation, got something else") from None
     if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise InputError(f"{file}: expected a result with format {FORMAT!r}")
+        got = result.get("format") if isinstance(result, dict) else None
+        again = " of an older llmsched: run evaluate again" if str(got).startswith(FORMAT.partition("/")[0]) else ""
+        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {got!r}{again}")
     missing = {"config", "cells", "summary", "paired", "windows", "traces", "policies"} - set(result)
     if missing or not result["cells"]:
         raise InputError(f"{file}: expected {', '.join(sorted(missing)) or 'cells'} in the result, got none")

@@ -32,23 +32,33 @@ def columns(result: Result) -> list[Column]:
         Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
         Column("mean_ttft_ms", "TTFT mean, s", 1e-3, 3),
         Column("p99_ttft_ms", "TTFT p99, s", 1e-3, 2),
-        Column("p999_ttft_ms", "p99.9 TTFT, s", 1e-3, 1),
+        Column("p99.9_ttft_ms", "p99.9 TTFT, s", 1e-3, 1),
         Column("max_wait_s", "max wait, s", 1.0, 1),
         *(Column(f"tiers.{tier}.p99_itl_ms", f"TBT p99 {tier}, s", 1e-3, 3) for tier in tiers),
         Column("mean_e2el_ms", "E2E mean, s", 1e-3, 1),
         Column("slo_attainment", "SLO met, %", 100.0, 1),
-        Column("request_goodput", "goodput, req/s", 1.0, 3),
+        Column("slo_goodput", "goodput, req/s", 1.0, 3),
+        *_limited_goodput(result),
         Column("output_throughput", "output, tok/s", 1.0, 1),
         Column("unfinished", "unfinished", 1.0, 0, False),
         Column("dropped", "dropped", 1.0, 0, False),
         Column("evictions", "evictions", 1.0, 0, False),
-        *(Column(f"prompt_quartiles.q{k}.p999_ttft_ms", f"p99.9 TTFT Q{k}, s", 1e-3, 1, False) for k in range(1, 5)),
+        *(Column(f"prompt_quartiles.q{k}.p99.9_ttft_ms", f"p99.9 TTFT Q{k}, s", 1e-3, 1, False) for k in range(1, 5)),
         Column("jain_index", "Jain index", 1.0, 2, False),
         Column("kv_use", "KV use, %", 100.0, 0, False),
         Column("busy_share", "busy, %", 100.0, 0, False),
     ]
     zero = _zero_counts(result)
     return [column for column in found if column.key not in zero]
+
+
+def _limited_goodput(result: Result) -> list[Column]:
+    """VLLM's goodput, where limits were given."""
+    limits = result["config"]["goodput"]
+    if limits is None:
+        return []
+    text = " ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit is not None)
+    return [Column("request_goodput", f"goodput in {text} ms, req/s", 1.0, 3)]
 
 
 def _zero_counts(result: Result) -> list[str]:
@@ -151,7 +161,7 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "request_goodput")
+HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "slo_goodput")
 """Differences that the terminal shows."""
 
 

@@ -77,7 +77,13 @@ def test_unfinished_requests_are_counted() -> None:
     assert (report.arrived, report.completed, report.unfinished) == (2, 0, 2)
     assert (report.ttft.count, report.ttft.max) == (2, 0.25)
     assert report.ttft.p50 == pytest.approx((0.25 + 0.2) / 2)
-    assert (report.slo_attainment, report.goodput, report.output_throughput) == (0.0, 0.0, 4.0)
+    assert (report.slo_attainment, report.goodput, report.delivered_throughput) == (0.0, 0.0, 4.0)
+    # Under vLLM's keys only finished requests count.
+    data = report.to_dict()
+    assert (data["failed"], data["total_input_tokens"], data["total_output_tokens"]) == (2, 0, 0)
+    assert (data["output_throughput"], data["total_token_throughput"]) == (0.0, 0.0)
+    assert (data["delivered_tokens"], data["max_concurrent_requests"]) == (2, 0)
+    assert data["mean_ttft_completed_ms"] is None
     assert report.max_wait_s == pytest.approx(0.2)
 
 
@@ -184,7 +190,7 @@ def test_prompt_quartiles_show_who_starves() -> None:
 def test_quartiles_without_requests_are_empty() -> None:
     record = simulate(baselines.make("sarathi"), Requests.create([0.0], [10], [2]), QUARTER)
     parts = summarize(record).to_dict()["prompt_quartiles"]
-    assert [part["p999_ttft_ms"] for part in parts.values()] == [250.0, None, None, None]
+    assert [part["p99.9_ttft_ms"] for part in parts.values()] == [250.0, None, None, None]
 
 
 def test_capacity_criteria_tell_starvation_and_growing_queues_apart() -> None:
@@ -213,6 +219,7 @@ def test_the_dictionary_is_strict_json_with_the_keys_of_vllm() -> None:
     keys = {
         *("duration", "completed", "num_prompts", "total_input_tokens", "total_output_tokens"),
         *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput"),
+        *("failed", "max_concurrent_requests", "p99.9_ttft_ms"),
         *(f"{part}_{name}_ms" for part in ("mean", "median", "std", "p99") for name in ("ttft", "tpot", "itl", "e2el")),
     }
     assert keys <= set(data)

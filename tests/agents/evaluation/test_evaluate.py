@@ -129,15 +129,16 @@ def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
     report: dict[str, Any] = dict.fromkeys(
         (
             *("mean_e2el_ms", "median_tpot_ms", "p99_itl_ms", "slo_attainment", "ttft_attainment", "tbt_attainment"),
-            *("request_goodput", "output_throughput", "request_throughput", "completed", "unfinished", "dropped"),
+            *("slo_goodput", "output_throughput", "request_throughput", "completed", "unfinished", "dropped"),
             *("evictions", "recomputed_tokens", "kv_use", "mean_batch_requests", "mean_batch_tokens"),
             *(
                 "mean_iteration_ms",
                 "busy_share",
-                "p999_ttft_ms",
+                "p99.9_ttft_ms",
                 "max_wait_s",
                 "jain_index",
                 "kept_up_share",
+                "arrival_rate",
                 "p99_ttft_ms",
             ),
             *("median_normalized_latency_ms", "duration", "mean_ttft_ms"),
@@ -145,8 +146,9 @@ def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
         1.0,
     )
     report |= {
-        "prompt_quartiles": {f"q{k}": {"p999_ttft_ms": 1.0, "max_wait_s": 1.0} for k in range(1, 5)},
+        "prompt_quartiles": {f"q{k}": {"p99.9_ttft_ms": 1.0, "max_wait_s": 1.0} for k in range(1, 5)},
         "median_ttft_ms": ttft,
+        "request_goodput": None,
         "capacity": {"paper": verdict != "late", "sound": verdict == "stable", "verdict": verdict},
         "tiers": {"strict": dict.fromkeys(keys, None)},
     }
