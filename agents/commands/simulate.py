@@ -53,7 +53,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions):
         report = summarize(record, warmup_s=self.warmup, goodput=limits)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
-            data |= {"request_rate": load or ("inf" if math.isinf(requests.rate) else None)}
+            data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
         print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
