@@ -142,6 +142,15 @@ def _has_recorded_times(trace: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Options of the commands that print tables."""
+
+    wide: bool = False
+    """Show every column of the tables: what has no room beside the others stands below them. Else a narrow terminal
+    shows fewer columns, and a line says which are left out. What is not a terminal always gets all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Options that say which requests to serve."""
 
@@ -261,7 +270,7 @@ class GoodputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonOptions(SourceOptions, ServerOptions):
+class ComparisonOptions(SourceOptions, ServerOptions, TableOptions):
     """Options of the commands that compare policies over seeds."""
 
     policies: str = "slai,sarathi"

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agents.files import check_writable, json_text, write_atomically
-from agents.reporting.tables import console_for_tables
+from agents.options import TableOptions
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import bench
 from engine.errors import InputError
 
@@ -26,7 +25,7 @@ GOALS: dict[str, tuple[str, float]] = {
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(TableOptions):
     """Measure speed and memory: one thread, medians, peers in turn in the same process."""
 
     only: str | None = None
@@ -50,52 +49,42 @@ class Command:
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
         check_writable(self.json)
-        console = console_for_tables()
+        console = terminal_console()
         with console.status("") as status:
             result = bench.bench(names, self.scale, status.update)
-        console.print(_figures(result))
+        show(_figures(result), console, self.wide)
         for column in ("running", "waiting", "rows"):
             if "growth" in result:
-                console.print(_growth(result["growth"][column]))
+                show(_growth(result["growth"][column]), console, self.wide)
         if "policy_to_sarathi" in result:
-            console.print(_policies(result))
+            show(_policies(result), console, self.wide)
         if self.json is not None:
             write_atomically(self.json, json_text(result))
 
 
-def _figures(result: dict[str, Any]) -> Table:
-    machine = result["machine"]
-    table = Table(
-        title=f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread"
-    )
-    for title in ("figure", "measured", "goal", ""):
-        table.add_column(title, justify="left" if title == "figure" else "right")
+def _figures(result: dict[str, Any]) -> Grid:
+    machine, rows = result["machine"], []
     for name, value in result.items():
         if name in ("scale", "threads") or not isinstance(value, int | float):
             continue
         sign, goal = GOALS.get(name, ("", 0.0))
         held = "" if not sign else "yes" if (value >= goal if sign == ">=" else value <= goal) else "NO"
-        table.add_row(
-            name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", f"{sign} {goal:,g}" * bool(sign), held
-        )
-    return table
+        measured = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+        rows.append((name, measured, f"{sign} {goal:,g}" * bool(sign), held))
+    title = f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread"
+    heads = (Head("figure", "name"), Head("measured"), Head("goal"), Head("held", "prose"))
+    return Grid(heads, [Part(rows, title)])
 
 
-def _policies(result: dict[str, Any]) -> Table:
-    table = Table(title="64 requests running, about 200 waiting")
-    for title in ("policy", "iterations/s", "to Sarathi"):
-        table.add_column(title, justify="left" if title == "policy" else "right")
-    for name, rate in result["policy_iterations_per_s"].items():
-        table.add_row(name, f"{rate:,.0f}", f"{result['policy_to_sarathi'][name]:.2f}")
-    return table
+def _policies(result: dict[str, Any]) -> Grid:
+    shares = result["policy_to_sarathi"]
+    rows = [(name, f"{rate:,.0f}", f"{shares[name]:.2f}") for name, rate in result["policy_iterations_per_s"].items()]
+    heads = (Head("policy", "name"), Head("iterations/s"), Head("to Sarathi"))
+    return Grid(heads, [Part(rows, "64 requests running, about 200 waiting")])
 
 
-def _growth(rows: list[dict[str, Any]]) -> Table:
+def _growth(rows: list[dict[str, Any]]) -> Grid:
     first = next(iter(rows[0]))
     unit = "environment steps per s" if first == "rows" else "ns per iteration of a whole simulation"
-    table = Table(title=f"Growth with {first}, {unit}")
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.0f}" for value in row.values()))
-    return table
+    cells = [[f"{value:,.0f}" for value in row.values()] for row in rows]
+    return Grid([Head(name) for name in rows[0]], [Part(cells, f"Growth with {first}, {unit}")])

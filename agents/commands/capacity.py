@@ -5,16 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.capacity import CRITERIA, Search, search_capacity
 from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
 from agents.processes import default_workers
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine.errors import InputError
 
 CRITERION_TEXT = {
     "paper": "median TTFT < 0.5 s and p99 TBT of each tier within its deadline",
     "sound": "also p99 TTFT < 10 s and no growing queue",
 }
+
+HEADS = (
+    Head("policy", "name"),
+    Head("req/s"),
+    Head("over seeds", "number", 1),
+    Head("gain"),
+    Head("limited by", "prose", 2),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,13 @@ class Command(ComparisonOptions):
         check_writable(self.json)
         with claimed(self.out, "capacity"):
             result = self._search(search)
-        print(as_text(result))
+        console = terminal_console()
+        for grid in capacity_grids(result):
+            show(grid, console, self.wide)
+        bound = f"No scheduler sustains more than {result['bound']:.2f} requests/s here (1/E(w))."
+        gain = f"Gain over {result['reference']}, same traces, with a 95 % paired interval."
+        for line in filter(None, (came_of_asked(result["points"]), bound, gain)):
+            console.print(Text(line))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 
     def _search(self, search: Search) -> dict[str, Any]:
@@ -73,7 +90,9 @@ def _count(done: int, total: int) -> None:
     print(f"\r{done}/{total} cells", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def _range(values: list[float], bounds: list[str]) -> str:
+def _range(row: dict[str, Any]) -> str:
+    """The capacities of the seeds, and that they are bounds only where the search found no more."""
+    values, bounds = row["by_seed"], row["bounds"]
     sign = ">= " if "above" in bounds else "< " if all(bound == "below" for bound in bounds) else ""
     low, high = min(values), max(values)
     return f"{sign}{low:.2f}" if low == high else f"{sign}{low:.2f} to {high:.2f}"
@@ -88,23 +107,19 @@ def came_of_asked(points: list[dict[str, Any]]) -> str:
     return f"Rates are asked ones; arrivals came {mean:+.1%} off on average ({low:+.1%} to {high:+.1%} over the runs)."
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """The capacities as a plain table, one block per criterion."""
-    lines = []
+def capacity_grids(result: dict[str, Any]) -> list[Grid]:
+    """The capacities, one table per criterion."""
+    grids = []
     for criterion in CRITERIA:
-        lines += [f"Capacity, {criterion} criterion: {CRITERION_TEXT[criterion]}", ""]
-        lines.append(f"  {'policy':<20}{'req/s':>8}  {'over seeds':<16}{'gain':<24}limited by")
+        rows = []
         for row in (row for row in result["rows"] if row["criterion"] == criterion):
-            gain = ""
+            gain = "-"
             if row["gain"]:
                 gain = f"{row['gain']['mean']:+.1%}"
                 if row["gain"]["low"] is not None:
                     gain += f" [{row['gain']['low']:+.1%}, {row['gain']['high']:+.1%}]"
-            spread = _range(row["by_seed"], row["bounds"])
             limits = "; ".join(row["limited_by"]) or "-"
-            lines.append(f"  {row['policy']:<20}{row['capacity']['mean']:>8.3f}  {spread:<16}{gain:<24}{limits}")
-        lines.append("")
-    if came := came_of_asked(result["points"]):
-        lines.append(came)
-    lines.append(f"No scheduler sustains more than {result['bound']:.2f} requests/s here (1/E(w)).")
-    return "\n".join([*lines, f"Gain over {result['reference']}, same traces, with a 95 % paired interval."])
+            rows.append((row["policy"], f"{row['capacity']['mean']:.3f}", _range(row), gain, limits))
+        title = f"Capacity, {criterion} criterion: {CRITERION_TEXT[criterion]}"
+        grids.append(Grid(HEADS, [Part(rows, title)]))
+    return grids

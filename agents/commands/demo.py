@@ -9,7 +9,7 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.files import claimed, empty_folder, json_text, write_atomically
 from agents.learning.train_config import TrainConfig
-from agents.options import Source
+from agents.options import Source, TableOptions
 from agents.processes import default_workers
 from agents.reporting.report import write_report
 from engine.latency import load_profile
@@ -20,7 +20,7 @@ MUST_BEAT = ("random", "sarathi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(TableOptions):
     """Train a PPO scheduler, compare it with others on unseen traces, write a report (about 5 minutes).
 
     Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward: if the
@@ -71,7 +71,7 @@ class Command:
         margins = reward_margins(evaluation, config, learned)
         written = write_report(result, self.out)
         write_atomically(self.out / "reward.json", json_text({k: v.to_dict() for k, v in margins.items()}))
-        _print(result, margins)
+        _print(result, margins, self.wide)
         times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
         print(f"report: {written[-1]}; TensorBoard: tensorboard --logdir {learned} ({times})")
         behind = [name for name in MUST_BEAT if not is_above(margins[name])]
@@ -127,16 +127,13 @@ def _margin_text(margin: Interval) -> str:
     return f"[{margin.low:+.3f}, {margin.high:+.3f}]" if margin.n > 1 else "- (one trace)"
 
 
-def _print(result: dict[str, Any], margins: dict[str, Interval]) -> None:
-    from rich.table import Table
+def _print(result: dict[str, Any], margins: dict[str, Interval], wide: bool) -> None:
+    from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+    from agents.reporting.tables import print_tables
 
-    from agents.reporting.tables import console_for_tables, print_tables
-
-    console = console_for_tables()
-    print_tables(result, console)
-    table = Table(title="Default reward for each request: learned minus other, 95 % paired interval", box=None)
-    for heading in ("other", "difference", "interval"):
-        table.add_column(heading, justify="left" if heading == "other" else "right")
-    for name, margin in margins.items():
-        table.add_row(name, f"{margin.mean:+.3f}", _margin_text(margin).replace("[", r"\["))
-    console.print(table)
+    console = terminal_console()
+    print_tables(result, console, wide)
+    rows = [(name, f"{m.mean:+.3f}", _margin_text(m)) for name, m in margins.items()]
+    title = "Default reward for each request: learned minus other, 95 % paired interval"
+    heads = (Head("other", "name"), Head("difference"), Head("interval"))
+    show(Grid(heads, [Part(rows, title)]), console, wide)

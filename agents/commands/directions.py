@@ -4,17 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agents.files import check_writable, json_text, write_atomically
+from agents.options import TableOptions
 from agents.processes import default_workers
-from agents.reporting.tables import console_for_tables
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import directions
 from engine.errors import InputError
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(TableOptions):
     """Published comparisons of schedulers again, in their own settings: measured figures beside the published ones."""
 
     only: str | None = None
@@ -37,12 +36,12 @@ class Command:
         studies = directions.chosen(self.only)
         check_writable(self.json)
         workers = default_workers() if self.workers is None else self.workers
-        console, results = console_for_tables(), []
+        console, results = terminal_console(), []
         for study in studies:
             with console.status("") as status:
                 result = directions.measure(study, self.seeds, workers, status.update)
             results.append(result)
-            console.print(_table(result))
+            show(_table(result), console, self.wide)
         if self.json is not None:
             write_atomically(self.json, json_text({"studies": results}))
 
@@ -56,25 +55,21 @@ def _figure(value: dict[str, Any] | None, times: bool = False) -> str:
     return text
 
 
-def _table(result: dict[str, Any]) -> Table:
-    study = result["study"]
-    held = "comes out" if result["holds"] else "does NOT come out"
-    table = Table(
-        title=f"{study['name']} ({study['paper']}): {study['published']}",
-        caption=f"{study['workload']}, {study['config']['num_blocks']} KV blocks, mean over {result['seeds']} seeds. "
-        f"The direction {held} at the highest rate. {study['remark']}",
-    )
-    table.add_column("rate", justify="right")
-    table.add_column("policy")
-    for title in directions.METRICS.values():
-        table.add_column(title, justify="right")
-    table.add_column(f"{directions.METRICS[study['metric']].partition(',')[0]}: times lower", justify="right")
+def _table(result: dict[str, Any]) -> Grid:
+    study, rows = result["study"], []
+    metric = directions.METRICS[study["metric"]]
     for row in result["rows"]:
         figures = [_figure(row[name]) for name in directions.METRICS]
-        table.add_row(f"{row['rate']:g}", row["policy"], *figures, _figure(row["times_lower"], times=True))
-        if row["policy"] == _last(study):
-            table.add_section()
-    return table
+        rows.append((f"{row['rate']:g}", row["policy"], *figures, _figure(row["times_lower"], times=True)))
+    ends = frozenset(k for k, row in enumerate(rows) if row[1] == _last(study))
+    numbers = [Head(title, "number", 0 if title == metric else 1) for title in directions.METRICS.values()]
+    heads = (Head("rate", "name"), Head("policy", "name"), *numbers, Head(f"{metric.partition(',')[0]}: times lower"))
+    held = "comes out" if result["holds"] else "does NOT come out"
+    caption = (
+        f"{study['workload']}, {study['config']['num_blocks']} KV blocks, mean over {result['seeds']} seeds. "
+        f"The direction {held} at the highest rate. {study['remark']}"
+    )
+    return Grid(heads, [Part(rows, f"{study['name']} ({study['paper']}): {study['published']}", ends)], caption)
 
 
 def _last(study: dict[str, Any]) -> str:

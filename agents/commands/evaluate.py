@@ -51,7 +51,7 @@ class Command(ComparisonOptions, GoodputOptions):
         evaluation = self.evaluation()
         check_writable(self.json, self.report)
         with claimed(self.out, "evaluate"):
-            with_progress(lambda on_cell: self._run(evaluation, on_cell))
+            with_progress(lambda on_cell: self._run(evaluation, on_cell), self.wide)
 
     def _run(self, evaluation: Evaluation, on_cell: OnCell) -> dict[str, Any]:
         result = evaluate(
@@ -67,11 +67,12 @@ class Command(ComparisonOptions, GoodputOptions):
         return result | {"written": written[-1] if self.plots or self.report else self.out}
 
 
-def with_progress(work: Callable[[OnCell], dict[str, Any]]) -> None:
+def with_progress(work: Callable[[OnCell], dict[str, Any]], wide: bool) -> None:
     """Do the work with a progress bar on a terminal's stderr, then print its tables."""
     from rich.console import Console
 
-    from agents.reporting.tables import console_for_tables, print_tables
+    from agents.reporting.grid import terminal_console
+    from agents.reporting.tables import print_tables
 
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -82,6 +83,6 @@ def with_progress(work: Callable[[OnCell], dict[str, Any]]) -> None:
             result = work(lambda done, total: bar.update(task, completed=done, total=total))
     else:
         result = work(lambda done, total: None)
-    console = console_for_tables()
-    print_tables(result, console)
+    console = terminal_console()
+    print_tables(result, console, wide)
     console.print(f"written: {result['written']}", style="dim", highlight=False)

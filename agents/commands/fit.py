@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from agents.files import check_writable, write_atomically
+from agents.options import TableOptions
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.reporting.residual_plot import plot_residuals
-from agents.reporting.tables import console_for_tables
 from agents.studies import profiling
 from engine import fitting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(TableOptions):
     """Fit a latency profile to measured batches; its errors on held-out batches go into it."""
 
     table: Path
@@ -34,13 +33,13 @@ class Command:
         check_writable(self.out, self.plot)
         points = profiling.read_points(self.table)
         model = fitting.fit(points, self.name or self.out.stem, profiling.read_provenance(self.table))
-        table = Table(title=f"{model.name}: errors in % of the measured seconds")
-        for title in ("batches", "points", "mean", "p95", "largest"):
-            table.add_column(title, justify="left" if title == "batches" else "right")
-        for kind, error in model.provenance["residuals"].items():
-            figures = (f"{error[key]:.1f}" for key in ("mape", "p95", "max"))
-            table.add_row(kind, str(int(error["points"])), *figures)
-        console_for_tables().print(table)
+        rows = [
+            (kind, str(int(error["points"])), *(f"{error[key]:.1f}" for key in ("mape", "p95", "max")))
+            for kind, error in model.provenance["residuals"].items()
+        ]
+        heads = (Head("batches", "name"), *(Head(title) for title in ("points", "mean", "p95", "largest")))
+        title = f"{model.name}: errors in % of the measured seconds"
+        show(Grid(heads, [Part(rows, title)]), terminal_console(), self.wide)
         model.save(self.out)
         print(f"written: {self.out}")
         if self.plot is not None:

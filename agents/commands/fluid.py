@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.text import Text
 
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import ServerOptions, SourceOptions
-from agents.reporting.tables import console_for_tables
+from agents.options import ServerOptions, SourceOptions, TableOptions
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine import fluid
 from engine.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(SourceOptions, ServerOptions, TableOptions):
     """Fluid equilibrium of a workload on a profile, and quotas for WAIT and Nested WAIT."""
 
     rate: float | None = None
@@ -50,8 +50,11 @@ class Command(SourceOptions, ServerOptions):
                 raise InputError("rate: expected --rate for requests that all arrive at once")
             load = len(requests) / duration
         result = solve(fluid.types_of(requests, load, bounds), self)
-        print(f"{requests.source} at {load:.3g} requests/s on {self.profile}")
-        show(result)
+        console = terminal_console()
+        console.print(Text(f"{requests.source} at {load:.3g} requests/s on {self.profile}"))
+        show(_table(result), console, self.wide)
+        for line in remarks(result):
+            console.print(Text(line))
         if self.json is not None:
             write_atomically(self.json, json_text(result))
 
@@ -92,28 +95,28 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def show(result: dict[str, Any]) -> None:
-    """The figures for the terminal."""
-    console = console_for_tables()
-    table = Table()
-    for title in ("output up to", "requests/s", "prompt", "output", "in each stage", "WAIT quota", "Nested quota"):
-        table.add_column(title, justify="right")
+def _table(result: dict[str, Any]) -> Grid:
+    titles = ("output up to", "requests/s", "prompt", "output", "in each stage", "WAIT quota", "Nested quota")
+    rows = []
     for row in result["types"]:
         stage = "-" if row["per_stage"] is None else f"{row['per_stage']:.3f}"
         lengths = (f"{row['prompt']:.0f}", f"{row['output']:.0f}", stage)
-        quotas = (str(row["wait"]), str(row["nested_wait"]))
-        table.add_row(str(row["up_to"]), f"{row['rate']:.3f}", *lengths, *quotas)
-    console.print(table)
+        rows.append((str(row["up_to"]), f"{row['rate']:.3f}", *lengths, str(row["wait"]), str(row["nested_wait"])))
+    return Grid([Head(title) for title in titles], [Part(rows)])
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """The figures of the whole server, a line each, and the quotas as specs of the policies."""
     memory = "-" if result["kv_tokens"] is None else f"{result['kv_tokens']:,.0f}"
     length = "-" if result["iteration_s"] is None else f"{1000 * result['iteration_s']:.1f} ms"
-    print(f"iteration = {1000 * result['d0_s']:.2f} ms + {1e9 * result['d1_s_per_token']:.1f} ns per KV token", end="")
-    print(f" (at most {result['line_error']:.1%} off the profile for batches of this mix)")
-    print(
-        f"load {result['load']:.2f} ({'stable' if result['stable'] else 'NOT stable'}): iterations of {length},", end=""
-    )
-    print(f" {memory} of {result['capacity_tokens']:,} KV tokens in use")
     verdict = "keep up with the arrivals" if result["quotas_keep_up"] else "do NOT keep up with the arrivals"
-    print(f"{result['limit']:.0f} requests in service: quotas {verdict} and hold", end="")
-    print(f" {result['quota_kv_tokens']:,.0f} KV tokens")
-    print(result["wait"])
-    print(result["nested_wait"])
+    return [
+        f"iteration = {1000 * result['d0_s']:.2f} ms + {1e9 * result['d1_s_per_token']:.1f} ns per KV token "
+        f"(at most {result['line_error']:.1%} off the profile for batches of this mix)",
+        f"load {result['load']:.2f} ({'stable' if result['stable'] else 'NOT stable'}): iterations of {length}, "
+        f"{memory} of {result['capacity_tokens']:,} KV tokens in use",
+        f"{result['limit']:.0f} requests in service: quotas {verdict} and hold "
+        f"{result['quota_kv_tokens']:,.0f} KV tokens",
+        result["wait"],
+        result["nested_wait"],
+    ]

@@ -2,33 +2,40 @@
 
 from dataclasses import dataclass, fields
 
-from rich.table import Table
-
 import baselines
-from agents.reporting.tables import console_for_tables
+from agents.options import TableOptions
+from agents.reporting.grid import Grid, Head, Kind, Part, show, terminal_console
 from agents.resolve import RANDOM, resolve
 from engine.policy import Policy
+
+COLUMNS: dict[str, tuple[Kind, int]] = {
+    "policy": ("name", 0),
+    "paper": ("prose", 2),
+    "knows": ("prose", 3),
+    "preemption": ("prose", 4),
+    "evidence": ("prose", 5),
+    "parameters": ("prose", 0),
+}
+"""Kind of each column, and which are left out first."""
 
 
 def cells(kind: type[Policy]) -> tuple[str, ...]:
     """A policy in the columns of the table: name, paper, what it knows, preemption, evidence, parameters."""
     told = f" ({kind.prediction})" if kind.prediction else ""
-    parameters = "\n".join(f"{f.name}={f.default}" for f in fields(kind))
-    paper = kind.paper.replace(", ", ",\n").replace("; ", ";\n")
-    return kind.name, paper or "-", kind.knows + told, kind.eviction, kind.evidence or "-", parameters or "-"
+    parameters = ", ".join(f"{f.name}={f.default}" for f in fields(kind))
+    return kind.name, kind.paper or "-", kind.knows + told, kind.eviction, kind.evidence or "-", parameters or "-"
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(TableOptions):
     """List the policies: where they come from, what they know, how they preempt, their parameters."""
 
     def run(self) -> None:
         """Print the table."""
-        table = Table(caption="in brackets: channel of predicted output lengths, if --prediction names no other")
-        for title in ("policy", "paper", "knows", "preemption", "evidence", "parameters"):
-            table.add_column(title, no_wrap=title in ("policy", "paper", "parameters"))
-        for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM))):
-            table.add_row(*cells(kind), end_section=True)
-        console_for_tables().print(table)
+        rows = [cells(kind) for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM)))]
+        heads = [Head(title, kind, order) for title, (kind, order) in COLUMNS.items()]
+        caption = "in brackets: channel of predicted output lengths, if --prediction names no other"
+        grid = Grid(heads, [Part(rows, ends=frozenset(range(len(rows))))], caption)
+        show(grid, terminal_console(), self.wide)
         print("Parameters are set after a colon: slai:token_budget=1024,offset=3")
         print("The folder of a training run or of an exported bundle is a policy, too.")

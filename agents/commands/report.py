@@ -7,12 +7,14 @@ from typing import Annotated
 import tyro
 
 from agents.files import check_writable, claimed
+from agents.options import TableOptions
+from agents.reporting.grid import terminal_console
 from agents.reporting.report import load_result, write_report
-from agents.reporting.tables import console_for_tables, print_tables
+from agents.reporting.tables import print_tables
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(TableOptions):
     """Build the report of a finished evaluation again from its folder or JSON file."""
 
     result: Annotated[Path, tyro.conf.Positional] = Path("out/evaluate")
@@ -33,6 +35,6 @@ class Command:
         check_writable(self.html)
         with claimed(folder, "evaluate", "demo"):
             written = write_report(result, folder, self.html)
-        console = console_for_tables()
-        print_tables(result, console)
+        console = terminal_console()
+        print_tables(result, console, self.wide)
         console.print(f"written: {written[-1]}", style="dim", highlight=False)

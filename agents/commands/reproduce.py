@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import parse_rates
-from agents.reporting.tables import console_for_tables
+from agents.options import TableOptions, parse_rates
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import reproduce
 from engine.errors import InputError
 
@@ -21,7 +19,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(TableOptions):
     """Reproduce the SLAI paper's comparison: Sarathi FCFS against SLAI by load, and the gain in capacity."""
 
     lengths: Path | None = None
@@ -47,16 +45,16 @@ class Command:
         if self.num_requests < 1:
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
         check_writable(self.json)
-        console = console_for_tables()
+        console = terminal_console()
         study = reproduce.load_study(self.lengths, self.num_requests)
         seeds = range(reproduce.SEEDS[0], reproduce.SEEDS[0] + self.seeds)
         with console.status("") as status:
             result = reproduce.reproduce(study, parse_rates(self.rates), seeds, progress=status.update)
         for semantics in reproduce.SEMANTICS:
-            console.print(_table(result, semantics))
-        console.print(_capacity(result))
+            show(_table(result, semantics), console, self.wide)
+        show(_capacity(result), console, self.wide)
         if result["deviations"]:
-            console.print(_deviations(result))
+            show(_deviations(result), console, self.wide)
         if self.json is not None:
             write_atomically(self.json, json_text(result))
 
@@ -71,52 +69,48 @@ def _mean(values: list[float | None]) -> str:
     return mean if low == high else f"{mean} ({low}-{high})"
 
 
-def _table(result: dict[str, Any], semantics: str) -> Table:
-    setting = result["setting"]
-    table = Table(
-        title=f"{semantics} semantics, seconds, mean over seeds (range)",
-        caption=f"TTFT: {setting['ttft'][semantics]}; {setting['lengths']}, {setting['num_requests']} requests",
-    )
-    table.add_column("rate")
-    table.add_column("policy")
-    for title in FIGURES.values():
-        table.add_column(title, justify="right")
-    table.add_column("capacity verdicts")
+def _table(result: dict[str, Any], semantics: str) -> Grid:
+    setting, rows = result["setting"], []
     for rate in setting["rates"]:
         for policy in setting["policies"]:
             key = (semantics, policy, rate)
             cells = [c for c in result["cells"] if (c["semantics"], c["policy"], c["rate"]) == key]
             figures = (_mean([cell[name] for cell in cells]) for name in FIGURES)
             verdicts = sorted({cell["verdict"] for cell in cells})
-            table.add_row(f"{rate:g}", policy, *figures, ", ".join(verdicts))
-        table.add_section()
-    return table
+            rows.append((f"{rate:g}", policy, *figures, ", ".join(verdicts)))
+    each = len(setting["policies"])
+    ends = frozenset(range(each - 1, len(rows), each))
+    heads = (Head("rate", "name"), Head("policy", "name"), *(Head(title) for title in FIGURES.values()))
+    title = f"{semantics} semantics, seconds, mean over seeds (range)"
+    caption = f"TTFT: {setting['ttft'][semantics]}; {setting['lengths']}, {setting['num_requests']} requests"
+    return Grid((*heads, Head("capacity verdicts", "prose", 1)), [Part(rows, title, ends)], caption)
 
 
-def _capacity(result: dict[str, Any]) -> Table:
-    table = Table(title="Capacity, nominal requests/s by seed, and the gain of SLAI over Sarathi")
-    for title in ("semantics", "criterion", *result["setting"]["policies"], "gain by seed", "mean gain"):
-        table.add_column(title)
+def _capacity(result: dict[str, Any]) -> Grid:
+    policies, rows = result["setting"]["policies"], []
     for gain in result["gains"]:
         row = [gain["semantics"], gain["criterion"]]
-        for policy in result["setting"]["policies"]:
+        for policy in policies:
             found = [c for c in result["capacities"] if (c["semantics"], c["policy"]) == (row[0], policy)]
             row.append(" ".join(f"{c[gain['criterion']]:.2f}" for c in found))
         row.append(" ".join(f"{100 * g:+.0f} %" for g in gain["per_seed"]))
-        table.add_row(*row, f"{100 * gain['mean']:+.1f} %")
+        rows.append((*row, f"{100 * gain['mean']:+.1f} %"))
+    names = (Head("semantics", "name"), Head("criterion", "name"))
+    figures = (*(Head(policy, "prose") for policy in policies), Head("gain by seed", "prose", 1), Head("mean gain"))
     held = {True: "yes", False: "NO", None: "not comparable (needs --lengths, 2500 requests, all four rates)"}
-    table.caption = "; ".join(f"{name}: {held[value]}" for name, value in result["targets"].items())
-    return table
+    caption = "; ".join(f"{name}: {held[value]}" for name, value in result["targets"].items())
+    title = "Capacity, nominal requests/s by seed, and the gain of SLAI over Sarathi"
+    return Grid((*names, *figures), [Part(rows, title)], caption)
 
 
-def _deviations(result: dict[str, Any]) -> Table:
-    same = "the same requests" if result["setting"]["real_lengths"] else "other requests of the same kind"
-    table = Table(title=f"Against the public code, seed {result['setting']['seeds'][0]}, {same}")
-    for title in ("rate", "policy", "figure", "public, s", "here, s", "deviation"):
-        table.add_column(title, justify="left" if title in ("policy", "figure") else "right")
+def _deviations(result: dict[str, Any]) -> Grid:
+    rows = []
     for row in result["deviations"]:
         ours = "-" if row["ours"] is None else f"{row['ours']:.3f}"
         deviation = "-" if row["deviation"] is None else f"{100 * row['deviation']:+.1f} %"
-        cells = (row["policy"], FIGURES[row["figure"]], f"{row['public']:g}", ours, deviation)
-        table.add_row(f"{row['rate']:g}", *cells)
-    return table
+        figures = (f"{row['public']:g}", ours, deviation)
+        rows.append((f"{row['rate']:g}", row["policy"], FIGURES[row["figure"]], *figures))
+    same = "the same requests" if result["setting"]["real_lengths"] else "other requests of the same kind"
+    title = f"Against the public code, seed {result['setting']['seeds'][0]}, {same}"
+    names = (Head("rate", "name"), Head("policy", "name"), Head("figure", "prose"))
+    return Grid((*names, Head("public, s"), Head("here, s"), Head("deviation")), [Part(rows, title)])

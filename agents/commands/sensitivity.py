@@ -4,13 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agents.evaluation.setup import Setup
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
-from agents.reporting.tables import console_for_tables
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import sensitivity
 from engine.errors import InputError
 
@@ -44,7 +42,7 @@ class Command(ComparisonOptions):
         setup = self._setup()
         channels = tuple(part.strip() for part in self.channels.split(";") if part.strip())
         workers = default_workers() if self.workers is None else self.workers
-        console = console_for_tables()
+        console = terminal_console()
         with console.status("") as status:
             result = sensitivity.sensitivity(
                 setup,
@@ -53,10 +51,10 @@ class Command(ComparisonOptions):
                 workers=workers,
                 on_cell=lambda done, total: status.update(f"{done} of {total} runs"),
             )
-        console.print(_channels(result))
+        show(_channels(result), console, self.wide)
         for name in sensitivity.METRICS:
-            console.print(_table(result, name))
-        console.print(_pays(result))
+            show(_table(result, name), console, self.wide)
+        show(_pays(result), console, self.wide)
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:
@@ -74,41 +72,27 @@ def _load(load: float | None) -> str:
     return "recorded" if load is None else f"{load:g}"
 
 
-def _channels(result: dict[str, Any]) -> Table:
-    table = Table(title="Predictions: errors measured, mean over seeds")
-    table.add_column("channel")
-    table.add_column("mean absolute error, tokens", justify="right")
-    table.add_column("Kendall tau", justify="right")
-    for row in result["channels"]:
-        table.add_row(row["channel"], f"{row['mae']:.0f}", f"{row['tau']:.2f}")
-    return table
+def _channels(result: dict[str, Any]) -> Grid:
+    rows = [(row["channel"], f"{row['mae']:.0f}", f"{row['tau']:.2f}") for row in result["channels"]]
+    heads = (Head("channel", "name"), Head("mean absolute error, tokens"), Head("Kendall tau"))
+    return Grid(heads, [Part(rows, "Predictions: errors measured, mean over seeds")])
 
 
-def _table(result: dict[str, Any], name: str) -> Table:
-    title = sensitivity.METRICS[name]
-    table = Table(
-        title=f"{title.capitalize()} relative to {result['setting']['reference']}, same requests",
-        caption="* the 95 % interval of the paired difference excludes zero",
-    )
-    table.add_column("policy")
-    table.add_column("load", justify="right")
-    for channel in result["channels"]:
-        table.add_column(channel["channel"], justify="right")
+def _table(result: dict[str, Any], name: str) -> Grid:
     lines: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
         figure, difference = row[name], row[name]["difference"]
         sure = difference["low"] is not None and (difference["low"] > 0.0 or difference["high"] < 0.0)
         text = f"{100 * figure['relative']:+.0f} %{'*' if sure else ' '}"
         lines.setdefault((row["policy"], _load(row["load"])), []).append(text)
-    for (policy, load), texts in lines.items():
-        table.add_row(policy, load, *texts)
-    return table
+    rows = [(*key, *texts) for key, texts in lines.items()]
+    channels = [Head(channel["channel"]) for channel in result["channels"]]
+    title = f"{sensitivity.METRICS[name].capitalize()} relative to {result['setting']['reference']}, same requests"
+    caption = "* the 95 % interval of the paired difference excludes zero"
+    return Grid((Head("policy", "name"), Head("load", "name"), *channels), [Part(rows, title)], caption)
 
 
-def _pays(result: dict[str, Any]) -> Table:
-    table = Table(title="Where believing predictions pays: mean latency lower for sure")
-    for title in ("policy", "load", "channels"):
-        table.add_column(title)
-    for row in result["pays"]:
-        table.add_row(row["policy"], _load(row["load"]), ", ".join(row["channels"]) or "none")
-    return table
+def _pays(result: dict[str, Any]) -> Grid:
+    rows = [(row["policy"], _load(row["load"]), ", ".join(row["channels"]) or "none") for row in result["pays"]]
+    heads = (Head("policy", "name"), Head("load", "name"), Head("channels", "name"))
+    return Grid(heads, [Part(rows, "Where believing predictions pays: mean latency lower for sure")])

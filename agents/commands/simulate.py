@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.text import Text
+
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import GoodputOptions, ServerOptions, SourceOptions
+from agents.options import GoodputOptions, ServerOptions, SourceOptions, TableOptions
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.resolve import resolve
 from engine.errors import InputError
 from engine.latency import LatencyModel
@@ -19,7 +22,7 @@ from engine.simulate import Record, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, GoodputOptions):
+class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
     """Serve one trace with one policy and print its numbers."""
 
     policy: str = "slai"
@@ -56,18 +59,23 @@ class Command(SourceOptions, ServerOptions, GoodputOptions):
             data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
-        print(f"{policy.spec} on {requests.source} (trace {requests.digest()})")
+        lines = [f"{policy.spec} on {requests.source} (trace {requests.digest()})"]
         if channel:
-            print(f"  predictions of output lengths: {channel}")
+            lines.append(f"predictions of output lengths: {channel}")
         if came := arrivals_note(by_load([(load, report.arrival_rate)])):
-            print(f"  {came}")
-        print(as_text(report))
+            lines.append(came)
+        console = terminal_console()
+        for line in [*lines, outcome(report)]:
+            console.print(Text(line))
+        show(seconds_grid(report), console, self.wide)
+        more = remarks(report)
         if limits is not None:
-            print(
-                f"  {report.request_goodput:.3f} requests/s within {' '.join(self.goodput)} ms (vLLM's request goodput)"
-            )
+            within = f"within {' '.join(self.goodput)} ms (vLLM's request goodput)"
+            more.append(f"{report.request_goodput:.3f} requests/s {within}")
         if self.executor is not None:
-            print(f"  {self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
+            more.append(f"{self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
+        for line in more:
+            console.print(Text(line))
 
     def _simulate(self, policy: Policy, requests: Requests, model: LatencyModel) -> Record:
         if self.executor is None:
@@ -79,11 +87,6 @@ class Command(SourceOptions, ServerOptions, GoodputOptions):
         return simulate(policy, requests, executor, self.engine, horizon_s=self.horizon, fallback=fallback)
 
 
-def _line(name: str, sample: Distribution) -> str:
-    numbers = (sample.mean, sample.p50, sample.p90, sample.p99, sample.max)
-    return f"  {name:<22}" + "".join(f"{number:>10.3f}" for number in numbers)
-
-
 def _swaps(report: Report) -> str:
     if not report.swaps:
         return ""
@@ -91,23 +94,39 @@ def _swaps(report: Report) -> str:
     return f", {report.swaps} swaps ({sizes[0]} out, {sizes[1]} in)"
 
 
-def as_text(report: Report) -> str:
-    """The numbers of a run as plain lines."""
-    samples = {"TTFT": report.ttft, "TPOT": report.tpot, "E2E": report.e2el}
-    lines = [
-        f"  {report.completed} of {report.arrived} requests finished, {report.unfinished} unfinished, "
-        f"{report.dropped} dropped in {report.duration_s:.1f} s: {report.verdict}",
-        f"  {'seconds':<22}" + "".join(f"{name:>10}" for name in ("mean", "median", "p90", "p99", "max")),
-        *(_line(name, sample) for name, sample in samples.items()),
-        *(_line(f"TBT {tier.name} (<= {tier.tbt_deadline_s:g})", tier.itl) for tier in report.tiers),
-        "  SLO met "
-        + ", ".join(f"{tier.name} {tier.slo_attainment:.1%}" for tier in report.tiers)
-        + f"; all {report.slo_attainment:.1%}; goodput {report.goodput:.3f} requests/s, "
-        f"{report.output_throughput:.0f} output tokens/s",
-        f"  {report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
+def outcome(report: Report) -> str:
+    """How many requests were served, and the verdict, in one line."""
+    return (
+        f"{report.completed} of {report.arrived} requests finished, {report.unfinished} unfinished, "
+        f"{report.dropped} dropped in {report.duration_s:.1f} s: {report.verdict}"
+    )
+
+
+def seconds_grid(report: Report) -> Grid:
+    """The distributions of a run, in seconds."""
+    samples: dict[str, Distribution] = {"TTFT": report.ttft, "TPOT": report.tpot, "E2E": report.e2el}
+    samples |= {f"TBT {tier.name} (<= {tier.tbt_deadline_s:g})": tier.itl for tier in report.tiers}
+    rows = []
+    for name, sample in samples.items():
+        values = (sample.mean, sample.p50, sample.p90, sample.p99, sample.max)
+        rows.append((name, *("-" if math.isnan(value) else f"{value:.3f}" for value in values)))
+    heads = (Head("mean", "number", 2), Head("median"), Head("p90", "number", 3), Head("p99"), Head("max", "number", 1))
+    return Grid((Head("seconds", "prose"), *heads), [Part(rows)])
+
+
+def remarks(report: Report) -> list[str]:
+    """Deadlines met, the server's work and who waited, a line each."""
+    tiers = [f"{tier.name} {_share(tier.slo_attainment)}" for tier in report.tiers]
+    return [
+        f"SLO met {', '.join(tiers)}; all {_share(report.slo_attainment)}; "
+        f"goodput {report.goodput:.3f} requests/s, {report.output_throughput:.0f} output tokens/s",
+        f"{report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
         f"{report.mean_batch_requests:.1f} requests, {report.mean_batch_tokens:.0f} tokens; busy "
         f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions{_swaps(report)}",
-        f"  longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
+        f"longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
         f"paper {'yes' if report.paper else 'no'}, sound {'yes' if report.sound else 'no'}",
     ]
-    return "\n".join(lines)
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 import baselines
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
-from agents.reporting.tables import console_for_tables, load_label
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.tables import load_label
 from engine.errors import InputError
 
 COLUMNS = {
@@ -23,6 +22,8 @@ COLUMNS = {
     "slo_goodput": ("goodput, req/s", 1.0, 3),
 }
 """Numbers of a report that are shown: title, scale, digits."""
+LEFT_OUT_FIRST = {"median_ttft_ms": 2, "p999_ttft_ms": 1}
+"""What a narrow terminal leaves out, the highest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,7 @@ class Command(ComparisonOptions):
         evaluation = Evaluation(loads=self.loads(None, self.rates), **setup)
         workers = default_workers() if self.workers is None else self.workers
         result = evaluate(evaluation, workers=workers, with_windows=False)
-        console = console_for_tables()
-        for load in evaluation.loads:
-            console.print(_table(result, load))
+        show(_grid(result), terminal_console(), self.wide)
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:
@@ -83,13 +82,18 @@ def with_ageing(policy: str, ageing: float) -> str:
     return f"{spec}{',' if ':' in spec else ':'}ageing={ageing:g}"
 
 
-def _table(result: dict[str, Any], load: float | None) -> Table:
-    table = Table(title=load_label(result, load), title_justify="left")
-    table.add_column("policy", overflow="fold")
-    for title, _, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
-    for row in (row for row in result["summary"] if row["load"] == load):
-        means = {key: row["metrics"][key]["mean"] for key in COLUMNS}
-        values = [f"{means[key] * scale:.{digits}f}" for key, (_, scale, digits) in COLUMNS.items()]
-        table.add_row(row["policy"], *values)
-    return table
+def _grid(result: dict[str, Any]) -> Grid:
+    parts = []
+    for load in result["config"]["loads"]:
+        rows = []
+        for row in (row for row in result["summary"] if row["load"] == load):
+            means = {key: row["metrics"][key]["mean"] for key in COLUMNS}
+            values = (_value(means[key], scale, digits) for key, (_, scale, digits) in COLUMNS.items())
+            rows.append((row["policy"], *values))
+        parts.append(Part(rows, load_label(result, load)))
+    heads = [Head(title, "number", LEFT_OUT_FIRST.get(key, 0)) for key, (title, _, _) in COLUMNS.items()]
+    return Grid((Head("policy", "name"), *heads), parts)
+
+
+def _value(mean: float | None, scale: float, digits: int) -> str:
+    return "-" if mean is None else f"{mean * scale:.{digits}f}"

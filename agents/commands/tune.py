@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.table import Table
 
 from agents.files import check_writable
-from agents.options import ServerOptions, SourceOptions, parse_rates
+from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers
-from agents.reporting.tables import console_for_tables
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.resolve import split_policies
 from agents.studies import tuning
 from engine.errors import InputError
 
+HEADS = (Head("policy", "name"), Head("default"), Head("tuned"), Head("setting", "name"), Head("tried", "number", 1))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(SourceOptions, ServerOptions, TableOptions):
     """Find the best setting of baselines on training traces (what ships is called NAME:tuned)."""
 
     policies: Annotated[str, tyro.conf.Positional]
@@ -47,15 +48,14 @@ class Command(SourceOptions, ServerOptions):
         rates, source, model = parse_rates(self.rates), self.source(), self.model()
         check_writable(self.save)
         workers = default_workers() if self.workers is None else self.workers
-        table = Table(title=f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads")
-        for title in ("policy", "default", "tuned", "setting", "tried"):
-            table.add_column(title, justify="right" if title in ("default", "tuned", "tried") else "left")
+        rows = []
         for name in names:
             found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, _progress)
             default, best = found[0], found[-1]
             tuning.save(self.save, self._workload(), best.spec)
-            table.add_row(name, f"{default.cost:.3f}", f"{best.cost:.3f}", best.spec, str(len(found) - 2))
-        console_for_tables().print(table)
+            rows.append((name, f"{default.cost:.3f}", f"{best.cost:.3f}", best.spec, str(len(found) - 2)))
+        title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
+        show(Grid(HEADS, [Part(rows, title)]), terminal_console(), self.wide)
         print(f"written: {self.save}")
 
     def _workload(self) -> str:

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import ServerOptions, SourceOptions, parse_rates
-from agents.reporting.tables import console_for_tables
+from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.resolve import resolve, split_policies
 from agents.studies import transfer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions):
+class Command(SourceOptions, ServerOptions, TableOptions):
     """The same traces through a real executor and through its fitted profile: TTFT, TBT and ranking side by side."""
 
     executor: str = "transformers"
@@ -48,7 +46,7 @@ class Command(SourceOptions, ServerOptions):
         rows = transfer.compare(
             policies, source, rates, executor, model, self.engine, self.seed, _progress, self.rescale
         )
-        console_for_tables().print(_table(rows, limit, self.profile))
+        show(_table(rows, limit, self.profile), terminal_console(), self.wide)
         for share, rate in zip(shares, rates, strict=True):
             orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
             words = {True: "the same", False: "NOT the same"}
@@ -70,21 +68,16 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Table:
-    table = Table(
-        title=f"Device / surrogate {profile}, ms (surrogate / device)",
-        caption=f"capacity {limit:.2f} requests/s; batches: predicted / measured seconds of the device's own batches",
-    )
-    table.add_column("requests/s", justify="right")
-    table.add_column("policy")
-    for title in transfer.METRICS.values():
-        table.add_column(title, justify="right")
-    table.add_column("batches", justify="right")
-    table.add_column("fallbacks", justify="right")
+def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Grid:
+    cells = []
     for row in rows:
         figures = (
             f"{row['device'][key]:.4g} / {row['surrogate'][key]:.4g} ({row['ratio'][key]:.2f})"
             for key in transfer.METRICS
         )
-        table.add_row(f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"]))
-    return table
+        cells.append((f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"])))
+    figure_heads = [Head(title, "number", int("median" not in title)) for title in transfer.METRICS.values()]
+    heads = (Head("requests/s", "name"), Head("policy", "name"), *figure_heads)
+    more = (Head("batches", "number", 2), Head("fallbacks", "number", 3))
+    caption = f"capacity {limit:.2f} requests/s; batches: predicted / measured seconds of the device's own batches"
+    return Grid((*heads, *more), [Part(cells, f"Device / surrogate {profile}, ms (surrogate / device)")], caption)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine.predictions import channel_descriptions
 from engine.workload import length_descriptions, workload_descriptions
 
@@ -14,9 +15,8 @@ TRACES = {
 }
 
 
-def _block(title: str, lines: dict[str, str]) -> str:
-    width = max(map(len, lines)) + 2
-    return "\n".join([title, *(f"    {name:<{width}}{text}" for name, text in lines.items())])
+def _part(title: str, lines: dict[str, str]) -> Part:
+    return Part([*lines.items()], title)
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Command:
 
     def run(self) -> None:
         """Print them."""
-        print(_block("Arrivals, as --workload name:key=value,...", workload_descriptions()))
-        print()
-        print(_block("Lengths, as --workload poisson:lengths=...", length_descriptions()))
-        print()
-        print(_block("Predictions of output lengths, as --prediction name:key=value,...", channel_descriptions()))
-        print()
-        print(_block("Trace files, as --trace FILE", TRACES))
+        parts = [
+            _part("Arrivals, as --workload name:key=value,...", workload_descriptions()),
+            _part("Lengths, as --workload poisson:lengths=...", length_descriptions()),
+            _part("Predictions of output lengths, as --prediction name:key=value,...", channel_descriptions()),
+            _part("Trace files, as --trace FILE", TRACES),
+        ]
+        for part in parts:
+            show(Grid((Head("name", "name"), Head("what it is", "prose")), [part]), terminal_console())

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from agents.reporting.grid import Cell, Grid, Head, Part, show
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -71,8 +71,8 @@ def remarks(result: Result) -> list[str]:
     return [*result["notes"], *([f"Zero in every run: {', '.join(zero)}."] if zero else [])]
 
 
-TERMINAL = ("TTFT", "max wait", "TBT", "SLO", "goodput")
-"""Columns that fit a terminal, by the beginning of their titles."""
+LATEX = ("TTFT", "max wait", "TBT", "SLO", "goodput")
+"""Columns of the LaTeX table, by the beginning of their titles."""
 COUNTS = ("unfinished", "dropped", "evictions")
 """Columns that are left out where they are all zero."""
 
@@ -116,49 +116,57 @@ def criteria(row: Row) -> tuple[str, str]:
 
 _COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red"}
 
+LEFT_OUT_FIRST = (
+    "busy", "KV use", "Jain", "p99.9 TTFT Q", "output", "E2E", "evictions", "dropped", "p99.9 TTFT", "unfinished",
+    "capacity", "max wait", "TTFT mean", "TBT",
+)  # fmt: skip
+"""Columns in the order in which a narrow terminal leaves them out, by the beginning of their titles; what is not here
+(policy, median and p99 TTFT, SLO, goodput, verdict) always stands."""
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+def _order(title: str) -> int:
+    """Place of a column in the order of leaving out, 0 for those that stand."""
+    for place, beginning in enumerate(LEFT_OUT_FIRST):
+        if title.startswith(beginning):
+            return len(LEFT_OUT_FIRST) - place
+    return 0
 
 
-def _terminal_columns(result: Result) -> list[Column]:
-    return [c for c in columns(result) if c.title.startswith(TERMINAL) or c.key in COUNTS]
-
-
-def _print_summary(result: Result, console: Console) -> None:
-    shown = _terminal_columns(result)
+def _summary_grid(result: Result) -> Grid:
+    """One part per load."""
+    shown = columns(result)
+    titles = [*(column.title for column in shown), "capacity paper", "capacity sound"]
+    numbers = [Head(title, "number", _order(title)) for title in titles]
+    parts = []
     for load in result["config"]["loads"]:
-        table = _table(load_label(result, load))
-        table.add_column("policy", no_wrap=True)
-        for column in shown:
-            table.add_column(column.title, justify="right")
-        for title in ("capacity paper", "capacity sound", "verdict"):
-            table.add_column(title)
+        rows: list[tuple[Cell, ...]] = []
         for row in (row for row in result["summary"] if row["load"] == load):
             values = [number(row["metrics"][column.key]["mean"], column) for column in shown]
             verdict = Text(row["verdict"], style=_COLOURS[row["verdict"]])
-            table.add_row(row["policy"], *values, *criteria(row), verdict)
-        console.print(table)
+            rows.append((row["policy"], *values, *criteria(row), verdict))
+        parts.append(Part(rows, load_label(result, load)))
+    return Grid((Head("policy", "name"), *numbers, Head("verdict", "prose")), parts)
 
 
-def print_tables(result: Result, console: Console) -> None:
-    """One table per load, then the differences to the reference, decision times, notes and warnings."""
-    _print_summary(result, console)
-    _print_differences(result, console)
+def print_tables(result: Result, console: Console, wide: bool = False) -> None:
+    """One table per load, then the differences to the reference, decision times, notes and warnings.
+
+    Args:
+        result: of an evaluation.
+        console: where (`agents.reporting.grid.terminal_console`).
+        wide: show every column, whatever the width.
+    """
+    show(_summary_grid(result), console, wide)
+    if differences := _difference_grid(result):
+        show(differences, console, wide)
     looks = result["windows"].get("policies", {})
     times = [f"{p} {seen['decision_us']['median']:.2f}" for p, seen in looks.items() if seen["decision_us"]]
     if times:
-        console.print(f"Time of one decision, us (median): {', '.join(times)}", style="dim", highlight=False)
+        console.print(Text(f"Time of one decision, us (median): {', '.join(times)}", style="dim"))
     for note in remarks(result):
-        console.print(note, style="dim", highlight=False)
+        console.print(Text(note, style="dim"))
     for warning in result["warnings"]:
-        console.print(f"Outside the profile's range: {warning}", style="yellow", highlight=False)
-
-
-def console_for_tables() -> Console:
-    """A console that does not squeeze tables into 80 columns when it is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+        console.print(Text(f"Outside the profile's range: {warning}", style="yellow"))
 
 
 HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "slo_goodput")
@@ -176,25 +184,26 @@ def difference_text(row: Row, column: Column) -> str:
     return f"{text} [{number(gap['low'], column, sign=True)}, {number(gap['high'], column, sign=True)}]"
 
 
-def _print_differences(result: Result, console: Console) -> None:
-    rows = [row for row in result["paired"] if row["metric"] in HEADLINE]
-    if not rows:
-        return
+_DIFFERENCE_ORDER = {"mean_ttft_ms": 3, "slo_attainment": 2, "p99_ttft_ms": 1}
+"""Differences in the order in which a narrow terminal leaves them out, the highest first."""
+
+
+def _difference_grid(result: Result) -> Grid | None:
+    """A row for each load and policy; None where there is nothing to compare."""
+    found = {(row["load"], row["policy"], row["metric"]): row for row in result["paired"] if row["metric"] in HEADLINE}
+    if not found:
+        return None
     by_key = {column.key: column for column in columns(result)}
-    table = _table(f"Difference to {result['reference']}, same traces, 95 % interval")
-    for title in ("load", "policy"):
-        table.add_column(title, no_wrap=True)
-    for key in HEADLINE:
-        table.add_column(by_key[key].title, justify="right")
-    found = {(row["load"], row["policy"], row["metric"]): row for row in rows}
+    rows = []
     for load, policy in dict.fromkeys((load, policy) for load, policy, _ in found):
         cells = []
         for row in (found[load, policy, key] for key in HEADLINE):
             style = {"better": "green", "worse": "red"}.get(row["judgement"], "")
-            text = difference_text(row, by_key[row["metric"]]).replace(" [", "\n[")
-            cells.append(Text(text, style=style))
-        table.add_row("-" if load is None else f"{load:g}", policy, *cells)
-    console.print(table)
+            cells.append(Text(difference_text(row, by_key[row["metric"]]), style=style))
+        rows.append(("-" if load is None else f"{load:g}", policy, *cells))
+    numbers = [Head(by_key[key].title, "number", _DIFFERENCE_ORDER.get(key, 0)) for key in HEADLINE]
+    title = f"Difference to {result['reference']}, same traces, 95 % interval"
+    return Grid((Head("load", "name"), Head("policy", "name"), *numbers), [Part(rows, title)])
 
 
 def csv_text(result: Result) -> str:
@@ -222,7 +231,7 @@ def _escaped(text: str) -> str:
 
 def latex_text(result: Result) -> str:
     """A booktabs table: policies by load, means over seeds with half the width of the interval."""
-    shown = [column for column in columns(result) if column.title.startswith(TERMINAL)]
+    shown = [column for column in columns(result) if column.title.startswith(LATEX)]
 
     def cell(metric: Row, column: Column) -> str:
         mean = number(metric["mean"], column)

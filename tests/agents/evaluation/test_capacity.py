@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from agents.commands.capacity import as_text
+from agents.commands.capacity import capacity_grids
 from agents.evaluation.capacity import Search, capacity_of, search_capacity
 from agents.options import Source
 from engine.config import EngineConfig
@@ -86,10 +86,10 @@ def test_gains_are_relative_to_the_reference_on_the_same_traces() -> None:
     assert (base["gain"], double["by_seed"]) == (None, [16.0, 16.0])
     assert base["by_seed"] == [8.0, 8.0]
     assert double["gain"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
-    text = as_text(result)
-    assert "+100.0%" in text
-    assert ">= 16.00" in text
-    assert "no growing queue" in text
+    paper, sound = (grid.parts[0] for grid in capacity_grids(result))
+    assert [row[2] for row in paper.rows] == ["8.00", ">= 16.00"]
+    assert [row[3] for row in paper.rows] == ["-", "+100.0% [+100.0%, +100.0%]"]
+    assert "no growing queue" in sound.title
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,244 @@
+"""Tables that fit the terminal, for every command: no number is ever cut, long names wrap.
+
+What has no room is left out in a stated order, and a line below says what. Where even the columns that always stand do
+not fit side by side, each row becomes a block of its own. What is not a terminal has room for everything.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from rich.box import SIMPLE_HEAD, Box
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED = 100_000
+"""Width of what is not a terminal: nothing has to be left out or broken."""
+LEAST_NAME, LEAST_PROSE = 12, 16
+"""Columns of text are not made narrower than this (or than their longest line)."""
+GAP = 2
+"""Blanks between columns."""
+_ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+Kind = Literal["number", "name", "prose"]
+Cell = str | Text
+
+
+class Head(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    kind: Kind = "number"
+    """Numbers stay whole, names break behind punctuation or, if need be, anywhere, prose between words."""
+    order: int = 0
+    """0: always shown; of the others the highest is left out first."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows under a title of their own."""
+
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    ends: frozenset[int] = frozenset()
+    """Rows with a free line below."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table or several of the same columns, which then are equally wide in all of them."""
+
+    heads: Sequence[Head]
+    parts: Sequence[Part]
+    caption: str = ""
+
+
+def terminal_console() -> Console:
+    """The console that tables are printed on: as wide as the terminal, without limit where there is none."""
+    console = Console()
+    if not console.is_terminal:
+        return Console(width=UNLIMITED)
+    # Not rich's own measure: that takes 80 where TERM=dumb, and the width of stdin's terminal.
+    return Console(width=max(1, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else console
+
+
+def show(grid: Grid, console: Console, wide: bool = False) -> None:
+    """Print a table in the width that there is.
+
+    Args:
+        grid: what to print.
+        console: where.
+        wide: leave nothing out; columns without room beside the others follow in a further table below.
+    """
+    columns = [_Column.of(k, grid, console.width) for k in range(len(grid.heads))]
+    shown = columns if wide else _chosen(columns, console.width)
+    groups = [shown] if _needed(shown) <= console.width else _stacked(shown, console.width) if wide else []
+    for part in grid.parts:
+        if part.title:
+            console.print(Text(part.title, style="bold"))
+        for group in groups:
+            console.print(_table(part, group, console))
+            console.print()
+        if not groups:
+            _print_blocks(part, shown, console)
+    if grid.caption:
+        console.print(Text(grid.caption, style="italic"))
+    left_out = [column.head.title.partition(", ")[0] for column in columns if column not in shown]
+    if left_out:
+        note = f"Left out for want of room: {', '.join(left_out)}. --wide shows every column."
+        console.print(Text(note, style="dim"))
+    if grid.caption or left_out:
+        console.print()
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column and the room that it takes."""
+
+    index: int
+    head: Head
+    least: int
+    """Narrower, and something would be cut."""
+    natural: int
+    """Wider is of no use."""
+
+    @classmethod
+    def of(cls, index: int, grid: Grid, width: int) -> "_Column":
+        head = grid.heads[index]
+        cells = [_text(row[index]).plain for part in grid.parts for row in part.rows]
+        natural = max([_longest(cell.split("\n")) for cell in cells], default=0)
+        if head.kind == "number":
+            least = max([_longest(_broken(cell).split("\n")) for cell in cells], default=0)
+        else:
+            words = _longest([word for cell in cells for word in cell.split()])
+            least = max(LEAST_NAME, width // 4) if head.kind == "name" else max(LEAST_PROSE, min(words, width // 3))
+            least = min(natural, least)
+        title = _longest(_pieces(head.title, 1))
+        return cls(index, head, max(least, title), max(natural, title))
+
+
+def _text(cell: Cell) -> Text:
+    """A cell as text: brackets and colons in names are no markup."""
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _longest(lines: Sequence[str]) -> int:
+    return max((cell_len(line) for line in lines), default=0)
+
+
+def _broken(cell: str) -> str:
+    """A number with what stands beside it (relative change, interval) on lines of their own."""
+    return re.sub(r" (?=[\[(])", "\n", cell)
+
+
+_BREAKS = (r"[^\s]*\s*", r"[^,:/\s]*[,:/]*\s*", r"[^,:/=_\s-]*[,:/=_-]*\s*")
+"""Pieces of a name that stay together: between blanks, if they are too long behind , : /, then behind = _ - too."""
+
+
+def _pieces(name: str, width: int, level: int = 0) -> list[str]:
+    """A name in pieces of at most this width where it has places to break."""
+    found: list[str] = []
+    for piece in re.findall(_BREAKS[level], name):
+        long = cell_len(piece.rstrip()) > width and level + 1 < len(_BREAKS)
+        found += _pieces(piece, width, level + 1) if long else [piece]
+    return found
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of at most this width."""
+    lines = [""]
+    for piece in _pieces(name, width):
+        if cell_len(lines[-1]) + cell_len(piece.rstrip()) <= width:
+            lines[-1] += piece
+        elif cell_len(piece.rstrip()) <= width:
+            lines.append(piece)
+        else:
+            lines[-1:] = chop_cells(lines[-1] + piece, width)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _needed(columns: Sequence[_Column]) -> int:
+    return sum(column.least for column in columns) + GAP * (len(columns) - 1)
+
+
+def _chosen(columns: Sequence[_Column], width: int) -> list[_Column]:
+    """The columns that have room, or those that always stand."""
+    shown = list(columns)
+    while _needed(shown) > width and any(column.head.order for column in shown):
+        shown.remove(max(shown, key=lambda column: (column.head.order, column.index)))
+    return shown
+
+
+def _stacked(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """All columns in groups that fit, each behind the columns that name the row; none if one alone does not fit."""
+    keys = [column for column in columns if column.head.kind == "name" and column.head.order == 0]
+    groups = [list(keys)]
+    for column in (column for column in columns if column not in keys):
+        if _needed([*groups[-1], column]) > width:
+            groups.append(list(keys))
+        groups[-1].append(column)
+    return groups if all(_needed(group) <= width for group in groups) else []
+
+
+def _widths(columns: Sequence[_Column], width: int) -> list[int]:
+    """How the room is shared: numbers in one line each first, then names, then prose."""
+    widths = [column.least for column in columns]
+    spare = width - _needed(columns)
+    numbers = [k for k, column in enumerate(columns) if column.head.kind == "number"]
+    more = sum(columns[k].natural - widths[k] for k in numbers)
+    if more <= spare:
+        spare -= more
+        for k in numbers:
+            widths[k] = columns[k].natural
+    for kind in ("name", "prose"):
+        growing = [k for k, column in enumerate(columns) if column.head.kind == kind]
+        while spare > 0 and (growing := [k for k in growing if widths[k] < columns[k].natural]):
+            widths[max(growing, key=lambda k: columns[k].natural / widths[k])] += 1
+            spare -= 1
+    return widths
+
+
+def _table(part: Part, columns: Sequence[_Column], console: Console) -> Table:
+    box = _ASCII_HEAD if console.options.ascii_only else SIMPLE_HEAD
+    table = Table(box=box, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    widths = _widths(columns, console.width)
+    for column, width in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if column.head.kind == "number" else "left"
+        title = _folded(column.head.title, width)
+        table.add_column(Text(title), width=width, justify=justify, vertical="top", overflow="fold")
+    for number, row in enumerate(part.rows):
+        cells = [_fitted(row[c.index], c.head.kind, width) for c, width in zip(columns, widths, strict=True)]
+        table.add_row(*cells, end_section=number in part.ends)
+    return table
+
+
+def _fitted(cell: Cell, kind: Kind, width: int) -> Text:
+    """A cell with line breaks of its own where it is wider than its column."""
+    text = _text(cell)
+    if kind == "prose" or _longest(text.plain.split("\n")) <= width:
+        return text
+    if kind == "number":
+        return Text(_broken(text.plain), style=text.style)
+    return Text("\n".join(_folded(line, width) for line in text.plain.split("\n")), style=text.style)
+
+
+def _print_blocks(part: Part, columns: Sequence[_Column], console: Console) -> None:
+    """Each row as lines of title and value."""
+    width = console.width
+    label = max(cell_len(column.head.title) for column in columns) + GAP
+    for row in part.rows:
+        for column in columns:
+            text = _text(row[column.index])
+            value = _folded(" ".join(text.plain.split()), width) if column.head.kind == "name" else text.plain
+            if "\n" not in value and label + cell_len(value) <= width:
+                console.print(Text(f"{column.head.title:<{label}}").append(value, text.style))
+                continue
+            console.print(Text(_folded(column.head.title, width)))
+            indent = "  " if _longest(value.split("\n")) + 2 <= width else ""
+            console.print(Text("\n".join(indent + line for line in value.split("\n")), text.style))
+        console.print()
