@@ -4,7 +4,6 @@
 its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json).
 """
 
-import json
 from dataclasses import fields
 from functools import cache
 from importlib import resources
@@ -29,7 +28,9 @@ from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
 from baselines.wait import WAIT
 from engine.errors import InputError
+from engine.fields import convert, parse_value
 from engine.policy import Policy
+from engine.reading import parse_json
 
 _CLASSES: tuple[type[Policy], ...] = (
     FasterTransformer,
@@ -63,21 +64,11 @@ def names() -> list[str]:
     return list(POLICIES)
 
 
-def _parse(kind: type, text: str, where: str) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
-        raise InputError(f"{where}: expected {kind.__name__}, got {text!r}") from None
-
-
 @cache
 def tuned_settings() -> dict[str, dict[str, str]]:
     """The settings that ship: workload -> policy -> spec."""
     text = (resources.files("baselines") / "data" / "tuned.json").read_text(encoding="utf-8")
-    table: dict[str, dict[str, str]] = json.loads(text)
-    return table
+    return convert(parse_json(text, "tuned.json"), dict[str, dict[str, str]], "tuned.json")
 
 
 def expand(spec: str) -> str:
@@ -114,7 +105,9 @@ def make(spec: str) -> Policy:
         key, equals, text = setting.partition("=")
         if not equals or key not in kinds:
             raise InputError(f"policy {name!r}: expected one of {', '.join(kinds)} as name=value, got {setting!r}")
-        values[key] = _parse(kinds[key], text, f"policy {name!r}: {key}")
+        if key in values:
+            raise InputError(f"policy {name!r}: expected each parameter once, got {key!r} twice")
+        values[key] = parse_value(text, kinds[key], f"policy {name!r}: {key}")
     return cls(**values)
 
 

@@ -22,6 +22,7 @@ from numba import njit, types
 from engine._jit import hot
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import Bounds, checked
 from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, SWAP, SWAP_COMPRESSED, VIEW_TYPE, Memory, Plan, View
 
 KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
@@ -176,6 +177,17 @@ class Policy:
         """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name}:{','.join(changed)}" if changed else self.name
+
+
+def check_parameters(policy: Policy) -> None:
+    """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
+
+    Raises:
+        InputError: one is of another type, not finite, or too large.
+    """
+    whole, real = Bounds(-(2**53), 2**53, whole=True), Bounds(-1e12, 1e12)
+    bounds = {f.name: whole if f.type in (int, "int") else real for f in fields(policy)}
+    checked(policy, f"policy {policy.name!r}: ", bounds)
 
 
 def require(condition: bool, policy: Policy, name: str, expected: str) -> None:
