@@ -200,7 +200,8 @@ def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None,
 
     Args:
         record: the instance; its fields are set anew where their value is converted.
-        where: what stands before the field's name in messages ("engine.", "policy 'slai': ").
+        where: what names the record in messages, a dot between it and the field ("env" for env.rates); nothing is put
+            after a space ("policy 'slai': ").
         bounds: ranges of the fields that are numbers, or tuples of numbers; any finite number without one.
         untyped: fields that are left alone.
 
@@ -208,11 +209,12 @@ def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None,
         InputError: a field does not fit; names it.
     """
     hints = _hints(type(record))
+    place = where if not where or where[-1] in " ." else f"{where}."
     for field in dataclasses.fields(record):
         if field.name in untyped:
             continue
         value = getattr(record, field.name)
-        new = convert(value, hints[field.name], where + field.name, (bounds or {}).get(field.name))
+        new = convert(value, hints[field.name], place + field.name, (bounds or {}).get(field.name))
         if new is not value:
             object.__setattr__(record, field.name, new)
 
