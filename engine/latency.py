@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numba import typeof
 
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import checked, convert, from_mapping, number, whole
@@ -103,9 +103,13 @@ class Executor(Protocol):
         """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds."""
 
 
-@hot
-def _interpolate(table: np.ndarray, tokens: float) -> float:
-    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part."""
+@inner
+def interpolate(table: np.ndarray, tokens: float) -> float:
+    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part.
+
+    Before the first row a token never costs less than there; beyond the last one, where the last part falls, it costs
+    as much as there: noise at the end of a table must not make large batches free.
+    """
     low, high = 0, table.shape[0] - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -114,7 +118,12 @@ def _interpolate(table: np.ndarray, tokens: float) -> float:
         else:
             high = middle
     slope = (table[high, 1] - table[low, 1]) / (table[high, 0] - table[low, 0])
-    return float(table[low, 1] + slope * (tokens - table[low, 0]))
+    if tokens > table[high, 0] and slope <= 0.0:
+        return float(table[high, 1] / table[high, 0] * tokens)
+    seconds = table[low, 1] + slope * (tokens - table[low, 0])
+    if tokens < table[low, 0]:
+        seconds = max(seconds, table[low, 1] / table[low, 0] * tokens)
+    return float(seconds)
 
 
 @hot
@@ -124,7 +133,7 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
     tokens = float(features.tokens[0])
     if c.tile > 1.0:
         tokens = np.ceil(tokens / c.tile) * c.tile
-    linear = _interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
+    linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
     t = c.overhead + c.per_request * features.requests[0] + linear
     chunks = features.requests[0] - features.decodes[0]
     t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
