@@ -274,7 +274,8 @@ class ComparisonOptions(SourceOptions, ServerOptions, TableOptions):
     """Options of the commands that compare policies over seeds."""
 
     policies: str = "slai,sarathi"
-    """Policies, comma separated: baselines (slai:offset=3), random, folders of trained policies."""
+    """Policies, comma separated: baselines (slai:offset=3), random, folders of trained policies, classes of your own
+    (module:Class or path/file.py:Class, perhaps with parameters: mine.py:Mine:k=3,j=4)."""
     seeds: int = 3
     """Seeds 0 ... N-1, each a common trace for all policies."""
     reference: str | None = None

@@ -22,7 +22,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_method() -> str:
+def start_method() -> str:
     """`fork` where it is safe (it inherits compiled kernels and starts at once), else `spawn`.
 
     A fork copies only the calling thread: torch and numba's parallel layer would wait for threads that are gone. From
@@ -68,7 +68,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
         for index, task in enumerate(tasks):
             yield index, function(task)
         return
-    context = multiprocessing.get_context(_start_method())
+    context = multiprocessing.get_context(start_method())
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupt)
     finished = False

@@ -1,11 +1,19 @@
-"""From what a person writes to a policy: baseline specs, `random`, folders with a learned policy."""
+"""From what a person writes to a policy: baseline specs, `random`, folders with a learned policy, classes of users."""
 
+import copy
 import hashlib
+import pickle
+import sys
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import baselines
+from baselines.own import RESERVED, check_class
+from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.own_code import file_place, parse_place, source_digest
 from engine.policy import Policy
 
 RANDOM = "random"
@@ -15,6 +23,88 @@ PRETRAINED = "pretrained"
 
 ADJUSTABLE = ("ageing", "close")
 """Settings that the spec of a learned policy may have."""
+
+
+class PolicyLabel(str):
+    """The name under which a policy that was given as an object is compared; it goes where the name goes."""
+
+    policy: Policy
+    digest: str
+
+    def __new__(cls, text: str, policy: Policy, digest: str = "") -> "PolicyLabel":
+        """The label of this policy; the digest of its source and parameters is made here, once for all processes."""
+        label = super().__new__(cls, text)
+        label.policy, label.digest = policy, digest or _object_digest(policy)
+        return label
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the policy with its name."""
+        return PolicyLabel, (str(self), self.policy, self.digest)
+
+
+def label_of(policy: str | Policy) -> str:
+    """What a policy is called in a comparison: its spec, or for an object of a user's class a label that holds it.
+
+    Raises:
+        InputError: neither a spec nor a policy that can be run.
+    """
+    if isinstance(policy, str):
+        return policy
+    if not isinstance(policy, Policy):
+        given = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
+        raise InputError(f"policies: expected specs or objects of subclasses of engine.Policy, got {given}")
+    cls, settings = type(policy), policy.spec.partition(":")[2]
+    if cls in baselines.POLICIES.values():
+        return policy.spec
+    if place := file_place(cls):
+        return f"{place}:{settings}" if settings else place
+    if cls.name in RESERVED:
+        return (
+            policy.spec if _split(policy.spec)[0].exists() or cls.name == RANDOM else PolicyLabel(policy.spec, policy)
+        )
+    check_class(cls, f"policy {cls.__name__}", (*baselines.POLICIES, *RESERVED))
+    name = cls.__name__ if cls.name == Policy.name else cls.name
+    return PolicyLabel(f"{name}:{settings}" if settings else name, policy)
+
+
+def labels_of(policies: Iterable[str | Policy]) -> tuple[str, ...]:
+    """The labels of all policies of a comparison.
+
+    Raises:
+        InputError: one of them is no policy, or two have the same label.
+    """
+    labels = tuple(map(label_of, policies))
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"policies: expected each once, got {label!r} twice (a class can have a name of its own)")
+    return labels
+
+
+def check_sendable(label: str, start_method: str) -> None:
+    """Find a policy that worker processes cannot get before they are started.
+
+    Raises:
+        InputError: it is an object whose class they cannot import, or that cannot be pickled.
+    """
+    if not isinstance(label, PolicyLabel):
+        return
+    hint = "put its class into a file (FILE.py:Class), or use one worker"
+    main = sys.modules.get("__main__")
+    is_typed = type(label.policy).__module__ == "__main__" and not Path(str(getattr(main, "__file__", ""))).is_file()
+    if start_method != "fork" and is_typed:
+        raise InputError(f"policy {str(label)!r}: worker processes cannot see what a shell or notebook defines; {hint}")
+    try:
+        pickle.dumps(label.policy)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"policy {str(label)!r}: cannot be sent to worker processes ({text}); {hint}") from None
+
+
+def with_setting(spec: str, key: str, value: str) -> str:
+    """The spec of the same policy with another value of one parameter."""
+    name, settings = baselines.base_of(baselines.expand(spec))
+    others = [part for part in settings.split(",") if part and part.partition("=")[0] != key]
+    return f"{name}:{','.join([*others, f'{key}={value}'])}"
 
 
 def pretrained_folder() -> Path:
@@ -30,14 +120,15 @@ def _split(spec: str) -> tuple[Path, str]:
 
 def _is_start(part: str) -> bool:
     """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
-    name = part.partition(":")[0]
-    return name in (*baselines.POLICIES, RANDOM, PRETRAINED) or _split(part)[0].exists() or "=" not in part
+    key, equals, _ = part.partition("=")
+    # A parameter's name has no colon in it; a spec with parameters has one before them.
+    return not equals or ":" in key or _split(part)[0].exists()
 
 
 def split_policies(text: str) -> tuple[str, ...]:
     """Specs in a comma-separated list; commas also stand between the parameters of one spec.
 
-    ``slai:token_budget=1024,offset=3,sarathi`` are two policies.
+    ``slai:token_budget=1024,offset=3,mine.py:Mine:k=3,j=4`` are two policies.
 
     Raises:
         InputError: an empty list, or one policy twice.
@@ -59,25 +150,34 @@ def split_policies(text: str) -> tuple[str, ...]:
 
 
 def resolve(spec: str) -> Policy:
-    """The policy that a spec names: a baseline, `random`, `pretrained`, or the folder of a training run or of a bundle.
+    """The policy that a spec names: a baseline, `random`, `pretrained`, a folder with a learned one, a user's class.
 
-    A learned policy whose actions are slackfit's parameters takes two of its settings: ``pretrained:ageing=20``.
+    A folder is that of a training run or of a bundle. A learned policy whose actions are slackfit's parameters takes
+    two of its settings: ``pretrained:ageing=20``. A user's class is ``module:Class`` or ``path/file.py:Class``
+    (`baselines.own`).
 
     Raises:
         InputError: an unknown name or parameter, or a folder without a usable bundle.
     """
+    if isinstance(spec, PolicyLabel):
+        # What one run leaves in an object must not reach the next one.
+        return copy.deepcopy(spec.policy)
     name, _, settings = spec.partition(":")
     if name in baselines.POLICIES:
         return baselines.make(spec)
     if name == RANDOM:
         return _random(settings)
     folder, settings = _split(spec)
+    if parse_place(spec) and not folder.is_dir():
+        return baselines.make(spec)
     if folder.exists():
         from agents.learning.policy import LearnedPolicy
 
         return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
     known = ", ".join([*baselines.POLICIES, RANDOM, PRETRAINED])
-    raise InputError(f"policy: expected one of {known} or the folder of a trained policy, got {spec!r}")
+    raise InputError(
+        f"policy: expected one of {known}, the folder of a trained policy, module:Class or FILE.py:Class, got {spec!r}"
+    )
 
 
 def _numbers(spec: str, settings: str) -> dict[str, float]:
@@ -105,12 +205,25 @@ def _random(settings: str) -> Policy:
 
 
 def fingerprint(spec: str) -> str:
-    """What makes results of this spec comparable: the spec, or the digest of a learned policy's files."""
+    """What makes results of this spec comparable: the spec, with the digest of a learned policy's or class's files."""
+    if isinstance(spec, PolicyLabel):
+        return f"{spec}@{spec.digest}"
     path, _ = _split(spec)
-    if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM) or not path.is_dir():
+    if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM):
         return baselines.expand(spec)
+    if not path.is_dir():
+        expanded = baselines.expand(spec)
+        return f"{expanded}@{source_digest(type(resolve(expanded)))}" if parse_place(expanded) else expanded
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.name in ("policy.json", "weights.safetensors"):
             digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
     return f"{spec}@{digest.hexdigest()[:16]}"
+
+
+def _object_digest(policy: Policy) -> str:
+    """Digest of the source of an object's class, of its parameters, and of what its kernel is given."""
+    values = repr(sorted((name, value) for name, value in vars(policy).items() if name != "bundle"))
+    digest = hashlib.sha256(f"{source_digest(type(policy))}{values}".encode())
+    digest.update(policy.params(EngineConfig()).tobytes() if policy.kernel else b"")
+    return digest.hexdigest()[:16]

@@ -1,13 +1,15 @@
 """Published schedulers as policies: one readable file each.
 
 ``make("slai")`` or ``make("slai:token_budget=1024,offset=3")`` builds one; ``names()`` lists them. ``slai:tuned`` is
-its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json).
+its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json), and
+``slai:tuned=FILE`` what `llmsched tune --save FILE` found. ``module:Class`` and ``path/file.py:Class`` are policies of
+users (`baselines.own`), with ``:parameter=value,...`` and ``:tuned=FILE`` behind them too.
 """
 
-from dataclasses import fields
+import json
 from functools import cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
 from baselines.alise import ALISE
 from baselines.elis import ELIS
@@ -17,6 +19,7 @@ from baselines.ltr import LTR
 from baselines.mlfq import MLFQ
 from baselines.nested_wait import NestedWAIT
 from baselines.orca import Orca
+from baselines.own import RESERVED, own_policy, parse_settings
 from baselines.past_future import PastFuture
 from baselines.rad import RAD
 from baselines.sarathi import Sarathi
@@ -28,9 +31,9 @@ from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
 from baselines.wait import WAIT
 from engine.errors import InputError
-from engine.fields import convert, parse_value
+from engine.own_code import parse_place
 from engine.policy import Policy
-from engine.reading import parse_json
+from engine.reading import read_mapping
 
 _CLASSES: tuple[type[Policy], ...] = (
     FasterTransformer,
@@ -68,47 +71,85 @@ def names() -> list[str]:
 def tuned_settings() -> dict[str, dict[str, str]]:
     """The settings that ship: workload -> policy -> spec."""
     text = (resources.files("baselines") / "data" / "tuned.json").read_text(encoding="utf-8")
-    return convert(parse_json(text, "tuned.json"), dict[str, dict[str, str]], "tuned.json")
+    table: dict[str, dict[str, str]] = json.loads(text)
+    return table
+
+
+def base_of(spec: str) -> tuple[str, str]:
+    """A spec as what names the policy (a baseline, a place in a user's code) and the parameters behind it."""
+    place = None if spec.partition(":")[0] in POLICIES else parse_place(spec)
+    if place is not None:
+        return place.text, place.settings
+    name, _, settings = spec.partition(":")
+    return name, settings
 
 
 def expand(spec: str) -> str:
-    """``name:tuned`` and ``name:tuned=WORKLOAD`` as the setting that they stand for; other specs as they are.
+    """``name:tuned``, ``name:tuned=WORKLOAD`` and ``name:tuned=FILE`` as the setting meant; other specs as they are.
+
+    A file is what `llmsched tune --save` wrote; with the settings of several workloads in it, ``tuned=FILE:WORKLOAD``
+    says which.
 
     Raises:
-        InputError: no setting of this policy for this workload ships.
+        InputError: there is no such setting of this policy.
     """
-    name, _, settings = spec.partition(":")
-    word, _, workload = settings.partition("=")
+    name, settings = base_of(spec)
+    word, _, which = settings.partition("=")
     if word != "tuned":
         return spec
-    row = tuned_settings().get(workload or DEFAULT_WORKLOAD, {})
+    file, _, workload = which.partition(":")
+    if file and Path(file).is_file():
+        return _from_file(Path(file), name, workload, spec)
+    row = tuned_settings().get(which or DEFAULT_WORKLOAD, {})
     if name not in row:
         known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
-        raise InputError(f"policy: expected one of the tuned settings {known}, got {spec!r}")
+        files = f" (there is no file {which})" if "/" in which or "." in which else ""
+        raise InputError(f"policy: expected one of the tuned settings {known} or NAME:tuned=FILE, got {spec!r}{files}")
     return row[name]
 
 
+def read_tuned(path: Path) -> dict[str, dict[str, str]]:
+    """The settings in a file of `llmsched tune --save`: workload -> policy -> spec.
+
+    Raises:
+        InputError: another kind of file.
+    """
+    table = read_mapping(path, "a table of tuned settings")
+    if not all(isinstance(row, dict) and all(isinstance(s, str) for s in row.values()) for row in table.values()):
+        raise InputError(f"{path}: expected a table of tuned settings, workload -> policy -> setting")
+    return {workload: dict(row) for workload, row in table.items()}
+
+
+def _from_file(path: Path, name: str, workload: str, spec: str) -> str:
+    found = {where: row[name] for where, row in read_tuned(path).items() if name in row}
+    if workload:
+        found = {where: setting for where, setting in found.items() if where == workload}
+    if not found:
+        asked = f"{name} for {workload}" if workload else name
+        raise InputError(f"policy {spec!r}: expected a setting of {asked} in {path}, found none")
+    if len(found) > 1:
+        raise InputError(f"policy {spec!r}: expected :WORKLOAD behind the file, one of {', '.join(found)}")
+    (setting,) = found.values()
+    if base_of(setting)[0] != name or base_of(setting)[1].partition("=")[0] == "tuned":
+        raise InputError(f"{path}: expected a setting of {name}, got {setting!r}")
+    return setting
+
+
 def make(spec: str) -> Policy:
-    """Build a baseline from its spec, ``name``, ``name:parameter=value,...`` or ``name:tuned``.
+    """Build a policy from its spec, ``name``, ``name:parameter=value,...``, ``name:tuned`` or ``module:Class``.
 
     Raises:
         InputError: unknown name or parameter, or a value that does not fit.
     """
     spec = expand(spec)
     name, _, settings = spec.partition(":")
-    if name not in POLICIES:
-        raise InputError(f"policy: expected one of {', '.join(POLICIES)}, got {name!r}")
-    cls = POLICIES[name]
-    kinds: dict[str, type] = {f.name: f.type for f in fields(cls) if isinstance(f.type, type)}
-    values: dict[str, Any] = {}
-    for setting in filter(None, settings.split(",")):
-        key, equals, text = setting.partition("=")
-        if not equals or key not in kinds:
-            raise InputError(f"policy {name!r}: expected one of {', '.join(kinds)} as name=value, got {setting!r}")
-        if key in values:
-            raise InputError(f"policy {name!r}: expected each parameter once, got {key!r} twice")
-        values[key] = parse_value(text, kinds[key], f"policy {name!r}: {key}")
-    return cls(**values)
+    if name in POLICIES:
+        cls = POLICIES[name]
+        return cls(**parse_settings(cls, settings, f"policy {name!r}"))
+    own = own_policy(spec, (*POLICIES, *RESERVED))
+    if own is None:
+        raise InputError(f"policy: expected one of {', '.join(POLICIES)}, module:Class or FILE.py:Class, got {name!r}")
+    return own
 
 
 __all__ = [
@@ -132,7 +173,9 @@ __all__ = [
     "PastFuture",
     "Sarathi",
     "Slackfit",
+    "base_of",
     "expand",
     "make",
     "names",
+    "read_tuned",
 ]

@@ -40,3 +40,16 @@ def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None
     """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
     dispatcher = _njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return _Inner(dispatcher, source or function)
+
+
+def compile_kernel(function: Callable[..., Any], signature: Any, allocates: bool, cached: bool) -> Any:
+    """A policy's plan function compiled for the one signature of kernels.
+
+    Args:
+        function: the plan function.
+        signature: of every kernel.
+        allocates: whether it makes arrays, so that references must be counted.
+        cached: whether the result may be kept on disk.
+    """
+    options = {"cache": cached} if allocates else {**_OPTIONS, "cache": cached}
+    return _njit(signature, **options)(function)

@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.fields import checked, number, whole
 from engine.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, LengthPair, check_pairs
-from engine.requests import INT32_MAX
 
 LENGTH_FORMS = {
     "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
@@ -34,7 +32,7 @@ class FixedLengths:
 
     def __post_init__(self) -> None:
         """Check both lengths."""
-        checked(self, "fixed lengths: ", dict.fromkeys(("prompt_tokens", "output_tokens"), whole(1, INT32_MAX)))
+        check_pairs([self.prompt_tokens], [self.output_tokens])
 
     @property
     def description(self) -> str:
@@ -66,9 +64,11 @@ class LogNormalLengths:
 
     def __post_init__(self) -> None:
         """Check that the parameters describe a distribution."""
-        mu, sigma = number(-1e4, 1e4), number(0.0, 1e4)
-        bounds = {"prompt_mu": mu, "prompt_sigma": sigma, "output_mu": mu, "output_sigma": sigma}
-        checked(self, "lognormal lengths: ", bounds | {"max_total_tokens": whole(2, INT32_MAX)})
+        values = (self.prompt_mu, self.prompt_sigma, self.output_mu, self.output_sigma)
+        if not all(math.isfinite(value) for value in values) or min(self.prompt_sigma, self.output_sigma) < 0.0:
+            raise InputError(f"lognormal lengths: expected finite mu and sigma with sigma >= 0, got {values}")
+        if self.max_total_tokens < 2:
+            raise InputError(f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}")
 
     @property
     def description(self) -> str:
@@ -140,11 +140,11 @@ def parse_lengths(spec: str) -> LengthModel:
     name, colon, rest = spec.partition(":")
     if name == "fixed" and colon:
         prompt, output = _numbers(spec, rest, 2, 2)
-        return FixedLengths(prompt, output)  # type: ignore[arg-type]  # checked there
+        return FixedLengths(_whole(spec, prompt), _whole(spec, output))
     if name == "lognormal" and colon:
         prompt_mu, prompt_sigma, output_mu, output_sigma, *total = _numbers(spec, rest, 4, 5)
-        limit = total[0] if total else LogNormalLengths.max_total_tokens
-        return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)  # type: ignore[arg-type]
+        limit = _whole(spec, total[0]) if total else LogNormalLengths.max_total_tokens
+        return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)
     if spec in table_names():
         return JointQuantileTable.load(TABLE_FOLDER / f"{spec}.json")
     if spec.endswith(".json"):
@@ -154,8 +154,17 @@ def parse_lengths(spec: str) -> LengthModel:
 
 
 def _numbers(spec: str, text: str, fewest: int, most: int) -> list[float]:
-    parts = text.split(",")
-    if not fewest <= len(parts) <= most:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"lengths {spec!r}: expected numbers separated by commas, got {text!r}") from None
+    if not fewest <= len(values) <= most:
         count = str(fewest) if fewest == most else f"{fewest} or {most}"
-        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(parts)}")
-    return [number().parse(part, f"lengths {spec!r}") for part in parts]
+        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(values)}")
+    return values
+
+
+def _whole(spec: str, value: float) -> int:
+    if not (math.isfinite(value) and value == int(value)):
+        raise InputError(f"lengths {spec!r}: expected whole numbers of tokens, got {value:g}")
+    return int(value)

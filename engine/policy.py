@@ -12,17 +12,18 @@ Requests that the plan does not name are held: they keep their KV. A policy with
 compiled loops; one that overrides `plan` in plain Python works everywhere too, only slower, with the same results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from engine._jit import hot
+from engine._jit import compile_kernel, hot
+from engine._own_cache import kernel_cache
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import Bounds, checked
+from engine.own_code import blame, is_ours
 from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, SWAP, SWAP_COMPRESSED, VIEW_TYPE, Memory, Plan, View
 
 KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
@@ -46,13 +47,26 @@ class Kernel:
 
     @property
     def compiled(self) -> Any:
-        """The compiled function, all of one type, so that one compiled loop serves every policy."""
+        """The compiled function, all of one type, so that one compiled loop serves every policy.
+
+        Raises:
+            InputError: the kernel of a user cannot be compiled (names the line).
+        """
         if self._compiled is None:
-            if self.allocates:
-                self._compiled = njit(KERNEL_SIGNATURE, cache=True)(self.function)
-            else:
-                self._compiled = hot(self.function, KERNEL_SIGNATURE)
+            try:
+                with kernel_cache(self.function) as cached:
+                    self._compiled = compile_kernel(self.function, KERNEL_SIGNATURE, self.allocates, cached)
+            except Exception as error:
+                if is_ours(self.function.__code__.co_filename):
+                    raise
+                raise InputError(
+                    f"kernel {self.__name__!r}: cannot be compiled: {blame(error, self._place)}"
+                ) from error
         return self._compiled
+
+    @property
+    def _place(self) -> str:
+        return f"{self.function.__code__.co_filename}, line {self.function.__code__.co_firstlineno}"
 
     def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
         """Plan once, compiled."""
@@ -135,6 +149,8 @@ class Policy:
     """float64 cells that the policy remembers for the server."""
     kernel: ClassVar[Kernel | None] = None
     """The compiled form of `plan`, if there is one."""
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """What `llmsched tune` tries: parameter -> values (of the baselines: `agents.studies.tuning.SPACES`)."""
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Fill `plan` for the next iteration; it comes in empty.
@@ -151,8 +167,20 @@ class Policy:
         return np.array([self.encode(f.name, getattr(self, f.name)) for f in fields(self)], np.float64)
 
     def encode(self, name: str, value: Any) -> float:
-        """One parameter as a number for the kernel."""
-        return float(value)
+        """One parameter as a number for the kernel (without a kernel: nan for what is none).
+
+        Raises:
+            InputError: there is a kernel, and the parameter is no number.
+        """
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            if self.kernel is None:
+                return float("nan")
+            raise InputError(
+                f"policy {self.name!r}: {name}: expected a number for the kernel, or an `encode` of the class that "
+                f"makes one of {value!r}"
+            ) from None
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """Fresh memory for one run."""
@@ -177,17 +205,6 @@ class Policy:
         """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name}:{','.join(changed)}" if changed else self.name
-
-
-def check_parameters(policy: Policy) -> None:
-    """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
-
-    Raises:
-        InputError: one is of another type, not finite, or too large.
-    """
-    whole, real = Bounds(-(2**53), 2**53, whole=True), Bounds(-1e12, 1e12)
-    bounds = {f.name: whole if f.type in (int, "int") else real for f in fields(policy)}
-    checked(policy, f"policy {policy.name!r}: ", bounds)
 
 
 def require(condition: bool, policy: Policy, name: str, expected: str) -> None:

@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.core import arrive, begin, close, empty, explain, finish, is_over, pause
 from engine.errors import InputError
 from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
+from engine.own_code import blame
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
 from engine.state import DROP, EVICT, MEMORY_TYPE, SERVER_TYPE, SWAP, Memory, Server, load, new_server
@@ -27,6 +28,10 @@ KERNEL_TYPE = types.FunctionType(KERNEL_SIGNATURE)
 
 class PolicyError(RuntimeError):
     """A policy broke the rules: an illegal plan, or no progress with requests present."""
+
+
+class PolicyFault(PolicyError):
+    """The code of a policy raised an exception, or changed what it may only read."""
 
 
 def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int) -> int:
@@ -130,8 +135,49 @@ class _Log:
 def _decide(policy: Policy, server: Server, memory: Memory) -> int:
     """Let the policy plan and begin that; returns the error code of `begin`."""
     empty(server)
-    policy.plan(server.visible, memory, server.plan)
+    try:
+        policy.plan(server.visible, memory, server.plan)
+    except (PolicyError, InputError):
+        raise
+    except Exception as error:
+        raise fault(policy, error) from error
     return int(begin(server, True))
+
+
+def fault(policy: Policy, error: Exception) -> PolicyFault:
+    """What the code of a policy raised, as one line with the file and the line of that code."""
+    code = policy.kernel.function.__code__ if policy.kernel else None
+    place = f"{code.co_filename}, kernel in line {code.co_firstlineno}" if code else ""
+    return PolicyFault(f"policy {policy.spec!r}: {blame(error, place)}")
+
+
+class _Sealed:
+    """Decides like a policy whose `plan` is Python code, and notices where that writes into the server's own arrays.
+
+    The counters are compared at each decision, all that a policy sees at the first ones and then at every 64th.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, policy: Policy, server: Server, memory: Memory) -> int:
+        view = server.visible
+        watched = view if self.calls < 64 or self.calls % 64 == 0 else (view.row,)
+        self.calls += 1
+        before = [array.tobytes() for array in watched]
+        empty(server)
+        try:
+            policy.plan(view, memory, server.plan)
+        except (PolicyError, InputError):
+            raise
+        except Exception as error:
+            raise fault(policy, error) from error
+        if before != [array.tobytes() for array in watched]:
+            raise PolicyFault(
+                f"policy {policy.spec!r} changed the view at t={view.row[0].now:.3f} s, which it may only read "
+                "(what it wants to remember belongs into memory.row and memory.request)"
+            )
+        return int(begin(server, True))
 
 
 class _Guarded:
@@ -152,6 +198,36 @@ class _Guarded:
             array[...] = before
         self.count += 1
         return _decide(self.fallback, server, self.memory)
+
+
+def _memory(policy: Policy, config: EngineConfig, num_requests: int) -> Memory:
+    """The memory of a policy, checked before compiled code indexes into it.
+
+    Raises:
+        InputError: arrays of another type or size.
+        PolicyFault: the policy's own code raised something.
+    """
+    try:
+        memory = policy.memory(config, num_requests)
+    except (PolicyError, InputError):
+        raise
+    except Exception as error:
+        raise fault(policy, error) from error
+    shapes = (1, None), (2, num_requests), (1, None)
+    arrays = memory if isinstance(memory, Memory) else ()
+    if len(arrays) != 3 or not all(
+        isinstance(a, np.ndarray)
+        and a.dtype == np.float64
+        and a.ndim == dimensions
+        and a.flags.c_contiguous
+        and rows in (None, a.shape[0])
+        for a, (dimensions, rows) in zip(arrays, shapes, strict=True)
+    ):
+        raise InputError(
+            f"policy {policy.name!r}: memory: expected Memory(params, request, row) of contiguous float64 arrays with "
+            f"shapes (any,), ({num_requests}, any), (any,)"
+        )
+    return memory
 
 
 def _is_stuck(server: Server) -> bool:
@@ -253,7 +329,7 @@ def simulate(
         raise InputError(f"policy {policy.name!r}: expected requests with predictions (`engine.predictions.predict`)")
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
-    memory = policy.memory(config, len(requests))
+    memory = _memory(policy, config, len(requests))
     total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
     max_decisions = 8 * total + 1000
     log = _Log()
@@ -261,13 +337,18 @@ def simulate(
     if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps and not guard:
         assert policy.kernel is not None
         latency = executor.compiled(config)
-        code = _compiled_run()(policy.kernel.compiled, server, memory, latency, horizon_s, max_decisions)
+        kernel = policy.kernel.compiled
+        try:
+            code = _compiled_run()(kernel, server, memory, latency, horizon_s, max_decisions)
+        except Exception as error:  # of the kernel: nothing else in the loop can raise
+            raise fault(policy, error) from error
     else:
         charged = Charged(executor, config)
         charged.start(requests)
-        if policy.kernel is not None:
+        if policy.kernel is not None and type(policy).plan is Policy.plan:
             assert policy.kernel.compiled  # not while the clock runs
-        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log, guard or _decide)
+        decide = guard or (_decide if type(policy).plan is Policy.plan else _Sealed())
+        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log, decide)
     _raise(code, policy, server, max_decisions)
     close(server)
     view, hidden = server.visible, server.hidden

@@ -26,7 +26,8 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
     """Serve one trace with one policy and print its numbers."""
 
     policy: str = "slai"
-    """A baseline (slai:offset=3), random, or the folder of a trained policy."""
+    """A baseline (slai:offset=3), random, the folder of a trained policy, or a class of your own: module:Class or
+    path/file.py:Class, perhaps with parameters (mine.py:Mine:k=3)."""
     executor: str | None = None
     """Serve with a real model instead of --profile: transformers (Mistral-7B on CUDA, random weights),
     transformers:tiny (a small one on the CPU), transformers:FOLDER; then ,dtype= and ,device= if need be."""

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import baselines
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.reporting.tables import load_label
+from agents.resolve import with_setting
 from engine.errors import InputError
 
 COLUMNS = {
@@ -35,7 +35,8 @@ class Command(ComparisonOptions):
     """
 
     policies: str = "slackfit:tuned,pretrained"
-    """Policies with that knob, comma separated: slackfit with parameters, pretrained, folders made by evolve."""
+    """Policies with that knob, comma separated: slackfit with parameters, pretrained, folders made by evolve, classes
+    of your own with a parameter `ageing`."""
     ageing: str = "0,10,20,50,100,300,1000"
     """Settings, tokens/s."""
     rates: str = "1.4,1.8,2.0"
@@ -78,8 +79,7 @@ class Command(ComparisonOptions):
 
 def with_ageing(policy: str, ageing: float) -> str:
     """The spec of a policy with this setting of the knob."""
-    spec = baselines.expand(policy)
-    return f"{spec}{',' if ':' in spec else ':'}ageing={ageing:g}"
+    return with_setting(policy, "ageing", f"{ageing:g}")
 
 
 def _grid(result: dict[str, Any]) -> Grid:

@@ -23,7 +23,8 @@ class Command(SourceOptions, ServerOptions, TableOptions):
     """Find the best setting of baselines on training traces (what ships is called NAME:tuned)."""
 
     policies: Annotated[str, tyro.conf.Positional]
-    """Names of baselines, comma separated, or all."""
+    """Names of baselines and places of your own classes (FILE.py:Class, whose attribute `space` says what to try),
+    comma separated, or all."""
     rates: str = "1.4,1.6,1.8,2.0"
     """Arrival rates in requests/s: a list or start:end:step; each counts the same."""
     seeds: int = 2
@@ -43,8 +44,7 @@ class Command(SourceOptions, ServerOptions, TableOptions):
             raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         names = tuple(tuning.SPACES) if self.policies == "all" else split_policies(self.policies)
         for name in names:
-            if name not in tuning.SPACES:
-                raise InputError(f"policies: expected names among {', '.join(tuning.SPACES)} or all, got {name!r}")
+            tuning.space_of(name)
         rates, source, model = parse_rates(self.rates), self.source(), self.model()
         check_writable(self.save)
         workers = default_workers() if self.workers is None else self.workers

@@ -19,7 +19,7 @@ class Command(SourceOptions, ServerOptions, TableOptions):
     executor: str = "transformers"
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     policies: str = "sarathi,slai"
-    """Policies, comma separated: baselines, folders of trained policies."""
+    """Policies, comma separated: baselines, folders of trained policies, classes of your own (FILE.py:Class)."""
     shares: str = "0.5,0.9,1.1"
     """Arrival rates as shares of the surrogate's capacity (Sarathi's throughput with all requests there at once)."""
     rescale: bool = False

@@ -14,11 +14,10 @@ import numpy as np
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
-from agents.evaluation.setup import OnCell, Setup, policy_of, requests_of, run_cells, versions
+from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
 from agents.evaluation.window import look
 from agents.processes import run_tasks
 from agents.resolve import fingerprint
-from engine.bounds import bound_note
 from engine.errors import InputError
 from engine.metrics import summarize, ttft_samples
 
@@ -145,7 +144,7 @@ def evaluate(
         "reference": evaluation.reference,
         "bound": evaluation.bound(evaluation.loads[0]),
         "versions": versions(),
-        "policies": [describe(spec) for spec in evaluation.policies],
+        "policies": [describe(evaluation, label) for label in evaluation.policies],
         "traces": traces,
         "cells": cells,
         "summary": summary(evaluation.policies, evaluation.loads, cells),
@@ -157,13 +156,13 @@ def evaluate(
     }
 
 
-def describe(spec: str) -> dict[str, Any]:
+def describe(evaluation: Evaluation, label: str) -> dict[str, Any]:
     """What a report says about a policy."""
-    policy = policy_of(spec)
+    policy = evaluation.policy(label)
     parameters = {f.name: getattr(policy, f.name) for f in fields(policy)}
     plain = {k: v for k, v in parameters.items() if isinstance(v, bool | int | float | str)}
     texts = {name: getattr(policy, name) for name in ("paper", "knows", "eviction", "evidence")}
-    return {"label": spec, "name": policy.name, **texts, "parameters": plain, "fingerprint": fingerprint(spec)}
+    return {"label": label, "name": policy.name, **texts, "parameters": plain, "fingerprint": fingerprint(label)}
 
 
 def _traces(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -179,7 +178,7 @@ def _traces(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _windows(evaluation: Evaluation) -> dict[str, Any]:
     load = evaluation.loads[len(evaluation.loads) // 2]
     looks = {
-        p: look(policy_of(p), evaluation.requests_for(p, load, 0), evaluation.profile, evaluation.config)
+        p: look(evaluation.policy(p), evaluation.requests_for(p, load, 0), evaluation.profile, evaluation.config)
         for p in evaluation.policies
     }
     return {"load": load, "seed": 0, "policies": looks}
@@ -188,7 +187,7 @@ def _windows(evaluation: Evaluation) -> dict[str, Any]:
 def _watch(cell: Cell) -> dict[str, Any]:
     evaluation = cell.evaluation
     requests = evaluation.requests_for(*cell.key)
-    seen = behave(policy_of(cell.policy), requests, evaluation.profile, evaluation.config)
+    seen = behave(evaluation.policy(cell.policy), requests, evaluation.profile, evaluation.config)
     return {"policy": cell.policy, "load": cell.load, **seen}
 
 
@@ -202,7 +201,8 @@ def _notes(evaluation: Evaluation, traces: list[dict[str, Any]]) -> list[str]:
     notes = [evaluation.source.seed_note]
     if came := arrivals_note(by_load((trace["load"], trace["rate"]) for trace in traces)):
         notes.append(came)
-    notes.append(bound_note(evaluation.bound(evaluation.loads[0])))
+    bound = evaluation.bound(evaluation.loads[0])
+    notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E(w)).")
     if evaluation.seeds == 1:
         notes.append("One seed: there are no intervals; run more seeds before believing a difference.")
     if evaluation.warmup_s:

@@ -16,13 +16,14 @@ import numpy as np
 from agents.evaluation.cells import CellFile
 from agents.files import config_hash, locked
 from agents.options import Source
-from agents.processes import run_tasks
-from agents.resolve import fingerprint, resolve
-from engine.bounds import capacity_bound, least_seconds
+from agents.processes import run_tasks, start_method
+from agents.resolve import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
+from engine.bounds import least_seconds
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.goodput import Goodput
 from engine.latency import LatencyModel
+from engine.own_code import parse_place
 from engine.policy import Policy
 from engine.predictions import predict
 from engine.report import REPORT_FORMAT
@@ -54,22 +55,28 @@ def _resolved(spec: str, digest: str) -> Policy:
     return resolve(spec)
 
 
+def _policy(label: str, digest: str) -> Policy:
+    """A policy, read once until its files change; one of a user's class anew for each run, for it may keep a state."""
+    is_own = isinstance(label, PolicyLabel) or parse_place(label) is not None
+    return resolve(label) if is_own else _resolved(label, digest)
+
+
 def policy_of(spec: str) -> Policy:
-    """The policy of a spec, read once until its files change."""
-    return _resolved(spec, fingerprint(spec))
+    """The policy of a spec."""
+    return _policy(spec, fingerprint(spec))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Who serves what on which server."""
 
-    policies: tuple[str, ...]
-    """Specs of the policies."""
+    policies: tuple[Any, ...]
+    """The policies: specs, or objects of subclasses of `engine.Policy`; once built, their labels (strings)."""
     source: Source
     """Where the requests come from."""
     seeds: int
     """Seeds 0 ... seeds - 1 are run."""
-    reference: str
+    reference: Any
     """The policy that the others are compared with."""
     profile: LatencyModel
     """Seconds of an iteration."""
@@ -86,8 +93,13 @@ class Setup:
         """Check what the parts do not check themselves.
 
         Raises:
-            InputError: no seed, or a reference that is not among the policies.
+            InputError: no seed, a policy twice, an object that is none, or a reference that is not among the policies.
         """
+        # Frozen: what was given becomes what is kept, once.
+        object.__setattr__(self, "policies", labels_of(self.policies))
+        object.__setattr__(self, "reference", label_of(self.reference))
+        object.__setattr__(self, "_labels", {str(label): label for label in self.policies})
+        object.__setattr__(self, "_sources", {str(label): fingerprint(label) for label in self.policies})
         if self.seeds < 1:
             raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         if self.reference not in self.policies:
@@ -98,7 +110,7 @@ class Setup:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; two setups with the same form have the same cells."""
         return {
-            "policies": [fingerprint(spec) for spec in self.policies],
+            "policies": list(vars(self)["_sources"].values()),
             "source": self.source.to_dict(),
             "seeds": self.seeds,
             "profile": asdict(self.profile),
@@ -119,9 +131,21 @@ class Setup:
         Raises:
             InputError: a policy that cannot be resolved, or requests that cannot be made at this load.
         """
-        for spec in self.policies:
-            policy_of(spec)
+        for label in self.policies:
+            self.policy(label)
         requests_of(self.source, load, 0)
+
+    def policy(self, label: str) -> Policy:
+        """The policy behind one of the labels.
+
+        Raises:
+            InputError: it cannot be resolved, or its files are no longer those that this comparison began with.
+        """
+        label = vars(self)["_labels"].get(label, label)
+        digest = fingerprint(label)
+        if vars(self)["_sources"].get(label, digest) != digest:
+            raise InputError(f"policy {str(label)!r}: its files changed while the comparison ran; start it again")
+        return _policy(label, digest)
 
     def serve(self, policy: str, load: float | None, seed: int) -> Record:
         """Serve the requests of one load and seed with one policy.
@@ -131,26 +155,33 @@ class Setup:
             PolicyError: the policy broke the rules.
         """
         requests = self.requests_for(policy, load, seed)
-        return simulate(policy_of(policy), requests, self.profile, self.config, horizon_s=self.horizon_s)
+        return simulate(self.policy(policy), requests, self.profile, self.config, horizon_s=self.horizon_s)
 
     def requests_for(self, policy: str, load: float | None, seed: int) -> Requests:
         """The requests of one load and seed, with predictions for a policy that needs them."""
-        if channel := self.source.channel(policy_of(policy)):
+        if channel := self.source.channel(self.policy(policy)):
             return _predicted(self.source, load, seed, channel)
         return requests_of(self.source, load, seed)
 
-    def bound(self, load: float | None) -> float | None:
-        """Requests/s that no scheduler sustains (`engine.bounds`), over the requests of all seeds; None: no bound."""
+    def bound(self, load: float | None) -> float:
+        """Requests/s that no scheduler sustains: 1/E[w], w the least seconds of a request (`engine.bounds`)."""
         work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
-        return capacity_bound(np.concatenate(work))
+        return 1.0 / float(np.mean(np.concatenate(work)))
 
     def compile(self) -> None:
-        """Compile (or load) the kernel of every policy, so that forked workers inherit it."""
+        """Get ready for workers: compile (or load) the kernel of every policy, so that forked ones inherit it.
+
+        Raises:
+            InputError: a policy that workers cannot get.
+        """
+        for label in self.policies:
+            check_sendable(label, start_method())
         toy = Workload(arrivals="toy", rate=0.5, num_requests=2, lengths="fixed:16,2").generate(0)
         toy = predict(toy, "oracle", 0)
         config = self.config.replace(max_model_len=max(self.config.max_model_len, 18))
-        for spec in self.policies:
-            simulate(policy_of(spec), toy, self.profile, config)
+        for label in self.policies:
+            if self.policy(label).runs_compiled:
+                simulate(self.policy(label), toy, self.profile, config)
 
 
 def run_cells(

@@ -7,8 +7,8 @@ traces have seeds of their own, far from those of evaluations.
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
 from engine.metrics import summarize
+from engine.own_code import parse_place
 from engine.policy import Policy
 from engine.predictions import predict
-from engine.simulate import PolicyError, simulate
+from engine.simulate import PolicyError, PolicyFault, simulate
 from llmsched_env.reward import RewardWeights
 
 TUNING_SEED = 1 << 39
@@ -118,6 +119,8 @@ def cost(trial: Trial) -> float:
     told = predict(requests, channel, trial.seed) if channel else requests
     try:
         record = simulate(policy, told, trial.model, trial.config)
+    except PolicyFault:
+        raise
     except PolicyError:
         return math.inf
     if summarize(record).dropped:
@@ -140,8 +143,7 @@ def tune(
     Raises:
         InputError: a policy without a search space.
     """
-    if name not in SPACES:
-        raise InputError(f"policy: expected one of {', '.join(SPACES)}, got {name!r}")
+    space = space_of(name)
     known: dict[str, Setting] = {}
 
     def measure(specs: list[str]) -> None:
@@ -160,16 +162,46 @@ def tune(
             progress(f"{known[spec].cost:.4f}  {spec}")
 
     best = baselines.make(name)
-    measure([best.spec])
+    measure([spec_of(name, best)])
     for _ in range(PASSES):
         before = best
-        for parameter, values in SPACES[name].items():
+        for parameter, values in space.items():
             candidates = [other for value in values if (other := _changed(best, parameter, value))]
-            measure([policy.spec for policy in candidates])
-            best = min([best, *candidates], key=lambda policy: known[policy.spec].cost)
+            measure([spec_of(name, policy) for policy in candidates])
+            best = min([best, *candidates], key=lambda policy: known[spec_of(name, policy)].cost)
         if best == before:
             break
-    return [known[baselines.make(name).spec], *known.values(), known[best.spec]]
+    return [known[spec_of(name, baselines.make(name))], *known.values(), known[spec_of(name, best)]]
+
+
+def space_of(name: str) -> Space:
+    """What to try of each parameter: from SPACES, or for a user's class its own attribute `space`.
+
+    Raises:
+        InputError: there is none, or it does not fit the class.
+    """
+    if name in SPACES:
+        return SPACES[name]
+    if parse_place(name) is None:
+        raise InputError(f"policies: expected names among {', '.join(SPACES)}, module:Class or all, got {name!r}")
+    policy = baselines.make(name)
+    space, known = policy.space, [f.name for f in fields(policy)]
+    if not isinstance(space, Mapping) or not space:
+        raise InputError(f"policy {name}: expected a class with the attribute space = {{parameter: values to try}}")
+    for parameter, values in space.items():
+        if parameter not in known or isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InputError(
+                f"policy {name}: space: expected a list of values for parameters among {', '.join(known) or 'none'}, "
+                f"got {parameter!r}: {values!r}"
+            )
+    return dict(space)
+
+
+def spec_of(name: str, policy: Policy) -> str:
+    """The spec that builds this policy again, whose class is called by the name (a baseline's, or a place)."""
+    settings = policy.spec.partition(":")[2]
+    place = baselines.base_of(name)[0]
+    return f"{place}:{settings}" if settings else place
 
 
 def _changed(policy: Policy, parameter: str, value: Any) -> Policy | None:
@@ -194,5 +226,5 @@ def save(path: Path, workload: str, spec: str) -> None:
             raise InputError(f"{path}: expected a table of tuned settings ({error})") from None
         if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
             raise InputError(f"{path}: expected a table of tuned settings")
-    table.setdefault(workload, {})[spec.partition(":")[0]] = spec
+    table.setdefault(workload, {})[baselines.base_of(spec)[0]] = spec
     write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))

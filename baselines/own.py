@@ -1,0 +1,180 @@
+"""Policies of users: from ``module:Class`` or ``path/file.py:Class`` with parameters to the policy, checked.
+
+A class is a subclass of `engine.Policy` with a `plan` or a `kernel`; the fields of the (frozen) dataclass are its
+parameters. A file with one public policy needs no class name. `space`, if the class has it, is what `llmsched tune`
+tries: parameter -> values.
+"""
+
+import inspect
+import types
+from dataclasses import FrozenInstanceError
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from engine.errors import InputError
+from engine.own_code import Place, blame, load_module, load_object, own_objects, parse_place
+from engine.policy import Kernel, Policy
+from engine.predictions import parse_channel
+
+RESERVED = ("random", "pretrained", "learned")
+"""Names of policies that are no baselines."""
+
+
+def parse_value(kind: Any, text: str, where: str) -> Any:
+    """A parameter from its text, by the type of the field: bool, int, float, str, a Literal, any of them or None.
+
+    Raises:
+        InputError: the text is no such value, or the type is none that a text can give.
+    """
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    (kind, *more) = [option for option in options if option is not type(None)]
+    if get_origin(kind) is Literal:
+        found = [choice for choice in get_args(kind) if str(choice) == text]
+        if not found:
+            raise InputError(f"{where}: expected one of {', '.join(map(str, get_args(kind)))}, got {text!r}")
+        return found[0]
+    if more or kind not in (bool, int, float, str):
+        raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        raise InputError(f"{where}: expected {kind.__name__}, got {text!r}") from None
+
+
+def parse_settings(cls: type[Policy], text: str, where: str) -> dict[str, Any]:
+    """The parameters in ``k=3,order=spf``, typed as the class's fields.
+
+    Raises:
+        InputError: an unknown parameter, one twice, or a value that does not fit.
+    """
+    known = _parameters(cls)
+    values: dict[str, Any] = {}
+    for setting in filter(None, text.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals or key not in known:
+            some = ", ".join(known) or "no parameter: those of a class are the fields of a @dataclass(frozen=True)"
+            raise InputError(f"{where}: expected one of {some} as name=value, got {setting!r}")
+        if key in values:
+            raise InputError(f"{where}: expected each parameter once, got {key!r} twice")
+        values[key] = parse_value(_type_of(cls, known[key], where), value, f"{where}: {key}")
+    return values
+
+
+def _parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds}
+
+
+def _type_of(cls: type[Policy], parameter: inspect.Parameter, where: str) -> Any:
+    """The type of a constructor's parameter; without an annotation that of its default."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except Exception as error:
+        raise InputError(f"{where}: cannot read the types of its parameters: {blame(error)}") from error
+    if parameter.name in hints:
+        return hints[parameter.name]
+    return str if parameter.default in (parameter.empty, None) else type(parameter.default)
+
+
+def own_class(place: Place, taken: tuple[str, ...]) -> type[Policy]:
+    """The policy class of a user at this place.
+
+    Args:
+        place: where it is.
+        taken: names that a policy of a user must not have.
+
+    Raises:
+        InputError: no such class, none or several in a file without a name, or one that is no policy.
+    """
+    found = load_object(place) if place.name else _only_one(place)
+    where = f"policy {place.text}"
+    if not isinstance(found, type):
+        raise InputError(f"{where}: expected a class, got {type(found).__name__}")
+    if not issubclass(found, Policy):
+        raise InputError(f"{where}: expected a subclass of engine.Policy, got {found.__name__}")
+    check_class(found, where, taken)
+    return found
+
+
+def _only_one(place: Place) -> Any:
+    module = load_module(place.place)
+    found = [v for v in own_objects(module).values() if isinstance(v, type) and issubclass(v, Policy)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"policy {place.place}: expected a subclass of engine.Policy in the file, found none")
+    names = ", ".join(f"{place.place}:{cls.__name__}" for cls in found)
+    raise InputError(f"policy {place.place}: expected the name of one of several classes: {names}")
+
+
+def check_class(cls: type[Policy], where: str, taken: tuple[str, ...]) -> None:
+    """Find what is wrong with a policy class before it runs.
+
+    Raises:
+        InputError: no plan, one with another signature, or attributes of the wrong kind.
+    """
+    if not isinstance(cls.name, str) or not cls.name or set(cls.name) & set(":,= \n"):
+        raise InputError(f"{where}: name: expected a word without spaces, colons, commas and =, got {cls.name!r}")
+    if cls.name in taken:
+        raise InputError(f"{where}: name: expected a name of its own, got that of the policy {cls.name!r} that ships")
+    if cls.kernel is not None and not isinstance(cls.kernel, Kernel):
+        kind = type(cls.kernel).__name__
+        raise InputError(f"{where}: kernel: expected @Kernel or @HotKernel around a function, got {kind}")
+    for name in ("request_memory", "row_memory"):
+        cells = getattr(cls, name)
+        if isinstance(cells, bool) or not isinstance(cells, int) or not 0 <= cells <= 1 << 20:
+            raise InputError(f"{where}: {name}: expected a whole number of cells from 0 to 2**20, got {cells!r}")
+    if not isinstance(cls.prediction, str):
+        raise InputError(f"{where}: prediction: expected the spec of a channel, got {cls.prediction!r}")
+    if cls.prediction:
+        parse_channel(cls.prediction)
+    if cls.kernel is not None:
+        _check_arguments(cls.kernel.function, where, "kernel", 0)
+    if cls.plan is not Policy.plan:
+        _check_arguments(cls.plan, where, "plan", 0 if isinstance(vars(cls).get("plan"), staticmethod) else 1)
+    elif cls.kernel is None:
+        raise InputError(f"{where}: expected a plan method or a kernel, found neither")
+
+
+def _check_arguments(function: Any, where: str, name: str, before: int) -> None:
+    try:
+        inspect.signature(function).bind(*range(before + 3))
+    except (TypeError, ValueError):
+        given = "self, " * before
+        raise InputError(f"{where}: {name}: expected {name}({given}view, memory, plan) to be callable") from None
+
+
+def build(cls: type[Policy], settings: str, where: str) -> Policy:
+    """A policy of a user with these parameters.
+
+    Raises:
+        InputError: they do not fit, or the class does not take them (names file and line).
+    """
+    values = parse_settings(cls, settings, where)
+    lacking = [n for n, p in _parameters(cls).items() if n not in values and p.default is p.empty]
+    if lacking:
+        raise InputError(f"{where}: expected {', '.join(f'{name}=...' for name in lacking)}, which has no default")
+    try:
+        return cls(**values)
+    except InputError:
+        raise
+    except FrozenInstanceError as error:
+        hint = "parameters are the fields of a class with @dataclass(frozen=True)"
+        raise InputError(f"{where}: {blame(error)}; {hint}") from error
+    except Exception as error:
+        raise InputError(f"{where}: {blame(error)}") from error
+
+
+def own_policy(spec: str, taken: tuple[str, ...]) -> Policy | None:
+    """The policy of a user that a spec names; None if it names none.
+
+    Raises:
+        InputError: it names one that cannot be used.
+    """
+    place = parse_place(spec)
+    if place is None:
+        return None
+    return build(own_class(place, taken), place.settings, f"policy {place.text}")
