@@ -14,8 +14,9 @@ DEFAULT = "LLMSched-v0"
 class Command:
     """Train a scheduler with PPO into a run folder (checkpoints, TensorBoard, policy bundles).
 
-    Ctrl-C stops it; --resume goes on from the last checkpoint, exactly. Evaluate the run by naming its folder:
-    llmsched evaluate --policies slai,sarathi,RUN_DIR
+    Ctrl-C stops it; llmsched train --resume --run-dir RUN_DIR goes on from there, exactly: everything else is in the
+    folder (--total-timesteps, --checkpoint-every, --keep-checkpoints and --eval-every may differ). Evaluate the run by
+    naming its folder: llmsched evaluate --policies slai,sarathi,RUN_DIR
     """
 
     hyperparams: str = DEFAULT
@@ -24,13 +25,13 @@ class Command:
     """The run."""
 
     def preset(self) -> Self | None:
-        """The same command with the defaults of the chosen hyperparameter file, if it is another than the shipped.
+        """The same command with other defaults: of the run to resume, or of a hyperparameter file.
 
         Raises:
-            InputError: no such file, or one that does not fit.
+            InputError: no such run or file, or one that does not fit.
         """
         if self.hyperparams == DEFAULT:
-            return None
+            return replace(self, train=TrainConfig.of_run(self.train.run_dir)) if self.train.resume else None
         return replace(self, train=TrainConfig.from_yaml(self.hyperparams))
 
     def run(self) -> None:
@@ -48,6 +49,7 @@ class Command:
             train(self.train)
         except KeyboardInterrupt:
             kept = checkpoints(folder / CHECKPOINTS)
-            print(f"last checkpoint: {kept[-1]}; --resume goes on from it" if kept else "no checkpoint was due yet")
+            how = f"{kept[-1]}; llmsched train --resume --run-dir {folder} goes on from it" if kept else "none yet"
+            print(f"last checkpoint: {how}")
             raise
         print(f"trained: {folder} (tensorboard --logdir {folder}; llmsched evaluate --policies sarathi,{folder})")

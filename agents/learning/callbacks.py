@@ -3,6 +3,7 @@
 All of it happens between updates and draws no random numbers, so a run learns the same with or without it.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardO
 from torch.utils.tensorboard import SummaryWriter
 
 import baselines
-from agents.learning.checkpoint import save_checkpoint
+from agents.learning.checkpoint import Checkpoint, capture
 from agents.learning.heldout import HeldOut, Score
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
 from agents.learning.timeline import timeline
 from agents.learning.train_config import TrainConfig
 from agents.learning.vec_env import SB3VecEnv
+from engine.errors import InputError
 from engine.simulate import simulate
 from llmsched_env.reward import REWARD_TERMS
 
@@ -30,16 +32,31 @@ NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "en
 """How the names of fields begin that say how to run, not what is learned."""
 SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
 TIMELINE_REQUESTS = 40
+EVENTS = "events.out.tfevents."
+"""How the names of TensorBoard's files begin; the second of their making follows."""
 EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "slo_goodput", "evictions")
+
+
+class _Events(TensorBoardOutputFormat):
+    """TensorBoard's event file of one session; readers forget what earlier ones wrote from `first_step` on."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 0 else None)
+        self._is_closed = False
 
 
 def tensorboard_logger(folder: Path, first_step: int) -> Logger:
     """A logger that writes TensorBoard events, hiding what an interrupted run wrote from `first_step` on."""
-    output = TensorBoardOutputFormat(str(folder))
-    if first_step > 0:
-        output.writer.close()
-        output.writer = SummaryWriter(str(folder), purge_step=first_step)
-    return Logger(folder=str(folder), output_formats=[output])
+    _let_names_sort(folder)
+    return Logger(folder=str(folder), output_formats=[_Events(folder, first_step)])
+
+
+def _let_names_sort(folder: Path) -> None:
+    """Event files are read in the order of their names, which begin with the second: no two sessions in one."""
+    seconds = [int(part) for path in folder.glob(f"{EVENTS}*") if (part := path.name.split(".")[3]).isdecimal()]
+    latest, begun = max(seconds, default=0), time.time()
+    while int(time.time()) <= latest and time.time() < begun + 2.0:
+        time.sleep(0.02)
 
 
 def scalar_layout(tiers: list[str], terms: list[str], rivals: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
@@ -131,11 +148,18 @@ class Evaluation(BaseCallback):
         self.rivals: dict[str, Score] = {}
         self.last: dict[str, float] = {}
         self._next = 0
+        self._latest = -1
+        self._resumed = False
 
     def _on_training_start(self) -> None:
         self.rivals = {s: self.held_out.score(baselines.make(s)) for s in self.config.eval_baselines}
         if self._next == 0:
             self._next = self.config.eval_every
+        if not self._resumed:
+            self._describe()
+
+    def _describe(self) -> None:
+        """Hyperparameters and the layout of the custom page, once for a run."""
         numbers = {
             k: v
             for k, v in self.config.to_dict().items()
@@ -154,18 +178,16 @@ class Evaluation(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._next:
-            self.evaluate()
+            if self.num_timesteps > self._latest:
+                self.evaluate()
             self._next = self.num_timesteps + self.config.eval_every
 
     def _on_training_end(self) -> None:
         self.evaluate()
-        # What was recorded since the last dump belongs to the next step, which does not come.
-        for name in [name for name in self.logger.name_to_value if name.startswith("train/")]:
-            del self.logger.name_to_value[name], self.logger.name_to_excluded[name]
-        self.logger.dump(self.num_timesteps)
 
     def evaluate(self) -> None:
         """Score the present policy, log everything, keep it if it is the best so far."""
+        self._latest = self.num_timesteps
         policy = self.learned()
         score = self.held_out.score(policy)
         self.last = {"eval/return": score.mean_return, "eval/mean_ttft_s": score.mean_ttft_s}
@@ -197,41 +219,68 @@ class Evaluation(BaseCallback):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        return {"best_return": None if self.best_return == -np.inf else self.best_return, "next": self._next}
+        best = None if self.best_return == -np.inf else self.best_return
+        return {"best_return": best, "next": self._next, "latest": self._latest}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self.best_return = -np.inf if state["best_return"] is None else float(state["best_return"])
-        self._next = int(state["next"])
+    def load_state(self, state: Any) -> None:
+        """Continue from what `state` gave.
+
+        Raises:
+            InputError: something else.
+        """
+        expected = isinstance(state, dict) and set(state) == {"best_return", "next", "latest"}
+        if not expected or not all(type(state[key]) is int for key in ("next", "latest")):
+            raise InputError("evaluation: expected best_return, next and latest")
+        best = state["best_return"]
+        if best is not None and type(best) not in (int, float):
+            raise InputError("evaluation: best_return: expected a number")
+        self.best_return = -np.inf if best is None else float(best)
+        self._next, self._latest = state["next"], state["latest"]
+        self._resumed = True
 
 
 class Checkpoints(BaseCallback):
-    """A checkpoint every `checkpoint_every` decisions and one at the end, always between two updates."""
+    """A checkpoint every `checkpoint_every` decisions and one at the end, always between two updates.
+
+    The state at the latest of these places is kept in memory, so that an interruption loses nothing that was learned
+    before it (`save`). It must be the last callback: what all others logged is on the disk before a checkpoint is.
+    """
 
     model: TimedPPO
 
     def __init__(self, config: TrainConfig, folder: Path, run: Callable[[], dict[str, Any]]) -> None:
         super().__init__()
         self.config, self.folder, self.run = config, folder, run
-        self._last = 0
+        self.latest: Checkpoint | None = None
+        self._saved = -1
 
     def _on_training_start(self) -> None:
-        self._last = self.num_timesteps
+        self._saved = self.num_timesteps if self.num_timesteps else -1
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps - self._last >= self.config.checkpoint_every:
+        self._take()
+        if self.num_timesteps - max(self._saved, 0) >= self.config.checkpoint_every:
             self.save()
 
     def _on_training_end(self) -> None:
+        self._take()
         self.save()
 
-    def save(self) -> None:
-        """Write a checkpoint now."""
-        save_checkpoint(self.model, self.folder, self.run(), self.config.keep_checkpoints)
-        self._last = self.num_timesteps
+    def _take(self) -> None:
+        # What the update logged is written at its own step, or a run that goes on from here would not have it.
+        self.logger.dump(self.num_timesteps)
+        self.latest = capture(self.model, self.run())
+
+    def save(self) -> Path | None:
+        """Write the latest state, if it is not written yet; None if there is none."""
+        if self.latest is None or self.latest.num_timesteps == self._saved:
+            return None
+        path = self.latest.save(self.folder, self.config.digest, self.config.keep_checkpoints)
+        self._saved = self.latest.num_timesteps
+        return path
 
 
 class ProgressBar(BaseCallback):

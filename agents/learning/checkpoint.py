@@ -2,14 +2,19 @@
 
 A checkpoint is taken between two updates and holds network, optimiser, normalisation, the random generators of torch,
 numpy and Python, counters, and the state of every environment row. Training on from it is bit for bit what would have
-happened without the interruption. Files are torch archives read with ``weights_only``: no code from them is run.
+happened without the interruption.
+
+A file is a safetensors archive: arrays by name, those of the environment compressed (zlib), and one JSON text for
+everything else. Nothing in it is code. What it may hold is known before it is read, from the model that it is loaded
+into: names, types, shapes and so the size of the file and of what is decompressed.
 """
 
-import io
 import json
 import random
 import re
+import zlib
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,59 @@ import torch as th
 from agents.files import write_atomically
 from agents.learning.normalize import TimedNormalize
 from agents.learning.rollout import TimedPPO
-from agents.learning.snapshot import restore, snapshot
+from agents.learning.snapshot import restore, snapshot, stream_state, stream_text
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError
 
-FORMAT = "llmsched-checkpoint/1"
-_NAME = re.compile(r"step-(\d{12})\.pt")
+FORMAT = "llmsched-checkpoint/2"
+SUFFIX = ".safetensors"
+_NAME = re.compile(r"step-(\d{12})\.safetensors")
+_OLD = "step-*.pt"
+_ENVIRONMENT, _OPTIMIZER, _POLICY = "environment.", "optimizer.", "policy."
+_ROOM = 1 << 20
+"""Bytes of a file beside its arrays: names, generators, the last episodes."""
+_MOST = 1 << 53
+
+
+class DamagedCheckpoint(InputError):
+    """A file that is no whole checkpoint of this run; an older one may be."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A copy of everything that the next update depends on."""
+
+    num_timesteps: int
+    """Decisions trained on."""
+    arrays: dict[str, np.ndarray]
+    """Network, optimiser, normalisation, generators, rows; the environment's arrays under ``environment.<path>``."""
+    about: dict[str, Any]
+    """Everything else, as JSON."""
+
+    def save(self, folder: Path, config_hash: str, keep: int) -> Path:
+        """Write it as ``step-<decisions>``; of it and older ones all but the last `keep` are deleted.
+
+        Args:
+            folder: where checkpoints go.
+            config_hash: of the configuration that the run has.
+            keep: checkpoints to keep, this one included.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        from safetensors.numpy import save
+
+        files = {name: _compressed(a) if name.startswith(_ENVIRONMENT) else a for name, a in self.arrays.items()}
+        about = json.dumps(self.about | {"config_hash": config_hash})
+        path = folder / f"step-{self.num_timesteps:012d}{SUFFIX}"
+        write_atomically(path, save(files, metadata={"format": FORMAT, "about": about}))
+        for old in [other for other in checkpoints(folder) if other.name <= path.name][:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+
+def _compressed(array: np.ndarray) -> np.ndarray:
+    return np.frombuffer(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), np.uint8)
 
 
 def _base(model: TimedPPO) -> SB3VecEnv:
@@ -35,123 +87,257 @@ def _base(model: TimedPPO) -> SB3VecEnv:
     return base
 
 
-def _tensor(data: bytes) -> th.Tensor:
-    return th.frombuffer(bytearray(data), dtype=th.uint8)
-
-
-def _pack(saved: dict[str, Any]) -> dict[str, Any]:
-    return {k: (v[0], list(v[1]), _tensor(v[2])) if isinstance(v, tuple) else v for k, v in saved.items()}
-
-
-def _unpack(saved: dict[str, Any]) -> dict[str, Any]:
-    return {k: (v[0], tuple(v[1]), v[2].numpy().tobytes()) if isinstance(v, tuple) else v for k, v in saved.items()}
-
-
-def _generators() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - SB3 draws from it
-    version, numbers, gauss_next = random.getstate()
-    state = {
-        "torch": th.get_rng_state(),
-        "numpy": [kind, th.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "python": [version, list(numbers), gauss_next],
-    }
-    if th.cuda.is_available():
-        state["cuda"] = th.cuda.get_rng_state_all()
-    return state
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    th.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    version, numbers, gauss_next = state["python"]
-    random.setstate((version, tuple(numbers), gauss_next))
-    if "cuda" in state and th.cuda.is_available():
-        th.cuda.set_rng_state_all(state["cuda"])
-
-
-def save_checkpoint(model: TimedPPO, folder: Path, run: dict[str, Any], keep: int) -> Path:
-    """Write the model's state between two updates; older checkpoints but for the last `keep` are deleted.
+def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
+    """Copy the model's state between two updates.
 
     Args:
         model: the learner; its environment is an `SB3VecEnv`, inside a `TimedNormalize` or not.
-        folder: where checkpoints go.
         run: plain data of the run to keep with it (JSON).
-        keep: checkpoints to keep, this one included.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     base, normalizer = _base(model), model.get_vec_normalize_env()
-    learner = {
+    arrays = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
+    for k, moments in model.policy.optimizer.state_dict()["state"].items():
+        arrays |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
+    if isinstance(normalizer, TimedNormalize):
+        arrays |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
+    rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **base.state()}
+    arrays |= {f"rows.{name}": np.array(value) for name, value in rows.items()}
+    arrays |= _torch_generators(model)
+    environment = snapshot(base.envs)
+    arrays |= {f"{_ENVIRONMENT}{name}": v for name, v in environment.items() if isinstance(v, np.ndarray)}
+    about = {
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "episodes": list(model.ep_info_buffer or []),
         "run": run,
+        "environment": {name: v for name, v in environment.items() if not isinstance(v, np.ndarray)},
+        "python": random.getstate(),
+        "numpy": stream_text(_numpy_stream()),
+        "numpy_gauss": list(np.random.get_state(legacy=True)[3:]),  # noqa: NPY002 - SB3 draws from it
     }
-    rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **base.state()}
-    data = {
-        "format": FORMAT,
-        "learner": json.dumps(learner),
-        "policy": model.policy.state_dict(),
-        "optimizer": model.policy.optimizer.state_dict(),
-        "generators": _generators(),
-        "rows": {name: th.from_numpy(np.array(value)) for name, value in rows.items()},
-        "environment": _pack(snapshot(base.envs)),
-        "normalization": {},
-    }
-    if isinstance(normalizer, TimedNormalize):
-        data["normalization"] = {name: th.from_numpy(value) for name, value in normalizer.state().items()}
-    stream = io.BytesIO()
-    th.save(data, stream)
-    path = folder / f"step-{model.num_timesteps:012d}.pt"
-    write_atomically(path, stream.getvalue())
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
+    return Checkpoint(model.num_timesteps, arrays, about)
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.array(value.detach().cpu().numpy()) if isinstance(value, th.Tensor) else np.asarray(value)
+
+
+def _numpy_stream() -> Any:
+    return np.random.mtrand._rand._bit_generator  # type: ignore[attr-defined]
+
+
+def _torch_generators(model: TimedPPO) -> dict[str, np.ndarray]:
+    found = {"generators.torch": th.get_rng_state()}
+    if model.device.type == "cuda":
+        found |= {f"generators.cuda{k}": state for k, state in enumerate(th.cuda.get_rng_state_all())}
+    return {name: _array(state) for name, state in found.items()}
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in Path(folder).glob("step-*.pt") if _NAME.fullmatch(path.name))
+    return sorted(path for path in Path(folder).glob(f"step-*{SUFFIX}") if _NAME.fullmatch(path.name))
 
 
-def load_checkpoint(model: TimedPPO, path: Path) -> dict[str, Any]:
+def old_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of an earlier version of this program, which this one cannot go on from."""
+    return sorted(Path(folder).glob(_OLD))
+
+
+def load_checkpoint(model: TimedPPO, path: Path, config_hash: str) -> dict[str, Any]:
     """Put a freshly built, equally configured model (environment included) into a saved state.
+
+    Where the file does not fit, the model is left in any state; another checkpoint may then be loaded into it.
+
+    Args:
+        model: of the same configuration.
+        path: the checkpoint.
+        config_hash: of the configuration that the run has.
 
     Returns:
         The run's data that was saved with it.
 
     Raises:
-        InputError: the file is damaged, foreign, or belongs to another configuration.
+        DamagedCheckpoint: the file is not a whole checkpoint.
+        InputError: it belongs to another configuration, or cannot be read.
     """
+    first = _base(model).reset()
+    own = capture(model, {})
+    arrays, about = _read(path, sum(a.nbytes for a in own.arrays.values()) + _moments_bytes(model) + _ROOM)
+    if about.get("config_hash") != config_hash:
+        got = about.get("config_hash")
+        raise InputError(f"{path}: belongs to a run of another configuration ({got!r}, this one is {config_hash!r})")
     try:
-        data = th.load(path, map_location=model.device, weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: expected a checkpoint, damaged or foreign ({reason[:80]})") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{path}: expected a checkpoint with format {FORMAT!r}")
+        checked = _check_arrays(arrays, own.arrays | _row_arrays(model, first), _moments(model))
+        _apply(model, checked, about)
+        return _mapping(about, "run")
+    except Exception as error:  # whatever a damaged file leads to
+        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("checkpoint: ")
+        raise DamagedCheckpoint(f"{path}: damaged ({reason[:160]})") from None
+
+
+def _read(path: Path, limit: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the JSON part of a file of at most `limit` bytes."""
+    from safetensors.numpy import load
+
+    data = _bytes(path, limit)
+    try:
+        arrays = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        known, about = header["format"] == FORMAT, json.loads(header["about"])
+    except Exception as error:  # foreign data: safetensors alone has a dozen kinds of errors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedCheckpoint(f"{path}: expected a checkpoint, damaged or foreign ({reason[:80]})") from None
+    if not known or not isinstance(about, dict):
+        raise DamagedCheckpoint(f"{path}: expected a checkpoint with format {FORMAT!r}")
+    return arrays, about
+
+
+def _bytes(path: Path, limit: int) -> bytes:
+    try:
+        if not path.is_file() or path.stat().st_size > limit:
+            raise DamagedCheckpoint(f"{path}: expected a checkpoint of at most {limit} bytes")
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _moments(model: TimedPPO) -> dict[str, np.ndarray]:
+    """What Adam has once it has made a step, with the right types and shapes."""
+    found: dict[str, np.ndarray] = {}
+    for k, parameter in enumerate(model.policy.parameters()):
+        like = np.zeros(tuple(parameter.shape), np.float32)
+        names = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
+        found |= {f"{_OPTIMIZER}{k}.{name}": value for name, value in names.items()}
+    return found
+
+
+def _moments_bytes(model: TimedPPO) -> int:
+    return sum(a.nbytes for a in _moments(model).values())
+
+
+def _row_arrays(model: TimedPPO, observations: np.ndarray) -> dict[str, np.ndarray]:
+    started = np.zeros(len(observations), np.bool_)
+    return {"rows.last_obs": observations.astype(np.float32), "rows.episode_starts": started}
+
+
+def _check_arrays(
+    given: dict[str, np.ndarray], expected: dict[str, np.ndarray], moments: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays of a file, those of the environment decompressed, all of the expected types and shapes.
+
+    Raises:
+        InputError: another name, type or shape, or a number that is not finite.
+    """
+    if any(name in given for name in moments):
+        expected = expected | moments
+    if set(given) != set(expected):
+        other = sorted(set(given) ^ set(expected))[0]
+        raise InputError(f"checkpoint: {'unknown' if other in given else 'missing'} array {other[:80]!r}")
+    found = {}
+    for name, like in expected.items():
+        array = given[name]
+        if name.startswith(_ENVIRONMENT):
+            found[name] = _decompressed(array, like, name)
+            continue
+        if array.dtype != like.dtype or array.shape != like.shape:
+            raise InputError(f"checkpoint: {name}: expected {like.dtype}{list(like.shape)}, got {_kind(array)}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"checkpoint: {name}: expected finite numbers")
+        found[name] = array
+    return found
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _decompressed(data: np.ndarray, like: np.ndarray, name: str) -> np.ndarray:
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise InputError(f"checkpoint: {name}: expected bytes, got {_kind(data)}")
+    stream = zlib.decompressobj()
+    # One byte more than there should be shows a stream that goes on, without ever holding it.
+    values = stream.decompress(data.tobytes(), like.nbytes + 1)
+    if len(values) != like.nbytes or not stream.eof:
+        raise InputError(f"checkpoint: {name}: expected {_kind(like)}, got another number of bytes")
+    return np.frombuffer(values, like.dtype).reshape(like.shape)
+
+
+def _mapping(about: dict[str, Any], key: str) -> dict[str, Any]:
+    value = about.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"checkpoint: {key}: expected a mapping")
+    return value
+
+
+def _count(about: dict[str, Any], key: str) -> int:
+    value = about.get(key)
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise InputError(f"checkpoint: {key}: expected a whole number >= 0, got {str(value)[:40]!r}")
+    return value
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     base, normalizer = _base(model), model.get_vec_normalize_env()
-    try:
-        model.policy.load_state_dict(data["policy"])
-        model.policy.optimizer.load_state_dict(data["optimizer"])
-        learner = json.loads(data["learner"])
-        rows = {name: value.cpu().numpy() for name, value in data["rows"].items()}
-        if isinstance(normalizer, TimedNormalize):
-            normalizer.load_state({name: value.cpu().numpy() for name, value in data["normalization"].items()})
-        base.reset()
-        restore(base.envs, _unpack(data["environment"]))
-        base.load_state(rows)
-        model._last_obs, model._last_episode_starts = rows["last_obs"], rows["episode_starts"]
-        model.num_timesteps, model._n_updates = learner["num_timesteps"], learner["n_updates"]
-        model.ep_info_buffer = deque(learner["episodes"], maxlen=model._stats_window_size)
-        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
-        _set_generators({k: _cpu(v) for k, v in data["generators"].items()})
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not fit this configuration ({str(error).splitlines()[0][:120]})") from None
-    return dict(learner["run"])
+    steps, updates, episodes = _count(about, "num_timesteps"), _count(about, "n_updates"), _episodes(about)
+    restore(base.envs, _part(arrays, _ENVIRONMENT) | _mapping(about, "environment"))
+    model.policy.load_state_dict({k: th.from_numpy(v.copy()) for k, v in _part(arrays, _POLICY).items()})
+    _set_optimizer(model, _part(arrays, _OPTIMIZER))
+    if isinstance(normalizer, TimedNormalize):
+        normalizer.load_state(_part(arrays, "normalization."))
+    rows = _part(arrays, "rows.")
+    base.load_state(rows)
+    model._last_obs, model._last_episode_starts = rows["last_obs"].copy(), rows["episode_starts"].copy()
+    model.num_timesteps, model._n_updates = steps, updates
+    model.ep_info_buffer = deque(episodes, maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    _check_network(model)
+    _set_generators(_part(arrays, "generators."), about)
 
 
-def _cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, th.Tensor) else value
+def _set_optimizer(model: TimedPPO, moments: dict[str, np.ndarray]) -> None:
+    state: dict[int, dict[str, th.Tensor]] = {}
+    for name, value in moments.items():
+        k, _, moment = name.partition(".")
+        if moment == "exp_avg_sq" and (value < 0.0).any():
+            raise InputError(f"checkpoint: {name}: expected numbers >= 0")
+        state.setdefault(int(k), {})[moment] = th.from_numpy(value.copy())
+    groups = model.policy.optimizer.state_dict()["param_groups"]
+    model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_network(model: TimedPPO) -> None:
+    """Finite weights can still give infinite logits, from which nothing can be drawn."""
+    with th.no_grad():
+        observations = th.as_tensor(model._last_obs, device=model.device)
+        parts: Any = model.policy.get_distribution(observations).distribution
+        logits = [part.logits for part in (parts if isinstance(parts, list) else [parts])]
+        if not all(bool(th.isfinite(x).all()) for x in [*logits, model.policy.predict_values(observations)]):
+            raise InputError("checkpoint: policy: expected a network with finite outputs")
+
+
+def _episodes(about: dict[str, Any]) -> list[dict[str, Any]]:
+    found = about.get("episodes")
+    if not isinstance(found, list) or len(found) > 10_000:
+        raise InputError("checkpoint: episodes: expected a list of episodes")
+    for episode in found:
+        numbers = isinstance(episode, dict) and all(type(v) in (int, float) for v in episode.values())
+        if not numbers or not {"r", "l", "t"} <= set(episode):
+            raise InputError("checkpoint: episodes: expected numbers r, l and t in each")
+    return found
+
+
+def _set_generators(states: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    version, numbers, gauss_next = about["python"]
+    has_gauss, gauss = about["numpy_gauss"]
+    state = stream_state(_numpy_stream(), about["numpy"])["state"]
+    random.setstate((version, tuple(numbers), gauss_next))
+    np.random.set_state(("MT19937", state["key"], state["pos"], int(has_gauss), float(gauss)))  # noqa: NPY002
+    th.set_rng_state(th.from_numpy(states["torch"].copy()))
+    cuda = [th.from_numpy(value.copy()) for name, value in sorted(states.items()) if name.startswith("cuda")]
+    if cuda:
+        th.cuda.set_rng_state_all(cuda)

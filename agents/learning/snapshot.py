@@ -8,7 +8,6 @@ needs no code of its own for resume, as long as all of its state is in numpy arr
 
 import copy
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from types import ModuleType
@@ -18,6 +17,8 @@ import numpy as np
 from gymnasium import Space
 
 from engine.errors import InputError
+
+_MT19937_WORDS, _PHILOX_WORDS = 624, 4
 
 
 class _Slot(NamedTuple):
@@ -38,10 +39,19 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from vars(value).items()
 
 
+def _memory(value: Any) -> Any:
+    """The array that owns the memory of a view."""
+    while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
+        value = value.base
+    return value
+
+
 def _slots(owner: Any, key: Any, value: Any, path: str, seen: set[int]) -> Iterator[_Slot]:
     if isinstance(value, np.ndarray | np.random.Generator):
-        if id(value) not in seen and getattr(value, "dtype", None) != np.dtype(object):
-            seen.add(id(value))
+        whole = _memory(value)
+        if not {id(value), id(whole)} & seen and getattr(value, "dtype", None) != np.dtype(object):
+            # Views into what is kept as a whole (rows of a stack) need no place of their own.
+            seen.add(id(whole) if getattr(value, "nbytes", 0) == getattr(whole, "nbytes", 0) else id(value))
             yield _Slot(path, value, owner, key)
     elif isinstance(value, bool | int | float | np.number | np.bool_):
         yield _Slot(path, value, owner, key)
@@ -53,19 +63,47 @@ def _slots(owner: Any, key: Any, value: Any, path: str, seen: set[int]) -> Itera
             yield from _slots(value, name, child, f"{path}.{name}" if path else str(name), seen)
 
 
+def stream_text(bit_generator: Any) -> str:
+    """The state of a numpy bit generator as JSON text."""
+    return json.dumps(bit_generator.state, default=lambda a: a.tolist() if hasattr(a, "tolist") else int(a))
+
+
+def stream_state(bit_generator: Any, text: Any) -> dict[str, Any]:
+    """The state that `stream_text` wrote, checked for this kind of generator: numpy itself checks no position.
+
+    Raises:
+        InputError: something else, or a state that the generator cannot have.
+    """
+    name = type(bit_generator).__name__
+    state = json.loads(text) if isinstance(text, str) else None
+    inner = state.get("state") if isinstance(state, dict) and state.get("bit_generator") == name else None
+    if not isinstance(state, dict) or not isinstance(inner, dict):
+        raise InputError(f"checkpoint: expected the state of a {name}")
+    for place, key, most in ((inner, "pos", _MT19937_WORDS), (state, "buffer_pos", _PHILOX_WORDS)):
+        if key in place and not (type(place[key]) is int and 0 <= place[key] <= most):
+            raise InputError(f"checkpoint: expected the state of a {name}, got {key} = {place[key]!r}")
+    if "key" in inner:
+        inner["key"] = np.array(inner["key"], np.uint32 if name == "MT19937" else np.uint64)
+        if inner["key"].shape != bit_generator.state["state"]["key"].shape:
+            raise InputError(f"checkpoint: expected the state of a {name}, got another number of words")
+    type(bit_generator)().state = state  # raises where it does not fit
+    return state
+
+
 def snapshot(environment: Any) -> dict[str, Any]:
-    """Copies of all state: arrays compressed (zlib), generators as JSON text, numbers as they are.
+    """Copies of all state.
 
     Returns:
-        path -> number, JSON text, or (dtype, shape, bytes).
+        path -> array, JSON text (the state of a generator), or number.
     """
     saved: dict[str, Any] = {}
     for slot in _slots(None, None, environment, "", set()):
         if isinstance(slot.value, np.ndarray):
-            data = zlib.compress(np.ascontiguousarray(slot.value).view(np.ndarray).tobytes(), 1)
-            saved[slot.path] = (str(slot.value.dtype), tuple(slot.value.shape), data)
+            # By bytes: a copy of records would leave what lies between their fields undefined.
+            data = np.ascontiguousarray(slot.value).tobytes()
+            saved[slot.path] = np.frombuffer(data, slot.value.dtype).reshape(slot.value.shape)
         elif isinstance(slot.value, np.random.Generator):
-            saved[slot.path] = json.dumps(slot.value.bit_generator.state, default=lambda a: a.tolist())
+            saved[slot.path] = stream_text(slot.value.bit_generator)
         else:
             saved[slot.path] = copy.copy(slot.value)
     return saved
@@ -73,6 +111,8 @@ def snapshot(environment: Any) -> dict[str, Any]:
 
 def restore(environment: Any, saved: dict[str, Any]) -> None:
     """Put an environment into a saved state; it must be built alike and have been reset.
+
+    Everything is checked before anything is changed.
 
     Raises:
         InputError: the snapshot belongs to an environment of another shape.
@@ -82,24 +122,36 @@ def restore(environment: Any, saved: dict[str, Any]) -> None:
     if paths != set(saved):
         other = sorted(paths ^ set(saved))[0]
         raise InputError(f"checkpoint: expected the state of the same environment, differs at {other!r}")
-    for slot in slots:
-        value = saved[slot.path]
+    checked = [_checked(slot, saved[slot.path]) for slot in slots]
+    for slot, value in zip(slots, checked, strict=True):
         if isinstance(slot.value, np.ndarray):
-            _fill(slot, value)
+            if slot.value.flags.writeable:
+                slot.value[...] = value
         elif isinstance(slot.value, np.random.Generator):
-            slot.value.bit_generator.state = json.loads(value)
+            slot.value.bit_generator.state = value
         elif isinstance(slot.owner, dict | list):
             slot.owner[slot.key] = value
         elif not isinstance(slot.owner, tuple):
             setattr(slot.owner, slot.key, value)
 
 
-def _fill(slot: _Slot, saved: tuple[str, tuple[int, ...], bytes]) -> None:
-    dtype, shape, data = saved
-    if dtype != str(slot.value.dtype) or tuple(shape) != slot.value.shape:
-        raise InputError(
-            f"checkpoint: {slot.path}: expected {slot.value.dtype}{list(slot.value.shape)}, got {dtype}{list(shape)}"
-        )
-    values = np.frombuffer(zlib.decompress(data), slot.value.dtype)
-    if slot.value.flags.writeable:
-        slot.value[...] = values.reshape(shape)
+def _checked(slot: _Slot, value: Any) -> Any:
+    """The saved value of a slot, as it is written there.
+
+    Raises:
+        InputError: it is of another type or shape.
+    """
+    own = slot.value
+    if isinstance(own, np.random.Generator):
+        return stream_state(own.bit_generator, value)
+    if isinstance(own, np.ndarray):
+        fits = isinstance(value, np.ndarray) and value.dtype == own.dtype and value.shape == own.shape
+    else:
+        fits = type(value) is type(own)
+    if not fits:
+        raise InputError(f"checkpoint: {slot.path}: expected {_kind(own)}, got {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,12 +1,11 @@
 """`train`: PPO on the environment, into a run folder that can be evaluated, watched and resumed.
 
 <run_dir>/config.json        the configuration, versions, how it was started
-<run_dir>/checkpoints/       step-<decisions>.pt, everything that the next update depends on
+<run_dir>/checkpoints/       step-<decisions>.safetensors, everything that the next update depends on
 <run_dir>/best, final        policy bundles (`agents.learning.bundle`); the best by held-out traces
 <run_dir>/events.out...      TensorBoard
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,23 +18,24 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 import llmsched_env  # noqa: F401 - registers the environments
-from agents.files import claimed, write_atomically
+from agents.files import claimed
 from agents.learning.bundle import export, source_hash, versions
 from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
-from agents.learning.checkpoint import checkpoints, load_checkpoint
+from agents.learning.checkpoint import DamagedCheckpoint, checkpoints, load_checkpoint, old_checkpoints
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
 from agents.learning.teachers import teacher
-from agents.learning.train_config import TrainConfig, difference
+from agents.learning.run_folder import read_about, refuse_difference, write_about
+from agents.learning.train_config import NOT_COMPARED, TrainConfig
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError
 from engine.latency import load_profile
 from llmsched_env.kernel import env_params
 
-CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 def _linear(start: float) -> Any:
@@ -116,25 +116,46 @@ def _command() -> str:
     return " ".join(["llmsched", *sys.argv[1:]]) if Path(sys.argv[0]).name == "llmsched" else " ".join(sys.argv)
 
 
-def _prepare(config: TrainConfig) -> Path | None:
-    """Make the run folder; returns the checkpoint to resume from.
+def _prepare(config: TrainConfig) -> list[Path]:
+    """Make the run folder; returns the checkpoints to resume from, oldest first.
 
     Raises:
         InputError: the folder holds another run or cannot be written, or there is nothing to resume.
     """
-    folder, about = config.run_dir, config.run_dir / CONFIG_FILE
+    folder = config.run_dir
     found = checkpoints(folder / CHECKPOINTS)
     if config.resume:
         if not found:
-            raise InputError(f"resume: {folder}: expected a run with a checkpoint, found none")
-        saved = json.loads(about.read_text(encoding="utf-8"))["config"] if about.is_file() else {}
-        if (name := difference(config, saved)) is not None:
-            raise InputError(f"resume: {name}: expected {saved.get(name)!r} as in {about}")
+            old = old_checkpoints(folder / CHECKPOINTS)
+            what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
+            raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
+        refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
     elif found:
         raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
-    data = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
-    write_atomically(about, json.dumps(data, indent=2) + "\n")
-    return found[-1] if config.resume else None
+    about = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
+    write_about(folder, about)
+    return found if config.resume else []
+
+
+def _continue(model: TimedPPO, config: TrainConfig, found: list[Path], evaluation: Evaluation) -> None:
+    """Load the newest checkpoint that is whole, saying so where it is not the newest of all.
+
+    Raises:
+        InputError: none is whole, or one belongs to another configuration.
+    """
+    damaged: list[DamagedCheckpoint] = []
+    for path in reversed(found):
+        try:
+            run = load_checkpoint(model, path, config.digest)
+            evaluation.load_state(run.get("evaluation"))
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            print(f"llmsched: {damaged[0]}; going on from {path.name}", file=sys.stderr)
+        return
+    more = f"; {len(damaged) - 1} older ones are damaged, too" if len(damaged) > 1 else ""
+    raise InputError(f"resume: expected a whole checkpoint, {damaged[0]}{more}")
 
 
 def train(config: TrainConfig, *extra: BaseCallback) -> Path:
@@ -150,7 +171,7 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
     Raises:
         InputError: the configuration does not fit, or the folder holds another run or damaged checkpoints or cannot
             be written.
-        KeyboardInterrupt: stopped by the user; the last checkpoint and the best policy stay usable.
+        KeyboardInterrupt: stopped by the user; what was learned up to the last update is in a checkpoint.
     """
     with claimed(config.run_dir, "train"):
         return _train(config, extra)
@@ -158,27 +179,28 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
 
 def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
     choose = teacher(config.teacher, config.env) if config.teacher else None
-    start = _prepare(config)
+    found = _prepare(config)
     with torch_settings(config.threads):
         model = build_model(config)
         evaluation = Evaluation(config, lambda: learned_policy(model, config), config.run_dir / "best")
-        run: dict[str, Any] = {}
-        if start is None and choose is not None:
-            found = imitate(model, choose, config.imitation_steps)
-            print(f"imitated {config.teacher}: {100 * found['agreement']:.1f} % of its decisions", file=sys.stderr)
-        if start is not None:
-            run = load_checkpoint(model, start)
-            evaluation.load_state(run["evaluation"])
-        logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if start else 0)
+        if found:
+            _continue(model, config, found, evaluation)
+        elif choose is not None:
+            taught = imitate(model, choose, config.imitation_steps)
+            print(f"imitated {config.teacher}: {100 * taught['agreement']:.1f} % of its decisions", file=sys.stderr)
+        logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if found else 0)
         model.set_logger(logger)
         kept = Checkpoints(config, config.run_dir / CHECKPOINTS, lambda: {"evaluation": evaluation.state()})
         bar = ProgressBar(config.total_timesteps) if config.progress else None
         shown: list[BaseCallback] = [bar] if bar else []
         watch: list[BaseCallback] = [evaluation] if config.eval_every else []
-        callbacks = CallbackList([TrainingLog(config.env.action), *watch, kept, *shown, *extra])
+        callbacks = CallbackList([TrainingLog(config.env.action), *watch, *shown, *extra, kept])
         try:
             _learn(model, config, callbacks)
             learned_policy(model, config).bundle.save(config.run_dir / "final")
+        except KeyboardInterrupt:
+            kept.save()
+            raise
         finally:
             if bar:
                 bar.close()

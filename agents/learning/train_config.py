@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from agents.learning.run_folder import CONFIG_FILE, build, digest, plain, read_about
 from engine.errors import InputError
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
@@ -157,6 +158,26 @@ class TrainConfig:
         return {k: v for k, v in data.items() if k not in ("run_dir", "resume", "progress")}
 
     @classmethod
+    def of_run(cls, run_dir: str | Path, **changes: Any) -> "TrainConfig":
+        """The configuration of the run in a folder, to go on with it.
+
+        Args:
+            run_dir: the folder.
+            changes: fields that are to differ (`total_timesteps`, say; see `NOT_COMPARED`).
+
+        Raises:
+            InputError: the folder holds no run, or its configuration is damaged.
+        """
+        folder = Path(run_dir)
+        changes = {"run_dir": folder, "resume": True, **changes}
+        return build(cls, read_about(folder)["config"], folder / CONFIG_FILE, **changes)
+
+    @property
+    def digest(self) -> str:
+        """What checkpoints of this configuration carry: 16 hexadecimal digits."""
+        return digest({key: value for key, value in plain(self.to_dict()).items() if key not in NOT_COMPARED})
+
+    @classmethod
     def from_yaml(cls, source: str | Path = "LLMSched-v0") -> "TrainConfig":
         """The configuration of the first block of a hyperparameter file.
 
@@ -249,21 +270,6 @@ def _merge(default: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
         inside = isinstance(merged.get(key), dict) and isinstance(value, dict)
         merged[key] = _merge(merged[key], value, f"{where}.{key}") if inside else value
     return merged
-
-
-def difference(config: TrainConfig, saved: dict[str, Any]) -> str | None:
-    """The first field in which a saved configuration differs from this one where resuming would not be exact."""
-    now = config.to_dict()
-    for name in now:
-        if name not in NOT_COMPARED and _plain(now[name]) != _plain(saved.get(name)):
-            return name
-    return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def with_run_dir(config: TrainConfig, run_dir: Path, **changes: Any) -> TrainConfig:
