@@ -32,6 +32,8 @@ NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "en
 """How the names of fields begin that say how to run, not what is learned."""
 SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
 TIMELINE_REQUESTS = 40
+COPY_EVERY, COPY_FREE_S = 100.0, 0.005
+"""Copies of the state in memory are so many times their own cost apart (1 % of the time), unless they cost nothing."""
 EVENTS = "events.out.tfevents."
 """How the names of TensorBoard's files begin; the second of their making follows."""
 EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "slo_goodput", "evictions")
@@ -242,8 +244,8 @@ class Evaluation(BaseCallback):
 class Checkpoints(BaseCallback):
     """A checkpoint every `checkpoint_every` decisions and one at the end, always between two updates.
 
-    The state at the latest of these places is kept in memory, so that an interruption loses nothing that was learned
-    before it (`save`). It must be the last callback: what all others logged is on the disk before a checkpoint is.
+    The state at one of the latest of these places is kept in memory, so that an interruption loses seconds at most
+    (`save`). It must be the last callback: what all others logged is on the disk before a checkpoint is.
     """
 
     model: TimedPPO
@@ -253,6 +255,7 @@ class Checkpoints(BaseCallback):
         self.config, self.folder, self.run = config, folder, run
         self.latest: Checkpoint | None = None
         self._saved = -1
+        self._copied, self._cost = 0.0, 0.0
 
     def _on_training_start(self) -> None:
         self._saved = self.num_timesteps if self.num_timesteps else -1
@@ -261,18 +264,24 @@ class Checkpoints(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        self._take()
-        if self.num_timesteps - max(self._saved, 0) >= self.config.checkpoint_every:
+        # What the update logged is written at its own step, or a run that goes on from here would not have it.
+        self.logger.dump(self.num_timesteps)
+        due = self.num_timesteps - max(self._saved, 0) >= self.config.checkpoint_every
+        if due or time.perf_counter() - self._copied >= COPY_EVERY * max(0.0, self._cost - COPY_FREE_S):
+            self._copy()
+        if due:
             self.save()
 
     def _on_training_end(self) -> None:
-        self._take()
+        self.logger.dump(self.num_timesteps)
+        self._copy()
         self.save()
 
-    def _take(self) -> None:
-        # What the update logged is written at its own step, or a run that goes on from here would not have it.
-        self.logger.dump(self.num_timesteps)
+    def _copy(self) -> None:
+        start = time.perf_counter()
         self.latest = capture(self.model, self.run())
+        self._copied = time.perf_counter()
+        self._cost = self._copied - start
 
     def save(self) -> Path | None:
         """Write the latest state, if it is not written yet; None if there is none."""

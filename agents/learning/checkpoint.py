@@ -27,6 +27,8 @@ from agents.learning.rollout import TimedPPO
 from agents.learning.snapshot import restore, snapshot, stream_state, stream_text
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError
+from engine.reading import read_bytes
+from llmsched_env.vector import LLMSchedVectorEnv
 
 FORMAT = "llmsched-checkpoint/2"
 SUFFIX = ".safetensors"
@@ -36,6 +38,8 @@ _ENVIRONMENT, _OPTIMIZER, _POLICY = "environment.", "optimizer.", "policy."
 _ROOM = 1 << 20
 """Bytes of a file beside its arrays: names, generators, the last episodes."""
 _MOST = 1 << 53
+_CONSTANT = ("fleet.memories.0", "fleet.latency.", "fleet.rules.")
+"""Arrays of our environment that never change: parameters of its kernels, profile, rules."""
 
 
 class DamagedCheckpoint(InputError):
@@ -113,7 +117,7 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
         "environment": {name: v for name, v in environment.items() if not isinstance(v, np.ndarray)},
         "python": random.getstate(),
         "numpy": stream_text(_numpy_stream()),
-        "numpy_gauss": list(np.random.get_state(legacy=True)[3:]),  # noqa: NPY002 - SB3 draws from it
+        "numpy_gauss": _gauss(),
     }
     return Checkpoint(model.num_timesteps, arrays, about)
 
@@ -123,7 +127,13 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _numpy_stream() -> Any:
-    return np.random.mtrand._rand._bit_generator  # type: ignore[attr-defined]
+    """The generator behind `numpy.random`, from which SB3 draws."""
+    return np.random.mtrand._rand._bit_generator
+
+
+def _gauss() -> list[Any]:
+    state: Any = np.random.get_state(legacy=True)  # noqa: NPY002 - what SB3 draws from
+    return list(state[3:])
 
 
 def _torch_generators(model: TimedPPO) -> dict[str, np.ndarray]:
@@ -179,7 +189,10 @@ def _read(path: Path, limit: int) -> tuple[dict[str, np.ndarray], dict[str, Any]
     """The arrays and the JSON part of a file of at most `limit` bytes."""
     from safetensors.numpy import load
 
-    data = _bytes(path, limit)
+    try:
+        data = read_bytes(path, "a checkpoint", limit)
+    except InputError as error:
+        raise DamagedCheckpoint(str(error)) from None
     try:
         arrays = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -190,16 +203,6 @@ def _read(path: Path, limit: int) -> tuple[dict[str, np.ndarray], dict[str, Any]
     if not known or not isinstance(about, dict):
         raise DamagedCheckpoint(f"{path}: expected a checkpoint with format {FORMAT!r}")
     return arrays, about
-
-
-def _bytes(path: Path, limit: int) -> bytes:
-    try:
-        if not path.is_file() or path.stat().st_size > limit:
-            raise DamagedCheckpoint(f"{path}: expected a checkpoint of at most {limit} bytes")
-        with path.open("rb") as file:
-            return file.read(limit + 1)
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _moments(model: TimedPPO) -> dict[str, np.ndarray]:
@@ -284,7 +287,10 @@ def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     base, normalizer = _base(model), model.get_vec_normalize_env()
     steps, updates, episodes = _count(about, "num_timesteps"), _count(about, "n_updates"), _episodes(about)
-    restore(base.envs, _part(arrays, _ENVIRONMENT) | _mapping(about, "environment"))
+    environment = _part(arrays, _ENVIRONMENT) | _mapping(about, "environment")
+    if isinstance(base.envs, LLMSchedVectorEnv):
+        _check_constants(snapshot(base.envs), environment)
+    restore(base.envs, environment)
     model.policy.load_state_dict({k: th.from_numpy(v.copy()) for k, v in _part(arrays, _POLICY).items()})
     _set_optimizer(model, _part(arrays, _OPTIMIZER))
     if isinstance(normalizer, TimedNormalize):
@@ -297,6 +303,26 @@ def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     _check_network(model)
     _set_generators(_part(arrays, "generators."), about)
+
+
+def _check_constants(own: dict[str, Any], environment: dict[str, Any]) -> None:
+    """What a configuration fixes in our own environment: all its plain numbers, parameters, profile and rules.
+
+    Raises:
+        InputError: one differs.
+    """
+    for name, value in own.items():
+        given = environment.get(name)
+        if isinstance(value, np.ndarray):
+            same = not name.startswith(_CONSTANT) or (isinstance(given, np.ndarray) and _equal(given, value))
+        else:
+            same = isinstance(value, str) or (type(given) is type(value) and given == value)
+        if not same:
+            raise InputError(f"checkpoint: {name}: expected what the configuration gives, got another value")
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _set_optimizer(model: TimedPPO, moments: dict[str, np.ndarray]) -> None:

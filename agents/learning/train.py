@@ -27,8 +27,8 @@ from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
+from agents.learning.run_folder import refuse_difference, write_about
 from agents.learning.teachers import teacher
-from agents.learning.run_folder import read_about, refuse_difference, write_about
 from agents.learning.train_config import NOT_COMPARED, TrainConfig
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError

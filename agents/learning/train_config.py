@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from agents.learning.run_folder import CONFIG_FILE, build, digest, plain, read_about
+from agents.learning.run_folder import digest, plain, saved_config
 from engine.errors import InputError
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
@@ -169,8 +169,7 @@ class TrainConfig:
             InputError: the folder holds no run, or its configuration is damaged.
         """
         folder = Path(run_dir)
-        changes = {"run_dir": folder, "resume": True, **changes}
-        return build(cls, read_about(folder)["config"], folder / CONFIG_FILE, **changes)
+        return replace(saved_config(cls, folder), **{"run_dir": folder, "resume": True, **changes})
 
     @property
     def digest(self) -> str:

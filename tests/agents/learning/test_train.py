@@ -259,8 +259,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "message"),
     [
         ({}, "already holds a run; --resume continues it"),
-        ({"resume": True, "learning_rate": 1.0}, "resume: learning_rate: expected 0.0003"),
-        ({"resume": True, "n_envs": 8, "n_steps": 8}, "resume: n_envs: expected 4"),
+        ({"resume": True, "learning_rate": 1.0}, "resume: learning_rate: expected 0.0003 as in"),
+        ({"resume": True, "n_envs": 8, "n_steps": 8}, "resume: n_envs: expected 4 as in"),
     ],
 )
 def test_a_folder_with_another_run_is_refused(run: Path, changes: dict[str, Any], message: str) -> None:
