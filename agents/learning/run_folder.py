@@ -1,6 +1,5 @@
 """The folder of a run: its ``config.json``, from which alone the run can be resumed."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +12,6 @@ from engine.reading import kind_of, read_mapping
 CONFIG_FILE = "config.json"
 
 Config = TypeVar("Config")
-
-
-def digest(data: dict[str, Any]) -> str:
-    """16 hexadecimal digits of the SHA-256 of plain data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from agents.learning.run_folder import digest, plain, saved_config
+from agents.files import config_hash
+from agents.learning.run_folder import plain, saved_config
 from engine.errors import InputError
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
@@ -174,7 +175,7 @@ class TrainConfig:
     @property
     def digest(self) -> str:
         """What checkpoints of this configuration carry: 16 hexadecimal digits."""
-        return digest({key: value for key, value in plain(self.to_dict()).items() if key not in NOT_COMPARED})
+        return config_hash({key: value for key, value in plain(self.to_dict()).items() if key not in NOT_COMPARED})
 
     @classmethod
     def from_yaml(cls, source: str | Path = "LLMSched-v0") -> "TrainConfig":

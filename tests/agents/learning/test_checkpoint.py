@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents.cli
+from agents.files import claimed
 from agents.learning.checkpoint import FORMAT, DamagedCheckpoint, checkpoints, load_checkpoint
 from agents.learning.rollout import TimedPPO
 from agents.learning.train import CHECKPOINTS, build_model, train
@@ -222,10 +223,11 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(run: Path, tmp
 
 
 def test_checkpoints_of_an_earlier_version_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINTS).mkdir()
-    (tmp_path / CHECKPOINTS / "step-000000000128.pt").write_bytes(b"x")
+    with claimed(tmp_path / "run", "train") as folder:
+        (folder / CHECKPOINTS).mkdir()
+        (folder / CHECKPOINTS / "step-000000000128.pt").write_bytes(b"x")
     with pytest.raises(InputError, match=r"found only step-000000000128.pt of an earlier version"):
-        train(small(tmp_path, resume=True))
+        train(small(tmp_path / "run", resume=True))
 
 
 @pytest.mark.parametrize(

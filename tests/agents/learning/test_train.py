@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 import agents.cli
+from agents.files import MARK
 from agents.learning.checkpoint import checkpoints
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
@@ -142,7 +143,7 @@ def test_interrupted_training_goes_on_exactly(tmp_path: Path, normalize: bool) -
 def test_no_half_written_files_stay_behind(tmp_path: Path) -> None:
     folder = train(small(tmp_path / "run", keep_checkpoints=1))
     assert len(checkpoints(folder / CHECKPOINTS)) == 1
-    assert not [path for path in folder.rglob(".*")]
+    assert [path.name for path in folder.rglob(".*")] == [MARK]
     assert (folder / "best" / "policy.json").is_file()
     assert (folder / "final" / "weights.safetensors").is_file()
 
