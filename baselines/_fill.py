@@ -3,12 +3,16 @@
 Every policy plans against a running count of free KV blocks, because what it has planned so far is not done yet. A
 request that was evicted in the present plan waits at the head of the queue from that moment on, the last victim first;
 the list of these *victims* is kept in column ``VICTIM`` of the policy's memory.
+
+In an order other than arrival the next request of a short queue is found by looking at all of it; a long one is kept in
+a heap, as what it costs to look at thousands at every admission would be more than all the rest.
 """
 
 from typing import Any
 
 import numpy as np
 
+from baselines._heap import HEAP_COLUMNS, HEAP_KEY, PLACE, TIE, put, take_out
 from engine._jit import hot, inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import drop, evict, schedule
@@ -18,12 +22,19 @@ FCFS, SPF, STRICT_SPF, WEIGHED = 0, 1, 2, 3
 """Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt, fewest tokens
 as `weighed` counts them."""
 
-VICTIM, TAKEN, FILL_REQUEST_MEMORY = 0, 1, 2
-"""Columns of a policy's request memory that these moves use: victims of this plan, stamp of requests taken."""
+VICTIM, TAKEN, LEFT, HEAP = range(4)
+FILL_REQUEST_MEMORY = HEAP + HEAP_COLUMNS
+"""Columns of a policy's request memory that these moves use: victims of this plan, stamp of requests taken, requests
+that the heap lost to the last plan, the heap of a long queue."""
 
-BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, AGEING, FORESIGHT, FILL_ROW_MEMORY = range(8)
+BEST, SEEN_ARRIVALS, SEEN_WAITING, SEEN_EVICTIONS, SEEN_ORDER, AGEING, FORESIGHT = range(7)
+NUM_HEAPED, HEAP_ORDER, HEAP_ARRIVALS, HEAP_LOST, HEAD, NUM_LEFT, LEFT_STAMP, FILL_ROW_MEMORY = range(7, 15)
 """Cells of a policy's row memory: the best waiting request and the queue for which it was found; weights of WEIGHED,
-which stay the same for a run."""
+which stay the same for a run; the heap's length, its order (0: there is none) and the queue for which it holds; how
+many went to the head of the queue since it was built; length of the column LEFT and the plan that wrote it."""
+
+SHORT_QUEUE = 64
+"""Waiting requests up to which the next one is found without a heap."""
 
 
 @hot
@@ -77,8 +88,8 @@ def _precedes(view: View, memory: Memory, order: int, i: int, j: int) -> bool:
 
 
 @inner
-def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
-    """First request in a shortest-prompt order; looks only at new arrivals while the queue has not lost anybody."""
+def _scan(view: View, memory: Memory, order: int, victims: int) -> int:
+    """First request in an order; looks only at new arrivals while the queue has not lost anybody."""
     row, seen = view.row[0], memory.row
     stamp = row.iterations + 1
     best, first = int(seen[BEST]), int(seen[SEEN_WAITING])
@@ -101,6 +112,91 @@ def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
     seen[SEEN_EVICTIONS] = row.evictions + row.swaps
     seen[SEEN_ORDER] = order
     return best
+
+
+@inner
+def _heap_up(view: View, memory: Memory, order: int, i: int, tie: float) -> None:
+    """Put request `i` into the heap; among equals the smallest `tie` goes first."""
+    cells, m, r = memory.request, memory.row, view.request[i]
+    key = float(r.prompt)
+    if order == WEIGHED:
+        key = weighed(memory, r, r.prompt)
+    elif order == STRICT_SPF:
+        key -= r.strict * 2.0**32
+    cells[i, HEAP + HEAP_KEY], cells[i, HEAP + TIE] = key, tie
+    m[NUM_HEAPED] = put(cells, HEAP, int(m[NUM_HEAPED]), i)
+
+
+@inner
+def _build_heap(view: View, memory: Memory, order: int) -> None:
+    cells, m, row = memory.request, memory.row, view.row[0]
+    for k in range(int(m[NUM_HEAPED])):
+        cells[int(cells[k, HEAP]), HEAP + PLACE] = 0.0
+    m[NUM_HEAPED], m[HEAP_ORDER], m[HEAD], m[NUM_LEFT] = 0.0, order, 0.0, 0.0
+    m[HEAP_ARRIVALS], m[HEAP_LOST] = row.next_arrival, row.evictions + row.swaps
+    for k in range(row.num_waiting):
+        _heap_up(view, memory, order, view.queue[k], k)
+
+
+@inner
+def _update_heap(view: View, memory: Memory, order: int) -> None:
+    """Put into the heap who waits since the last plan: evicted requests, arrivals, and who was taken but not served."""
+    cells, m, row = memory.request, memory.row, view.row[0]
+    lost, stamp = row.evictions + row.swaps, row.iterations + 1
+    if m[HEAP_ORDER] != order:
+        _build_heap(view, memory, order)
+    for k in range(min(lost - int(m[HEAP_LOST]), row.num_waiting) - 1, -1, -1):
+        m[HEAD] += 1.0
+        _heap_up(view, memory, order, view.queue[k], -m[HEAD])
+    for i in range(int(m[HEAP_ARRIVALS]), row.next_arrival):
+        if view.request[i].status == WAITING and cells[i, HEAP + PLACE] == 0.0:
+            _heap_up(view, memory, order, i, row.num_requests + i)
+    m[HEAP_ARRIVALS], m[HEAP_LOST] = row.next_arrival, lost
+    if m[LEFT_STAMP] != stamp:
+        for k in range(int(m[NUM_LEFT])):
+            i = int(cells[k, LEFT])
+            if view.request[i].status == WAITING and cells[i, HEAP + PLACE] == 0.0:
+                _heap_up(view, memory, order, i, cells[i, HEAP + TIE])
+        m[LEFT_STAMP], m[NUM_LEFT] = stamp, 0.0
+
+
+@inner
+def _top(view: View, memory: Memory) -> int:
+    """The first of the heap that this plan has not taken, -1 if there is none."""
+    cells, m, stamp = memory.request, memory.row, view.row[0].iterations + 1
+    while m[NUM_HEAPED] > 0.0:
+        i = int(cells[0, HEAP])
+        waits = view.request[i].status == WAITING
+        if waits and cells[i, TAKEN] != stamp:
+            return i
+        m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
+        if waits and m[NUM_LEFT] < cells.shape[0]:
+            cells[int(m[NUM_LEFT]), LEFT] = i
+            m[NUM_LEFT] += 1.0
+    return -1
+
+
+@inner
+def _first_of_many(view: View, memory: Memory, order: int, victims: int) -> int:
+    """As `_scan`, from the heap: first among equals are this plan's victims, the last one before the others."""
+    stamp, best = view.row[0].iterations + 1, -1
+    _update_heap(view, memory, order)
+    for k in range(victims - 1, -1, -1):
+        i = int(memory.request[k, VICTIM])
+        if memory.request[i, TAKEN] != stamp and (best < 0 or _precedes(view, memory, order, i, best)):
+            best = i
+    i = _top(view, memory)
+    return i if i >= 0 and (best < 0 or _precedes(view, memory, order, i, best)) else best
+
+
+@inner
+def _shortest(view: View, memory: Memory, order: int, victims: int) -> int:
+    """First request in an order other than FCFS, -1 if all are taken."""
+    if view.row[0].num_waiting <= SHORT_QUEUE:
+        memory.row[HEAP_ORDER] = FCFS
+        return _scan(view, memory, order, victims)
+    memory.row[SEEN_WAITING] = 0.0
+    return _first_of_many(view, memory, order, victims)
 
 
 @inner

@@ -6,11 +6,17 @@ from typing import Any, ClassVar
 from baselines._priority import (
     KEY,
     LISTED,
+    NUM_WATCHED,
     PRIORITY_REQUEST_MEMORY,
     PRIORITY_ROW_MEMORY,
+    SINCE,
+    TIMED,
+    TIMER,
     fill_by_priority,
-    list_present,
-    sort_listed,
+    list_changed,
+    longest_wait,
+    rekey,
+    settle,
 )
 from engine._jit import inner
 from engine.policy import HotKernel, Kernel, Policy, require
@@ -18,8 +24,8 @@ from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LEVELS, FIRST_LEVEL, FACTOR, AGE, PROMPT_TOKEN, PER_CONTEXT, DECODE = range(9)
 
-ESTIMATE, AGED, SINCE = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 3)
-"""Columns: expected output tokens, levels won by waiting, time from which the present wait counts."""
+ESTIMATE, AGED = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 2)
+"""Columns: expected output tokens, levels won by waiting."""
 NUM_ESTIMATED = PRIORITY_ROW_MEMORY
 
 
@@ -49,32 +55,43 @@ def _estimate_arrivals(view: View, memory: Memory) -> None:
 
 
 @inner
-def _set_levels(view: View, memory: Memory, n: int) -> bool:
-    """Level of everybody from what is left of the estimate and from waiting; True if one changes."""
-    row, p, cells, changed = view.row[0], memory.params, memory.request, False
+def _set_level(view: View, memory: Memory, i: int) -> None:
+    """Level of request `i` from what is left of its estimate and from waiting."""
+    row, p, cells, r = view.row[0], memory.params, memory.request, view.request[i]
+    while r.generated >= cells[i, ESTIMATE]:
+        cells[i, ESTIMATE] *= 2.0
+    if r.last_run == row.iterations - 1:
+        cells[i, SINCE] = row.now
+    elif p[AGE] > 0.0 and row.now - cells[i, SINCE] >= p[AGE]:
+        cells[i, SINCE] = row.now
+        cells[i, AGED] += 1.0
+    cells[i, KEY] = max(0.0, _level(p, execution_seconds(p, r, cells[i, ESTIMATE])) - cells[i, AGED])
+    # Nobody gets above the top level, whatever the estimate will be: further waiting changes nothing.
+    cells[i, TIMED] = 1.0 if p[AGE] > 0.0 and cells[i, AGED] < p[LEVELS] - 1.0 else 0.0
+
+
+@inner
+def _set_levels(view: View, memory: Memory, n: int) -> None:
+    """Levels of the list of `n` and of those in the heap who have waited long."""
+    row, p, cells, m = view.row[0], memory.params, memory.request, memory.row
     for k in range(n):
-        i = int(cells[k, LISTED])
-        r = view.request[i]
-        while r.generated >= cells[i, ESTIMATE]:
-            cells[i, ESTIMATE] *= 2.0
-        if r.last_run == row.iterations - 1:
-            cells[i, SINCE] = row.now
-        elif p[AGE] > 0.0 and row.now - cells[i, SINCE] >= p[AGE]:
-            cells[i, SINCE] = row.now
-            cells[i, AGED] += 1.0
-        level = max(0.0, _level(p, execution_seconds(p, r, cells[i, ESTIMATE])) - cells[i, AGED])
-        changed = changed or level != cells[i, KEY]
-        cells[i, KEY] = level
-    return changed
+        _set_level(view, memory, int(cells[k, LISTED]))
+    if row.iterations == 0:  # before the first iteration nobody's wait counts
+        for k in range(int(m[NUM_WATCHED])):
+            cells[int(cells[k, TIMER]), SINCE] = row.now
+    i = longest_wait(memory)
+    while i >= 0 and row.now - cells[i, SINCE] >= p[AGE]:
+        _set_level(view, memory, i)
+        rekey(memory, i)
+        i = longest_wait(memory)
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    n, changed = list_present(view, memory)
+    n = list_changed(view, memory)
     _estimate_arrivals(view, memory)
-    changed = _set_levels(view, memory, n) or changed
-    if changed:
-        sort_listed(memory, n)
+    _set_levels(view, memory, n)
+    n = settle(view, memory, n)
     fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), True)
 
 
@@ -113,7 +130,7 @@ class ALISE(Policy):
     prediction: ClassVar[str] = "retrieval"
     eviction: ClassVar[str] = "most predicted work ahead; 8-bit swap if the server swaps, else recompute under pressure"
     evidence: ClassVar[str] = "reconstructed from the abstract and reviews; levels, aging and chunks are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 3
+    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
     kernel: ClassVar[Kernel | None] = _plan
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from engine._jit import inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, require, schedule
@@ -10,10 +11,11 @@ from engine.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
 
-MEMBERS, IS_MEMBER, UNTIL, GONE, ELIS_REQUEST_MEMORY = range(5)
+MEMBERS, IS_MEMBER, UNTIL, GONE, HEAP = range(5)
+ELIS_REQUEST_MEMORY = HEAP + HEAP_COLUMNS
 """Columns: list of the batch, best first; whether a request is in it; generated tokens at which its window ends; number
-of the plan that evicted it."""
-NUM_MEMBERS, PLANS, ELIS_ROW_MEMORY = range(3)
+of the plan that evicted it; the heap of those who wait outside the batch, least output left on top."""
+NUM_MEMBERS, PLANS, NUM_HEAPED, SEEN_ARRIVALS, SEEN_LOST, ELIS_ROW_MEMORY = range(6)
 
 
 @inner
@@ -34,11 +36,46 @@ def _whole_window(memory: Memory) -> float:
 
 
 @inner
+def _queue_up(view: View, memory: Memory, i: int) -> None:
+    """Put request `i` into the heap, at its present place, if it waits outside the batch."""
+    cells, m, r = memory.request, memory.row, view.request[i]
+    if r.status == WAITING and not cells[i, IS_MEMBER]:
+        cells[i, HEAP + HEAP_KEY], cells[i, HEAP + TIE] = remaining(view.row[0], r), i
+        m[NUM_HEAPED] = put(cells, HEAP, int(m[NUM_HEAPED]), i)
+
+
+@inner
+def _note_newcomers(view: View, memory: Memory) -> None:
+    """Queue up new arrivals and who has lost its KV since the last plan (they stand at the head of the queue)."""
+    m, row = memory.row, view.row[0]
+    lost = row.evictions + row.swaps
+    for k in range(min(lost - int(m[SEEN_LOST]), row.num_waiting)):
+        _queue_up(view, memory, view.queue[k])
+    for i in range(int(m[SEEN_ARRIVALS]), row.next_arrival):
+        _queue_up(view, memory, i)
+    m[SEEN_ARRIVALS], m[SEEN_LOST] = row.next_arrival, lost
+
+
+@inner
+def _best_waiting(view: View, memory: Memory) -> int:
+    """The top of the heap, without those whom other policies have served meanwhile; -1 if it is empty."""
+    cells, m = memory.request, memory.row
+    while m[NUM_HEAPED] > 0.0:
+        i = int(cells[0, HEAP])
+        if view.request[i].status == WAITING:
+            return i
+        m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
+    return -1
+
+
+@inner
 def _best_outside(view: View, memory: Memory) -> int:
     """The request outside the batch with the least predicted output left (ties: arrival); -1 if there is none."""
-    row, best, least = view.row[0], -1, 0.0
-    for k in range(row.num_waiting + row.num_running):
-        i = view.queue[k] if k < row.num_waiting else view.running[k - row.num_waiting]
+    row, best, least = view.row[0], _best_waiting(view, memory), 0.0
+    if best >= 0:
+        least = memory.request[best, HEAP + HEAP_KEY]
+    for k in range(row.num_running):
+        i = view.running[k]
         if memory.request[i, IS_MEMBER]:
             continue
         left = remaining(row, view.request[i])
@@ -57,15 +94,18 @@ def _fill_batch(view: View, memory: Memory, window: float) -> None:
             break
         r = view.request[i]
         cells[i, IS_MEMBER] = 1.0
+        m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
         cells[i, UNTIL] = r.generated + window
         cells[int(m[NUM_MEMBERS]), MEMBERS] = i
         m[NUM_MEMBERS] += 1.0
 
 
 @inner
-def _end_window(memory: Memory) -> None:
+def _end_window(view: View, memory: Memory) -> None:
     for k in range(int(memory.row[NUM_MEMBERS])):
-        memory.request[int(memory.request[k, MEMBERS]), IS_MEMBER] = 0.0
+        i = int(memory.request[k, MEMBERS])
+        memory.request[i, IS_MEMBER] = 0.0
+        _queue_up(view, memory, i)
     memory.row[NUM_MEMBERS] = 0.0
 
 
@@ -178,6 +218,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     memory.row[PLANS] += 1.0
     if view.row[0].num_waiting + view.row[0].num_running == 0:
         return
+    _note_newcomers(view, memory)
     left = _drop_finished(view, memory)
     if left > 0.0:
         if memory.params[REFILL]:
@@ -186,7 +227,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
         if plan.size[0] > 0:
             return
     # Nobody lacks tokens, or who does waits for KV of those who have theirs.
-    _end_window(memory)
+    _end_window(view, memory)
     _fill_batch(view, memory, _whole_window(memory))
     _run(view, memory, plan)
 

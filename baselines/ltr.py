@@ -8,9 +8,13 @@ from baselines._priority import (
     LISTED,
     PRIORITY_REQUEST_MEMORY,
     PRIORITY_ROW_MEMORY,
+    SINCE,
+    TIMED,
     fill_by_priority,
-    list_present,
-    sort_listed,
+    list_changed,
+    longest_wait,
+    rekey,
+    settle,
 )
 from engine._jit import inner
 from engine.policy import HotKernel, Kernel, Policy, require
@@ -18,8 +22,8 @@ from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, STARVATION, QUANTUM = 0, 1, 2, 3
 
-IDLE_SINCE, LEFT = PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 1
-"""Columns: iteration from which the idle counter counts, iterations of promotion left (0: not promoted)."""
+LEFT = PRIORITY_REQUEST_MEMORY
+"""Column: iterations of promotion left (0: not promoted). SINCE is the iteration from which the idle counter counts."""
 NUM_RANKED, SEEN_ITERATIONS = PRIORITY_ROW_MEMORY, PRIORITY_ROW_MEMORY + 1
 
 PROMOTION = 2.0**40
@@ -32,42 +36,52 @@ def _rank_arrivals(view: View, memory: Memory) -> None:
     row, cells = view.row[0], memory.request
     for i in range(int(memory.row[NUM_RANKED]), row.next_arrival):
         cells[i, KEY] = view.request[i].prediction
-        cells[i, IDLE_SINCE] = row.iterations
+        cells[i, SINCE] = row.iterations
+        cells[i, TIMED] = 1.0 if memory.params[STARVATION] > 0.0 else 0.0
     memory.row[NUM_RANKED] = row.next_arrival
 
 
 @inner
-def _promote_and_demote(view: View, memory: Memory, n: int) -> bool:
-    """Count who was and was not in the last iteration; True if a request changes its class."""
-    row, p, cells, changed = view.row[0], memory.params, memory.request, False
+def _promote(view: View, memory: Memory, i: int) -> None:
+    row, p, cells = view.row[0], memory.params, memory.request
+    cells[i, SINCE] = row.iterations
+    if cells[i, LEFT] == 0.0:
+        cells[i, KEY] -= PROMOTION
+    cells[i, LEFT] = p[QUANTUM]
+
+
+@inner
+def _promote_and_demote(view: View, memory: Memory, n: int) -> None:
+    """Count who was and was not in the last iteration, on the list of `n` and in the heap."""
+    row, p, cells = view.row[0], memory.params, memory.request
     for k in range(n):
         i = int(cells[k, LISTED])
         if view.request[i].last_run == row.iterations - 1:
-            cells[i, IDLE_SINCE] = row.iterations
+            cells[i, SINCE] = row.iterations
             if cells[i, LEFT] > 0.0:
                 cells[i, LEFT] -= 1.0
                 if cells[i, LEFT] == 0.0:
                     cells[i, KEY] += PROMOTION
-                    changed = True
-        elif row.iterations - cells[i, IDLE_SINCE] >= p[STARVATION]:
-            cells[i, IDLE_SINCE] = row.iterations
-            if cells[i, LEFT] == 0.0:
-                cells[i, KEY] -= PROMOTION
-                changed = True
-            cells[i, LEFT] = p[QUANTUM]
-    return changed
+        elif row.iterations - cells[i, SINCE] >= p[STARVATION]:
+            _promote(view, memory, i)
+        cells[i, TIMED] = 1.0 if cells[i, LEFT] < p[QUANTUM] else 0.0  # a whole promotion cannot get longer
+    i = longest_wait(memory)
+    while i >= 0 and row.iterations - cells[i, SINCE] >= p[STARVATION]:
+        _promote(view, memory, i)
+        cells[i, TIMED] = 0.0
+        rekey(memory, i)
+        i = longest_wait(memory)
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row = view.row[0]
-    n, changed = list_present(view, memory)
+    n = list_changed(view, memory)
     _rank_arrivals(view, memory)
     if memory.params[STARVATION] > 0.0 and row.iterations > memory.row[SEEN_ITERATIONS]:
         memory.row[SEEN_ITERATIONS] = row.iterations
-        changed = _promote_and_demote(view, memory, n) or changed
-    if changed:
-        sort_listed(memory, n)
+        _promote_and_demote(view, memory, n)
+    n = settle(view, memory, n)
     fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), False)
 
 
@@ -96,7 +110,7 @@ class LTR(Policy):
     prediction: ClassVar[str] = "rank:tau=0.52"
     eviction: ClassVar[str] = "worst rank; swap if the server swaps, else recompute under memory pressure only"
     evidence: ClassVar[str] = "public code; end of the idle count and recompute are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
+    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 1
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 2
     kernel: ClassVar[Kernel | None] = _plan
 

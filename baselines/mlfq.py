@@ -8,24 +8,29 @@ from baselines._priority import (
     LISTED,
     PRIORITY_REQUEST_MEMORY,
     PRIORITY_ROW_MEMORY,
+    SINCE,
+    TIMED,
     fill_by_priority,
-    list_present,
-    sort_listed,
+    list_changed,
+    longest_wait,
+    rekey,
+    settle,
 )
 from engine._jit import inner
 from engine.policy import HotKernel, Kernel, Policy, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, QUANTUM, FACTOR, LEVELS, PROMOTE_AFTER = 0, 1, 2, 3, 4
-LEFT, QUANTUM_HERE, SINCE = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 3)
-"""Columns: seconds left at the level, the level's quantum (0 before any service), time of the latest service."""
+LEFT, QUANTUM_HERE = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 2)
+"""Columns: seconds left at the level, the level's quantum (0 before any service). SINCE is the latest service, and who
+had none is at the top, so nobody's wait there counts."""
 SEEN_ITERATIONS = PRIORITY_ROW_MEMORY
 
 
 @inner
-def _demote(view: View, memory: Memory) -> bool:
-    """Charge the last iteration to those who were in it; who has used up a level goes one down. True if one does."""
-    row, p, cells, changed = view.row[0], memory.params, memory.request, False
+def _demote(view: View, memory: Memory) -> None:
+    """Charge the last iteration to those who were in it; who has used up a level goes one down."""
+    row, p, cells = view.row[0], memory.params, memory.request
     for j in range(row.num_running):
         i = view.running[j]
         if view.request[i].last_run != row.iterations - 1:
@@ -38,34 +43,46 @@ def _demote(view: View, memory: Memory) -> bool:
             cells[i, QUANTUM_HERE] *= p[FACTOR]
             cells[i, LEFT] = cells[i, QUANTUM_HERE]
             cells[i, KEY] += 1.0
-            changed = True
-    return changed
 
 
 @inner
-def _promote(view: View, memory: Memory, n: int) -> bool:
-    """Bring who has waited long back to the top; True if there is one."""
-    row, cells, changed = view.row[0], memory.request, False
+def _is_due(view: View, memory: Memory, i: int) -> bool:
+    return bool(view.row[0].now - memory.request[i, SINCE] >= memory.params[PROMOTE_AFTER])
+
+
+@inner
+def _lift(view: View, memory: Memory, i: int) -> None:
+    """Bring request `i` back to the top."""
+    cells = memory.request
+    cells[i, QUANTUM_HERE], cells[i, KEY], cells[i, SINCE], cells[i, TIMED] = 0.0, 0.0, view.row[0].now, 0.0
+
+
+@inner
+def _promote(view: View, memory: Memory, n: int) -> None:
+    """Bring who has waited long back to the top, on the list of `n` and in the heap."""
+    cells = memory.request
     for k in range(n):
         i = int(cells[k, LISTED])
-        since = max(view.request[i].arrival, cells[i, SINCE])
-        if cells[i, KEY] > 0.0 and row.now - since >= memory.params[PROMOTE_AFTER]:
-            cells[i, QUANTUM_HERE], cells[i, KEY], cells[i, SINCE] = 0.0, 0.0, row.now
-            changed = True
-    return changed
+        cells[i, TIMED] = 1.0 if cells[i, KEY] > 0.0 else 0.0
+        if cells[i, TIMED] > 0.0 and _is_due(view, memory, i):
+            _lift(view, memory, i)
+    i = longest_wait(memory)
+    while i >= 0 and _is_due(view, memory, i):
+        _lift(view, memory, i)
+        rekey(memory, i)
+        i = longest_wait(memory)
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row = view.row[0]
-    n, changed = list_present(view, memory)
+    n = list_changed(view, memory)
     if row.iterations > memory.row[SEEN_ITERATIONS]:
         memory.row[SEEN_ITERATIONS] = row.iterations
-        changed = _demote(view, memory) or changed
+        _demote(view, memory)
     if memory.params[PROMOTE_AFTER] > 0.0:
-        changed = _promote(view, memory, n) or changed
-    if changed:
-        sort_listed(memory, n)
+        _promote(view, memory, n)
+    n = settle(view, memory, n)
     fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), row.max_num_seqs, False)
 
 
@@ -95,7 +112,7 @@ class MLFQ(Policy):
     knows: ClassVar[str] = "service so far"
     eviction: ClassVar[str] = "lowest level, latest arrival; swap if the server swaps, else recompute under pressure"
     evidence: ClassVar[str] = "parameters from public code; levels and recompute are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 3
+    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
     kernel: ClassVar[Kernel | None] = _plan
 

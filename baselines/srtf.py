@@ -9,8 +9,8 @@ from baselines._priority import (
     PRIORITY_REQUEST_MEMORY,
     PRIORITY_ROW_MEMORY,
     fill_by_priority,
-    list_present,
-    sort_listed,
+    list_changed,
+    settle,
 )
 from engine._jit import inner
 from engine.policy import HotKernel, Kernel, Policy, remaining, require
@@ -28,9 +28,9 @@ def _key_by_remaining(view: View, memory: Memory, n: int) -> None:
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    n, _ = list_present(view, memory)
+    n = list_changed(view, memory)
     _key_by_remaining(view, memory, n)
-    sort_listed(memory, n)
+    n = settle(view, memory, n)
     fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), False)
 
 

@@ -14,23 +14,19 @@ from baselines._fill import (
     take,
     take_decodes_oldest_first,
 )
+from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from engine._jit import inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, require, schedule
-from engine.state import Memory, Plan, View
+from engine.state import WAITING, Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, WINDOW, MARGIN, MAX_PREEMPTIONS, PROTECT = range(6)
 
-FIRST, PREEMPTED, ADMITTED = range(FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 3)
-"""Columns: first prediction (tokens), times preempted, list of the requests that the present plan admits."""
-SEEN_ARRIVALS = 0
-
-
-@inner
-def _note_arrivals(view: View, memory: Memory) -> None:
-    for i in range(int(memory.row[SEEN_ARRIVALS]), view.row[0].next_arrival):
-        memory.request[i, FIRST] = max(1.0, view.request[i].prediction)
-    memory.row[SEEN_ARRIVALS] = view.row[0].next_arrival
+FIRST, PREEMPTED, ADMITTED, LEFT, HEAP = range(FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 5)
+TRAIL_REQUEST_MEMORY = HEAP + HEAP_COLUMNS
+"""Columns: first prediction (tokens), times preempted, list of the requests that the present plan admits, list of those
+that the last plans took from the queue, heap of the queue by rank."""
+SEEN_ARRIVALS, SEEN_LOST, NUM_HEAPED, NUM_LEFT, TRAIL_ROW_MEMORY = range(5)
 
 
 @inner
@@ -48,17 +44,54 @@ def _rank(row: Any, memory: Memory, i: int, r: Any) -> float:
 
 
 @inner
+def _queue_up(view: View, memory: Memory, i: int) -> None:
+    """Put a request that waits into the heap, at its present place."""
+    cells, m, r = memory.request, memory.row, view.request[i]
+    if r.status == WAITING:
+        cells[i, HEAP + HEAP_KEY], cells[i, HEAP + TIE] = _rank(view.row[0], memory, i, r), i
+        m[NUM_HEAPED] = put(cells, HEAP, int(m[NUM_HEAPED]), i)
+
+
+@inner
+def _leave(memory: Memory, i: int) -> None:
+    """Take request `i` out of the heap and remember it for the next plan: what is planned need not happen."""
+    cells, m = memory.request, memory.row
+    m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
+    if m[NUM_LEFT] < cells.shape[0]:
+        cells[int(m[NUM_LEFT]), LEFT] = i
+        m[NUM_LEFT] += 1.0
+
+
+@inner
+def _note_newcomers(view: View, memory: Memory) -> None:
+    """Queue up new arrivals, who has lost its KV (they stand at the head of the queue), and who was not served."""
+    cells, m, row = memory.request, memory.row, view.row[0]
+    lost = row.evictions + row.swaps
+    for k in range(min(lost - int(m[SEEN_LOST]), row.num_waiting)):
+        _queue_up(view, memory, view.queue[k])
+    for i in range(int(m[SEEN_ARRIVALS]), row.next_arrival):
+        cells[i, FIRST] = max(1.0, view.request[i].prediction)
+        _queue_up(view, memory, i)
+    m[SEEN_ARRIVALS], m[SEEN_LOST] = row.next_arrival, lost
+    left, m[NUM_LEFT] = int(m[NUM_LEFT]), 0.0
+    for k in range(left):
+        i = int(cells[k, LEFT])
+        if cells[i, TAKEN] == row.iterations + 1:
+            _leave(memory, i)
+        else:
+            _queue_up(view, memory, i)
+
+
+@inner
 def _next(view: View, memory: Memory) -> int:
     """The waiting request of the smallest rank (ties: arrival) that this plan has not taken yet; -1 if none is left."""
-    row, best, least = view.row[0], -1, np.inf
-    for k in range(row.num_waiting):
-        i = view.queue[k]
-        if memory.request[i, TAKEN] == row.iterations + 1:
-            continue
-        rank = _rank(row, memory, i, view.request[i])
-        if best < 0 or rank < least or (rank == least and i < best):
-            best, least = i, rank
-    return best
+    cells, m, row = memory.request, memory.row, view.row[0]
+    while m[NUM_HEAPED] > 0.0:
+        i = int(cells[0, HEAP])
+        if view.request[i].status == WAITING and cells[i, TAKEN] != row.iterations + 1:
+            return i
+        _leave(memory, i)
+    return -1
 
 
 @inner
@@ -114,7 +147,7 @@ def _admit(view: View, memory: Memory, plan: Plan, room: int, free: int) -> int:
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, budget = view.row[0], min(int(memory.params[TOKEN_BUDGET]), view.row[0].max_batched_tokens)
-    _note_arrivals(view, memory)
+    _note_newcomers(view, memory)
     need, room = 0, budget
     for k in range(row.num_running):
         r = view.request[view.running[k]]
@@ -170,8 +203,8 @@ class TRAIL(Policy):
     prediction: ClassVar[str] = "refined"
     eviction: ClassVar[str] = "most output left, only while young; youngest under memory pressure; recompute"
     evidence: ClassVar[str] = "public code (SGLang patch); chunks and recompute are ours"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 3
-    row_memory: ClassVar[int] = 1
+    request_memory: ClassVar[int] = TRAIL_REQUEST_MEMORY
+    row_memory: ClassVar[int] = TRAIL_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
 
     def __post_init__(self) -> None:

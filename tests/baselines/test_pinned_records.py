@@ -20,6 +20,9 @@ from engine.config import EngineConfig
 from engine.latency import load_profile
 from engine.requests import Forecast, Requests, Tier
 from engine.simulate import PolicyError, Record, simulate
+from engine.workload import Workload
+from llmsched_env.config import EnvConfig
+from llmsched_env.env import LLMSchedEnv
 
 PINS = Path(__file__).with_name("pinned_records.json")
 REFRESH_EVERY = 16
@@ -142,3 +145,46 @@ def test_the_scenes_reach_what_they_are_for() -> None:
     assert overload.max_waiting > 600
     assert reference.dropped > 0
     assert reference.evictions > 0
+
+
+MIXTURES = {
+    "first": ("srtf", "mlfq:promote_after_s=2", "slai", "trail"),
+    "second": ("alise:age_s=0.5", "elis:window=10", "sarathi:order=spf", "ltr:starvation_threshold=30"),
+    "third": ("trail:margin=5", "slackfit", "srtf:batch_cap=8", "vllm"),
+    "allocation": (),
+}
+
+
+def _episode(arms: tuple[str, ...], scene: str) -> str:
+    """Digest of an episode in which whole numbers drawn at random are the actions, so that policies take turns."""
+    requests = _requests(scene).replace(forecast=Forecast())
+    config = EnvConfig(
+        engine=CONFIGS[scene],
+        workload=Workload(num_requests=len(requests), lengths="fixed:500,100", tiers=TIERS),
+        action="mixture" if arms else "allocation",
+        arms=arms or EnvConfig().arms,
+        prediction="oracle" if arms else "",
+    )
+    env = LLMSchedEnv(config)
+    observation, _ = env.reset(options={"requests": requests})
+    rng, digest = np.random.default_rng(7), hashlib.sha256()
+    for _ in range(3000):
+        action = rng.integers(0, 4) if arms else rng.integers(0, [9, 5, 4])
+        observation, reward, terminated, _, _ = env.step(action)
+        digest.update(np.float64(reward).tobytes() + observation.tobytes())
+        if terminated:
+            break
+    server = env.fleet.row_servers[0]
+    for field in RECORDED["request"].split():
+        digest.update(np.ascontiguousarray(server.visible.request[field]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_policies_that_take_turns_decide_as_pinned(name: str) -> None:
+    """Each policy's memory of the queue stays right while others serve it."""
+    found = {scene: _episode(MIXTURES[name], scene) for scene in ("swap", "overload")}
+    if os.environ.get("LLMSCHED_PIN"):
+        text = json.dumps(_pins() | {f"mixture {name}": found}, indent=1, sort_keys=True)
+        PINS.write_text(text + "\n", encoding="utf-8")
+    assert found == _pins()[f"mixture {name}"]
