@@ -14,7 +14,7 @@ SIZE = 24
 def test_the_top_is_the_first_by_key_and_tie_whatever_was_put_moved_or_taken_out(moves: list[tuple[int, int]]) -> None:
     """A key of -1 takes the request out; any other puts it in, or moves it if it is in."""
     cells = np.zeros((SIZE, AT + HEAP_COLUMNS))
-    n, inside = 0, {}
+    n, inside = 0, dict[int, tuple[int, int]]()
     for i, key in moves:
         if key < 0:
             n = take_out(cells, AT, n, i)
