@@ -3,7 +3,7 @@
 from engine import _cache as _cache  # first: it decides where compiled kernels are kept
 from engine._jit import inner
 from engine.config import EngineConfig
-from engine.errors import InputError
+from engine.errors import CacheWarning, InputError
 from engine.latency import Executor, LatencyModel, load_profile, profile_names
 from engine.metrics import summarize
 from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, schedule, swap
@@ -15,6 +15,7 @@ from engine.workload import Workload, parse_workload
 
 __all__ = [
     "DEFAULT_TIERS",
+    "CacheWarning",
     "EngineConfig",
     "Executor",
     "HotKernel",

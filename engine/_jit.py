@@ -13,10 +13,11 @@ can take longer than the function itself. `inner` leaves it out for what only co
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit, types
+from numba import types
 
-_njit: Any = njit  # numba's type hints do not know the switch
-_OPTIONS = {"cache": True, "_nrt": False}
+from engine._kept import kept
+
+_OPTIONS = {"_nrt": False}
 
 
 class _Inner:
@@ -33,23 +34,21 @@ class _Inner:
 
 def hot(function: Callable[..., Any], signature: Any = None) -> Any:
     """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
-    return _njit(**_OPTIONS)(function) if signature is None else _njit(signature, **_OPTIONS)(function)
+    return kept(function, signature, **_OPTIONS)
 
 
 def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None) -> Any:
     """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
-    dispatcher = _njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    dispatcher = kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     return _Inner(dispatcher, source or function)
 
 
-def compile_kernel(function: Callable[..., Any], signature: Any, allocates: bool, cached: bool) -> Any:
+def compile_kernel(function: Callable[..., Any], signature: Any, allocates: bool) -> Any:
     """A policy's plan function compiled for the one signature of kernels.
 
     Args:
         function: the plan function.
         signature: of every kernel.
         allocates: whether it makes arrays, so that references must be counted.
-        cached: whether the result may be kept on disk.
     """
-    options = {"cache": cached} if allocates else {**_OPTIONS, "cache": cached}
-    return _njit(signature, **options)(function)
+    return kept(function, signature, **({} if allocates else _OPTIONS))

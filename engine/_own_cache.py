@@ -5,18 +5,17 @@ the user's would go stale when that one changes. So kernels that are not ours ge
 folder, named after the contents of all files behind them.
 """
 
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numba
 from numba.core.dispatcher import Dispatcher
 
+from engine import _cache
+from engine._kept import Kept
 from engine.own_code import is_ours, modules_behind, source_digest
 
 _KEEP = 16
@@ -24,45 +23,41 @@ _settled: set[str] = set()
 """Digests whose functions know their folder already."""
 
 
-@contextmanager
-def kernel_cache(function: Callable[..., Any]) -> Iterator[bool]:
-    """Compile inside; the value says whether the result may be cached on disk."""
-    module = sys.modules.get(function.__module__)
+def settle(function: Callable[..., Any]) -> None:
+    """Let a user's kernel and the compiled functions of the modules behind it use the folder of their contents."""
+    module, base = sys.modules.get(function.__module__), _cache.place()
     file = function.__code__.co_filename
-    if is_ours(file):
-        yield True
+    if is_ours(file) or module is None or base is None or not Path(file).is_file():
         return
-    if module is None or not Path(file).is_file() or not _is_writable(str(numba.config.CACHE_DIR)):  # type: ignore[attr-defined]
-        yield False
-        return
-    before = vars(numba.config)["CACHE_DIR"]
     digest = source_digest(module)
-    folder = Path(before) / "own" / digest
-    vars(numba.config)["CACHE_DIR"] = str(folder)
-    try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            _forget_old(folder)
-        if digest not in _settled:
-            _settle(module)
-            _settled.add(digest)
-        yield True
-    finally:
-        vars(numba.config)["CACHE_DIR"] = before
+    if digest in _settled:
+        return
+    _settled.add(digest)
+    folder = base / "own" / digest
+    _forget_old(folder)
+    for code in _files(module):
+        _cache.own_folders[code] = folder
+    for value in _compiled(module):
+        value._cache = Kept(value.py_func)
 
 
-def _is_writable(folder: str) -> bool:
-    return bool(folder) and os.access(folder, os.W_OK)
+def _files(module: ModuleType) -> list[str]:
+    return [file for one in modules_behind(module) if (file := getattr(one, "__file__", None))]
 
 
-def _settle(module: ModuleType) -> None:
-    """Let the compiled functions of the user's modules use the present folder, too."""
-    for one in modules_behind(module):
-        for value in list(vars(one).values()):
-            function: Any = getattr(value, "_dispatcher", value)
-            cached = isinstance(function, Dispatcher) and type(vars(function)["_cache"]).__name__ != "NullCache"
-            if cached and not is_ours(function.py_func.__code__.co_filename):
-                function.enable_caching()
+def _compiled(module: ModuleType) -> list[Any]:
+    """Functions of a user's modules that numba would keep elsewhere."""
+    values = (value for one in modules_behind(module) for value in list(vars(one).values()))
+    functions: list[Any] = [getattr(value, "_dispatcher", value) for value in values]
+    return [f for f in functions if isinstance(f, Dispatcher) and _is_kept(f) and not is_ours(_file(f))]
+
+
+def _is_kept(function: Any) -> bool:
+    return type(vars(function)["_cache"]).__name__ != "NullCache"
+
+
+def _file(function: Any) -> str:
+    return str(function.py_func.__code__.co_filename)
 
 
 def _forget_old(current: Path) -> None:
@@ -72,6 +67,7 @@ def _forget_old(current: Path) -> None:
         except OSError:  # another process has removed it
             return 0.0
 
-    others = [folder for folder in current.parent.iterdir() if folder != current]
-    for folder in sorted(others, key=age)[: -(_KEEP - 1)]:
+    if current.is_dir() or not current.parent.is_dir():
+        return
+    for folder in sorted(current.parent.iterdir(), key=age)[: -(_KEEP - 1)]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the line and exits with code 2, without a traceback.
     """
+
+
+class CacheWarning(UserWarning):
+    """Compiled code cannot be kept: the next process compiles again, with the same results."""

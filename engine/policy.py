@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 
 from engine._jit import compile_kernel, hot
-from engine._own_cache import kernel_cache
+from engine._own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.own_code import blame, is_ours
@@ -54,8 +54,8 @@ class Kernel:
         """
         if self._compiled is None:
             try:
-                with kernel_cache(self.function) as cached:
-                    self._compiled = compile_kernel(self.function, KERNEL_SIGNATURE, self.allocates, cached)
+                settle(self.function)
+                self._compiled = compile_kernel(self.function, KERNEL_SIGNATURE, self.allocates)
             except Exception as error:
                 if is_ours(self.function.__code__.co_filename):
                     raise

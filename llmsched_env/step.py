@@ -4,10 +4,11 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, typeof, types
+from numba import prange, typeof, types
 from numba.experimental import structref
 
 from engine._jit import inner
+from engine._kept import kept
 from engine.core import begin, begin_decodes, empty, finish, idle, is_over, pause
 from engine.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
 from engine.policy import KERNEL_SIGNATURE
@@ -288,7 +289,7 @@ def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bo
 @functools.cache
 def bundle_arrays() -> Any:
     """The compiled constructor: ``f(servers, memories, latency, rules, outcome) -> FleetArrays``, all shared."""
-    return njit(_FLEET(*_FIELDS.values()), cache=True)(_bundle)
+    return kept(_bundle, _FLEET(*_FIELDS.values()))
 
 
 @functools.cache
@@ -300,11 +301,11 @@ def step_allocation(parallel: bool) -> Any:
     same results.
     """
     signature = types.int64(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return njit(signature, cache=True, parallel=parallel)(_allocate)
+    return kept(_allocate, signature, parallel=parallel)
 
 
 @functools.cache
 def step_mixture(arms: int, parallel: bool) -> Any:
     """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
     signature = types.int64(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return njit(signature, cache=True, parallel=parallel)(_mix)
+    return kept(_mix, signature, parallel=parallel)

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from numba import njit
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -36,6 +35,7 @@ from agents.learning.teachers import teacher
 from agents.learning.train import build_model, learned_policy, torch_settings
 from agents.learning.train_config import TrainConfig
 from agents.learning.vec_env import SB3VecEnv
+from engine._kept import kept
 from engine.requests import Requests
 from engine.state import View
 from llmsched_env.observation import OBSERVATION_SIZE
@@ -52,7 +52,7 @@ FEATURES, LIMIT = 10, 10.0
 """Numbers for each of them, and what slack and wait are cut to."""
 
 
-@njit(cache=True)
+@kept
 def _describe(view: View, out: np.ndarray) -> None:
     """Write float32[rows, PROMPTS + DECODES, FEATURES]: the requests of each server that come first, then zeros."""
     out[:] = 0.0

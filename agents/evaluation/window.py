@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
+from engine._kept import kept
 from engine.config import EngineConfig
 from engine.latency import LatencyModel
 from engine.policy import KERNEL_SIGNATURE, Policy
@@ -34,7 +35,7 @@ def _repeat() -> Any:
         plan.size[0] = 0
 
     kernel_type = types.FunctionType(KERNEL_SIGNATURE)
-    return njit(types.void(kernel_type, VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE, types.int64), cache=True)(repeat)
+    return kept(repeat, types.void(kernel_type, VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE, types.int64))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 
 from agents.learning.bundle import ACTIVATIONS, MAX_LAYERS, POLICY_FILE, Bundle
+from engine._kept import kept
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import load_profile
@@ -41,7 +41,7 @@ HEADS, NUM_HEADS = np.array(ACTION_SIZES), len(ACTION_SIZES)
 SEED = ENV_PARAMS + 1
 
 
-@njit(cache=True)
+@kept
 def forward(p: Any, observation: Any, scratch: Any) -> int:
     """Run the network; returns where in `scratch` the logits start.
 
@@ -77,7 +77,7 @@ def forward(p: Any, observation: Any, scratch: Any) -> int:
     return source
 
 
-@njit(cache=True)
+@kept
 def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
     """The largest logit of each head (the first of equals), as SB3's deterministic prediction."""
     for h in range(heads.shape[0]):
@@ -89,7 +89,7 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
         at += heads[h]
 
 
-@njit(cache=True)
+@kept
 def is_asked(view: View, memory: Memory) -> bool:
     """Remember what `encode` will need; whether the environment would ask for a choice now.
 
@@ -117,7 +117,7 @@ def _learned(view: View, memory: Memory, plan: Plan) -> None:
     act(view, memory, choice, plan)
 
 
-@njit(cache=True)
+@kept
 def splitmix(x: np.uint64) -> np.uint64:
     """One output of SplitMix64 (Steele, Lea, Flood 2014) for the state `x`."""
     x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
