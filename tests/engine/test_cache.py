@@ -51,6 +51,7 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "source", module)
         spec.loader.exec_module(module)
         return module.double
 
