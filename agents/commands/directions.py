@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import TableOptions
 from agents.processes import default_workers
@@ -65,9 +66,11 @@ def _table(result: dict[str, Any]) -> Grid:
     numbers = [Head(title, "number", 0 if title == metric else 1) for title in directions.METRICS.values()]
     heads = (Head("rate", "name"), Head("policy", "name"), *numbers, Head(f"{metric.partition(',')[0]}: times lower"))
     held = "comes out" if result["holds"] else "does NOT come out"
+    came = by_load((row["rate"], row["arrival_rate"]["mean"]) for row in result["rows"])
     caption = (
         f"{study['workload']}, {study['config']['num_blocks']} KV blocks, mean over {result['seeds']} seeds. "
-        f"The direction {held} at the highest rate. {study['remark']}"
+        f"The direction {held} at the highest rate. {study['remark']}. "
+        f"{arrivals_note(came)}"
     )
     return Grid(heads, [Part(rows, f"{study['name']} ({study['paper']}): {study['published']}", ends)], caption)
 

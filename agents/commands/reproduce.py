@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import TableOptions, parse_rates
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
@@ -53,6 +54,8 @@ class Command(TableOptions):
         for semantics in reproduce.SEMANTICS:
             show(_table(result, semantics), console, self.wide)
         show(_capacity(result), console, self.wide)
+        if came := arrivals_note(by_load((cell["rate"], cell["arrival_rate"]) for cell in result["cells"])):
+            print(came)
         if result["deviations"]:
             show(_deviations(result), console, self.wide)
         if self.json is not None:

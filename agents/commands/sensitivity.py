@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.setup import Setup
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies import sensitivity
 from engine.errors import InputError
 
@@ -55,6 +56,8 @@ class Command(ComparisonOptions):
         for name in sensitivity.METRICS:
             show(_table(result, name), console, self.wide)
         show(_pays(result), console, self.wide)
+        if came := arrivals_note(by_load((cell["load"], cell["arrival_rate"]) for cell in result["cells"])):
+            print(came)
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:
@@ -73,7 +76,7 @@ def _load(load: float | None) -> str:
 
 
 def _channels(result: dict[str, Any]) -> Grid:
-    rows = [(row["channel"], f"{row['mae']:.0f}", f"{row['tau']:.2f}") for row in result["channels"]]
+    rows = [(row["channel"], figure(row["mae"], ".0f"), figure(row["tau"], ".2f")) for row in result["channels"]]
     heads = (Head("channel", "name"), Head("mean absolute error, tokens"), Head("Kendall tau"))
     return Grid(heads, [Part(rows, "Predictions: errors measured, mean over seeds")])
 
@@ -81,9 +84,9 @@ def _channels(result: dict[str, Any]) -> Grid:
 def _table(result: dict[str, Any], name: str) -> Grid:
     lines: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
-        figure, difference = row[name], row[name]["difference"]
+        difference = row[name]["difference"]
         sure = difference["low"] is not None and (difference["low"] > 0.0 or difference["high"] < 0.0)
-        text = f"{100 * figure['relative']:+.0f} %{'*' if sure else ' '}"
+        text = f"{figure(row[name]['relative'], '+.0%').replace('%', ' %')}{'*' if sure else ' '}"
         lines.setdefault((row["policy"], _load(row["load"])), []).append(text)
     rows = [(*key, *texts) for key, texts in lines.items()]
     channels = [Head(channel["channel"]) for channel in result["channels"]]

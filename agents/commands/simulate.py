@@ -10,7 +10,7 @@ import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import GoodputOptions, ServerOptions, SourceOptions, TableOptions
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import resolve
 from engine.errors import InputError
 from engine.latency import LatencyModel
@@ -72,7 +72,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
         more = remarks(report)
         if limits is not None:
             within = f"within {' '.join(self.goodput)} ms (vLLM's request goodput)"
-            more.append(f"{report.request_goodput:.3f} requests/s {within}")
+            more.append(f"{figure(report.request_goodput, '.3f')} requests/s {within}")
         if self.executor is not None:
             more.append(f"{self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
         for line in more:
@@ -110,24 +110,22 @@ def seconds_grid(report: Report) -> Grid:
     rows = []
     for name, sample in samples.items():
         values = (sample.mean, sample.p50, sample.p90, sample.p99, sample.max)
-        rows.append((name, *("-" if math.isnan(value) else f"{value:.3f}" for value in values)))
+        rows.append((name, *(figure(value, ".3f") for value in values)))
     heads = (Head("mean", "number", 2), Head("median"), Head("p90", "number", 3), Head("p99"), Head("max", "number", 1))
     return Grid((Head("seconds", "prose"), *heads), [Part(rows)])
 
 
 def remarks(report: Report) -> list[str]:
     """Deadlines met, the server's work and who waited, a line each."""
-    tiers = [f"{tier.name} {_share(tier.slo_attainment)}" for tier in report.tiers]
+    tiers = [f"{tier.name} {figure(tier.slo_attainment, '.1%')}" for tier in report.tiers]
     return [
-        f"SLO met {', '.join(tiers)}; all {_share(report.slo_attainment)}; "
-        f"goodput {report.goodput:.3f} requests/s, {report.output_throughput:.0f} output tokens/s",
-        f"{report.iterations} iterations of {1000 * report.mean_iteration_s:.1f} ms with "
-        f"{report.mean_batch_requests:.1f} requests, {report.mean_batch_tokens:.0f} tokens; busy "
-        f"{report.busy_share:.0%}, KV {report.kv_use:.0%}, {report.evictions} evictions{_swaps(report)}",
-        f"longest wait {report.max_wait_s:.1f} s, Jain index {report.jain_index:.2f}; capacity: "
+        f"SLO met {', '.join(tiers)}; all {figure(report.slo_attainment, '.1%')}; "
+        f"goodput {figure(report.goodput, '.3f')} requests/s, "
+        f"{figure(report.output_throughput, '.0f')} output tokens/s",
+        f"{report.iterations} iterations of {figure(1000 * report.mean_iteration_s, '.1f')} ms with "
+        f"{figure(report.mean_batch_requests, '.1f')} requests, {figure(report.mean_batch_tokens, '.0f')} tokens; busy "
+        f"{figure(report.busy_share, '.0%')}, KV {figure(report.kv_use, '.0%')}, "
+        f"{report.evictions} evictions{_swaps(report)}",
+        f"longest wait {figure(report.max_wait_s, '.1f')} s, Jain index {figure(report.jain_index, '.2f')}; capacity: "
         f"paper {'yes' if report.paper else 'no'}, sound {'yes' if report.sound else 'no'}",
     ]
-
-
-def _share(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1%}"

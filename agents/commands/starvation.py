@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.reporting.tables import load_label
 from agents.resolve import with_setting
 from engine.errors import InputError
@@ -16,13 +18,14 @@ from engine.errors import InputError
 COLUMNS = {
     "median_ttft_ms": ("TTFT median, s", 1e-3, 3),
     "mean_ttft_ms": ("TTFT mean, s", 1e-3, 3),
+    "p99_ttft_ms": ("TTFT p99, s", 1e-3, 1),
     "p99.9_ttft_ms": ("p99.9 TTFT, s", 1e-3, 1),
     "prompt_quartiles.q4.p99.9_ttft_ms": ("of the longest quarter", 1e-3, 1),
     "max_wait_s": ("max wait, s", 1.0, 1),
     "slo_goodput": ("goodput, req/s", 1.0, 3),
 }
 """Numbers of a report that are shown: title, scale, digits."""
-LEFT_OUT_FIRST = {"median_ttft_ms": 2, "p999_ttft_ms": 1}
+LEFT_OUT_FIRST = {"median_ttft_ms": 2, "p99.9_ttft_ms": 1}
 """What a narrow terminal leaves out, the highest first."""
 
 
@@ -59,7 +62,10 @@ class Command(ComparisonOptions):
         evaluation = Evaluation(loads=self.loads(None, self.rates), **setup)
         workers = default_workers() if self.workers is None else self.workers
         result = evaluate(evaluation, workers=workers, with_windows=False)
-        show(_grid(result), terminal_console(), self.wide)
+        console = terminal_console()
+        show(_grid(result), console, self.wide)
+        for note in result["notes"]:
+            console.print(Text(note))
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:
@@ -96,4 +102,4 @@ def _grid(result: dict[str, Any]) -> Grid:
 
 
 def _value(mean: float | None, scale: float, digits: int) -> str:
-    return "-" if mean is None else f"{mean * scale:.{digits}f}"
+    return figure(None if mean is None else mean * scale, f".{digits}f")

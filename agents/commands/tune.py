@@ -7,10 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable
 from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import split_policies
 from agents.studies import tuning
 from engine.errors import InputError
@@ -53,9 +54,11 @@ class Command(SourceOptions, ServerOptions, TableOptions):
             found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, _progress)
             default, best = found[0], found[-1]
             tuning.save(self.save, self._workload(), best.spec)
-            rows.append((name, f"{default.cost:.3f}", f"{best.cost:.3f}", best.spec, str(len(found) - 2)))
+            rows.append((name, figure(default.cost, ".3f"), figure(best.cost, ".3f"), best.spec, str(len(found) - 2)))
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
         show(Grid(HEADS, [Part(rows, title)]), terminal_console(), self.wide)
+        if came := arrivals_note(by_load(tuning.realised_rates(source, rates, self.seeds))):
+            print(came)
         print(f"written: {self.save}")
 
     def _workload(self) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import resolve, split_policies
 from agents.studies import transfer
 
@@ -52,6 +53,8 @@ class Command(SourceOptions, ServerOptions, TableOptions):
             words = {True: "the same", False: "NOT the same"}
             print(f"{share:g} of capacity: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
             print(f", by p99 TTFT {words[orders['p99_ttft_ms']]}")
+        if came := arrivals_note(by_load((row["rate"], row["arrival_rate"]) for row in rows)):
+            print(came)
         if self.json is not None:
             result = {
                 "executor": executor.provenance(),
@@ -72,7 +75,8 @@ def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Grid:
     cells = []
     for row in rows:
         figures = (
-            f"{row['device'][key]:.4g} / {row['surrogate'][key]:.4g} ({row['ratio'][key]:.2f})"
+            f"{figure(row['device'][key], '.4g')} / {figure(row['surrogate'][key], '.4g')} "
+            f"({figure(row['ratio'][key], '.2f')})"
             for key in transfer.METRICS
         )
         cells.append((f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"])))

@@ -4,6 +4,7 @@ What has no room is left out in a stated order, and a line below says what. Wher
 not fit side by side, each row becomes a block of its own. What is not a terminal has room for everything.
 """
 
+import math
 import re
 import shutil
 import sys
@@ -56,6 +57,11 @@ class Grid:
     heads: Sequence[Head]
     parts: Sequence[Part]
     caption: str = ""
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in a format such as ``.3f``, a dash where there is none (None, nan, infinite)."""
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def terminal_console() -> Console:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.evaluation.statistics import mean_interval
+from agents.evaluation.statistics import Interval, mean_interval
 from agents.processes import run_tasks
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -201,6 +201,7 @@ def run_task(task: Task) -> dict[str, Any]:
         "policy": task.policy,
         "rate": task.rate,
         "seed": task.seed,
+        "arrival_rate": report.arrival_rate,
         "mean_e2e_s": report.e2el.mean,
         "mean_ttft_s": report.ttft.mean,
         "s_per_token": report.normalized_latency.mean,
@@ -253,6 +254,12 @@ def measure(study: Study, seeds: int, workers: int, progress: Callable[[str], ob
     }
 
 
+def _ratio(values: np.ndarray) -> Interval:
+    """Mean of ratios of positive numbers; the interval is cut at 0."""
+    found = mean_interval(values)
+    return replace(found, low=max(found.low, 0.0))
+
+
 def _row(study: Study, cells: list[dict[str, Any]], policy: str, rate: float) -> dict[str, Any]:
     def values(spec: str, name: str) -> np.ndarray:
         return np.array([c[name] for c in cells if (c["policy"], c["rate"]) == (spec, rate)], np.float64)
@@ -260,6 +267,7 @@ def _row(study: Study, cells: list[dict[str, Any]], policy: str, rate: float) ->
     row: dict[str, Any] = {"policy": policy, "rate": rate}
     for name in METRICS:
         row[name] = mean_interval(values(policy, name)).to_dict()
+    row["arrival_rate"] = mean_interval(values(policy, "arrival_rate")).to_dict()
     ours, theirs = values(policy, study.metric), values(study.reference, study.metric)
-    row["times_lower"] = mean_interval(theirs / ours).to_dict() if (ours > 0.0).all() else None
+    row["times_lower"] = _ratio(theirs / ours).to_dict() if (ours > 0.0).all() else None
     return row

@@ -60,6 +60,7 @@ class Cell:
     p99_ttft_s: float | None
     p99_tbt_strict_s: float | None
     p99_tbt_relaxed_s: float | None
+    arrival_rate: float | None
     completed: int
     unfinished: int
     evictions: int
@@ -81,6 +82,7 @@ class Cell:
             _finite(report.ttft.p99),
             tbt.get(True),
             tbt.get(False),
+            _finite(report.arrival_rate),
             report.completed,
             report.unfinished,
             report.evictions,

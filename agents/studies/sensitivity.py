@@ -4,6 +4,7 @@ Every policy serves the same requests with each channel of predictions; its mean
 that of a reference that needs none. *Pays* means that the whole 95 % interval of the difference is below zero.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.metrics import summarize
 from engine.predictions import errors, parse_channel
+from engine.report import finite
 
 METRICS = {"mean_e2e_s": "mean latency", "mean_ttft_s": "mean TTFT", "p99_ttft_s": "p99 TTFT"}
 """What is measured in each run (s)."""
@@ -38,10 +40,11 @@ def run_task(task: Task) -> dict[str, Any]:
         "channel": task.setup.source.prediction if policy_of(task.policy).channel else None,
         "load": task.load,
         "seed": task.seed,
-        "mean_e2e_s": report.e2el.mean,
-        "mean_ttft_s": report.ttft.mean,
-        "p99_ttft_s": report.ttft.p99,
-        "slo_attainment": report.slo_attainment,
+        "arrival_rate": finite(report.arrival_rate),
+        "mean_e2e_s": finite(report.e2el.mean),
+        "mean_ttft_s": finite(report.ttft.mean),
+        "p99_ttft_s": finite(report.ttft.p99),
+        "slo_attainment": finite(report.slo_attainment),
         "evictions": report.evictions,
     }
 
@@ -125,7 +128,11 @@ def _pays(row: dict[str, Any], policy: str, load: float | None) -> bool:
 
 def _row(cells: list[dict[str, Any]], reference: str, policy: str, load: float | None, channel: str) -> dict[str, Any]:
     def values(name: str, key: tuple[str, str | None]) -> list[float]:
-        return [c[name] for c in cells if (c["policy"], c["channel"]) == key and c["load"] == load]
+        return [
+            math.nan if c[name] is None else c[name]
+            for c in cells
+            if (c["policy"], c["channel"]) == key and c["load"] == load
+        ]
 
     row: dict[str, Any] = {"policy": policy, "load": load, "channel": channel}
     for name in METRICS:
@@ -135,7 +142,7 @@ def _row(cells: list[dict[str, Any]], reference: str, policy: str, load: float |
         row[name] = {
             "mean": mean_interval(ours).to_dict(),
             "difference": difference.to_dict(),
-            "relative": difference.mean / base,
+            "relative": finite(difference.mean / base) if base else None,
         }
     return row
 
@@ -143,5 +150,5 @@ def _row(cells: list[dict[str, Any]], reference: str, policy: str, load: float |
 def _errors(setup: Setup, load: float | None, policy: str) -> dict[str, Any]:
     """Measured errors of a channel, mean over the seeds."""
     found = [errors(setup.requests_for(policy, load, seed)) for seed in range(setup.seeds)]
-    mean = {name: mean_interval([getattr(e, name) for e in found]).mean for name in ("mae", "tau")}
+    mean = {name: finite(mean_interval([getattr(e, name) for e in found]).mean) for name in ("mae", "tau")}
     return {"channel": setup.source.prediction, **mean}

@@ -1,5 +1,6 @@
 """Does the surrogate tell the truth? The same trace through a real executor and through its fitted profile."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,9 +77,9 @@ def compare(
     With `rescale` the model first gets the speed that the device had in that run, for machines whose speed drifts.
 
     Returns:
-        One row per rate and policy: `rate`, `policy`, `device` and `surrogate` (each METRICS key in ms), `ratio`
-        (surrogate / device), `batches` (predicted / measured seconds of the device's own batches: how far the device is
-        from the speed at which it was profiled) and `fallbacks`.
+        One row per rate and policy: `rate` (asked) and `arrival_rate` (came) in requests/s, `policy`, `device` and
+        `surrogate` (each METRICS key in ms), `ratio` (surrogate / device), `batches` (predicted / measured seconds of
+        the device's own batches: how far the device is from the speed at which it was profiled) and `fallbacks`.
     """
     rows = []
     fallback = baselines.make("sarathi")
@@ -86,6 +87,7 @@ def compare(
         for policy in policies:
             progress(f"{rate:.3g} requests/s, {policy.spec}")
             requests = source.requests(rate, seed)
+            came = requests.rate
             channel = source.channel(policy)
             told = predict(requests, channel, seed) if channel else requests
             both = _SideBySide(executor, model)
@@ -97,15 +99,20 @@ def compare(
             rows.append(
                 {
                     "rate": rate,
+                    "arrival_rate": came if math.isfinite(came) else None,
                     "policy": policy.spec,
                     "device": device,
                     "surrogate": surrogate,
-                    "ratio": {key: surrogate[key] / device[key] for key in METRICS},
+                    "ratio": {key: _ratio(surrogate[key], device[key]) for key in METRICS},
                     "batches": speed,
                     "fallbacks": real.fallbacks,
                 }
             )
     return rows
+
+
+def _ratio(surrogate: float | None, device: float | None) -> float | None:
+    return surrogate / device if surrogate is not None and device else None
 
 
 def same_ranking(rows: Sequence[dict[str, Any]], rate: float, key: str) -> bool:

@@ -159,7 +159,8 @@ def tune(
             costs[index] = value
         for spec, found in zip(todo, costs.reshape(-1, len(rates), seeds).mean(2), strict=True):
             known[spec] = Setting(spec, tuple(found.tolist()))
-            progress(f"{known[spec].cost:.4f}  {spec}")
+            cost_s = known[spec].cost
+            progress(f"{cost_s:.4f}  {spec}" if math.isfinite(cost_s) else f"breaks down  {spec}")
 
     best = baselines.make(name)
     measure([spec_of(name, best)])
@@ -202,6 +203,11 @@ def spec_of(name: str, policy: Policy) -> str:
     settings = policy.spec.partition(":")[2]
     place = baselines.base_of(name)[0]
     return f"{place}:{settings}" if settings else place
+
+
+def realised_rates(source: Source, rates: Sequence[float], seeds: int) -> list[tuple[float, float]]:
+    """(asked, realised) arrival rate of each training trace, requests/s."""
+    return [(rate, source.requests(rate, TUNING_SEED + seed).rate) for rate in rates for seed in range(seeds)]
 
 
 def _changed(policy: Policy, parameter: str, value: Any) -> Policy | None:
