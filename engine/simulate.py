@@ -16,14 +16,10 @@ from engine.core import arrive, begin, close, empty, explain, finish, is_over, p
 from engine.errors import InputError
 from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
 from engine.own_code import blame
-from engine.policy import KERNEL_SIGNATURE, Policy
+from engine.policy import Policy
 from engine.requests import Requests
-from engine.state import DROP, EVICT, MEMORY_TYPE, SERVER_TYPE, SWAP, Memory, Server, load, new_server
-
-OVER, STALLED, LIMIT, HORIZON = 0, -1, -2, -3
-"""How a compiled run ended: trace done, nothing planned and nothing to wait for, too many decisions, time is up."""
-
-KERNEL_TYPE = types.FunctionType(KERNEL_SIGNATURE)
+from engine.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
+from engine.steps import HORIZON, KERNEL_TYPE, LIMIT, OVER, STALLED, StepLog, Steps
 
 
 class PolicyError(RuntimeError):
@@ -65,21 +61,6 @@ def _compiled_run() -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class StepLog:
-    """What happened in each iteration, for timelines and step-by-step comparison."""
-
-    start_s: np.ndarray  # float64[iterations]
-    duration_s: np.ndarray  # float64[iterations]
-    used_blocks: np.ndarray  # int64[iterations], after the iteration
-    waiting: np.ndarray  # int64[iterations], after the iteration
-    running: np.ndarray  # int64[iterations], after the iteration
-    batches: list[np.ndarray]  # per iteration int64[items, 3]: request, tokens, 1 for a prefill chunk
-    evicted: list[list[int]]  # per iteration, in order
-    dropped: list[list[int]]  # per iteration, in order
-    swapped: list[list[int]]  # per iteration, in order: requests whose KV went to the host
-
-
-@dataclass(frozen=True, eq=False)
 class Record:
     """Everything that happened to every request; numbers are made of it by `summarize`."""
 
@@ -93,43 +74,6 @@ class Record:
     row: np.ndarray  # ROW[1], totals
     steps: StepLog | None = None
     fallbacks: int = 0  # decisions that the fallback policy took
-
-
-class _Log:
-    """Collects the steps of one run; an entry without a batch is kept if something was evicted or dropped."""
-
-    def __init__(self) -> None:
-        self.scalars: list[tuple[float, float, int, int, int]] = []
-        self.batches: list[np.ndarray] = []
-        self.evicted: list[list[int]] = []
-        self.dropped: list[list[int]] = []
-        self.swapped: list[list[int]] = []
-
-    def planned(self, server: Server) -> None:
-        entries = server.plan.entry[: server.plan.size[0]]
-        requests, tokens = entries["request"], entries["tokens"]
-        batch = requests[tokens > 0]
-        rows = server.visible.request[batch]
-        is_prefill = rows["prefilled"] < rows["prompt"]
-        self.batches.append(np.column_stack([batch, tokens[tokens > 0], is_prefill]).astype(np.int64))
-        self.evicted.append([int(i) for i in requests[tokens == EVICT]])
-        self.dropped.append([int(i) for i in requests[tokens == DROP]])
-        self.swapped.append([int(i) for i in requests[tokens <= SWAP]])
-
-    def done(self, server: Server, start: float) -> None:
-        row = server.visible.row[0]
-        if len(self.batches[-1]) or self.evicted[-1] or self.dropped[-1] or self.swapped[-1]:
-            used = int(row.num_blocks - row.free_blocks)
-            self.scalars.append((start, row.now - start, used, int(row.num_waiting), int(row.num_running)))
-        else:
-            for column in (self.batches, self.evicted, self.dropped, self.swapped):
-                column.pop()
-
-    def steps(self) -> StepLog:
-        columns = np.array(self.scalars, np.float64).reshape(-1, 5).T
-        counts = columns[2:].astype(np.int64)
-        lists = (self.batches, self.evicted, self.dropped, self.swapped)
-        return StepLog(columns[0], columns[1], counts[0], counts[1], counts[2], *lists)
 
 
 def _decide(policy: Policy, server: Server, memory: Memory) -> int:
@@ -248,10 +192,10 @@ def _drive(
     executor: Executor,
     horizon: float,
     max_decisions: int,
-    log: _Log,
+    steps: Steps | None,
     decide: Callable[[Policy, Server, Memory], int] = _decide,
 ) -> int:
-    """The same loop as `_run`, step by step from Python: for plain-Python policies, real devices and step logs."""
+    """The same loop as `_run`, step by step from Python: for plain-Python policies and real devices."""
     row = server.visible.row[0]
     decisions = 0
     arrive(server)
@@ -266,13 +210,13 @@ def _drive(
             return code
         decision_s = time.perf_counter() - began if executor.real_time else 0.0
         start = float(row.now)
-        log.planned(server)
-        if server.features.requests[0] > 0:
+        since = steps.planned(server) if steps else 0
+        has_batch = server.features.requests[0] > 0
+        if has_batch:
             finish(server, decision_s + executor.seconds(server))
-            log.done(server, start)
-            continue
-        log.done(server, start)
-        if not pause(server):
+        if steps:
+            steps.done(server, start, since)
+        if not has_batch and not pause(server):
             return STALLED
     return OVER
 
@@ -308,7 +252,7 @@ def simulate(
         executor: how long a batch takes; with a `LatencyModel` and a compiled policy the whole loop is compiled.
         config: limits and semantics of the server.
         horizon_s: stop at the first iteration that starts at or after this time; the rest counts as unfinished.
-        log_steps: also keep what each iteration did (drives the loop from Python).
+        log_steps: also keep what each iteration did.
         fallback: decides where the policy raises an error, plans illegally or gets stuck, instead of a PolicyError
             (drives the loop from Python; `Record.fallbacks` counts).
 
@@ -332,14 +276,14 @@ def simulate(
     memory = _memory(policy, config, len(requests))
     total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
     max_decisions = 8 * total + 1000
-    log = _Log()
+    steps = Steps(len(requests)) if log_steps else None
     guard = _Guarded(fallback, config, len(requests)) if fallback else None
-    if isinstance(executor, LatencyModel) and policy.runs_compiled and not log_steps and not guard:
+    if isinstance(executor, LatencyModel) and policy.runs_compiled and not guard:
         assert policy.kernel is not None
-        latency = executor.compiled(config)
-        kernel = policy.kernel.compiled
+        run = steps.run if steps else _compiled_run()
+        latency, kernel = executor.compiled(config), policy.kernel.compiled
         try:
-            code = _compiled_run()(kernel, server, memory, latency, horizon_s, max_decisions)
+            code = run(kernel, server, memory, latency, horizon_s, max_decisions)
         except Exception as error:  # of the kernel: nothing else in the loop can raise
             raise fault(policy, error) from error
     else:
@@ -348,7 +292,7 @@ def simulate(
         if policy.kernel is not None and type(policy).plan is Policy.plan:
             assert policy.kernel.compiled  # not while the clock runs
         decide = guard or (_decide if type(policy).plan is Policy.plan else _Sealed())
-        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, log, decide)
+        code = _drive(policy, server, memory, charged, horizon_s, max_decisions, steps, decide)
     _raise(code, policy, server, max_decisions)
     close(server)
     view, hidden = server.visible, server.hidden
@@ -361,6 +305,6 @@ def simulate(
         hidden.tier,
         hidden.gaps,
         view.row,
-        log.steps() if log_steps else None,
+        steps.result() if steps else None,
         guard.count if guard else 0,
     )

@@ -1,14 +1,17 @@
 """What a policy does: how long its batches are, whom they hold back and who overtakes, against KV use and load."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine._jit import hot
 from engine.config import EngineConfig
 from engine.latency import LatencyModel
 from engine.policy import Policy
 from engine.requests import Requests
-from engine.simulate import Record, StepLog, simulate
+from engine.simulate import Record, simulate
+from engine.state import DROP, EVICT
+from engine.steps import StepLog
 
 UNTIL_S, FROM_S = 360.0, 60.0
 """The run is watched between these times."""
@@ -30,26 +33,39 @@ def behave(policy: Policy, requests: Requests, model: LatencyModel, config: Engi
     record = simulate(policy, requests, model, config, horizon_s=UNTIL_S, log_steps=True)
     steps = record.steps
     assert steps is not None
-    prompts = np.array([int(batch[batch[:, 2] == 1, 1].sum()) for batch in steps.batches], np.int64)
-    decodes = np.array([int(np.count_nonzero(batch[:, 2] == 0)) for batch in steps.batches], np.int64)
+    prompts, decodes = _tokens(steps)
     seen = (steps.start_s >= FROM_S) & (prompts > 0)
     use = np.minimum((steps.used_blocks / config.num_blocks * BINS).astype(np.int64), BINS - 1)[seen]
     present = np.maximum(_decoding(record, steps.start_s), decodes)[seen]
     some = present > 0
     held = 1.0 - decodes[seen][some] / present[some]
     count = np.bincount(use, minlength=BINS)
+    sums = _watch(record, steps)
+    tiers = enumerate(requests.tiers)
     return {
         "iterations": count.tolist(),
         "batch_s": _means(steps.duration_s[seen], use, count),
         "held_share": _means(held, use[some], np.bincount(use[some], minlength=BINS)),
-        "deadline_share": _deadline_shares(record, steps),
-        "overtaken_share": _overtaken_share(record, steps),
+        "deadline_share": {t.name: _mean(sums.deadlines[k], sums.gaps[k]) for k, t in tiers},
+        "overtaken_share": _mean(sums.overtaken[0], sums.overtaken[1]),
     }
+
+
+def _tokens(steps: StepLog) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt tokens and decodes of each iteration, int64[iterations]."""
+    iteration, n = np.repeat(np.arange(len(steps.start_s)), np.diff(steps.first)), len(steps.start_s)
+    kind, tokens = steps.item[:, 2], steps.item[:, 1]
+    prompts = np.bincount(iteration, np.where(kind == 1, tokens, 0), minlength=n)
+    return prompts.astype(np.int64), np.bincount(iteration[kind == 0], minlength=n)
 
 
 def _means(values: np.ndarray, part: np.ndarray, count: np.ndarray) -> list[float | None]:
     sums = np.bincount(part, values, minlength=BINS)
-    return [float(total / n) if n else None for total, n in zip(sums, count, strict=True)]
+    return [_mean(total, n) for total, n in zip(sums, count, strict=True)]
+
+
+def _mean(total: float, count: float) -> float | None:
+    return float(total / count) if count else None
 
 
 def _decoding(record: Record, times: np.ndarray) -> np.ndarray:
@@ -59,34 +75,98 @@ def _decoding(record: Record, times: np.ndarray) -> np.ndarray:
     return np.asarray(np.searchsorted(began, times, side="right") - np.searchsorted(ended, times, side="right"))
 
 
-def _deadline_shares(record: Record, steps: StepLog) -> dict[str, float | None]:
-    tiers = record.requests.tiers
-    last = record.ledger["prompt_done"].copy()
-    deadline = np.array([tier.tbt_s for tier in tiers])[record.requests.tier]
-    total, count = np.zeros(len(tiers)), np.zeros(len(tiers), np.int64)
-    for start, duration, batch in zip(steps.start_s, steps.duration_s, steps.batches, strict=True):
-        decoding = batch[batch[:, 2] == 0, 0]
-        if len(decoding) and start >= FROM_S:
-            tier = record.requests.tier[decoding]
-            total += np.bincount(tier, (start + duration - last[decoding]) / deadline[decoding], len(tiers))
-            count += np.bincount(tier, minlength=len(tiers))
-        last[decoding] = start + duration
-    return {tier.name: float(total[k] / count[k]) if count[k] else None for k, tier in enumerate(tiers)}
+class _Progress(NamedTuple):
+    """How far each request is, and the sums over the iterations so far."""
+
+    arrival: np.ndarray  # float64[requests], s
+    tier: np.ndarray  # int32[requests]
+    tbt: np.ndarray  # float64[tiers], s, deadlines
+    length: np.ndarray  # int64[requests], prompt and tokens so far
+    left: np.ndarray  # int64[requests], prompt tokens to do (after an eviction those of the whole length)
+    last: np.ndarray  # float64[requests], s, latest token; negative before the first
+    deadlines: np.ndarray  # float64[tiers], sum of gaps between tokens / TBT deadline
+    gaps: np.ndarray  # int64[tiers], how many
+    overtaken: np.ndarray  # float64[2]: prompt tokens x share of the others that came earlier; those prompt tokens
 
 
-def _overtaken_share(record: Record, steps: StepLog) -> float | None:
-    done = record.ledger["prompt_done"]
-    done, arrival = np.where(done >= 0.0, done, np.inf), record.requests.arrival
-    oldest, total, tokens = 0, 0.0, 0
-    for start, batch in zip(steps.start_s, steps.batches, strict=True):
-        while oldest < len(done) and done[oldest] <= start:
+def _watch(record: Record, steps: StepLog) -> _Progress:
+    """Go through the iterations of a run once more."""
+    requests, tiers = record.requests, record.requests.tiers
+    lengths = requests.prompt.astype(np.int64)
+    progress = _Progress(
+        arrival=requests.arrival.copy(),
+        tier=requests.tier.copy(),
+        tbt=np.array([tier.tbt_s for tier in tiers]),
+        length=lengths,
+        left=lengths.copy(),
+        last=np.full(len(requests), -1.0),
+        deadlines=np.zeros(len(tiers)),
+        gaps=np.zeros(len(tiers), np.int64),
+        overtaken=np.zeros(2),
+    )
+    times = np.column_stack([steps.start_s, steps.start_s + steps.duration_s])
+    _go_through(times, steps.first, steps.item, progress, FROM_S, record.config.prompt_emits)
+    return progress
+
+
+@hot
+def _go_through(times: Any, first: Any, item: Any, progress: _Progress, since: float, prompt_emits: bool) -> None:
+    oldest, arrived = 0, 0  # all before `oldest` have their prompt done
+    for step in range(times.shape[0]):
+        start, end = times[step]
+        for k in range(first[step], first[step + 1]):
+            if item[k, 2] == EVICT:
+                progress.left[item[k, 0]] = progress.length[item[k, 0]]
+                oldest = min(oldest, item[k, 0])
+            elif item[k, 2] == DROP:
+                progress.left[item[k, 0]] = 0
+        while arrived < progress.arrival.shape[0] and progress.arrival[arrived] <= start:
+            arrived += 1
+        while oldest < arrived and progress.left[oldest] == 0:
             oldest += 1
-        chunks = batch[batch[:, 2] == 1]
-        if start < FROM_S or len(chunks) == 0:
+        if start >= since:
+            _add_overtaken(item[first[step] : first[step + 1]], progress, oldest, arrived)
+        for k in range(first[step], first[step + 1]):
+            if item[k, 2] >= 0:
+                _add_tokens(item[k], progress, end, start >= since, prompt_emits)
+
+
+@hot
+def _prompts(left: Any, since: int, until: int) -> int:
+    """How many of these requests have prompt tokens to do."""
+    count = 0
+    for request in range(since, until):
+        count += left[request] > 0
+    return count
+
+
+@hot
+def _add_overtaken(batch: Any, progress: _Progress, oldest: int, arrived: int) -> None:
+    """Add, for each prompt chunk, the share of the other prompts present that came before it, times its tokens."""
+    present = 0
+    for k in range(batch.shape[0]):
+        if batch[k, 2] != 1:
             continue
-        lacking = np.cumsum(done[oldest : int(np.searchsorted(arrival, start, side="right"))] > start)
-        if len(lacking) and lacking[-1] > 1:
-            earlier = lacking[chunks[:, 0] - oldest] - 1
-            total += float((chunks[:, 1] * earlier).sum()) / (lacking[-1] - 1)
-            tokens += int(chunks[:, 1].sum())
-    return total / tokens if tokens else None
+        if present == 0:
+            present = _prompts(progress.left, oldest, arrived)
+        if present < 2:
+            return
+        earlier = _prompts(progress.left, oldest, batch[k, 0])
+        progress.overtaken[0] += batch[k, 1] * earlier / (present - 1)
+        progress.overtaken[1] += batch[k, 1]
+
+
+@hot
+def _add_tokens(entry: Any, progress: _Progress, end: float, counts: bool, prompt_emits: bool) -> None:
+    """Move a request on; add the gap before its token as a share of the deadline, by tier."""
+    request = entry[0]
+    if entry[2] == 1:
+        progress.left[request] -= entry[1]
+        if progress.left[request] > 0 or not prompt_emits:
+            return
+    tier, last = progress.tier[request], progress.last[request]
+    if last >= 0.0 and counts:
+        progress.deadlines[tier] += (end - last) / progress.tbt[tier]
+        progress.gaps[tier] += 1
+    progress.last[request] = end
+    progress.length[request] += 1

@@ -13,8 +13,9 @@ from engine.config import EngineConfig
 from engine.latency import LatencyModel
 from engine.policy import KERNEL_SIGNATURE, Policy
 from engine.requests import Requests
-from engine.simulate import StepLog, simulate
+from engine.simulate import simulate
 from engine.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
+from engine.steps import StepLog
 
 RUN_S = 60.0
 """Seconds of the run that are looked at."""

@@ -6,7 +6,8 @@ import baselines
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import Requests
-from engine.simulate import StepLog, simulate
+from engine.simulate import simulate
+from engine.steps import StepLog
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -12,8 +12,9 @@ from engine.kv import blocks_for
 from engine.latency import LatencyModel
 from engine.policy import Policy
 from engine.requests import Requests, Tier
-from engine.simulate import Record, StepLog, simulate
+from engine.simulate import Record, simulate
 from engine.state import Memory, Plan, View
+from engine.steps import StepLog
 from engine.workload import Workload
 from tests.toys import constant
 

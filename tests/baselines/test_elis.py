@@ -7,8 +7,9 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.policy import schedule
 from engine.requests import Requests
-from engine.simulate import StepLog, simulate
+from engine.simulate import simulate
 from engine.state import FINISHED, Memory, Plan, View
+from engine.steps import StepLog
 from engine.workload import Workload
 from tests.toys import Improvised, constant
 

@@ -10,7 +10,8 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
 from engine.requests import Requests
-from engine.simulate import Record, StepLog, simulate
+from engine.simulate import Record, simulate
+from engine.steps import StepLog
 
 MODEL = LatencyModel(0.01, 0.0, 1e-4, 0.0, 0.0)
 

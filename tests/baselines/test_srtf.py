@@ -7,8 +7,9 @@ import baselines
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import Requests
-from engine.simulate import Record, StepLog, simulate
+from engine.simulate import Record, simulate
 from engine.state import FINISHED
+from engine.steps import StepLog
 from engine.workload import Workload
 from tests.toys import constant
 

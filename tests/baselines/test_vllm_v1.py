@@ -8,8 +8,9 @@ from engine.config import EngineConfig
 from engine.core import arrive
 from engine.errors import InputError
 from engine.requests import Requests
-from engine.simulate import StepLog, simulate
+from engine.simulate import simulate
 from engine.state import DROP, load, new_server
+from engine.steps import StepLog
 from engine.workload import Workload
 from tests.toys import constant
 

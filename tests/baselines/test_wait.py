@@ -7,7 +7,8 @@ import baselines
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import Requests
-from engine.simulate import Record, StepLog, simulate
+from engine.simulate import Record, simulate
+from engine.steps import StepLog
 from engine.workload import Workload
 from tests.toys import constant
 
