@@ -6,7 +6,6 @@ its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one
 users (`baselines.own`), with ``:parameter=value,...`` and ``:tuned=FILE`` behind them too.
 """
 
-import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -31,9 +30,10 @@ from baselines.vllm import VLLM
 from baselines.vllm_v1 import VLLMV1
 from baselines.wait import WAIT
 from engine.errors import InputError
+from engine.fields import convert
 from engine.own_code import parse_place
 from engine.policy import Policy
-from engine.reading import read_mapping
+from engine.reading import parse_json, read_mapping
 
 _CLASSES: tuple[type[Policy], ...] = (
     FasterTransformer,
@@ -71,8 +71,7 @@ def names() -> list[str]:
 def tuned_settings() -> dict[str, dict[str, str]]:
     """The settings that ship: workload -> policy -> spec."""
     text = (resources.files("baselines") / "data" / "tuned.json").read_text(encoding="utf-8")
-    table: dict[str, dict[str, str]] = json.loads(text)
-    return table
+    return convert(parse_json(text, "tuned.json"), dict[str, dict[str, str]], "tuned.json")
 
 
 def base_of(spec: str) -> tuple[str, str]:

@@ -12,11 +12,14 @@ import numpy as np
 
 from engine._jit import inner
 from engine.errors import InputError
+from engine.fields import number, whole
 from engine.kv import blocks_to_admit, decode_need, tokens_left
 from engine.policy import drop, evict, schedule
+from engine.requests import INT32_MAX
 from engine.state import Memory, Plan, View
 
 MAX_CLASSES = 32
+_BOUND, _QUOTA = number(0.0, INT32_MAX, above=True, noun="tokens"), whole(0, above=True, noun="requests")
 CODE, WAITS, TIMEOUT, NUM_CLASSES, FIRST_CLASS = range(5)
 """Cells of the parameters; from FIRST_CLASS on, three for each class: upper bound in tokens, quota, limit."""
 
@@ -36,11 +39,11 @@ def parse_quotas(text: str, where: str) -> list[tuple[float, int]]:
     """
     quotas: list[tuple[float, int]] = []
     for part in text.split(";"):
-        bound, _, quota = part.partition(":")
-        try:
-            quotas.append((float(bound), int(quota)))
-        except ValueError:
-            raise InputError(f"{where}: expected tokens:requests;tokens:requests, got {part!r}") from None
+        bound, colon, quota = part.partition(":")
+        if not colon:
+            raise InputError(f"{where}: expected tokens:requests;tokens:requests, got {part!r}")
+        last = math.inf if bound.strip() == "inf" else _BOUND.parse(bound, where)
+        quotas.append((last, _QUOTA.parse(quota, where)))
     bounds = [0.0, *(bound for bound, _ in quotas)]
     if not all(a < b for a, b in itertools.pairwise(bounds)):
         raise InputError(f"{where}: expected rising token counts > 0, got {text!r}")

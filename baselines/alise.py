@@ -19,7 +19,7 @@ from baselines._priority import (
     settle,
 )
 from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LEVELS, FIRST_LEVEL, FACTOR, AGE, PROMPT_TOKEN, PER_CONTEXT, DECODE = range(9)
@@ -136,6 +136,7 @@ class ALISE(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(1 <= self.levels <= 64, self, "levels", "1 to 64 levels")

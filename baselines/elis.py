@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from engine._jit import inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
 from engine.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
@@ -263,6 +263,7 @@ class ELIS(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.window >= 0, self, "window", "tokens >= 0")
         require(self.batch_size >= 1, self, "batch_size", "requests >= 1")
         require(self.prompt_budget >= 1, self, "prompt_budget", "tokens >= 1")

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from baselines._fill import FILL_REQUEST_MEMORY
 from baselines._reserved import admit_whole, run_all
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 
@@ -38,4 +38,5 @@ class FasterTransformer(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")

@@ -23,7 +23,7 @@ from baselines._peak import (
 )
 from engine._jit import inner
 from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 MAX_NEW_TOKENS, TOKEN_RATIO, EXPECTED_TOKENS, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -110,6 +110,7 @@ class LightLLM(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.max_new_tokens >= 1, self, "max_new_tokens", "tokens >= 1")
         require(self.token_ratio >= 0.0, self, "token_ratio", "a share >= 0")
         require(self.expected_tokens >= 1, self, "expected_tokens", "tokens >= 1")

@@ -17,7 +17,7 @@ from baselines._priority import (
     settle,
 )
 from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, STARVATION, QUANTUM = 0, 1, 2, 3
@@ -116,6 +116,7 @@ class LTR(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(self.starvation_threshold >= 0, self, "starvation_threshold", "iterations >= 0")

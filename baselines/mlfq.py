@@ -17,7 +17,7 @@ from baselines._priority import (
     settle,
 )
 from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, QUANTUM, FACTOR, LEVELS, PROMOTE_AFTER = 0, 1, 2, 3, 4
@@ -118,6 +118,7 @@ class MLFQ(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(0.0 < self.quantum_s < float("inf"), self, "quantum_s", "seconds > 0")
         require(1.0 <= self.factor < float("inf"), self, "factor", "a factor >= 1")

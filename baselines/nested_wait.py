@@ -27,7 +27,7 @@ from baselines._quota import (
 )
 from engine._jit import inner
 from engine.config import EngineConfig
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 
@@ -94,6 +94,7 @@ class NestedWAIT(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         parse_quotas(self.segments, "policy 'nested_wait': segments")
         require(self.variant in ("paper", "code"), self, "variant", "paper or code")
         require(0.0 < self.timeout_s < float("inf"), self, "timeout_s", "seconds > 0")

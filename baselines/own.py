@@ -10,6 +10,7 @@ import types
 from dataclasses import FrozenInstanceError
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from engine import fields
 from engine.errors import InputError
 from engine.own_code import Place, blame, load_module, load_object, own_objects, parse_place
 from engine.policy import Kernel, Policy
@@ -36,12 +37,7 @@ def parse_value(kind: Any, text: str, where: str) -> Any:
         return found[0]
     if more or kind not in (bool, int, float, str):
         raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
-        raise InputError(f"{where}: expected {kind.__name__}, got {text!r}") from None
+    return fields.parse_value(text, kind, where)
 
 
 def parse_settings(cls: type[Policy], text: str, where: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from baselines._peak import (
 )
 from engine._jit import hot, inner
 from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import DROPPED, FINISHED, Memory, Plan, View
 
 MAX_NEW_TOKENS, LIMIT, SEED, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -231,6 +231,7 @@ class PastFuture(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.max_new_tokens >= 1, self, "max_new_tokens", "tokens >= 1")
         require(self.limit > 0.0, self, "limit", "a share > 0")
         require(0 <= self.seed < 2**53, self, "seed", "a whole number from 0 to 2**53 - 1")

@@ -19,7 +19,7 @@ from baselines._fill import (
 from engine._jit import inner
 from engine.config import EngineConfig
 from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
 from engine.state import Memory, Plan, View
 
 PREFILLS, CHUNK, DECODE_BATCH, TILE, FULL_DRAIN, PACK_TAIL, RESERVE_OUTPUT = range(7)
@@ -160,6 +160,7 @@ class RAD(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         for name in ("prefills", "chunk", "tile"):
             require(getattr(self, name) >= 1, self, name, "a whole number >= 1")
         require(self.decode_batch >= 0, self, "decode_batch", "requests >= 0")

@@ -12,7 +12,7 @@ from baselines._fill import (
     continue_prefills,
     take_decodes_oldest_first,
 )
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER = 0, 1
@@ -51,6 +51,7 @@ class Sarathi(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.order in ("fcfs", "spf"), self, "order", "fcfs or spf")
 

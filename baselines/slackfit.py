@@ -13,7 +13,7 @@ from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
 from baselines._slack import CLOCK_CELLS, fill_as_slackfit, profile_params
 from engine.config import EngineConfig
 from engine.latency import load_profile
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, AGEING, CLOSE, FORESIGHT, PROFILE = range(9)
@@ -81,6 +81,7 @@ class Slackfit(Policy):
         Raises:
             InputError: one is out of range, or there is no such profile.
         """
+        check_parameters(self)
         for name in ("strict_limit", "relaxed_limit"):
             require(0.0 < getattr(self, name) < 1e6, self, name, "seconds > 0")
         require(self.slack >= 0.0, self, "slack", "a number >= 0")

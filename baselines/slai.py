@@ -18,7 +18,7 @@ from baselines._fill import (
     schedule_decode,
 )
 from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
@@ -192,6 +192,7 @@ class SLAI(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.max_decodes >= 1, self, "max_decodes", "requests >= 1")
         require(self.order in ("fcfs", "spf", "strict_spf"), self, "order", "fcfs, spf or strict_spf")

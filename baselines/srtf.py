@@ -13,7 +13,7 @@ from baselines._priority import (
     settle,
 )
 from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, remaining, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, remaining, require
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP = 0, 1
@@ -59,5 +59,6 @@ class SRTF(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")

@@ -17,7 +17,7 @@ from baselines._fill import (
 from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from engine._jit import inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
 from engine.state import WAITING, Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, WINDOW, MARGIN, MAX_PREEMPTIONS, PROTECT = range(6)
@@ -209,6 +209,7 @@ class TRAIL(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(self.c >= 0.0, self, "c", "a share >= 0")

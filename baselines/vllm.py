@@ -6,7 +6,7 @@ from typing import ClassVar
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
 from engine._jit import inner
 from engine.kv import blocks_to_admit
-from engine.policy import HotKernel, Kernel, Policy, drop, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
 from engine.state import Memory, Plan, View
 
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
@@ -72,5 +72,6 @@ class VLLM(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.max_batched_tokens >= 0, self, "max_batched_tokens", "tokens >= 0")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")

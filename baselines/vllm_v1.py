@@ -6,7 +6,7 @@ from typing import ClassVar
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
 from engine._jit import inner
 from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, drop, evict, require, schedule
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, require, schedule
 from engine.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LONG_PREFILL = 0, 1, 2
@@ -106,6 +106,7 @@ class VLLMV1(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(self.long_prefill_token_threshold >= 0, self, "long_prefill_token_threshold", "tokens >= 0")

@@ -25,7 +25,7 @@ from baselines._quota import (
     serve_open,
 )
 from engine.config import EngineConfig
-from engine.policy import HotKernel, Kernel, Policy, require
+from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
 from engine.state import Memory, Plan, View
 
 
@@ -89,6 +89,7 @@ class WAIT(Policy):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        check_parameters(self)
         parse_quotas(self.types, "policy 'wait': types")
         require(self.variant in ("paper", "code"), self, "variant", "paper or code")
         require(0.0 < self.timeout_s < float("inf"), self, "timeout_s", "seconds > 0")

@@ -6,12 +6,12 @@ says into the requests.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import InputError
+from engine.fields import SHARE, checked, number, whole
 from engine.prediction_bins import (
     BINS_TOKENS,
     NUM_BINS,
@@ -29,17 +29,18 @@ _CALIBRATION_PAIRS = 16_384
 """Refreshed predictions that calibration looks at, at most."""
 _NONE = np.zeros(0)
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "cap": (0, INT32_MAX),
-    "shrink": (0, 1),
-    "mae": (0, INT32_MAX),
-    "first": (0, INT32_MAX),
-    "every": (1, INT32_MAX),
-    "tau": (-1, 1),
-    "sigma": (0, 10),
-    "decay": (0, 1),
-    "hit": (0, 1),
-    "miss_sigma": (0, 10),
+_TOKENS, _SPREAD = number(0.0, INT32_MAX), number(0.0, 10.0)
+_RANGES = {
+    "cap": whole(0, INT32_MAX),
+    "shrink": SHARE,
+    "mae": _TOKENS,
+    "first": _TOKENS,
+    "every": whole(1, INT32_MAX),
+    "tau": number(-1.0, 1.0),
+    "sigma": _SPREAD,
+    "decay": SHARE,
+    "hit": SHARE,
+    "miss_sigma": _SPREAD,
 }
 
 
@@ -74,25 +75,12 @@ class Channel:
     shrink: float = 0.0
     """Regression to the mean (0..1): share of the way to the mean log length, which heavy tails do to predictors.
     Refreshed predictions go towards the mean log of what remains at all refreshes."""
-    stale: str = "one"
+    stale: Literal["one", "half"] = "one"
     """What remains of a request that has outlived its prediction: `one` token, or `half` of what it has generated."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "stale":
-                self._require(value in ("one", "half"), field.name, "one or half")
-            elif field.type is not bool:
-                low, high = _RANGES[field.name]
-                kind = "a whole number" if field.type is int else "a number"
-                fits = low <= value <= high and (field.type is float or value == int(value))
-                upper = "or more" if high == INT32_MAX else f"to {high}"
-                self._require(fits, field.name, f"{kind}, {low} {upper}")
-
-    def _require(self, condition: bool, field: str, expected: str) -> None:
-        if not condition:
-            raise InputError(f"channel {self.name!r}: {field}: expected {expected}, got {getattr(self, field)!r}")
+        checked(self, f"channel {self.name!r}: ", {f.name: _RANGES[f.name] for f in fields(self) if f.name in _RANGES})
 
     @property
     def spec(self) -> str:

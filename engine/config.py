@@ -4,6 +4,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from engine.errors import InputError
+from engine.fields import COUNT, SECONDS, checked, number, whole
+
+_BOUNDS = {
+    **dict.fromkeys(("block_size", "num_blocks", "max_num_seqs", "max_batched_tokens", "max_model_len"), COUNT),
+    "kv_bytes_per_token": whole(1, 2**40),
+    "watermark": number(0.0, 1.0, below=True, noun="a share"),
+    "swap_bandwidth": number(0.0, 1e15, noun="bytes/s"),
+    "swap_space_gib": number(0.0, 1e6, noun="GiB"),
+    "decision_s": SECONDS,
+    "decision_per_request_s": SECONDS,
+}
+"""Ranges of the fields."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +61,9 @@ class EngineConfig:
         """Check every limit.
 
         Raises:
-            InputError: a limit is not positive, or the KV memory cannot hold one request.
+            InputError: a field is of another type, or a limit out of range.
         """
-        for name in (
-            "block_size",
-            "num_blocks",
-            "max_num_seqs",
-            "max_batched_tokens",
-            "max_model_len",
-            "kv_bytes_per_token",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"engine.{name}: expected a whole number >= 1, got {value!r}")
-        if not 0.0 <= self.watermark < 1.0:
-            raise InputError(f"engine.watermark: expected a share in [0, 1), got {self.watermark!r}")
-        units = {"decision_s": "seconds", "decision_per_request_s": "seconds"}
-        for name, unit in (units | {"swap_bandwidth": "bytes/s", "swap_space_gib": "GiB"}).items():
-            value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise InputError(f"engine.{name}: expected {unit} >= 0, got {value!r}")
-        if self.ttft_at not in ("first_token", "prompt_done"):
-            raise InputError(f"engine.ttft_at: expected first_token or prompt_done, got {self.ttft_at!r}")
+        checked(self, "engine.", _BOUNDS)
 
     @property
     def watermark_blocks(self) -> int:

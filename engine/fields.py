@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,7 +29,7 @@ MOST_TOKENS = 2**31 - 1
 """Most tokens, blocks or requests that any field may say: the engine counts with 32 bits."""
 MOST = 1e12
 """Largest magnitude of numbers without a tighter range; beyond it sums of seconds and tokens mean nothing."""
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**128 - 1
 """Largest seed."""
 
 
@@ -93,7 +94,8 @@ class Bounds:
         number = parse_number(text)
         if number is None or not math.isfinite(number):
             self._refuse(text, where)
-        return self.check(number, where)
+        value = self.check(number, where)
+        return value if self.whole else float(value)
 
 
 def _plain(value: float) -> str:
@@ -124,6 +126,22 @@ def parse_number(text: str) -> int | float | None:
     return None
 
 
+def parse_value(text: str, kind: type, where: str, bounds: Bounds | None = None) -> Any:
+    """A setting of a spec as the type of its field: true/false/1/0, a whole number, a number, or the text itself.
+
+    Raises:
+        InputError: it is not one, or not in the bounds.
+    """
+    if kind is bool:
+        known = {"true": True, "1": True, "false": False, "0": False}
+        if text.strip().lower() not in known:
+            raise InputError(f"{where}: expected true or false, got {kind_of(text)}")
+        return known[text.strip().lower()]
+    if kind in (int, float):
+        return (bounds or Bounds(-(2**53), 2**53, whole=kind is int)).parse(text, where)
+    return _text(text, where)
+
+
 def number(low: float = -MOST, high: float = MOST, **options: Any) -> Bounds:
     """Any number from `low` to `high`."""
     return Bounds(low, high, **options)
@@ -144,24 +162,59 @@ SEED = whole(0, LARGEST_SEED)
 """The ranges that come again and again: numbers > 0 and >= 0, shares, requests/s, counts, seconds, seeds."""
 
 
-def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None) -> None:
+def check_memory(count: int, bytes_each: int, option: str) -> None:
+    """Refuse a number of things that this machine's memory cannot hold, before anything is allocated.
+
+    Args:
+        count: how many.
+        bytes_each: memory that one takes at the least.
+        option: name of the option or field that says how many, for the message.
+
+    Raises:
+        InputError: they need more than the machine (or the container) has.
+    """
+    needed = count * bytes_each
+    if needed < 2**30 or needed <= (limit := memory_limit()):
+        return
+    raise InputError(
+        f"{option}: expected at most {limit // bytes_each}, for which this machine has memory "
+        f"({limit / 2**30:.0f} GiB), got {kind_of(count)}"
+    )
+
+
+def memory_limit() -> int:
+    """Bytes of memory of this machine, or of the container that it is."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such limit, or the word "max"
+            continue
+    return min(limit for limit in limits if limit > 0)
+
+
+def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None, untyped: Collection[str] = ()) -> None:
     """Check every field of a frozen dataclass against its annotation and its range, from its ``__post_init__``.
 
     Numbers of numpy become those of Python, lists become tuples where tuples are declared.
 
     Args:
         record: the instance; its fields are set anew where their value is converted.
-        where: what names the record in messages; the field's name follows after a dot (nothing follows an empty one).
+        where: what names the record in messages, a dot between it and the field ("env" for env.rates); nothing is put
+            after a space ("policy 'slai': ").
         bounds: ranges of the fields that are numbers, or tuples of numbers; any finite number without one.
+        untyped: fields that are left alone.
 
     Raises:
         InputError: a field does not fit; names it.
     """
     hints = _hints(type(record))
+    place = where if not where or where[-1] in " ." else f"{where}."
     for field in dataclasses.fields(record):
-        name = f"{where}.{field.name}" if where else field.name
+        if field.name in untyped:
+            continue
         value = getattr(record, field.name)
-        new = convert(value, hints[field.name], name, (bounds or {}).get(field.name))
+        new = convert(value, hints[field.name], place + field.name, (bounds or {}).get(field.name))
         if new is not value:
             object.__setattr__(record, field.name, new)
 
@@ -170,9 +223,12 @@ _HINTS: dict[Any, dict[str, Any]] = {}
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    """The annotations of a class, resolved once."""
+    """The annotations of a class, resolved once; a user's class may have some that cannot be, they say nothing."""
     if cls not in _HINTS:
-        _HINTS[cls] = get_type_hints(cls)
+        try:
+            _HINTS[cls] = get_type_hints(cls)
+        except (NameError, TypeError, AttributeError):
+            _HINTS[cls] = {field.name: Any for field in dataclasses.fields(cls)}
     return _HINTS[cls]
 
 

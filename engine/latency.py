@@ -13,7 +13,7 @@ measured, residuals, and the range in which they hold.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -21,9 +21,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numba import typeof
 
-from engine._jit import hot
+from engine._jit import hot, inner
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import checked, convert, from_mapping, number, whole
+from engine.reading import kind_of, parse_json, read_json
 from engine.requests import Requests
 from engine.state import Features, Server, new_features
 from engine.writing import write_atomically
@@ -69,6 +71,15 @@ TIMES = (
 """Coefficients that a profile gives in seconds."""
 NUMBERS = (*TIMES, "tile", "cached")
 """All that it gives; the others come from the config."""
+RANGES = ("tokens", "requests", "context_tokens")
+"""Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
+_BOUNDS = {
+    **dict.fromkeys(TIMES, number(0.0, 1e6)),
+    "tile": whole(1, noun="whole tokens"),
+    "cached": number(0.0),
+    "table": number(0.0, 1e9),
+}
+_SPEED = number(0.0, 1e6, above=True)
 
 
 class Latency(NamedTuple):
@@ -92,9 +103,13 @@ class Executor(Protocol):
         """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds."""
 
 
-@hot
-def _interpolate(table: np.ndarray, tokens: float) -> float:
-    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part."""
+@inner
+def interpolate(table: np.ndarray, tokens: float) -> float:
+    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part.
+
+    Before the first row a token never costs less than there; beyond the last one, where the last part falls, it costs
+    as much as there: noise at the end of a table must not make large batches free.
+    """
     low, high = 0, table.shape[0] - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -103,7 +118,12 @@ def _interpolate(table: np.ndarray, tokens: float) -> float:
         else:
             high = middle
     slope = (table[high, 1] - table[low, 1]) / (table[high, 0] - table[low, 0])
-    return float(table[low, 1] + slope * (tokens - table[low, 0]))
+    if tokens > table[high, 0] and slope <= 0.0:
+        return float(table[high, 1] / table[high, 0] * tokens)
+    seconds = table[low, 1] + slope * (tokens - table[low, 0])
+    if tokens < table[low, 0]:
+        seconds = max(seconds, table[low, 1] / table[low, 0] * tokens)
+    return float(seconds)
 
 
 @hot
@@ -113,7 +133,7 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
     tokens = float(features.tokens[0])
     if c.tile > 1.0:
         tokens = np.ceil(tokens / c.tile) * c.tile
-    linear = _interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
+    linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
     t = c.overhead + c.per_request * features.requests[0] + linear
     chunks = features.requests[0] - features.decodes[0]
     t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
@@ -169,26 +189,28 @@ class LatencyModel:
         Raises:
             InputError: a parameter is negative, not finite, or everything is zero.
         """
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise InputError(f"profile {self.name!r}: {name}: expected a number >= 0, got {value!r}")
-        if self.tile < 1 or int(self.tile) != self.tile:
-            raise InputError(f"profile {self.name!r}: tile: expected whole tokens >= 1, got {self.tile!r}")
-        self._check_table()
+        if not isinstance(self.name, str) or not self.name.isprintable() or not 1 <= len(self.name) <= 300:
+            raise InputError(f"profile: name: expected up to 300 printable characters, got {kind_of(self.name)}")
+        where = f"profile {self.name!r}: "
+        checked(self, where, _BOUNDS)
+        self._check_table(where)
+        self._check_validity(where)
         if self.overhead + self.floor + self.per_token == 0.0 and not self.table:
-            raise InputError(f"profile {self.name!r}: an iteration would take no time at all")
+            raise InputError(f"{where}an iteration would take no time at all")
 
-    def _check_table(self) -> None:
-        try:
-            rows = np.array(self.table, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
-            rows = np.full((1, 2), np.nan)
-        if len(rows) and not (
-            len(rows) > 1 and np.isfinite(rows).all() and (np.diff(rows[:, 0]) > 0).all() and (rows[:, 1] > 0.0).all()
-        ):
-            raise InputError(f"profile {self.name!r}: table: expected 2 or more pairs of rising tokens, seconds > 0")
+    def _check_table(self, where: str) -> None:
+        rows = np.array(self.table, np.float64).reshape(-1, 2)
+        rises = len(rows) > 1 and bool((np.diff(rows[:, 0]) > 0).all() and (rows[:, 1] > 0.0).all())
+        if len(rows) and not (rises and (rows[:, 0] >= 0.0).all()):
+            raise InputError(f"{where}table: expected 2 or more pairs of rising tokens, seconds > 0")
         object.__setattr__(self, "table", tuple((float(n), float(t)) for n, t in rows))
+
+    def _check_validity(self, where: str) -> None:
+        """The ranges that comparisons warn beyond: pairs of numbers by name."""
+        ranges = convert(self.provenance.get("validity", {}), dict[str, Any], f"{where}provenance.validity")
+        for name in RANGES:
+            if name in ranges:
+                convert(ranges[name], tuple[float, float], f"{where}provenance.validity.{name}")
 
     def scaled(self, factor: float) -> "LatencyModel":
         """The same device slower by a factor (0.5: twice as fast): every time of the model times `factor`."""
@@ -226,18 +248,11 @@ class LatencyModel:
         """Build a model from a parsed profile.
 
         Raises:
-            InputError: another format, an unknown or a missing key.
+            InputError: another format, an unknown or a missing key, a value of another type or out of range.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"{where}: expected a profile with format {FORMAT!r}")
-        known = {f.name for f in fields(cls)}
-        given = {k: v for k, v in data.items() if k != "format"}
-        if unknown := sorted(set(given) - known):
-            raise InputError(f"{where}: unknown key {unknown[0]!r}, known: {', '.join(sorted(known))}")
-        try:
-            return cls(**given)
-        except TypeError as error:
-            raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}") from None
+        return from_mapping(cls, {k: v for k, v in data.items() if k != "format"}, where)
 
 
 @dataclass(frozen=True)
@@ -280,25 +295,14 @@ def load_profile(name: str) -> LatencyModel:
     """
     base, faster, text = name.partition(":speed=")
     if faster:
-        try:
-            speed = float(text)
-        except ValueError:
-            speed = 0.0
-        if not 0.0 < speed < float("inf"):
-            raise InputError(f"profile {name!r}: speed: expected a number > 0, got {text!r}")
+        speed = _SPEED.parse(text, f"profile {name!r}: speed")
         return replace(load_profile(base).scaled(1.0 / speed), name=name)
-    path = Path(name)
     if name in profile_names():
         text = (resources.files("engine") / "data" / "profiles" / f"{name}.json").read_text(encoding="utf-8")
-    elif path.suffix == ".json" and path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-    else:
+        return LatencyModel.from_json(parse_json(text, name), name)
+    if not name.endswith(".json"):
         raise InputError(f"profile: expected one of {', '.join(profile_names())} or a .json file, got {name!r}")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}: not JSON ({error.msg}, line {error.lineno})") from None
-    return LatencyModel.from_json(data, name)
+    return LatencyModel.from_json(read_json(name, "a profile"), name)
 
 
 LATENCY_TYPE = typeof(LatencyModel(1.0, 0.0, 0.0, 0.0, 0.0).compiled())

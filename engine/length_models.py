@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.fields import checked, number, whole
 from engine.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, LengthPair, check_pairs
+from engine.requests import INT32_MAX
 
 LENGTH_FORMS = {
     "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
@@ -32,7 +34,7 @@ class FixedLengths:
 
     def __post_init__(self) -> None:
         """Check both lengths."""
-        check_pairs([self.prompt_tokens], [self.output_tokens])
+        checked(self, "fixed lengths: ", dict.fromkeys(("prompt_tokens", "output_tokens"), whole(1, INT32_MAX)))
 
     @property
     def description(self) -> str:
@@ -64,11 +66,9 @@ class LogNormalLengths:
 
     def __post_init__(self) -> None:
         """Check that the parameters describe a distribution."""
-        values = (self.prompt_mu, self.prompt_sigma, self.output_mu, self.output_sigma)
-        if not all(math.isfinite(value) for value in values) or min(self.prompt_sigma, self.output_sigma) < 0.0:
-            raise InputError(f"lognormal lengths: expected finite mu and sigma with sigma >= 0, got {values}")
-        if self.max_total_tokens < 2:
-            raise InputError(f"lognormal lengths: expected a total of at least 2 tokens, got {self.max_total_tokens}")
+        mu, sigma = number(-1e4, 1e4), number(0.0, 1e4)
+        bounds = {"prompt_mu": mu, "prompt_sigma": sigma, "output_mu": mu, "output_sigma": sigma}
+        checked(self, "lognormal lengths: ", bounds | {"max_total_tokens": whole(2, INT32_MAX)})
 
     @property
     def description(self) -> str:
@@ -140,11 +140,11 @@ def parse_lengths(spec: str) -> LengthModel:
     name, colon, rest = spec.partition(":")
     if name == "fixed" and colon:
         prompt, output = _numbers(spec, rest, 2, 2)
-        return FixedLengths(_whole(spec, prompt), _whole(spec, output))
+        return FixedLengths(prompt, output)  # type: ignore[arg-type]  # checked there
     if name == "lognormal" and colon:
         prompt_mu, prompt_sigma, output_mu, output_sigma, *total = _numbers(spec, rest, 4, 5)
-        limit = _whole(spec, total[0]) if total else LogNormalLengths.max_total_tokens
-        return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)
+        limit = total[0] if total else LogNormalLengths.max_total_tokens
+        return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)  # type: ignore[arg-type]
     if spec in table_names():
         return JointQuantileTable.load(TABLE_FOLDER / f"{spec}.json")
     if spec.endswith(".json"):
@@ -154,17 +154,8 @@ def parse_lengths(spec: str) -> LengthModel:
 
 
 def _numbers(spec: str, text: str, fewest: int, most: int) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"lengths {spec!r}: expected numbers separated by commas, got {text!r}") from None
-    if not fewest <= len(values) <= most:
+    parts = text.split(",")
+    if not fewest <= len(parts) <= most:
         count = str(fewest) if fewest == most else f"{fewest} or {most}"
-        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(values)}")
-    return values
-
-
-def _whole(spec: str, value: float) -> int:
-    if not (math.isfinite(value) and value == int(value)):
-        raise InputError(f"lengths {spec!r}: expected whole numbers of tokens, got {value:g}")
-    return int(value)
+        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(parts)}")
+    return [number().parse(part, f"lengths {spec!r}") for part in parts]

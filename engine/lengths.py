@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.fields import convert, number, whole
+from engine.reading import read_json
 from engine.requests import INT32_MAX
 from engine.writing import write_atomically
 
@@ -93,7 +95,8 @@ class JointQuantileTable:
         if not bins_right or self.output_tokens.shape[1] != self.output_levels.shape[0]:
             raise InputError(f"length table {self.name!r} output_tokens: expected bins of one value for each level")
         for label, tokens in (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens)):
-            if not (bool(np.all(tokens >= 1.0)) and bool(np.all(np.diff(tokens) >= 0.0))):
+            in_range = bool(np.all((tokens >= 1.0) & (tokens <= INT32_MAX)))
+            if not (in_range and bool(np.all(np.diff(tokens) >= 0.0))):
                 raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
         if self.max_total_tokens and self.prompt_tokens[-1] > self.max_total_tokens - 1:
             raise InputError(
@@ -143,12 +146,7 @@ class JointQuantileTable:
         Raises:
             InputError: the file cannot be read or is not such a table.
         """
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the length table ({error.strerror})") from None
-        except ValueError:
-            raise InputError(f"{path}: expected a length table in JSON, got something else") from None
+        fields = read_json(path, "a length table")
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise InputError(f"{path}: expected a length table with format {FORMAT!r}, got another file")
         del fields["format"]
@@ -160,12 +158,20 @@ class JointQuantileTable:
         if set(fields) != expected:
             wrong = ", ".join(sorted(expected.symmetric_difference(fields)))
             raise InputError(f"{path}: expected the fields of a length table, missing or unknown: {wrong}")
+        for label in ("name", "source", "licence", "method"):
+            convert(fields[label], str, f"{path}: {label}")
+        fields["rows"] = whole(1).check(fields["rows"], f"{path}: rows")
+        fields["max_total_tokens"] = whole(0, INT32_MAX).check(fields["max_total_tokens"], f"{path}: max_total_tokens")
+        for label in ("prompt_levels", "prompt_tokens", "output_levels", "output_tokens"):
+            kind = tuple[tuple[float, ...], ...] if label == "output_tokens" else tuple[float, ...]
+            values = convert(fields[label], kind, f"{path}: {label}", number(0.0, INT32_MAX))
+            if label == "output_tokens" and len({len(row) for row in values}) != 1:
+                raise InputError(f"{path}: {label}: expected rows of equal length")
+            fields[label] = np.array(values, dtype=np.float64)
         try:
-            for label in ("prompt_levels", "prompt_tokens", "output_levels", "output_tokens"):
-                fields[label] = np.asarray(fields[label], dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError(f"{path}: expected numbers in {label} of the length table") from None
-        return cls(**fields)
+            return cls(**fields)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def _short(values: FloatArray) -> list[int | float]:

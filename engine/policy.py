@@ -23,6 +23,7 @@ from engine._jit import compile_kernel, hot
 from engine._own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import Bounds, checked
 from engine.own_code import blame, is_ours
 from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, SWAP, SWAP_COMPRESSED, VIEW_TYPE, Memory, Plan, View
 
@@ -205,6 +206,17 @@ class Policy:
         """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name}:{','.join(changed)}" if changed else self.name
+
+
+def check_parameters(policy: Policy) -> None:
+    """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
+
+    Raises:
+        InputError: one is of another type, not finite, or too large.
+    """
+    whole, real = Bounds(-(2**53), 2**53, whole=True), Bounds(-1e12, 1e12)
+    bounds = {f.name: whole if f.type in (int, "int") else real for f in fields(policy)}
+    checked(policy, f"policy {policy.name!r}: ", bounds)
 
 
 def require(condition: bool, policy: Policy, name: str, expected: str) -> None:

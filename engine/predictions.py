@@ -13,7 +13,8 @@ import numpy as np
 
 from engine.channels import CHANNELS, Channel, as_settings, refreshes_of, settings_of
 from engine.errors import InputError
-from engine.requests import FloatArray, Forecast, Requests
+from engine.fields import SEED, parse_value
+from engine.requests import LONGEST_PREDICTION, FloatArray, Forecast, Requests
 
 _STREAM = 0x4C454E47
 """Second word of the seed: keeps the noise apart from the numbers that the trace itself was drawn from."""
@@ -54,7 +55,7 @@ def parse_channel(spec: str) -> Channel:
             )
         if key in values:
             raise InputError(f"channel {name!r}: expected each key once, got {key!r} twice")
-        values[key] = _value(kinds[key], text, f"channel {name!r}: {key}")
+        values[key] = parse_value(text, kinds[key], f"channel {name!r}: {key}")
     return cls(**values)
 
 
@@ -73,8 +74,7 @@ def predict(requests: Requests, channel: str, seed: int) -> Requests:
         InputError: a bad spec or seed.
     """
     chosen = parse_channel(channel)
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed: expected a whole number >= 0, got {seed!r}")
+    SEED.check(seed, "seed")
     output = requests.output.astype(np.float64)
     drawn = chosen.draw(output, np.random.default_rng([int(seed), _STREAM]))
     prediction = _bounded(_regressed(drawn.total, output, chosen.shrink), chosen.cap)
@@ -142,14 +142,4 @@ def _regressed(prediction: FloatArray, truth: FloatArray, share: float) -> Float
 
 
 def _bounded(prediction: FloatArray, cap: int) -> FloatArray:
-    return np.clip(prediction, _LEAST, cap or None)
-
-
-def _value(kind: Any, text: str, where: str) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
-        expected = {bool: "0 or 1", int: "a whole number", float: "a number"}[kind]
-        raise InputError(f"{where}: expected {expected}, got {text!r}") from None
+    return np.clip(prediction, _LEAST, cap or LONGEST_PREDICTION)

@@ -11,11 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.fields import MOST_SECONDS, SEED, SHARE, checked, number
+from engine.reading import kind_of
 
 INT32_MAX = int(np.iinfo(np.int32).max)
+LONGEST_PREDICTION = 1e12
+"""Largest prediction (tokens); beyond it kernels could not count with it."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
+
+
+_DEADLINE = number(0.0, MOST_SECONDS, above=True, noun="seconds")
+_TIER_BOUNDS = {"share": SHARE, "tbt_s": _DEADLINE, "ttft_s": _DEADLINE, "weight": number(0.0, 1e9)}
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,9 @@ class Tier:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not self.name:
-            raise InputError("tier name: expected a non-empty name, got ''")
-        if not 0.0 <= self.share <= 1.0:
-            raise InputError(f"tier {self.name!r} share: expected 0..1, got {self.share!r}")
-        for name in ("tbt_s", "ttft_s"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise InputError(f"tier {self.name!r} {name}: expected a positive number of seconds, got {value!r}")
-        if not (math.isfinite(self.weight) and self.weight >= 0.0):
-            raise InputError(f"tier {self.name!r} weight: expected a finite number >= 0, got {self.weight!r}")
+        if not (isinstance(self.name, str) and self.name.isprintable() and 1 <= len(self.name) <= 60):
+            raise InputError(f"tier name: expected 1 to 60 printable characters, got {kind_of(self.name)}")
+        checked(self, f"tier {self.name!r} ", _TIER_BOUNDS)
 
 
 DEFAULT_TIERS = (Tier("strict", 0.05, 0.1, strict=True), Tier("relaxed", 0.95, 0.5))
@@ -78,9 +79,7 @@ def seeded(seed: int | np.random.Generator) -> np.random.Generator:
     """
     if isinstance(seed, np.random.Generator):
         return seed
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed: expected a whole number >= 0, got {seed!r}")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(SEED.check(seed, "seed"))
 
 
 def draw_tiers(rng: np.random.Generator, n: int, tiers: tuple[Tier, ...]) -> IntArray:
@@ -136,9 +135,9 @@ def _arrivals(values: npt.ArrayLike) -> FloatArray:
         raise InputError("requests: expected at least one request, got none")
     # Adding 0.0 copies and turns -0.0 into 0.0, so that equal times have equal digests.
     arrival: FloatArray = array.astype(np.float64) + 0.0
-    bad = ~(np.isfinite(arrival) & (arrival >= 0.0))
+    bad = ~((arrival >= 0.0) & (arrival <= MOST_SECONDS))
     if bad.any():
-        raise _fail("arrival", "finite seconds >= 0", arrival, bad)
+        raise _fail("arrival", f"seconds >= 0 and <= {MOST_SECONDS:g}", arrival, bad)
     unsorted = arrival[1:] < arrival[:-1]
     if unsorted.any():
         index = _first(unsorted) + 1
@@ -152,9 +151,9 @@ def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
         return np.full(length, np.nan)
     prediction: FloatArray = _column("prediction", values, length).astype(np.float64)
     missing = np.isnan(prediction)
-    bad = ~(missing | (np.isfinite(prediction) & (prediction > 0.0)))
+    bad = ~(missing | ((prediction > 0.0) & (prediction <= LONGEST_PREDICTION)))
     if bad.any():
-        raise _fail("prediction", "a positive number of tokens or nan", prediction, bad)
+        raise _fail("prediction", f"tokens > 0 and <= {LONGEST_PREDICTION:g}, or nan", prediction, bad)
     # One bit pattern for "no prediction", whatever sign or payload the caller's nan had.
     prediction[missing] = np.nan
     return prediction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -10,8 +9,10 @@ import numpy as np
 
 from engine import arrivals as processes
 from engine.errors import InputError
+from engine.fields import MOST_SECONDS, RATE, check_memory, checked, number, whole
 from engine.length_models import LENGTH_FORMS, FixedLengths, parse_lengths, table_names
 from engine.lengths import LengthModel
+from engine.reading import kind_of
 from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 
 if TYPE_CHECKING:
@@ -42,6 +43,29 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "burst": _COMMON_KEYS,
     "toy": ("rate", *_COMMON_KEYS),
 }
+BYTES_PER_REQUEST = 1000
+"""Memory that serving one request takes at the least, for its arrays, its state and its record."""
+LEAST_GAP_CAP = 0.01
+"""Below it hardly a gap would be left as drawn."""
+MOST_PERIODS = 10_000_000
+"""Busy and quiet periods that on-off arrivals may need."""
+_PERIOD = number(0.0, MOST_SECONDS, above=True)
+_FACTOR = number(0.0, 1e6)
+_BOUNDS = {
+    "rate": RATE,
+    "num_requests": whole(1),
+    "cv": number(1e-6, 100.0),
+    "gap_cap": _FACTOR,
+    "off_factor": _FACTOR,
+    "on_factor": _FACTOR,
+    "off_mean_s": _PERIOD,
+    "on_mean_s": _PERIOD,
+    "ramp_end_rate": RATE,
+    "step_factor": number(0.0, 1e6, above=True),
+    "step_s": _PERIOD,
+    "step_every_s": _PERIOD,
+}
+"""Ranges of a workload's numbers."""
 _TOY_DEFAULTS: dict[str, Any] = {"rate": 0.5, "num_requests": 8, "lengths": "fixed:512,8"}
 
 
@@ -98,37 +122,31 @@ class Workload:
         """Check every field."""
         if self.arrivals not in get_args(ArrivalName):
             raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
-        if isinstance(self.num_requests, bool) or not isinstance(self.num_requests, int | np.integer):
-            raise InputError(f"num_requests: expected a whole number, got {self.num_requests!r}")
-        if self.num_requests < 1:
-            raise InputError(f"num_requests: expected at least 1, got {self.num_requests}")
-        for field in (
-            "rate",
-            "cv",
-            "off_mean_s",
-            "on_mean_s",
-            "ramp_end_rate",
-            "step_factor",
-            "step_s",
-            "step_every_s",
-        ):
-            self._check(field, zero_too=False)
-        for field in ("gap_cap", "off_factor", "on_factor"):
-            self._check(field, zero_too=True)
+        checked(self, "", _BOUNDS, untyped=("lengths",))
+        check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
+        if 0.0 < self.gap_cap < LEAST_GAP_CAP:
+            raise InputError(f"gap_cap: expected 0 or a number >= {LEAST_GAP_CAP}, got {self.gap_cap!r}")
         if self.off_factor == 0.0 and self.on_factor == 0.0:
             raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
         if self.step_s >= self.step_every_s:
             raise InputError(f"step_s: expected less than step_every_s ({self.step_every_s:g}), got {self.step_s:g}")
         check_shares(self.tiers)
+        if not isinstance(self.lengths, str) and not hasattr(self.lengths, "draw"):
+            raise InputError(f"lengths: expected a name or a length model, got {kind_of(self.lengths)}")
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
             raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
+        if self.arrivals == "onoff":
+            self._check_periods()
 
-    def _check(self, field: str, zero_too: bool) -> None:
-        value = getattr(self, field)
-        number = isinstance(value, int | float | np.number) and math.isfinite(value)
-        if not number or value < 0 or (value == 0 and not zero_too):
-            raise InputError(f"{field}: expected a finite number {'>=' if zero_too else '>'} 0, got {value!r}")
+    def _check_periods(self) -> None:
+        """Periods so short that there would be many for each request are not drawn one by one."""
+        inside = self.rate * (self.off_factor * self.off_mean_s + self.on_factor * self.on_mean_s)
+        if self.num_requests > MOST_PERIODS * inside:
+            raise InputError(
+                f"off_mean_s, on_mean_s: expected periods of which {self.num_requests} requests at {self.rate:g}/s "
+                f"need at most {MOST_PERIODS}, got {self.off_mean_s:g} and {self.on_mean_s:g} s"
+            )
 
     @property
     def length_model(self) -> LengthModel:
@@ -166,9 +184,9 @@ class Workload:
         prompt, output = self.length_model.draw(rng, n)
         tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)
         label = "" if isinstance(seed, np.random.Generator) else f", seed {seed}"
-        return Requests.create(
-            self._arrival_times(rng), prompt, output, tier, tiers=self.tiers, source=self.description + label
-        )
+        with np.errstate(over="ignore"):  # `Requests` refuses times that are not finite
+            times = self._arrival_times(rng)
+        return Requests.create(times, prompt, output, tier, tiers=self.tiers, source=self.description + label)
 
     def _arrival_times(self, rng: np.random.Generator) -> processes.FloatArray:
         if self.arrivals == "burst":
@@ -244,9 +262,4 @@ def _pairs(spec: str, text: str) -> list[tuple[str, str]]:
 def _value(spec: str, key: str, text: str) -> Any:
     if key == "lengths":
         return text
-    convert: type[int] | type[float] = type(getattr(Workload, key))
-    try:
-        return convert(text)
-    except ValueError:
-        expected = "a whole number" if convert is int else "a number"
-        raise InputError(f"workload {spec!r}: expected {expected} for {key}, got {text!r}") from None
+    return _BOUNDS[key].parse(text, f"workload {spec!r}: {key}")

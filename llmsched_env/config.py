@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import RATE, SECONDS, checked, number, whole
+from engine.fields import RATE, SECONDS, checked, from_mapping, number, whole
 from engine.predictions import parse_channel
 from engine.reading import kind_of
-from engine.requests import Tier
 from engine.workload import Workload
 from llmsched_env.reward import RewardWeights
 
@@ -106,10 +105,7 @@ class EnvConfig:
         Raises:
             InputError: an unknown key, or a value of the wrong kind.
         """
-        return _build(cls, data, "env")
-
-
-_NESTED: dict[str, type] = {"engine": EngineConfig, "workload": Workload, "reward": RewardWeights}
+        return from_mapping(cls, data, "env")
 
 
 def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[str, ...]) -> EnvConfig:
@@ -133,24 +129,3 @@ def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[
         if name not in known:
             raise InputError(f"{name}: unknown keyword, known: {', '.join([*further, *known])}")
     return EnvConfig.from_dict({**vars(config), **changes})
-
-
-def _build(cls: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a mapping, got {type(data).__name__}")
-    known = {f.name: f for f in fields(cls)}
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}, known: {', '.join(known)}")
-        if key in _NESTED and cls is EnvConfig:
-            value = value if isinstance(value, _NESTED[key]) else _build(_NESTED[key], value, f"{where}.{key}")
-        elif key == "tiers":
-            value = tuple(t if isinstance(t, Tier) else _build(Tier, t, f"{where}.tiers") for t in value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[key] = value
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from None

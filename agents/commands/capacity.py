@@ -12,6 +12,7 @@ from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
 from agents.processes import default_workers
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from engine.bounds import bound_note
 from engine.errors import InputError
 
 CRITERION_TEXT = {
@@ -67,7 +68,7 @@ class Command(ComparisonOptions):
         console = terminal_console()
         for grid in capacity_grids(result):
             show(grid, console, self.wide)
-        bound = f"No scheduler sustains more than {result['bound']:.2f} requests/s here (1/E(w))."
+        bound = bound_note(result["bound"])
         gain = f"Gain over {result['reference']}, same traces, with a 95 % paired interval."
         for line in filter(None, (came_of_asked(result["points"]), bound, gain)):
             console.print(Text(line))

@@ -18,6 +18,7 @@ from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versi
 from agents.evaluation.window import look
 from agents.processes import run_tasks
 from agents.resolve import fingerprint
+from engine.bounds import bound_note
 from engine.errors import InputError
 from engine.metrics import summarize, ttft_samples
 
@@ -201,8 +202,7 @@ def _notes(evaluation: Evaluation, traces: list[dict[str, Any]]) -> list[str]:
     notes = [evaluation.source.seed_note]
     if came := arrivals_note(by_load((trace["load"], trace["rate"]) for trace in traces)):
         notes.append(came)
-    bound = evaluation.bound(evaluation.loads[0])
-    notes.append(f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E(w)).")
+    notes.append(bound_note(evaluation.bound(evaluation.loads[0])))
     if evaluation.seeds == 1:
         notes.append("One seed: there are no intervals; run more seeds before believing a difference.")
     if evaluation.warmup_s:

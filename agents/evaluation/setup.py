@@ -18,7 +18,7 @@ from agents.files import config_hash, locked
 from agents.options import Source
 from agents.processes import run_tasks, start_method
 from agents.resolve import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
-from engine.bounds import least_seconds
+from engine.bounds import capacity_bound, least_seconds
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.goodput import Goodput
@@ -163,10 +163,10 @@ class Setup:
             return _predicted(self.source, load, seed, channel)
         return requests_of(self.source, load, seed)
 
-    def bound(self, load: float | None) -> float:
-        """Requests/s that no scheduler sustains: 1/E[w], w the least seconds of a request (`engine.bounds`)."""
+    def bound(self, load: float | None) -> float | None:
+        """Requests/s that no scheduler sustains (`engine.bounds`), over the requests of all seeds; None: no bound."""
         work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
-        return 1.0 / float(np.mean(np.concatenate(work)))
+        return capacity_bound(np.concatenate(work))
 
     def compile(self) -> None:
         """Get ready for workers: compile (or load) the kernel of every policy, so that forked ones inherit it.

@@ -8,16 +8,14 @@ The policy is one linear layer: each head's level is ``base + weights x features
 ``2 j x - j^2`` for level j, which are largest at the level nearest to x; so it is a bundle like any other.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
@@ -27,8 +25,10 @@ from agents.learning.teachers import teacher
 from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
+from engine.fields import RATE, checked, from_mapping, number, whole
 from engine.latency import load_profile
 from engine.workload import Workload, parse_workload
+from engine.yaml_text import read_yaml
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
@@ -52,6 +52,17 @@ WEIGHTS = (1.0, 0.5, -2.0)
 """Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
 CLIP = 5.0
 """Largest absolute value of a normalised feature."""
+
+_COUNT, _WEIGHT = whole(1, 10**9), number(0.0, 1e9, below=True)
+_BOUNDS = {
+    **dict.fromkeys(("requests", "traces", "generations", "hold", "workers"), _COUNT),
+    **dict.fromkeys(("ageing", "close", "loss_weight"), _WEIGHT),
+    "rates": RATE,
+    "population": whole(4, 10**6),
+    "sigma": number(0.0, 100.0, above=True, below=True),
+    "seed": whole(0, 2**20 - 1),
+}
+"""Ranges of the fields."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +108,11 @@ class EvolutionConfig:
         Raises:
             InputError: one is out of range.
         """
-        for name, kind in (("rates", (int, float)), ("others", str), ("features", str)):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or not all(isinstance(part, kind) for part in value):
-                raise InputError(
-                    f"{name}: expected a list of {'numbers' if name == 'rates' else 'names'}, got {value!r}"
-                )
-        for name in ("population", "sigma", "seed", "ageing", "close", "loss_weight"):
-            if not isinstance(getattr(self, name), int | float):
-                raise InputError(f"{name}: expected a number, got {getattr(self, name)!r}")
-        for name in ("requests", "traces", "generations", "hold", "workers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name}: expected a whole number >= 1, got {getattr(self, name)!r}")
-        if self.population < 4 or not 0.0 < self.sigma < 100.0 or not 0 <= self.seed < 1 << 20:
-            raise InputError("population, sigma, seed: expected >= 4, a number > 0, and 0 to 2**20 - 1")
+        checked(self, "", _BOUNDS)
         if unknown := [name for name in self.features if name not in OBSERVATION_NAMES]:
             raise InputError(f"features: expected names among {', '.join(OBSERVATION_NAMES)}, got {unknown[0]!r}")
-        if not 0.0 <= self.loss_weight < math.inf:
-            raise InputError(f"loss_weight: expected a number >= 0, got {self.loss_weight!r}")
-        if not self.rates or not all(0.0 < rate < math.inf for rate in self.rates):
-            raise InputError(f"rates: expected requests/s > 0, got {self.rates}")
+        if not self.rates:
+            raise InputError("rates: expected at least one rate in requests/s, got none")
         for spec in self.others:
             parse_workload(spec)
 
@@ -133,15 +129,8 @@ class EvolutionConfig:
         Raises:
             InputError: no such file, an unknown key, or a value that does not fit.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: expected a YAML file ({str(error).splitlines()[0]})") from None
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InputError(f"{path}: expected a mapping of {', '.join(sorted(known))}")
-        data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**{**data, **changes})
+        data = read_yaml(path, "a recipe")
+        return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
 
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""

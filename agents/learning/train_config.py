@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from agents.files import config_hash
 from agents.learning.run_folder import plain, saved_config
 from engine.errors import InputError
+from engine.fields import MOST_SECONDS, SHARE, check_memory, checked, from_mapping, number, parse_number, whole
+from engine.reading import kind_of
+from engine.yaml_text import parse_yaml, read_yaml
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
 
@@ -28,6 +30,27 @@ NOT_COMPARED = (
     "eval_every",
 )
 """Fields that may differ when a run is resumed."""
+
+BYTES_PER_ROW_REQUEST = 150
+"""Memory of one request in one row of the environment, at the least."""
+BYTES_PER_DECISION = 4 * 64
+"""Memory of one decision in a rollout: its observation, at the least."""
+_COUNT = whole(1, 10**12)
+_POSITIVE, _NOT_NEGATIVE = number(0.0, 1e6, above=True), number(0.0, 1e6)
+_BOUNDS = {
+    **dict.fromkeys(("total_timesteps", "n_steps", "n_epochs", "checkpoint_every", "imitation_steps"), _COUNT),
+    **dict.fromkeys(("n_envs", "eval_traces", "eval_requests", "keep_checkpoints"), whole(1, 10**7)),
+    "threads": whole(1, 1024),
+    "seed": whole(0, 2**32 - 1),
+    "eval_every": whole(0, 10**12),
+    "batch_size": whole(2, 10**9),
+    **dict.fromkeys(("learning_rate", "clip_range", "max_grad_norm"), _POSITIVE),
+    "discount_s": number(0.0, MOST_SECONDS, above=True),
+    **dict.fromkeys(("ent_coef", "vf_coef", "target_kl"), _NOT_NEGATIVE),
+    "gae_lambda": SHARE,
+    "net_arch": whole(1, 4096, noun="widths"),
+}
+"""Ranges of the fields."""
 
 
 @dataclass(frozen=True)
@@ -107,47 +130,16 @@ class TrainConfig:
         Raises:
             InputError: one is out of range.
         """
-        for name in (
-            "total_timesteps",
-            "n_envs",
-            "n_steps",
-            "n_epochs",
-            "threads",
-            "checkpoint_every",
-            "imitation_steps",
-        ):
-            self._whole(name, 1)
-        for name in ("keep_checkpoints", "eval_traces", "eval_requests"):
-            self._whole(name, 1)
-        for name in ("seed", "eval_every"):
-            self._whole(name, 0)
-        self._whole("batch_size", 2)
+        checked(self, "", _BOUNDS)
         if self.n_envs * self.n_steps % self.batch_size:
             raise InputError(
                 f"batch_size: expected a divisor of n_envs x n_steps = {self.n_envs} x {self.n_steps}, "
                 f"got {self.batch_size}"
             )
-        for name in ("learning_rate", "discount_s", "clip_range", "max_grad_norm"):
-            self._number(name, above_zero=True)
-        for name in ("ent_coef", "vf_coef", "target_kl", "gae_lambda"):
-            self._number(name, above_zero=False)
-        if self.gae_lambda > 1.0:
-            raise InputError(f"gae_lambda: expected 0 to 1, got {self.gae_lambda!r}")
-        if self.schedule not in ("constant", "linear") or self.activation not in ("tanh", "relu"):
-            raise InputError("schedule, activation: expected constant or linear, and tanh or relu")
-        if not all(isinstance(n, int) and 1 <= n <= 4096 for n in self.net_arch) or len(self.net_arch) > 7:
-            raise InputError(f"net_arch: expected up to 7 widths of 1 to 4096, got {self.net_arch!r}")
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name}: expected a whole number >= {least}, got {value!r}")
-
-    def _number(self, name: str, above_zero: bool) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < float("inf")
-        if not number or (above_zero and value == 0.0):
-            raise InputError(f"{name}: expected a number {'>' if above_zero else '>='} 0, got {value!r}")
+        if len(self.net_arch) > 7:
+            raise InputError(f"net_arch: expected up to 7 widths of 1 to 4096, got {len(self.net_arch)}")
+        check_memory(self.n_envs, self.env.workload.num_requests * BYTES_PER_ROW_REQUEST, "n_envs")
+        check_memory(self.n_envs * self.n_steps, BYTES_PER_DECISION, "n_envs x n_steps")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what only says how to run (folder, resume, progress) is left out.
@@ -179,7 +171,9 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, source: str | Path = "LLMSched-v0") -> "TrainConfig":
-        """The configuration of the first block of a hyperparameter file.
+        """The configuration of the block in a hyperparameter file.
+
+        What a user's file does not say is as in the shipped file of that environment, if there is one.
 
         Args:
             source: an environment id that has a shipped file, or a YAML file.
@@ -187,31 +181,39 @@ class TrainConfig:
         Raises:
             InputError: no such file, no block, an unknown key, or a value that does not fit.
         """
-        text, where = _read(str(source))
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{where}: expected YAML, {str(error).splitlines()[0]}") from None
-        if not isinstance(data, dict) or len(data) != 1:
-            raise InputError(f"{where}: expected one block, named after an environment id")
-        env_id, block = next(iter(data.items()))
-        if env_id not in PRESETS:
-            raise InputError(f"{where}: expected an environment id among {', '.join(PRESETS)}, got {env_id!r}")
-        if not isinstance(block, dict):
-            raise InputError(f"{where}: {env_id}: expected a mapping")
-        return _from_block(str(env_id), block, where)
+        env_id, block, where = _block(str(source))
+        if str(source) not in shipped_hyperparams() and env_id in shipped_hyperparams():
+            block = _over(_block(env_id)[1], block, where)
+        return _from_block(env_id, block, where)
 
 
-def _read(source: str) -> tuple[str, str]:
-    shipped = resources.files("agents.learning") / "hyperparams"
+def _block(source: str) -> tuple[str, dict[str, Any], str]:
+    """Environment id and settings of a shipped or a user's file, and what to call the file in messages."""
     if source in shipped_hyperparams():
-        return (shipped / f"{source}.yml").read_text(encoding="utf-8"), f"{source}.yml"
-    path = Path(source)
-    if path.suffix not in (".yml", ".yaml") or not path.is_file():
+        where = f"{source}.yml"
+        folder = resources.files("agents.learning") / "hyperparams"
+        data = parse_yaml((folder / where).read_text(encoding="utf-8"), where)
+    elif source.endswith((".yml", ".yaml")):
+        where, data = source, read_yaml(source, "hyperparameters")
+    else:
         raise InputError(
             f"hyperparams: expected one of {', '.join(shipped_hyperparams())} or a .yml file, got {source!r}"
         )
-    return path.read_text(encoding="utf-8", errors="replace"), source
+    if not isinstance(data, dict) or len(data) != 1:
+        raise InputError(f"{where}: expected one block, named after an environment id")
+    env_id, block = next(iter(data.items()))
+    if env_id not in PRESETS:
+        raise InputError(f"{where}: expected an environment id among {', '.join(PRESETS)}, got {env_id!r}")
+    return env_id, _mapping(block, f"{where}: {env_id}"), where
+
+
+def _over(shipped: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+    """The shipped settings with a user's in their place; those of the environment and the network one by one."""
+    merged = shipped | own
+    for key in ("env_kwargs", "policy_kwargs"):
+        if key in shipped and key in own:
+            merged[key] = _merge(shipped[key], own[key], f"{where}: {key}")
+    return merged
 
 
 def shipped_hyperparams() -> list[str]:
@@ -226,18 +228,19 @@ def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:
     known = {f.name for f in fields(TrainConfig)} - {"env_id", "run_dir", "resume", "env"}
     for key, value in block.items():
         if key == "n_timesteps":
-            values["total_timesteps"] = int(value) if isinstance(value, float) else value
+            values["total_timesteps"] = value
         elif key == "policy":
             if value != "MlpPolicy":
-                raise InputError(f"{where}: policy: expected MlpPolicy, got {value!r}")
+                raise InputError(f"{where}: policy: expected MlpPolicy, got {kind_of(value)}")
         elif key == "learning_rate" and isinstance(value, str) and value.startswith("lin_"):
-            values |= {"schedule": "linear", "learning_rate": _parse_float(value[4:], where)}
+            values |= {"schedule": "linear", "learning_rate": _rate(value, f"{where}: learning_rate")}
         elif key == "policy_kwargs":
             values |= _network(value, where)
         elif key == "env_kwargs":
-            values["env"] = EnvConfig.from_dict(_merge(PRESETS[env_id].to_dict(), value, f"{where}: env_kwargs"))
+            merged = _merge(PRESETS[env_id].to_dict(), value, f"{where}: env_kwargs")
+            values["env"] = from_mapping(EnvConfig, merged, f"{where}: env")
         elif key in known:
-            values[key] = tuple(value) if isinstance(value, list) else value
+            values[key] = value
         else:
             names = sorted(known | {"n_timesteps", "policy", "policy_kwargs", "env_kwargs"})
             raise InputError(f"{where}: {env_id}: unknown key {key!r}, known: {', '.join(names)}")
@@ -247,26 +250,30 @@ def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:
         raise InputError(f"{where}: {error}") from None
 
 
-def _parse_float(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{where}: learning_rate: expected lin_<number>, got 'lin_{text}'") from None
+def _rate(text: str, where: str) -> float:
+    value = parse_number(text.removeprefix("lin_"))
+    if value is None:
+        raise InputError(f"{where}: expected lin_<number>, got {kind_of(text)}")
+    return float(_BOUNDS["learning_rate"].check(value, where))
 
 
 def _network(given: Any, where: str) -> dict[str, Any]:
     names = {"net_arch": "net_arch", "activation_fn": "activation"}
     if not isinstance(given, dict) or set(given) - set(names):
-        raise InputError(f"{where}: policy_kwargs: expected net_arch and activation_fn, got {given!r}")
-    return {names[k]: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        raise InputError(f"{where}: policy_kwargs: expected net_arch and activation_fn, got {kind_of(given)}")
+    return {names[k]: v for k, v in given.items()}
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a mapping, got {kind_of(value)}")
+    return value
 
 
 def _merge(default: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
     """`default` with the entries of `changes`, block by block; unknown keys stay for `EnvConfig` to refuse."""
-    if not isinstance(changes, dict):
-        raise InputError(f"{where}: expected a mapping, got {changes!r}")
     merged = dict(default)
-    for key, value in changes.items():
+    for key, value in _mapping(changes, where).items():
         inside = isinstance(merged.get(key), dict) and isinstance(value, dict)
         merged[key] = _merge(merged[key], value, f"{where}.{key}") if inside else value
     return merged

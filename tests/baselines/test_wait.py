@@ -148,11 +148,11 @@ def test_under_memory_pressure_everybody_is_served(spec: str) -> None:
     [
         ("wait:types=10", "policy 'wait': types: expected tokens:requests;tokens:requests, got '10'"),
         ("wait:types=10:1;5:1", "policy 'wait': types: expected rising token counts > 0, got '10:1;5:1'"),
-        ("wait:types=10:0", "policy 'wait': types: expected 1 to 32 quotas >= 1, got '10:0'"),
+        ("wait:types=10:0", "policy 'wait': types: expected requests > 0, got 0"),
         ("wait:variant=best", "policy 'wait': variant: expected paper or code, got 'best'"),
         ("wait:timeout_s=0", "policy 'wait': timeout_s: expected seconds > 0, got 0.0"),
-        ("nested_wait:segments=a:b", "policy 'nested_wait': segments: expected tokens:requests;.*, got 'a:b'"),
-        ("nested_wait:timeout_s=inf", "policy 'nested_wait': timeout_s: expected seconds > 0, got inf"),
+        ("nested_wait:segments=a:b", "policy 'nested_wait': segments: expected tokens > 0, got 'a'"),
+        ("nested_wait:timeout_s=inf", "policy 'nested_wait': timeout_s: expected a number, got 'inf'"),
     ],
 )
 def test_settings_are_checked(spec: str, message: str) -> None:

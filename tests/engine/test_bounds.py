@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.bounds import least_seconds
+from engine.bounds import bound_note, capacity_bound, least_seconds
 from engine.config import EngineConfig
-from engine.latency import LatencyModel, load_profile
+from engine.latency import LatencyModel, iteration_seconds, load_profile
 from engine.requests import Requests
 from engine.simulate import simulate
+from engine.state import FINISHED, new_features
 from engine.workload import Workload
 
 CONFIG = EngineConfig()
@@ -45,3 +46,98 @@ def test_a_table_is_read_where_a_token_costs_least() -> None:
     table = ((1.0, 1.0), (100.0, 10.0), (200.0, 30.0))
     model = LatencyModel(overhead=0.0, floor=0.0, per_token=0.0, per_pair=0.0, per_context=0.0, table=table)
     assert least_seconds(model, CONFIG, Requests.create([0.0], [50], [1])).tolist() == pytest.approx([50 * 0.1])
+
+
+def test_places_in_batches_and_kv_read_by_chunks_are_paid_by_hand() -> None:
+    """10 prompt and 4 output tokens: 13 tokens in 4 places, one of them a chunk that reads 55 / 128 tiles of KV."""
+    model = LatencyModel(1.0, 0.0, 0.5, 0.0, 0.0, per_request=0.2, per_chunk=0.3, per_read=0.01, any_chunk=9.0)
+    config = EngineConfig(max_batched_tokens=100, decision_s=0.5, decision_per_request_s=0.1)
+    found = least_seconds(model, config, Requests.create([0.0], [10], [4]))
+    assert found.tolist() == pytest.approx(
+        [13 * (0.5 + 1.0 / 100) + 4 * 0.2 + 0.3 + 0.01 * 55 / 128 + 13 * 0.5 / 100 + 4 * 0.1]
+    )
+
+
+def _random_profile(rng: np.random.Generator) -> LatencyModel:
+    def some(scale: float) -> float:
+        return float(scale * rng.exponential()) if rng.random() < 0.5 else 0.0
+
+    table: tuple[tuple[float, float], ...] = ()
+    if rng.random() < 0.6:
+        tokens = np.unique(rng.integers(1, 3000, int(rng.integers(2, 6))))
+        if len(tokens) > 1:
+            table = tuple((float(n), float(rng.exponential(0.05) + 1e-4)) for n in tokens)
+    return LatencyModel(
+        overhead=some(0.01) + (0.0 if table else 1e-3),
+        floor=0.0 if table else some(0.02),
+        per_token=0.0 if table else some(1e-4),
+        per_pair=some(1e-8),
+        per_context=some(1e-7),
+        per_request=some(1e-4),
+        per_chunk=some(1e-3),
+        any_chunk=some(1e-3),
+        per_read=some(1e-8),
+        per_uncached=some(1e-7),
+        cached=some(1e3),
+        tile=int(rng.choice([1, 1, 64, 128])),
+        tick=float(rng.choice([0.0, 0.0, 1e-3, 0.02])),
+        table=table,
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_policy_beats_the_bound_on_any_profile(seed: int) -> None:
+    """Tables with any slopes, tiles, ticks, costs of every kind; whole prompts, chunks and decodes in any company."""
+    rng = np.random.default_rng(seed)
+    model = _random_profile(rng)
+    config = EngineConfig(
+        max_batched_tokens=int(rng.choice([4096, 65_536])),
+        decision_s=float(rng.choice([0.0, 1e-3])),
+        decision_per_request_s=float(rng.choice([0.0, 1e-4])),
+    )
+    prompts = rng.integers(1, 500, 30)
+    requests = Requests.create(np.zeros(30), prompts, rng.integers(1, 40, 30))
+    seconds = least_seconds(model, config, requests)
+    bound = capacity_bound(seconds)
+    assert bound is None or 0.0 < bound < np.inf
+    for policy in ("sarathi", "vllm:max_batched_tokens=4096", "vllm_v1", "slai", "orca", "slackfit"):
+        record = simulate(baselines.make(policy), requests, model, config)
+        assert (np.diff(np.sort(record.ledger["completed"])) >= 0.0).all()
+        assert record.ledger["completed"].min() > 0.0 or model.tick > 0.0
+        done = record.request["status"] == FINISHED
+        assert seconds[done].sum() <= float(record.row["busy"][0]) * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("table", [((1.0, 0.01), (512.0, 0.05), (1024.0, 0.04)), ((100.0, 0.01), (200.0, 0.05))])
+def test_a_table_never_leads_below_zero_beyond_its_ends(table: tuple[tuple[float, float], ...]) -> None:
+    """A falling end would give batches of 3000 tokens negative time; a steep beginning those of one token."""
+    model = LatencyModel(0.0, 0.0, 0.0, 0.0, 0.0, table=table)
+    (first, least), (last, most) = table[0], table[-1]
+    for tokens in (1, 10, 3000, 60_000):
+        features = new_features()
+        features.tokens[0] = tokens
+        seconds = float(iteration_seconds(model.compiled(), features))
+        assert seconds > 0.0
+        if tokens < first:
+            assert seconds >= least * tokens / first
+        if tokens > last and most < table[-2][1]:
+            assert seconds == pytest.approx(most * tokens / last)
+    bound = capacity_bound(least_seconds(model, CONFIG, BURST))
+    assert bound is not None
+    assert bound > 0.0
+
+
+def test_without_seconds_there_is_no_bound() -> None:
+    """Iterations that rounding makes free bound nothing."""
+    model = LatencyModel(1e-4, 0.0, 0.0, 0.0, 0.0, tick=0.02)
+    assert capacity_bound(least_seconds(model, CONFIG, BURST)) is None
+    assert bound_note(None).startswith("No bound")
+    assert bound_note(2.366) == "No scheduler sustains more than 2.37 requests/s of this kind on this device (1/E(w))."
+
+
+def test_a_request_that_cannot_be_served_needs_nothing() -> None:
+    config = EngineConfig(max_model_len=100)
+    model = load_profile("rtx6000ada-mistral-7b")
+    cut, whole, refused = least_seconds(model, config, Requests.create([0.0] * 3, [50, 50, 200], [90, 50, 5]))
+    assert cut == whole > 0.0
+    assert refused == 0.0

@@ -187,7 +187,7 @@ class Inner:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        checked(self, "inner", {"share": number(0.0, 1.0)})
+        checked(self, "inner.", {"share": number(0.0, 1.0)})
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Record:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked(self, "record", {"count": whole(1, 10), "sizes": whole(1, 9)})
+        checked(self, "record.", {"count": whole(1, 10), "sizes": whole(1, 9)})
 
 
 def test_mapping_becomes_a_record() -> None:

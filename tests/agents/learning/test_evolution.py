@@ -75,19 +75,19 @@ def test_the_shipped_recipe_is_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="population"):
         EvolutionConfig.from_yaml(other)
     other.write_text("pupulation: 20\n")
-    with pytest.raises(InputError, match="expected a mapping of"):
+    with pytest.raises(InputError, match="unknown key 'pupulation', known: "):
         EvolutionConfig.from_yaml(other)
     for text, message in (
-        ("others: [3]", r"others: expected a list of names, got \(3,\)"),
+        ("others: [3]", r"others\[0\]: expected text, got 3"),
         ("others: ['nosuch:rate=1']", "workload: expected one of"),
-        ("rates: 1.4", "rates: expected a list of numbers, got 1.4"),
-        ("rates: [fast]", r"rates: expected a list of numbers, got \('fast',\)"),
+        ("rates: 1.4", "rates: expected a list, got 1.4"),
+        ("rates: [fast]", r"rates\[0\]: expected a number, got 'fast'"),
         ("sigma: wide", "sigma: expected a number, got 'wide'"),
     ):
         other.write_text(text)
         with pytest.raises(InputError, match=message):
             EvolutionConfig.from_yaml(other)
-    with pytest.raises(InputError, match="expected a YAML file"):
+    with pytest.raises(InputError, match="cannot read a recipe"):
         EvolutionConfig.from_yaml(tmp_path / "none.yml")
 
 

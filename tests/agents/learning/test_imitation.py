@@ -57,7 +57,7 @@ def test_a_teacher_outside_the_action_space_is_refused(spec: str, env: dict[str,
 def test_settings_of_slackfit_need_its_budgets(name: str) -> None:
     assert getattr(EnvConfig(budget="slackfit", **{name: 2.0}), name) == 2.0  # type: ignore[arg-type]
     for fields in ({name: 2.0}, {name: -1.0, "budget": "slackfit"}, {name: float("nan"), "budget": "slackfit"}):
-        with pytest.raises(InputError, match=f"env.{name}: expected a number >= 0, 0 unless budget is slackfit"):
+        with pytest.raises(InputError, match=f"env.{name}: expected (a number >= 0|0 unless budget is slackfit), got"):
             EnvConfig(**fields)
 
 
@@ -65,5 +65,5 @@ def test_settings_of_slackfit_need_its_budgets(name: str) -> None:
 def test_a_choice_holds_for_at_least_one_iteration(hold: int) -> None:
     with pytest.raises(InputError, match="hold: expected a whole number >= 1"):
         EnvConfig(hold=hold)
-    with pytest.raises(InputError, match="hold: expected a whole number >= 1"):
+    with pytest.raises(InputError, match="hold: expected 1 for a mixture"):
         EnvConfig(hold=2, action="mixture")
