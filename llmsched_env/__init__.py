@@ -10,6 +10,7 @@ from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS, RewardWeights
+from llmsched_env.state import EnvState
 from llmsched_env.vector import LLMSchedVectorEnv
 
 PRESETS: dict[str, EnvConfig] = {
@@ -41,6 +42,7 @@ __all__ = [
     "PRESETS",
     "REWARD_TERMS",
     "EnvConfig",
+    "EnvState",
     "LLMSchedEnv",
     "LLMSchedVectorEnv",
     "RewardWeights",

@@ -13,6 +13,7 @@ from llmsched_env.inputs import check_options, check_requests, check_seed, needs
 from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
 from llmsched_env.reward import REWARD_TERMS
+from llmsched_env.state import EnvState
 
 KEYWORDS = ("config", "render_mode", "executor", "max_episode_steps")
 """What the constructor takes besides the fields of `EnvConfig`."""
@@ -125,6 +126,31 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         if self._timeline:
             self._timeline.add(fleet.servers)
         return outcome.observation[0].copy(), float(outcome.reward[0]), terminated, truncated, info
+
+    def save_state(self) -> EnvState:
+        """The server, its trace and the generator of the next ones, to go on from here any number of times.
+
+        Raises:
+            ResetNeeded: there is no episode.
+            InputError: an executor runs the batches.
+        """
+        return self.fleet.save_state(0, self.np_random)
+
+    def load_state(self, state: EnvState) -> np.ndarray:
+        """Go on from a state of this configuration, saved by this environment, another one, or a row of a vector.
+
+        Returns:
+            The observation, float32[OBSERVATION_SIZE].
+
+        Raises:
+            InputError: a state of another configuration, or a damaged one; nothing has happened then.
+        """
+        generator = self.fleet.load_state(0, state, self.np_random)
+        if generator is not self.np_random:
+            self.np_random = generator
+        if self._timeline:
+            self._timeline.clear(self.fleet.servers)
+        return self.fleet.outcome.observation[0].copy()
 
     def report(self) -> dict[str, float]:
         """The numbers of the episode so far, as ``info["report"]`` has them at its end.

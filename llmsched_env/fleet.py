@@ -1,6 +1,6 @@
 """`Fleet`: rows of servers with their memories, traces and outcomes, which both environment classes drive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ from gymnasium import spaces
 
 import baselines
 from engine.errors import InputError
-from engine.latency import load_profile
+from engine.integrity import check_server
+from engine.latency import LatencyModel, load_profile
 from engine.policy import Policy
 from engine.predictions import predict
 from engine.requests import Requests
 from engine.rows import new_rows, row_of
-from engine.state import Server, load
+from engine.state import ROW, Server, load, set_limits
 from llmsched_env.action import (
     ACTION_NAMES,
     ACTION_SIZES,
@@ -28,6 +29,7 @@ from llmsched_env.inputs import Actions, needs_reset
 from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS
+from llmsched_env.state import EnvState, StateCodec
 from llmsched_env.step import (
     Memories,
     Rules,
@@ -74,6 +76,15 @@ def _memories(rows: int, config: EnvConfig, codec: np.ndarray, arms: list[Policy
     return memories
 
 
+def _leaves(arrays: Any) -> Iterator[np.ndarray]:
+    """The arrays in nested tuples of them."""
+    for item in arrays:
+        if isinstance(item, np.ndarray):
+            yield item
+        else:
+            yield from _leaves(item)
+
+
 class Fleet:
     """Rows of servers with their memories, traces and outcomes: what both environment classes drive."""
 
@@ -100,10 +111,15 @@ class Fleet:
             InputError: an unknown profile or arm, a workload that the server can never serve, or rows for which there
                 is no memory.
         """
+        self._options = (rows, config, threads, live, batched, max_episode_steps)
+        self._build(load_profile(config.profile))
+
+    def _build(self, model: LatencyModel) -> None:
+        rows, config, threads, live, batched, max_episode_steps = self._options
         self.config = config
         self.live = live
         self.rows = rows
-        model = load_profile(config.profile)
+        self._model = model
         self.latency = model.compiled(config.engine)
         arms = _arms(config)
         codec = allocation_params(model, config.budget, config.ageing, config.close)
@@ -127,8 +143,73 @@ class Fleet:
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
         self.started = False
         self._has_episode = np.zeros(rows, np.bool_)
+        sums = {"return": self.returns, "term_sums": self.term_sums}
+        self._codec = StateCodec(self.servers, self.memories, self.outcome, sums)
         self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
         self._step = self._stepper(threads > 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: the arrays, without what is compiled or only looks at them."""
+        arrays = [*_leaves((self.servers, self.memories, self.outcome)), self.returns, self.term_sums]
+        return {"options": self._options, "model": self._model, "arrays": arrays, "episodes": self._has_episode}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the fleet anew and fill it."""
+        self._options = state["options"]
+        self._build(state["model"])
+        mine = [*_leaves((self.servers, self.memories, self.outcome)), self.returns, self.term_sums]
+        for array, saved in zip(mine, state["arrays"], strict=True):
+            array[...] = saved
+        self._has_episode[:] = state["episodes"]
+        self.started = bool(self._has_episode.all())
+
+    def save_state(self, e: int, generator: np.random.Generator) -> EnvState:
+        """Row `e` and its generator as a state.
+
+        Raises:
+            ResetNeeded: the row has no episode.
+            InputError: an executor runs the batches, whose state cannot be stored.
+        """
+        if not self._has_episode[e]:
+            raise needs_reset("env.save_state()")
+        return self._states().save(e, generator)
+
+    def load_state(self, e: int, state: Any, generator: np.random.Generator) -> np.random.Generator:
+        """Put row `e` into a state; returns the generator of its next episodes.
+
+        Raises:
+            InputError: a state that does not fit; nothing has happened then.
+        """
+        generator = self._states().load(e, state, generator)
+        self._has_episode[e] = True
+        self.started = bool(self._has_episode.all())
+        return generator
+
+    def check_state(self, state: Any) -> None:
+        """Check that `load_state` takes a state.
+
+        Raises:
+            InputError: it does not.
+        """
+        self._states().verify(state)
+
+    def _states(self) -> StateCodec:
+        if self.live:
+            raise InputError("state: expected an environment on a profile, the state of an executor cannot be stored")
+        if not self._codec.digest:
+            self._codec.describe(self.config, self._model)
+        return self._codec
+
+    def check_rows(self, where: str) -> None:
+        """Check that compiled code can go on with the arrays of every row, after something else has written them.
+
+        Raises:
+            InputError: they do not fit together; `where` begins the line.
+        """
+        limits = np.zeros(1, ROW).view(np.recarray)
+        set_limits(limits, self.config.engine)
+        for e in range(self.rows):
+            check_server(self.row_servers[e], limits, f"{where}: row {e}")
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.errors import InputError
 from engine.latency import Charged, Executor
 from engine.requests import Requests
 from engine.state import Server
@@ -41,6 +42,16 @@ class Live:
         self.sizes = np.array([len(config.arms)] if config.action == "mixture" else ACTION_SIZES)
         self.fallbacks = 0
         self._since = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of.
+
+        Raises:
+            InputError: the executor is a real device, of which there is one.
+        """
+        if self.executor.real_time:
+            raise InputError("copy: expected an environment on a profile, an executor in real time cannot be copied")
+        return dict(vars(self))
 
     def start(self, requests: Requests) -> None:
         """Get ready for an episode with this trace.

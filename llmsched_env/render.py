@@ -27,10 +27,11 @@ class Timeline:
         self._columns: list[tuple[float, ...]] = []
         self._seen = (0, 0)
 
-    def clear(self) -> None:
-        """Forget the episode."""
+    def clear(self, servers: Server | None = None) -> None:
+        """Forget what was drawn; what comes begins with an episode, or in the middle of one at the state of row 0."""
         self._columns.clear()
-        self._seen = (0, 0)
+        row = None if servers is None else servers.visible.row[0, 0]
+        self._seen = (0, 0) if row is None else (int(row.prefill_tokens), int(row.decode_tokens))
 
     def add(self, servers: Server) -> None:
         """Remember the state of row 0 after a decision."""

@@ -12,6 +12,7 @@ from engine.fields import COUNT
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet, action_space, observation_space
 from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, show, step_limit
+from llmsched_env.state import check_row
 
 KEYWORDS = ("num_envs", "config", "threads", "render_mode", "max_episode_steps")
 """What the constructor takes besides the fields of `EnvConfig`."""
@@ -121,6 +122,40 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos |= {"final_obs": final_obs, "_final_obs": mask}
             infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
         return outcome.observation.copy(), outcome.reward.copy(), terminated, truncated, infos
+
+    def save_state(self, row: int | None = None) -> Any:
+        """The state of one row (`EnvState`), or a list with those of all rows.
+
+        Raises:
+            ResetNeeded: a row has no episode.
+            InputError: there is no such row.
+        """
+        if row is None:
+            return [self.fleet.save_state(e, rng) for e, rng in enumerate(self._generators)]
+        e = check_row(row, self.num_envs)
+        return self.fleet.save_state(e, self._generators[e])
+
+    def load_state(self, state: Any, row: int | None = None) -> np.ndarray:
+        """Put one row into a state, or all rows into a list of them; rows and environments are interchangeable.
+
+        Returns:
+            The observation of the row, float32[OBSERVATION_SIZE], or those of all rows.
+
+        Raises:
+            InputError: no such row, a state of another configuration, or a damaged one; nothing has happened then.
+        """
+        if row is not None:
+            e = check_row(row, self.num_envs)
+            self._generators[e] = self.fleet.load_state(e, state, self._generators[e])
+            return self.fleet.outcome.observation[e].copy()
+        if not isinstance(state, list | tuple) or len(state) != self.num_envs:
+            got = f"{len(state)} states" if isinstance(state, list | tuple) else show(state)
+            raise InputError(f"state: expected a list of {self.num_envs} states (or row=...), got {got}")
+        for one in state:
+            self.fleet.check_state(one)
+        for e, one in enumerate(state):
+            self._generators[e] = self.fleet.load_state(e, one, self._generators[e])
+        return self.fleet.outcome.observation.copy()
 
     def render(self) -> None:
         """Nothing: the vector environment draws nothing."""

@@ -1,0 +1,288 @@
+"""`EnvState`: one server with everything that its future depends on, to go on from there as often as wanted.
+
+`save_state` and `load_state` of both environment classes give and take it. A row's state fits every row of every
+environment of the same configuration, scalar or vector, in any process: planning, search and training from stored
+states copy it instead of the environment.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from baselines._fill import BEST, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
+from engine._jit import hot
+from engine.errors import InputError
+from engine.integrity import FAULTS, checksum, server_fault
+from engine.latency import LatencyModel
+from engine.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
+from llmsched_env.action import ACTION_SIZES, BUDGET, ORDER, RULE
+from llmsched_env.config import EnvConfig
+from llmsched_env.inputs import is_whole, show
+from llmsched_env.observation import OBSERVATION_LIMIT, SEEN_ITERATIONS
+from llmsched_env.step import Memories, Outcome
+
+GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+"""numpy's bit generators: those whose state a stored one may hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class EnvState:
+    """One server between two decisions, with the generator of its next traces.
+
+    It pickles, and `load_state` copies: one object may be loaded any number of times. Its arrays are not to be changed:
+    `load_state` compares `check`, looks whether they fit together, and refuses what does not. What a wrapper counts
+    (`gymnasium.wrappers.TimeLimit`) and what was rendered is not part of it; `copy.deepcopy(env)` copies these too.
+    """
+
+    data: np.ndarray
+    """One record: ``data["row"]`` (`engine.state.ROW`), ``request``, ``queue``, ``running``, ``ledger``, ``output``,
+    ``tier``, memories, the last outcome, return and sums of the reward terms. Its dtype is the layout's version."""
+    gaps: np.ndarray
+    """Histogram of the gaps between tokens, int64[k, 2]: place (tier x buckets + bucket) and count."""
+    generator: dict[str, Any]
+    """State of the numpy generator that draws the next episodes."""
+    config: str
+    """Digest of the configuration and of the latency profile."""
+    check: int
+    """Checksum of the arrays."""
+
+
+def config_digest(config: EnvConfig, model: LatencyModel) -> str:
+    """16 hexadecimal digits that are the same for equal configurations and profiles, in every process."""
+    workload = {**vars(config.workload), "lengths": config.workload.length_model.description}
+    text = repr(({**vars(config), "workload": workload}, model))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StateCodec:
+    """Reads rows of a fleet into states and writes them back."""
+
+    __slots__ = ("_bytes", "_columns", "_gaps", "_limits", "_record", "_scratch", "_used", "_words", "digest", "layout")
+
+    def __init__(self, servers: Server, memories: Memories, outcome: Outcome, sums: dict[str, np.ndarray]) -> None:
+        """Lay the record out.
+
+        Args:
+            servers: rows of servers.
+            memories: of all kernels of all rows.
+            outcome: of the last step.
+            sums: further arrays with one entry for each row.
+        """
+        view, hidden = servers.visible, servers.hidden
+        stacked = {
+            "row": view.row,
+            "request": view.request,
+            "queue": view.queue,
+            "running": view.running,
+            "ledger": hidden.ledger,
+            "output": hidden.output,
+            "tier": hidden.tier,
+            "swapped": servers.features.swapped,
+            "memory_request": memories.request,
+            "memory_row": memories.row,
+            **outcome._asdict(),
+            **sums,
+        }
+        plain = {name: _plain(array) for name, array in stacked.items()}
+        self.layout = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in plain.items()], align=True)
+        self.digest = ""
+        self._record = np.zeros(1, self.layout)
+        self._bytes = self._record.view(np.uint8)
+        self._words = self._record.view(np.int64)
+        self._used = _used(self.layout).view(np.int64)
+        self._columns: list[tuple[np.ndarray, np.ndarray]] = []
+        assert self.layout.fields is not None
+        for name, array in plain.items():
+            size, at = array[0].nbytes, int(self.layout.fields[name][1])
+            rows = array.reshape(len(array), -1).view(np.uint8)
+            self._columns.append((rows, self._bytes[at : at + size]))
+        self._gaps = hidden.gaps
+        self._limits = np.zeros(1, ROW).view(np.recarray)
+        self._scratch = self._server()
+
+    def _server(self) -> Server:
+        """The record as the arrays of one server."""
+
+        def records(name: str) -> np.ndarray:
+            return self._record[name][0].view(np.recarray)
+
+        one, n = self._record, self._record["queue"].shape[1]
+        view = View(records("request"), one["queue"][0], one["running"][0], records("row"))
+        gaps, refresh = self._gaps[0], np.zeros(0, np.float32)
+        hidden = Hidden(records("ledger"), one["output"][0], records("tier"), gaps, refresh)
+        features = Features(*new_features()[:-1], one["swapped"][0])
+        return Server(view, hidden, new_plan(n), features)
+
+    def describe(self, config: EnvConfig, model: LatencyModel) -> None:
+        """Set what states are compared with: limits and digest of a configuration."""
+        set_limits(self._limits, config.engine)
+        self.digest = config_digest(config, model)
+
+    def save(self, e: int, generator: np.random.Generator) -> EnvState:
+        """The state of row `e`."""
+        for rows, cell in self._columns:
+            cell[:] = rows[e]
+        view, row = self._scratch.visible, self._scratch.visible.row[0]
+        view.queue[row.num_waiting :] = 0  # what is left of earlier requests
+        view.running[row.num_running :] = 0
+        self._words &= self._used
+        flat = self._gaps[e].reshape(-1)
+        gaps = np.empty((int(_count(flat)), 2), np.int64)
+        _gather(flat, gaps)
+        state = dict(generator.bit_generator.state)
+        return EnvState(self._bytes.copy().view(self.layout), gaps, state, self.digest, int(checksum(self._words)))
+
+    def verify(self, state: Any) -> None:
+        """Copy a state into the scratch record and check it.
+
+        Raises:
+            InputError: not a state, one of another configuration or version, or one whose arrays do not fit together.
+        """
+        if not isinstance(state, EnvState):
+            raise InputError(f"state: expected an EnvState as save_state gives it, got {show(state)}")
+        if not isinstance(state.data, np.ndarray) or state.data.dtype != self.layout or state.data.shape != (1,):
+            raise InputError(f"state: expected the layout of this environment, got {_differs(state.data, self.layout)}")
+        if state.config != self.digest:
+            raise InputError(
+                f"state: expected one of this environment's configuration ({self.digest}), got {show(state.config)}"
+            )
+        self._bytes[:] = np.ascontiguousarray(state.data).view(np.uint8)
+        self._words &= self._used
+        if not is_whole(state.check) or state.check != int(checksum(self._words)):
+            raise InputError("state: expected the arrays as save_state gave them, got changed or damaged ones")
+        code = int(server_fault(self._scratch, self._limits))
+        if code != 0:
+            raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
+        one = self._record
+        if not _memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]):
+            raise InputError("state: expected memories and an observation as a step leaves them, got others")
+        self._check_gaps(state.gaps)
+
+    def _check_gaps(self, gaps: Any) -> None:
+        legal = isinstance(gaps, np.ndarray) and gaps.dtype == np.int64 and gaps.ndim == 2 and gaps.shape[1] == 2
+        if legal and len(gaps):
+            places, counts = gaps[:, 0], gaps[:, 1]
+            legal = places[0] >= 0 and places[-1] < self._gaps[0].size and bool((np.diff(places) > 0).all())
+            legal = legal and counts.min() > 0 and counts.max() < 2**31
+        if not legal:
+            raise InputError("state: expected gaps as int64[k, 2] (place, count > 0), places in order, got others")
+
+    def load(self, e: int, state: EnvState, generator: np.random.Generator) -> np.random.Generator:
+        """Put row `e` into a state.
+
+        Returns:
+            The generator of the row's next episodes: the given one, or a new one where the state's is of another kind.
+
+        Raises:
+            InputError: see `verify`; the row stays as it is.
+        """
+        self.verify(state)
+        generator = _generator(state.generator, generator)
+        for rows, cell in self._columns:
+            rows[e] = cell
+        flat = self._gaps[e].reshape(-1)
+        flat[:] = 0
+        flat[state.gaps[:, 0]] = state.gaps[:, 1]
+        return generator
+
+
+@hot
+def _count(flat: np.ndarray) -> int:
+    found = 0
+    for k in range(flat.shape[0]):
+        found += flat[k] != 0
+    return found
+
+
+@hot
+def _gather(flat: np.ndarray, out: np.ndarray) -> None:
+    """Places and values of what is not zero: int64[found, 2]."""
+    found = 0
+    for k in range(flat.shape[0]):
+        if flat[k] != 0:
+            out[found, 0], out[found, 1] = k, flat[k]
+            found += 1
+
+
+@hot
+def _memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
+    """The cells that the codec and the observer index and divide with (kernel 0), and the last observation."""
+    n = request.shape[0]
+    for k in range(cells.shape[0]):
+        if not np.isfinite(cells[k]):
+            return False
+    for k in range(SEEN_ARRIVALS, SEEN_ORDER):
+        if cells[k] < 0 or (k < SEEN_EVICTIONS and cells[k] > n):
+            return False
+    for k in range(SEEN_ITERATIONS, BUDGET):
+        if cells[k] < 0:
+            return False
+    for i in range(n):
+        for k in range(request.shape[1]):
+            if not np.isfinite(request[i, k]):
+                return False
+    for k in range(observation.shape[0]):
+        if not abs(observation[k]) <= OBSERVATION_LIMIT:
+            return False
+    legal = cells[BEST] >= -1 and cells[BEST] < n and min(cells[BUDGET], cells[RULE], cells[ORDER]) >= 0.0
+    choices = cells[BUDGET] < ACTION_SIZES[0] and cells[RULE] < ACTION_SIZES[1] and cells[ORDER] < ACTION_SIZES[2]
+    return bool(legal and choices)
+
+
+def _used(kind: np.dtype) -> np.ndarray:
+    """uint8[itemsize]: 255 where a byte of a dtype belongs to a field, 0 for padding, which copies do not keep."""
+    if kind.subdtype is not None:
+        base, shape = kind.subdtype
+        return np.tile(_used(base), int(np.prod(shape)))
+    used = np.zeros(kind.itemsize, np.uint8)
+    fields: Any = kind.fields or {}
+    for inner, at, *_ in fields.values():
+        used[at : at + inner.itemsize] = _used(inner)
+    return used if kind.names else np.full(kind.itemsize, 255, np.uint8)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An array as numpy's own class and dtype: two records are one type only if both are."""
+    plain = array.view(np.ndarray)
+    return plain.view(np.dtype((np.void, plain.dtype))) if plain.dtype.fields else plain
+
+
+def _differs(data: Any, layout: np.dtype) -> str:
+    """What a state's data has that this environment's has not, in a few words."""
+    if not isinstance(data, np.ndarray):
+        return show(data)
+    mine: Any = layout.fields
+    theirs: Any = data.dtype.fields or {}
+    for name, (kind, *_) in mine.items():
+        if name not in theirs or theirs[name][0] != kind:
+            return f"another {name}: {theirs[name][0].shape if name in theirs else 'none'}, not {kind.shape}"
+    return f"{data.dtype.name} of shape {data.shape}"
+
+
+def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
+    """The present generator in a stored state, or a new one if that belongs to another bit generator."""
+    kind = state.get("bit_generator") if isinstance(state, dict) else None
+    if kind not in GENERATORS:
+        raise InputError(f"state: expected the state of one of numpy's generators, got {show(state)}")
+    if kind != type(present.bit_generator).__name__:
+        present = np.random.Generator(getattr(np.random, kind)(0))
+    before = present.bit_generator.state
+    try:
+        present.bit_generator.state = state
+    except (TypeError, ValueError, KeyError, OverflowError, IndexError) as error:
+        present.bit_generator.state = before
+        raise InputError(f"state: expected the state of a {kind} generator, got a damaged one ({error})") from None
+    return present
+
+
+def check_row(row: Any, rows: int) -> int:
+    """The number of a row.
+
+    Raises:
+        InputError: not 0 to rows - 1.
+    """
+    if not is_whole(row) or not 0 <= row < rows:
+        raise InputError(f"row: expected a whole number 0..{rows - 1}, got {show(row)}")
+    return int(row)
