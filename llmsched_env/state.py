@@ -26,6 +26,8 @@ from llmsched_env.step import Memories, Outcome
 GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 """numpy's bit generators: those whose state a stored one may hold."""
 
+_MT19937_WORDS = 624
+
 
 @dataclass(frozen=True, eq=False)
 class EnvState:
@@ -264,7 +266,7 @@ def _differs(data: Any, layout: np.dtype) -> str:
 def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
     """The present generator in a stored state, or a new one if that belongs to another bit generator."""
     kind = state.get("bit_generator") if isinstance(state, dict) else None
-    if kind not in GENERATORS:
+    if kind not in GENERATORS or not _places_are_legal(state):
         raise InputError(f"state: expected the state of one of numpy's generators, got {show(state)}")
     if kind != type(present.bit_generator).__name__:
         present = np.random.Generator(getattr(np.random, kind)(0))
@@ -275,6 +277,13 @@ def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
         present.bit_generator.state = before
         raise InputError(f"state: expected the state of a {kind} generator, got a damaged one ({error})") from None
     return present
+
+
+def _places_are_legal(state: dict[str, Any]) -> bool:
+    """Whether the positions within a generator's own buffers lie in them: numpy takes any."""
+    inner = state.get("state")
+    places = (inner.get("pos", 0) if isinstance(inner, dict) else 0, _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
+    return all(is_whole(place) and 0 <= place <= most for place, most in places)
 
 
 def check_row(row: Any, rows: int) -> int:

@@ -213,6 +213,8 @@ def test_objects_that_are_no_states_are_refused() -> None:
         {"generator": {"bit_generator": "os"}},
         {"generator": {"bit_generator": "PCG64", "state": 3}},
         {"generator": {**state.generator, "state": {"state": -1, "inc": "x"}}},
+        {"generator": {**np.random.MT19937(0).state, "state": {**np.random.MT19937(0).state["state"], "pos": 10**6}}},
+        {"generator": {**np.random.Philox(0).state, "buffer_pos": -(10**6)}},
         {"config": None},
         {"config": "0" * 16},
         {"check": state.check + 1},
@@ -350,5 +352,5 @@ def test_states_are_compact_and_show_what_they_hold() -> None:
         env.step((5, 0, 0))
     state = env.save_state()
     assert isinstance(state, EnvState)
-    assert len(pickle.dumps(state)) < 60_000
+    assert len(pickle.dumps(state)) < 100_000
     assert float(state.data["row"]["now"][0, 0]) == float(env.fleet.servers.visible.row["now"][0, 0])
