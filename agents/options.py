@@ -1,23 +1,24 @@
 """Options that several commands share, and where the requests of a run come from."""
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from agents.resolve import split_policies
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import COUNT, RATE, SECONDS, check_memory
 from engine.goodput import Goodput
 from engine.latency import LatencyModel, load_profile
-from engine.length_models import EmpiricalLengths
 from engine.policy import Policy
 from engine.predictions import parse_channel
+from engine.reading import file_digest
 from engine.requests import Requests
-from engine.traces import read_trace, trace_lengths
-from engine.workload import parse_workload
+from engine.trace_rows import TraceOptions, Unservable
+from engine.trace_values import TimeUnit
+from engine.traces import has_times, read_columns, read_trace, trace_lengths, trace_options
+from engine.workload import BYTES_PER_REQUEST, parse_workload
 
 DEFAULT_RATE = 1.6
 DEFAULT_NUM_REQUESTS = 2000
@@ -39,6 +40,10 @@ class Source:
     """Factor on recorded arrival rates."""
     prediction: str | None = None
     """Channel of length predictions for every policy that needs any; None: each its own."""
+    reading: TraceOptions = field(default_factory=TraceOptions)
+    """How the rows of the trace are read."""
+    tokenizer: str | None = None
+    """What counts the tokens of conversations: words, mistral, or a folder."""
 
     def channel(self, policy: Policy) -> str:
         """The channel of a policy's predictions in this run, "" if it needs none."""
@@ -56,15 +61,23 @@ class Source:
         """
         if self.trace is None:
             workload = parse_workload(self.workload)
-            count = self.num_requests or workload.num_requests
-            return replace(workload, rate=rate or workload.rate, num_requests=count).generate(seed)
+            count = workload.num_requests if self.num_requests is None else self.num_requests
+            return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
         if self.synthetic_arrivals:
-            # What read_trace does, with the file parsed once for all loads and seeds.
-            workload = replace(parse_workload(self.workload), lengths=_lengths(self.trace))
-            count = self.num_requests or DEFAULT_NUM_REQUESTS
-            return replace(workload, rate=rate or workload.rate, num_requests=count).generate(seed)
+            lengths = trace_lengths(self.trace, tokenizer=self.tokenizer, options=self.reading)
+            workload = replace(parse_workload(self.workload), lengths=lengths)
+            count = DEFAULT_NUM_REQUESTS if self.num_requests is None else self.num_requests
+            return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
         scale = 1.0 if rate is not None else self.rate_scale
-        return read_trace(self.trace, rate=rate, rate_scale=scale, num_requests=self.num_requests, seed=seed)
+        number = self.num_requests
+        return read_trace(self.trace, rate=rate, rate_scale=scale, num_requests=number, seed=seed, options=self.reading)
+
+    def left_out(self) -> dict[str, int]:
+        """Rows of the trace file that are not served, by reason; empty for a workload."""
+        if self.trace is None:
+            return {}
+        limit = None if self.synthetic_arrivals else self.num_requests
+        return read_columns(self.trace, self.reading, self.tokenizer, limit).left_out
 
     @property
     def seed_note(self) -> str:
@@ -81,28 +94,28 @@ class Source:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with the digest of the trace file."""
         data = asdict(self)
+        del data["reading"], data["tokenizer"]
         if self.trace is not None:
             data["trace"] = Path(self.trace).name
             data["trace_sha256"] = file_digest(self.trace)
+            data["left_out"] = self.left_out()
+            data |= {name: value for name, value in self._changed().items() if value is not None}
         return data
 
+    def _changed(self) -> dict[str, Any]:
+        """What is read of the file, as far as it differs from the whole."""
+        reading, default = self.reading, TraceOptions()
+        return {
+            "window_s": [t if math.isfinite(t) else None for t in reading.window] if reading.windowed else None,
+            "time_unit": reading.time_unit,
+            "unservable": None if reading.unservable == default.unservable else reading.unservable,
+            "tokenizer": self.tokenizer,
+        }
 
-@lru_cache(maxsize=2)
-def _lengths(trace: str) -> EmpiricalLengths:
-    return trace_lengths(trace)
 
-
-@lru_cache(maxsize=4)
-def file_digest(path: str) -> str:
-    """SHA-256 of a file, 16 hexadecimal digits.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
+def _given(value: float | None, default: float) -> float:
+    """The value unless there is none; 0 is a value."""
+    return default if value is None else value
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -113,32 +126,18 @@ def parse_rates(text: str) -> tuple[float, ...]:
     """
     expected = "rates: expected numbers > 0 as a list (1.0,1.4) or start:end:step (1.0:2.0:0.2)"
     try:
-        numbers = [float(part) for part in text.replace(":", ",").split(",")]
-    except ValueError:
+        numbers = [float(RATE.parse(part, "rates")) for part in text.replace(":", ",").split(",")]
+    except InputError:
         raise InputError(f"{expected}, got {text!r}") from None
-    if not all(math.isfinite(number) and number > 0.0 for number in numbers):
-        raise InputError(f"{expected}, got {text!r}")
     if ":" not in text:
         return tuple(numbers)
     if "," in text or len(numbers) != 3 or numbers[1] < numbers[0]:
         raise InputError(f"{expected}, got {text!r}")
     start, end, step = numbers
-    count = math.floor((end - start) / step + 1e-9) + 1
-    if count > 1000:
-        raise InputError(f"rates: expected at most 1000 of them, got {count} from {text!r}")
-    return tuple(round(start + k * step, 10) for k in range(count))
-
-
-@lru_cache(maxsize=4)
-def _has_recorded_times(trace: str) -> bool:
-    try:
-        # Without a rate only recorded times can be used.
-        read_trace(trace, num_requests=1)
-    except InputError as error:
-        if str(error).startswith("rate:"):
-            return False
-        raise
-    return True
+    steps = (end - start) / step
+    if not steps < 1000:
+        raise InputError(f"rates: expected at most 1000 of them, got {steps + 1:.6g} from {text!r}")
+    return tuple(round(start + k * step, 10) for k in range(math.floor(steps + 1e-9) + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,8 @@ class SourceOptions:
     """Options that say which requests to serve."""
 
     trace: str | None = None
-    """Trace file: csv (lengths, Azure, BurstGPT), Mooncake jsonl. Without it requests come from --workload."""
+    """Trace file: csv (lengths, Azure, BurstGPT), Mooncake jsonl, ShareGPT json or jsonl, results of `vllm bench serve
+    --save-detailed`. Without it requests come from --workload."""
     workload: str | None = None
     """Workload such as poisson, gamma:cv=2 or burst:lengths=fixed:512,8 (see `llmsched workloads`); with
     --trace: arrival process for its lengths, instead of recorded times."""
@@ -163,6 +163,16 @@ class SourceOptions:
     """Factor on the recorded arrival rate of a trace (0.5: half as many requests per second)."""
     num_requests: int | None = None
     """Requests per run (default: every row of a trace with recorded times, else 2000)."""
+    window: str | None = None
+    """Only the part START:END of a trace, seconds from its first request; either may be left out (600:, :3600)."""
+    time_unit: TimeUnit | None = None
+    """Unit of a trace's times (default: that of its format; a format without a known unit is refused)."""
+    unservable: Unservable = "refuse"
+    """Rows of a trace that cannot be served (too long, without tokens, out of order): refuse the file with their
+    number, or skip them, counted by reason (rows out of order are put in order)."""
+    tokenizer: str | None = None
+    """What counts the tokens of conversations: words (those between white space, about 1.3 tokens each in English),
+    mistral (if its tokenizer is in the cache of Hugging Face), or a folder with a tokenizer.json."""
     prediction: str | None = None
     """Channel of output-length predictions, such as oracle or rank:tau=0.52 (see `llmsched workloads`), for all
     policies that need any (default: each policy's own, see `llmsched policies`)."""
@@ -173,23 +183,50 @@ class SourceOptions:
         Raises:
             InputError: options that exclude each other, or a file that cannot be read.
         """
-        if self.num_requests is not None and self.num_requests < 1:
-            raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
-        if not (math.isfinite(self.rate_scale) and self.rate_scale > 0.0):
-            raise InputError(f"rate_scale: expected a finite factor > 0, got {self.rate_scale}")
-        recorded = self.trace is not None and self.workload is None and _has_recorded_times(self.trace)
+        if self.num_requests is not None:
+            COUNT.check(self.num_requests, "num_requests")
+            check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
+        RATE.check(self.rate_scale, "rate_scale")
+        reading = self._reading()
+        recorded = self.trace is not None and self.workload is None and has_times(self.trace, self.tokenizer)
         if self.rate_scale != 1.0 and not recorded:
             raise InputError("rate_scale: expected a trace with recorded arrival times to scale (use --rate)")
         number = self.num_requests
         if self.trace is not None and not recorded:
             # Finds a workload that says more than how requests arrive.
-            read_trace(self.trace, rate=DEFAULT_RATE, num_requests=1, arrivals=self.workload)
+            read_trace(
+                self.trace,
+                rate=DEFAULT_RATE,
+                num_requests=1,
+                arrivals=self.workload,
+                options=reading,
+                tokenizer=self.tokenizer,
+            )
         if self.trace is None:
             given = self.workload or "poisson"
             if "num_requests=" not in given and given.partition(":")[0] != "toy":
-                number = number or DEFAULT_NUM_REQUESTS
+                number = DEFAULT_NUM_REQUESTS if number is None else number
         prediction = None if self.prediction is None else parse_channel(self.prediction).spec
-        return Source(self.trace, self.workload or "poisson", not recorded, number, self.rate_scale, prediction)
+        return Source(
+            self.trace,
+            self.workload or "poisson",
+            not recorded,
+            number,
+            self.rate_scale,
+            prediction,
+            reading,
+            self.tokenizer,
+        )
+
+    def _reading(self) -> TraceOptions:
+        """How the trace is read; what is too long is said by the server of the same command."""
+        server = getattr(self, "engine", None)
+        longest = server.max_request_tokens if isinstance(server, EngineConfig) else 0
+        given = {"window": self.window, "time_unit": self.time_unit, "tokenizer": self.tokenizer}
+        for name, value in given.items():
+            if self.trace is None and value is not None:
+                raise InputError(f"{name}: expected a trace beside it, got none (use --trace)")
+        return trace_options(self.time_unit, self.window, self.unservable, longest)
 
     def loads(self, rate: float | None, rates: str | None) -> tuple[float | None, ...]:
         """The arrival rates to run, in requests/s; None stands for the recorded times.
@@ -202,14 +239,12 @@ class SourceOptions:
             raise InputError("rate, rates: expected one of them, got both")
         if (rate is not None or rates is not None) and self.rate_scale != 1.0:
             raise InputError("rate, rate_scale: expected one of them, got both")
-        if "rate=" in (self.workload or "").replace("end_rate=", "") and (rate or rates):
+        if "rate=" in (self.workload or "").replace("end_rate=", "") and (rate is not None or rates is not None):
             raise InputError(f"rate: expected once, got it in the workload {self.workload!r} and as an option")
         if rates is not None:
             return parse_rates(rates)
         if rate is not None:
-            if not (math.isfinite(rate) and rate > 0.0):
-                raise InputError(f"rate: expected a finite number of requests/s > 0, got {rate}")
-            return (rate,)
+            return (RATE.check(rate, "rate"),)
         if not source.synthetic_arrivals:
             return (None,)
         if self.trace is not None:
@@ -247,8 +282,7 @@ class ServerOptions:
         """
         if not self.horizon > 0.0:
             raise InputError(f"horizon: expected seconds > 0, got {self.horizon}")
-        if not 0.0 <= self.warmup < math.inf:
-            raise InputError(f"warmup: expected seconds >= 0, got {self.warmup}")
+        SECONDS.check(self.warmup, "warmup")
         return load_profile(self.profile)
 
 

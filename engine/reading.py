@@ -1,4 +1,4 @@
-"""The one place where files of people are opened: text, JSON, lines of JSON, rows of csv (YAML: `engine.yaml_text`).
+"""The one place where files of people are opened: text and JSON (`engine.yaml_text`: YAML; `engine.lines`: csv, jsonl).
 
 Whatever the file is, a reader returns or raises `InputError` with one line, and never waits: only regular files are
 opened (no pipe, device, socket or folder), each kind has a largest size, and text must be UTF-8 (a byte order mark is
@@ -8,23 +8,21 @@ digits, no nesting beyond `MAX_DEPTH`.
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from engine.errors import InputError
 
 MIB = 2**20
 SMALL, LARGE, TRACE = 16 * MIB, 1024 * MIB, 4096 * MIB
 """Largest sizes in bytes: settings, profiles, tables; whole results and conversations in JSON; traces read by line."""
-MAX_LINE = 4 * MIB
-"""Characters of one line of a trace or a log."""
 MAX_DEPTH = 64
 """Brackets inside each other in JSON and YAML."""
 MAX_DIGITS = 300
@@ -79,11 +77,12 @@ def open_file(path: str | Path, what: str, limit: int = SMALL) -> io.BufferedRea
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         file.close()
-        _too_large(path, what, limit, status.st_size)
+        too_large(path, what, limit, status.st_size)
     return file
 
 
-def _too_large(path: str | Path, what: str, limit: int, size: int) -> NoReturn:
+def too_large(path: str | Path, what: str, limit: int, size: int) -> NoReturn:
+    """Refuse a file for its size in bytes."""
     raise InputError(f"{path}: expected {what} of at most {limit // MIB} MiB, got {size / MIB:.1f} MiB or more")
 
 
@@ -103,8 +102,25 @@ def read_bytes(path: str | Path, what: str, limit: int = SMALL) -> bytes:
     if data is None:  # a file that would have made us wait
         raise InputError(f"{path}: expected a regular file with {what}, got one that has nothing to read yet")
     if len(data) > limit:
-        _too_large(path, what, limit, len(data))
+        too_large(path, what, limit, len(data))
     return data
+
+
+def file_digest(path: str | Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file, computed once until it changes.
+
+    Raises:
+        InputError: as `open_file`.
+    """
+    with open_file(path, "a file", TRACE) as file:
+        status = os.fstat(file.fileno())
+    return _digest(str(path), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _digest(path: str, version: tuple[int, ...]) -> str:
+    with open_file(path, "a file", TRACE) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_text(path: str | Path, what: str, limit: int = SMALL) -> str:
@@ -122,7 +138,7 @@ def decode(data: bytes, where: str | Path, what: str) -> str:
     Raises:
         InputError: another encoding, or binary data.
     """
-    _check_magic(data[:8], where, what)
+    check_magic(data[:8], where, what)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,7 +150,8 @@ def decode(data: bytes, where: str | Path, what: str) -> str:
     return text
 
 
-def _check_magic(start: bytes, where: str | Path, what: str) -> None:
+def check_magic(start: bytes, where: str | Path, what: str) -> None:
+    """Refuse a well-known binary format by the first bytes of a file."""
     found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
     if found is not None:
         hint = " (convert it: iconv -f utf-16 -t utf-8)" if found == "UTF-16" else " (unpack it first)"
@@ -270,82 +287,3 @@ def kind_of(value: Any) -> str:
         return "a whole number of more than 30 digits"
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def open_text(path: str | Path, what: str, limit: int = TRACE) -> TextIO:
-    """Open a regular file as UTF-8 text to be read by `lines_of`, without a byte order mark.
-
-    Raises:
-        InputError: as `open_file`, or a well-known binary format.
-    """
-    file = open_file(path, what, limit)
-    try:
-        _check_magic(file.peek(8)[:8], path, what)
-    except BaseException:
-        file.close()
-        raise
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-
-
-def lines_of(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, str]]:
-    """The lines of an open file with their numbers (from 1), ends of line kept.
-
-    Raises:
-        InputError: a line beyond `MAX_LINE`, another encoding, binary data, or a file that grows beyond its size.
-    """
-    number, total = 0, 0
-    while True:
-        try:
-            line = file.readline(MAX_LINE + 1)
-        except UnicodeDecodeError as error:
-            got = f"byte 0x{error.object[error.start]:02x}"
-            raise InputError(f"{where}, after line {number}: expected UTF-8 text, got {got}") from None
-        except OSError as error:
-            raise InputError(f"{where}: cannot read {what} ({error.strerror})") from None
-        if not line:
-            return
-        number, total = number + 1, total + len(line)
-        if len(line) > MAX_LINE:
-            raise InputError(f"{where}, line {number}: expected at most {MAX_LINE} characters in a line, got more")
-        if "\0" in line:
-            raise InputError(f"{where}, line {number}: expected {what} as text, got a NUL character (a binary file?)")
-        if total > TRACE:
-            _too_large(where, what, TRACE, total)
-        yield number, line
-
-
-def csv_rows(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of an open csv file with the number of their last line; empty rows are left out.
-
-    Raises:
-        InputError: as `lines_of`; a cell beyond 128 KiB (a quotation mark that is never closed), not csv.
-    """
-    reader = csv.reader((line for _, line in lines_of(file, where, what)), strict=True)
-    try:
-        for row in reader:
-            if any(row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{where}, line {reader.line_num}: expected csv, got something else ({error})") from None
-
-
-def read_csv(path: str | Path, what: str, limit: int = LARGE) -> list[tuple[int, list[str]]]:
-    """All rows of a csv file with their line numbers, the header included.
-
-    Raises:
-        InputError: as `csv_rows`.
-    """
-    with open_text(path, what, limit) as file:
-        return list(csv_rows(file, path, what))
-
-
-def read_jsonl(path: str | Path, what: str, limit: int = LARGE) -> Iterator[tuple[int, Any]]:
-    """The values in a file of one JSON value per line, with their line numbers; empty lines are left out.
-
-    Raises:
-        InputError: as `lines_of` and `parse_json`.
-    """
-    with open_text(path, what, limit) as file:
-        for number, line in lines_of(file, path, what):
-            if not line.isspace():
-                yield number, parse_json(line, f"{path}, line {number}")

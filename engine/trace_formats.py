@@ -1,44 +1,31 @@
-"""Parsers of trace files: each turns a public format into the same columns and knows the line of every row.
+"""Parsers of trace files: each turns a public format into the same raw rows and knows the line of every one.
 
 Formats: `num_prefill_tokens,num_decode_tokens` with and without `arrived_at` (Vidur, Sarathi-Serve, SLAI);
-Azure LLM inference traces; BurstGPT; Mooncake jsonl. ShareGPT conversations are in `engine.sharegpt`.
+Azure LLM inference traces; BurstGPT; Mooncake jsonl. ShareGPT conversations are in `engine.sharegpt`, results of
+`vllm bench serve` in `engine.vllm_results`; what of the rows can be served, `engine.trace_rows` says.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import TextIO, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TextIO
 
 from engine.errors import InputError
-from engine.requests import INT32_MAX
+from engine.fields import parse_number
+from engine.lines import csv_rows, lines_of
+from engine.reading import parse_json
+from engine.trace_rows import RawTrace, TraceOptions
 
-FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
-T = TypeVar("T")
-
-ISO_UTC = re.compile(r"((?:19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:Z|\+00:00)?")
-
-
-@dataclass(frozen=True, eq=False)
-class TraceColumns:
-    """The rows of a trace file in file order, as arrays of equal length n."""
-
-    arrival: FloatArray | None
-    """Arrival times counted from the first row, float64[n] (s), non-decreasing; None if there are none."""
-    prompt: Int64Array
-    """Prompt lengths, int64[n] (tokens), >= 1."""
-    output: Int64Array
-    """Output lengths, int64[n] (tokens), >= 1."""
-    note: str
-    """Format, and what was left out, for the source line of the requests."""
+WHAT = "a trace"
+"""What a trace is called in messages."""
+MOONCAKE_KEYS = ("timestamp", "input_length", "output_length")
+"""Keys that every row of a Mooncake trace has; their times are milliseconds."""
+HASHES = "hash_ids"
+"""Key of Mooncake's prefix hashes, which it may have besides."""
+_EPOCH_FLOAT = 1e7
 
 
 @dataclass(frozen=True)
@@ -53,8 +40,8 @@ class CsvFormat:
     """Column of output lengths (tokens)."""
     arrival: str = ""
     """Column of arrival times; empty for lengths only."""
-    iso_times: bool = False
-    """Whether arrival times are ISO 8601 in UTC; otherwise seconds."""
+    time_unit: str = "s"
+    """Unit of arrival times, ``iso``: dates in UTC."""
     zero_output_failed: bool = False
     """Whether an output of 0 tokens marks a failed request, to be left out."""
 
@@ -68,55 +55,51 @@ class CsvFormat:
 CSV_FORMATS = (
     CsvFormat("timed lengths csv", "num_prefill_tokens", "num_decode_tokens", "arrived_at"),
     CsvFormat("lengths csv", "num_prefill_tokens", "num_decode_tokens"),
-    CsvFormat("Azure csv", "ContextTokens", "GeneratedTokens", "TIMESTAMP", iso_times=True),
+    CsvFormat("Azure csv", "ContextTokens", "GeneratedTokens", "TIMESTAMP", time_unit="iso"),
     CsvFormat("BurstGPT csv", "Request tokens", "Response tokens", "Timestamp", zero_output_failed=True),
 )
 
 
-def read_csv(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns:
+def read_csv(path: Path, file: TextIO, options: TraceOptions, limit: int | None = None) -> RawTrace:
     """Read a csv trace whose header names one of `CSV_FORMATS`; further columns are ignored.
 
     Args:
         path: name of the file, for messages.
         file: the open file, at its beginning.
+        options: whether rows that are cut short may be left out.
         limit: stop after this many rows of a timed format; a file of lengths is always read whole.
 
     Raises:
-        InputError: unknown columns, no rows, a truncated row, or a value out of range or order (names file
-            and line).
+        InputError: unknown columns, or a row with another number of columns than the header.
     """
-    rows = _csv_rows(path, file)
+    rows = csv_rows(file, path, WHAT)
     header = [name.strip() for name in next(rows, (1, []))[1]]
     form = _csv_format(path, header)
-    wanted = [header.index(column) for column in form.columns]
+    *timed, prompt, output = (header.index(column) for column in form.columns)
+    raw = RawTrace(path, form.name, (form.arrival, form.prompt, form.output), unit=form.time_unit)
     limit = limit if form.arrival else None
-    cells: list[list[str]] = []
-    lines: list[int] = []
-    failed = 0
     for line, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?)")
-        picked = [row[index] for index in wanted]
-        if form.zero_output_failed and _is_zero(picked[-1]):
-            failed += 1
-            continue
-        cells.append(picked)
-        lines.append(line)
-        if len(cells) == limit:
+            if options.unservable == "refuse":
+                raise InputError(
+                    f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?): "
+                    "unservable='skip' (--unservable skip) leaves such rows out and counts them"
+                )
+            raw.left_out["with another number of columns"] += 1
+        elif form.zero_output_failed and parse_number(row[output]) == 0:
+            raw.left_out["failed requests"] += 1
+        else:
+            raw.add(line, row[timed[0]] if timed else None, row[prompt], row[output])
+        if len(raw.numbers) == limit:
             break
-    if not cells:
-        left_out = f" besides {failed} failed requests" if failed else ""
-        raise InputError(f"{path}: expected at least one row of data, got none{left_out}")
-    *times, prompts, outputs = (list(column) for column in zip(*cells, strict=True))
-    prompt = _tokens(path, lines, form.prompt, _numbers(path, lines, form.prompt, prompts))
-    output = _tokens(path, lines, form.output, _numbers(path, lines, form.output, outputs))
-    arrival = _from_first(path, lines, form.arrival, _seconds(path, lines, form, times[0])) if times else None
-    note = f"{form.name}, {failed} failed requests left out" if failed else form.name
-    return TraceColumns(arrival, prompt, output, note)
+    return raw
 
 
-def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceColumns:
+def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> RawTrace:
     """Read a Mooncake trace: lines of JSON with `timestamp` (ms), `input_length`, `output_length` (tokens).
+
+    Mooncake's files have these keys and perhaps `hash_ids`, which are ignored. A file with further keys is not one of
+    its, and the unit of its times is not known.
 
     Args:
         path: name of the file, for messages.
@@ -124,45 +107,50 @@ def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> TraceCo
         limit: stop after this many rows.
 
     Raises:
-        InputError: a line that is not such an object, no rows, or a value out of range or order (names file
-            and line).
+        InputError: a line that is not such an object (names file and line).
     """
-    keys = ("timestamp", "input_length", "output_length")
-    rows: list[list[float]] = []
-    lines: list[int] = []
-    for line, text in enumerate(file, start=1):
+    raw = RawTrace(path, "Mooncake jsonl", MOONCAKE_KEYS, unit="ms")
+    foreign: dict[str, None] = {}
+    hashes = False
+    for line, text in lines_of(file, path, WHAT):
         if text.isspace():
             continue
-        rows.append(_mooncake_row(path, line, text, keys))
-        lines.append(line)
-        if len(rows) == limit:
+        row = mooncake_row(path, line, text)
+        foreign |= dict.fromkeys(key for key in row if key not in MOONCAKE_KEYS and key != HASHES)
+        hashes = hashes or bool(row.get(HASHES))
+        raw.add(line, _exact(row["timestamp"], text), row["input_length"], row["output_length"])
+        if len(raw.numbers) == limit:
             break
-    if not rows:
-        raise InputError(f"{path}: expected at least one row of data, got none")
-    columns = np.array(rows, dtype=np.float64)
-    prompt = _tokens(path, lines, keys[1], columns[:, 1])
-    output = _tokens(path, lines, keys[2], columns[:, 2])
-    return TraceColumns(_from_first(path, lines, keys[0], columns[:, 0] / 1000.0), prompt, output, "Mooncake jsonl")
+    if hashes:
+        raw.notes.append(f"prefix hashes ({HASHES}) ignored")
+    if foreign:
+        raw.name, raw.unit = "jsonl", None
+        raw.notes.append(f"keys beyond Mooncake's: {', '.join(list(foreign)[:5])[:200]}")
+    return raw
 
 
-def _mooncake_row(path: Path, line: int, text: str, keys: tuple[str, ...]) -> list[float]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(
-            f"{path}, line {line}: expected one JSON object on each line, got {text.strip()[:60]!r}"
-        ) from None
+def mooncake_row(path: Path, line: int, text: str) -> dict[str, Any]:
+    """One line as an object with Mooncake's keys, whose values are numbers or nothing."""
+    where = f"{path}, line {line}"
+    row = parse_json(text, where)
     if not isinstance(row, dict):
-        raise InputError(f"{path}, line {line}: expected a JSON object, got {text.strip()[:60]!r}")
-    missing = [key for key in keys if key not in row]
-    if missing:
-        raise InputError(f"{path}, line {line}: expected keys {', '.join(keys)}; missing {', '.join(missing)}")
-    values = [row[key] for key in keys]
-    for key, value in zip(keys, values, strict=True):
-        # The bound keeps out nan, infinity and integers that no float can hold.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise InputError(f"{path}, line {line}: expected a finite number for {key}, got {str(value)[:40]!r}")
-    return values
+        raise InputError(f"{where}: expected a JSON object, got {text.strip()[:60]!r}")
+    if missing := [key for key in MOONCAKE_KEYS if key not in row]:
+        raise InputError(f"{where}: expected keys {', '.join(MOONCAKE_KEYS)}; missing {', '.join(missing)}")
+    for key in MOONCAKE_KEYS:
+        value = row[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InputError(f"{where}: expected a finite number for {key}, got {str(value)[:40]!r}")
+    return row
+
+
+def _exact(stamp: Any, text: str) -> Any:
+    """A time with the digits that its line has: a float has lost some of those of seconds since 1970."""
+    if isinstance(stamp, float) and stamp >= _EPOCH_FLOAT:
+        found = re.search(r'"timestamp"\s*:\s*([0-9.eE+-]+)', text)
+        if found and float(found[1]) == stamp:
+            return Decimal(found[1])
+    return stamp
 
 
 def _csv_format(path: Path, header: list[str]) -> CsvFormat:
@@ -177,77 +165,3 @@ def _csv_format(path: Path, header: list[str]) -> CsvFormat:
     # The two lengths formats differ by an optional column only.
     known = "; ".join(", ".join(form.columns) for form in CSV_FORMATS[1:])
     raise InputError(f"{path}, line 1: expected a header with columns {known}; came: {came}")
-
-
-def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected csv, got something else ({error})") from None
-
-
-def _is_zero(text: str) -> bool:
-    try:
-        return float(text) == 0.0
-    except ValueError:
-        return False
-
-
-def _converted(
-    path: Path, lines: list[int], column: str, cells: list[str], convert: Callable[[str], T], expected: str
-) -> list[T]:
-    values = []
-    for line, cell in zip(lines, cells, strict=True):
-        try:
-            values.append(convert(cell))
-        except ValueError:
-            raise InputError(f"{path}, line {line}: expected {expected} for {column}, got {cell!r}") from None
-    return values
-
-
-def _numbers(path: Path, lines: list[int], column: str, cells: list[str]) -> FloatArray:
-    return np.array(_converted(path, lines, column, cells, float, "a number"), dtype=np.float64)
-
-
-def _tokens(path: Path, lines: list[int], column: str, values: FloatArray) -> Int64Array:
-    bad = ~((values >= 1) & (values <= INT32_MAX) & (values == np.floor(values)))
-    if bad.any():
-        index = int(np.argmax(bad))
-        raise InputError(
-            f"{path}, line {lines[index]}: expected a whole number of tokens >= 1 for {column}, got {values[index]:g}"
-        )
-    return values.astype(np.int64)
-
-
-def _nanoseconds(text: str) -> int:
-    match = ISO_UTC.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(text)
-    return int(np.datetime64(match[1], "ns").astype(np.int64))
-
-
-def _seconds(path: Path, lines: list[int], form: CsvFormat, cells: list[str]) -> FloatArray:
-    if not form.iso_times:
-        return _numbers(path, lines, form.arrival, cells)
-    stamps = _converted(path, lines, form.arrival, cells, _nanoseconds, "an ISO 8601 date and time in UTC")
-    # Whole nanoseconds until the first stamp is subtracted: float seconds since 1970 resolve 0.2 us only.
-    stamps_ns = np.array(stamps, dtype=np.int64)
-    elapsed_s: FloatArray = (stamps_ns - stamps_ns[0]) / 1e9
-    return elapsed_s
-
-
-def _from_first(path: Path, lines: list[int], column: str, times: FloatArray) -> FloatArray:
-    unsorted = np.zeros(times.shape[0], dtype=np.bool_)
-    unsorted[1:] = times[1:] < times[:-1]
-    bad = unsorted | ~np.isfinite(times) | (times < 0.0)
-    if bad.any():
-        index = int(np.argmax(bad))
-        if unsorted[index]:
-            expected = f"times in order (at least {times[index - 1]:.9g} s)"
-        else:
-            expected = "a finite time >= 0"
-        raise InputError(f"{path}, line {lines[index]}: expected {expected} for {column}, got {times[index]:.9g} s")
-    return times - times[0]

@@ -1,22 +1,29 @@
-"""Traces: public files of real requests in, `Requests` out; and a writer of Mooncake jsonl."""
+"""Traces: files of real requests in, `Requests` out; and a writer of Mooncake jsonl."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from engine.errors import InputError
+from engine.fields import COUNT, RATE, check_memory
 from engine.length_models import EmpiricalLengths
+from engine.lines import lines_of, open_text
 from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
-from engine.sharegpt import Tokenizer, load_tokenizer, read_sharegpt
-from engine.trace_formats import FloatArray, TraceColumns, read_csv, read_mooncake
-from engine.workload import parse_workload
+from engine.sharegpt import KEYS, Tokenizer, load_tokenizer, read_sharegpt
+from engine.trace_formats import WHAT, read_csv, read_mooncake
+from engine.trace_rows import RawTrace, TraceColumns, TraceOptions, Unservable, parse_window, screen
+from engine.trace_values import FloatArray, TimeUnit
+from engine.vllm_results import SUMMARY_KEY, read_vllm_results
+from engine.workload import BYTES_PER_REQUEST, parse_workload
 from engine.writing import write_atomically
+
+_START = 1 << 16
+"""Characters from which the format is found."""
 
 
 def read_trace(
@@ -29,12 +36,19 @@ def read_trace(
     tiers: tuple[Tier, ...] = DEFAULT_TIERS,
     arrivals: str | None = None,
     tokenizer: Tokenizer | str | Path | None = None,
+    time_unit: TimeUnit | None = None,
+    window: str | None = None,
+    unservable: Unservable = "refuse",
+    max_tokens: int = 0,
+    options: TraceOptions | None = None,
 ) -> Requests:
     """Read a trace file; the format is found from the content.
 
     Known formats: csv with `num_prefill_tokens,num_decode_tokens` and perhaps `arrived_at` (s); Azure csv
-    (`TIMESTAMP,ContextTokens,GeneratedTokens`); BurstGPT csv (failed requests, with 0 response tokens, are
-    left out and counted in the source line); Mooncake jsonl; ShareGPT json (see `engine.sharegpt`).
+    (`TIMESTAMP,ContextTokens,GeneratedTokens`, dates in UTC); BurstGPT csv (times in s; failed requests, with 0
+    response tokens, are left out and counted in the source line); Mooncake jsonl (`timestamp` in ms, `input_length`,
+    `output_length`, perhaps `hash_ids`, which are ignored; with any further key the unit of time has to be said);
+    ShareGPT json or jsonl (see `engine.sharegpt`); results of ``vllm bench serve --save-detailed``.
 
     A file with arrival times is replayed in its order, times counted from its first request: the first
     `num_requests` rows, then the rate change. A file without them (or any file when `arrivals` is given) is
@@ -51,8 +65,14 @@ def read_trace(
         tiers: service tiers; each request's is drawn by share.
         arrivals: synthetic arrivals as a workload spec without rate, number and lengths (`gamma:cv=2`);
             None keeps recorded times and draws Poisson arrivals where there are none.
-        tokenizer: function from text to number of tokens, or a folder with `tokenizer.json`; for ShareGPT
-            only.
+        tokenizer: function from text to number of tokens, ``words``, ``mistral`` or a folder with `tokenizer.json`;
+            for conversations only.
+        time_unit: unit of the recorded times (s, ms, us, ns); None: that of the format.
+        window: ``START:END`` in seconds from the first request, either may be left out: only those requests.
+        unservable: ``refuse`` a file with rows that cannot be served (no tokens, no time, too long, out of order), or
+            ``skip`` them, counted by reason in the source line; those out of order are put in order.
+        max_tokens: longest prompt + output that the server takes (`EngineConfig.max_request_tokens`); 0: no limit.
+        options: instead of the last four.
 
     Raises:
         InputError: unreadable or unknown file, bad values (names file and line), or arguments that do not
@@ -60,7 +80,8 @@ def read_trace(
     """
     path = Path(path)
     _check_arguments(rate, rate_scale, num_requests)
-    columns = _read_columns(path, num_requests if arrivals is None else None, tokenizer)
+    options = options or trace_options(time_unit, window, unservable, max_tokens)
+    columns = read_columns(path, options, tokenizer, num_requests if arrivals is None else None)
     if columns.arrival is not None and arrivals is None:
         return _recorded(path, columns, rate, rate_scale, num_requests, seed, tiers)
     if rate_scale != 1.0:
@@ -79,15 +100,108 @@ def read_trace(
     return dataclasses.replace(workload, rate=rate, num_requests=number, lengths=lengths).generate(seed)
 
 
-def trace_lengths(path: str | Path, *, tokenizer: Tokenizer | str | Path | None = None) -> EmpiricalLengths:
+def trace_options(
+    time_unit: TimeUnit | None = None, window: str | None = None, unservable: Unservable = "refuse", max_tokens: int = 0
+) -> TraceOptions:
+    """The options of `read_trace` that say how rows are read, checked.
+
+    Raises:
+        InputError: one does not fit.
+    """
+    limits = {} if window is None else {"window": parse_window(window)}
+    return TraceOptions(time_unit=time_unit, unservable=unservable, max_tokens=max_tokens, **limits)
+
+
+def trace_lengths(
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | str | Path | None = None,
+    options: TraceOptions | None = None,
+) -> EmpiricalLengths:
     """Read the prompt and output lengths of a trace file in any format that `read_trace` knows.
 
     Raises:
         InputError: as `read_trace`.
     """
     path = Path(path)
-    columns = _read_columns(path, None, tokenizer)
+    columns = read_columns(path, options or TraceOptions(), tokenizer)
     return EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
+
+
+def read_columns(
+    path: str | Path,
+    options: TraceOptions | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    limit: int | None = None,
+) -> TraceColumns:
+    """The requests in a trace file as columns; a file is parsed once, until it changes.
+
+    Args:
+        path: the file.
+        options: how its rows are read.
+        tokenizer: as in `read_trace`.
+        limit: rows with recorded times to take; None: all.
+
+    Raises:
+        InputError: as `read_trace`.
+    """
+    options = options or TraceOptions()
+    path = Path(path)
+    try:
+        status = path.stat()
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        version = (0, 0, 0)  # whoever opens it says why it cannot be read
+    columns = _columns(path, version, options, tokenizer, options.limit(limit))
+    if limit is None or columns.arrival is None or len(columns.prompt) <= limit:
+        return columns
+    first = slice(0, limit)
+    arrival, prompt, output = columns.arrival[first], columns.prompt[first], columns.output[first]
+    return TraceColumns(arrival, prompt, output, columns.note, columns.left_out)
+
+
+@lru_cache(maxsize=4)
+def _columns(
+    path: Path,
+    version: tuple[int, ...],
+    options: TraceOptions,
+    tokenizer: Tokenizer | str | Path | None,
+    limit: int | None,
+) -> TraceColumns:
+    columns = screen(_raw(path, options, tokenizer, limit), options)
+    for array in (columns.arrival, columns.prompt, columns.output):
+        if array is not None:
+            array.flags.writeable = False
+    return columns
+
+
+def has_times(path: str | Path, tokenizer: Tokenizer | str | Path | None = None) -> bool:
+    """Whether a trace file records when its requests arrived.
+
+    Raises:
+        InputError: it cannot be read, is not a trace, or needs a tokenizer.
+    """
+    return bool(_raw(Path(path), TraceOptions(unservable="skip"), tokenizer, 1).columns[0])
+
+
+def _raw(path: Path, options: TraceOptions, tokenizer: Tokenizer | str | Path | None, limit: int | None) -> RawTrace:
+    with open_text(path, WHAT) as file:
+        try:
+            start = file.read(_START)
+        except UnicodeDecodeError:
+            file.seek(0)
+            for _ in lines_of(file, path, WHAT):  # names the line
+                pass
+            raise
+        first = start.lstrip()[:1]
+        if first == "[":
+            return read_sharegpt(path, load_tokenizer(tokenizer), options)
+        if first == "{" and f'"{SUMMARY_KEY}"' in start:
+            return read_vllm_results(path)
+        if first == "{" and any(f'"{key}"' in start.partition("\n")[0] for key in KEYS):
+            return read_sharegpt(path, load_tokenizer(tokenizer), options, lines=True)
+        file.seek(0)
+        return read_mooncake(path, file, limit) if first == "{" else read_csv(path, file, options, limit)
 
 
 def write_mooncake(requests: Requests, path: str | Path) -> None:
@@ -105,41 +219,19 @@ def write_mooncake(requests: Requests, path: str | Path) -> None:
 
 
 def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | None) -> None:
-    if rate is not None and not (math.isfinite(rate) and rate > 0.0):
-        raise InputError(f"rate: expected a finite number of requests/s > 0, got {rate!r}")
-    if not (math.isfinite(rate_scale) and rate_scale > 0.0):
-        raise InputError(f"rate_scale: expected a finite factor > 0, got {rate_scale!r}")
+    if rate is not None:
+        RATE.check(rate, "rate")
+    RATE.check(rate_scale, "rate_scale")
     if rate is not None and rate_scale != 1.0:
         raise InputError(f"rate, rate_scale: expected one of them, got {rate:g} and {rate_scale:g}")
-    if num_requests is not None and not (isinstance(num_requests, int | np.integer) and num_requests >= 1):
-        raise InputError(f"num_requests: expected a whole number >= 1, got {num_requests!r}")
+    if num_requests is not None:
+        COUNT.check(num_requests, "num_requests")
+        check_memory(num_requests, BYTES_PER_REQUEST, "num_requests")
 
 
 def _given_keys(spec: str) -> set[str]:
     parts = spec.partition(":")[2].split(",")
     return {part.partition("=")[0].strip() for part in parts}
-
-
-def _read_columns(path: Path, limit: int | None, tokenizer: Tokenizer | str | Path | None) -> TraceColumns:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _parse(path, file, limit, tokenizer)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the trace ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: expected a text file (UTF-8), got something else") from None
-
-
-def _parse(path: Path, file: TextIO, limit: int | None, tokenizer: Tokenizer | str | Path | None) -> TraceColumns:
-    first = file.read(1)
-    while first.isspace():
-        first = file.read(1)
-    file.seek(0)
-    if first == "[":
-        return read_sharegpt(path, file, load_tokenizer(tokenizer))
-    if first == "{":
-        return read_mooncake(path, file, limit)
-    return read_csv(path, file, limit)
 
 
 def _recorded(

@@ -57,6 +57,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
         report = summarize(record, warmup_s=self.warmup, goodput=limits)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
+            data |= {"left_out": source.left_out()}
             data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))

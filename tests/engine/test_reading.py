@@ -13,7 +13,8 @@ import pytest
 
 from engine.errors import InputError
 from engine.fields import Bounds, checked, from_mapping, number, parse_number, whole
-from engine.reading import MIB, csv_rows, open_text, parse_json, read_csv, read_json, read_jsonl, read_text
+from engine.lines import csv_rows, open_text, read_csv, read_jsonl
+from engine.reading import MIB, parse_json, read_json, read_text
 from engine.yaml_text import parse_yaml, read_yaml
 
 

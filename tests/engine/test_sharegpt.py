@@ -53,8 +53,8 @@ def test_sharegpt_accepts_a_tokenizer_folder(tmp_path: Path) -> None:
 
 def test_sharegpt_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     path = conversations(tmp_path)
-    assert "expected a tokenizer folder or function" in refused(path, rate=1.0)
-    assert "cannot read the tokenizer" in refused(path, rate=1.0, tokenizer=tmp_path)
+    assert "expected words, mistral or a tokenizer folder" in refused(path, rate=1.0)
+    assert "cannot read a tokenizer" in refused(path, rate=1.0, tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert "expected a Hugging Face tokenizer" in refused(path, rate=1.0, tokenizer=str(tmp_path))
 
@@ -62,9 +62,9 @@ def test_sharegpt_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{]", "expected a JSON list of conversations"),
-        ("[" * 100_000, "expected a JSON list of conversations"),
-        ("[]", "at least one assistant turn"),
+        ("[{]", "expected JSON, got something else"),
+        ("[" * 100_000, "at most 64 brackets inside each other"),
+        ("[]", "at least one row of data"),
         ('[{"text": "a"}]', "conversation 0: expected an object with a list of turns"),
         ("[1]", "conversation 0: expected an object"),
         ('[{"items": [{"from": "robot", "value": "a"}]}]', "conversation 0, turn 0: .*got speaker 'robot'"),
