@@ -150,6 +150,14 @@ class TableOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgressOptions:
+    """Options of the commands that take more than a moment."""
+
+    progress: bool = True
+    """Show progress bars on stderr, if that is a terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Options that say which requests to serve."""
 
@@ -304,7 +312,7 @@ class GoodputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonOptions(SourceOptions, ServerOptions, TableOptions):
+class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOptions):
     """Options of the commands that compare policies over seeds."""
 
     policies: str = "slai,sarathi"

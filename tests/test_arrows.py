@@ -31,6 +31,7 @@ ROOMS = (
     "locks",
     "files",
     "processes",
+    "progress",
     "learning",
     "resolve",
     "options",

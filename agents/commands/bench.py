@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import TableOptions
+from agents.options import ProgressOptions, TableOptions
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import bench
 from engine.errors import InputError
@@ -25,7 +26,7 @@ GOALS: dict[str, tuple[str, float]] = {
 
 
 @dataclass(frozen=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Measure speed and memory: one thread, medians, peers in turn in the same process."""
 
     only: str | None = None
@@ -50,8 +51,8 @@ class Command(TableOptions):
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
         check_writable(self.json)
         console = terminal_console()
-        with console.status("") as status:
-            result = bench.bench(names, self.scale, status.update)
+        with bars(self.progress) as progress:
+            result = bench.bench(names, self.scale, progress)
         show(_figures(result), console, self.wide)
         for column in ("running", "waiting", "rows"):
             if "growth" in result:

@@ -1,7 +1,7 @@
 """`llmsched capacity`: the largest load that each policy sustains, by both criteria."""
 
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from agents.evaluation.capacity import CRITERIA, Search, search_capacity
 from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
 from agents.processes import default_workers
+from agents.progress import OnProgress, bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine.bounds import bound_note
 from engine.errors import InputError
@@ -63,8 +64,8 @@ class Command(ComparisonOptions):
         """
         search = self.search()
         check_writable(self.json)
-        with claimed(self.out, "capacity"):
-            result = self._search(search)
+        with claimed(self.out, "capacity"), bars(self.progress) as progress:
+            result = self._search(search, progress)
         console = terminal_console()
         for grid in capacity_grids(result):
             show(grid, console, self.wide)
@@ -74,21 +75,18 @@ class Command(ComparisonOptions):
             console.print(Text(line))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 
-    def _search(self, search: Search) -> dict[str, Any]:
+    def _search(self, search: Search, progress: OnProgress) -> dict[str, Any]:
+        progress("getting ready", 0, 0)
         result = search_capacity(
             search,
             workers=default_workers() if self.workers is None else self.workers,
             cells_path=self.out / "cells.jsonl",
             resume=self.resume,
-            on_cell=_count if sys.stderr.isatty() else None,
+            on_cell=partial(progress, "cells"),
         )
         for path in filter(None, (self.out / "capacity.json", self.json)):
             write_atomically(path, json_text(result))
         return result
-
-
-def _count(done: int, total: int) -> None:
-    print(f"\r{done}/{total} cells", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _range(row: dict[str, Any]) -> str:

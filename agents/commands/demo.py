@@ -9,8 +9,9 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.files import claimed, empty_folder, json_text, write_atomically
 from agents.learning.train_config import TrainConfig
-from agents.options import Source, TableOptions
+from agents.options import ProgressOptions, Source, TableOptions
 from agents.processes import default_workers
+from agents.progress import OnProgress, bars, unseen
 from agents.reporting.report import write_report
 from engine.latency import load_profile
 
@@ -20,7 +21,7 @@ MUST_BEAT = ("random", "sarathi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Train a PPO scheduler, compare it with others on unseen traces, write a report (about 5 minutes).
 
     Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward: if the
@@ -41,8 +42,6 @@ class Command(TableOptions):
     """Folder of the results; a demo that is there already is replaced."""
     workers: int | None = None
     """Processes of the comparison (default: one per core)."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def run(self) -> None:
         """Train, compare, write, print.
@@ -67,9 +66,12 @@ class Command(TableOptions):
         print(
             f"comparing {len(evaluation.policies)} policies on {self.seeds} unseen traces at {self.rate:g} requests/s"
         )
-        result = evaluate(evaluation, workers=default_workers() if self.workers is None else self.workers)
-        margins = reward_margins(evaluation, config, learned)
-        written = write_report(result, self.out)
+        workers = default_workers() if self.workers is None else self.workers
+        with bars(self.progress) as progress:
+            progress("getting ready", 0, 0)
+            result = evaluate(evaluation, workers=workers, progress=progress)
+            margins = reward_margins(evaluation, config, learned, progress)
+            written = write_report(result, self.out, progress=progress)
         write_atomically(self.out / "reward.json", json_text({k: v.to_dict() for k, v in margins.items()}))
         _print(result, margins, self.wide)
         times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
@@ -100,18 +102,22 @@ class Command(TableOptions):
         )
 
 
-def reward_margins(evaluation: Evaluation, config: TrainConfig, learned: str) -> dict[str, Interval]:
+def reward_margins(
+    evaluation: Evaluation, config: TrainConfig, learned: str, progress: OnProgress = unseen
+) -> dict[str, Interval]:
     """How much more default reward for each request the learned policy collects than each other one, by paired traces.
 
     Args:
         evaluation: which policies and traces.
         config: holds the reward weights.
         learned: the policy of the margins.
+        progress: called before the runs of each seed.
     """
     from agents.learning.heldout import record_return
 
     returns: dict[str, list[float]] = {spec: [] for spec in evaluation.policies}
     for seed in range(evaluation.seeds):
+        progress("rewards", seed, evaluation.seeds)
         for spec, values in returns.items():
             record = evaluation.serve(spec, evaluation.loads[0], seed)
             values.append(record_return(record, config.env.reward) / len(record.requests))

@@ -6,15 +6,16 @@ from typing import Any
 
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import TableOptions
+from agents.options import ProgressOptions, TableOptions
 from agents.processes import default_workers
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import directions
 from engine.errors import InputError
 
 
 @dataclass(frozen=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Published comparisons of schedulers again, in their own settings: measured figures beside the published ones."""
 
     only: str | None = None
@@ -39,8 +40,8 @@ class Command(TableOptions):
         workers = default_workers() if self.workers is None else self.workers
         console, results = terminal_console(), []
         for study in studies:
-            with console.status("") as status:
-                result = directions.measure(study, self.seeds, workers, status.update)
+            with bars(self.progress) as progress:
+                result = directions.measure(study, self.seeds, workers, progress)
             results.append(result)
             show(_table(result), console, self.wide)
         if self.json is not None:

@@ -1,17 +1,19 @@
 """`llmsched evaluate`: policies head to head on the same arrivals."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.evaluation.setup import OnCell
 from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, GoodputOptions
 from agents.processes import default_workers
+from agents.progress import OnProgress, bars
+from agents.reporting.grid import terminal_console
 from agents.reporting.report import write_report
+from agents.reporting.tables import print_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,9 @@ class Command(ComparisonOptions, GoodputOptions):
     report: Path | None = None
     """Put the HTML report here (default: report.html in OUT)."""
     plots: bool = True
-    """Draw plots and the HTML report."""
+    """Draw plots and the HTML report; without them, what only they show (behaviour) is not measured either."""
+    behaviour: bool = True
+    """Watch five minutes of each policy at each load: batch lengths, held decodes, overtaking (for a plot)."""
 
     def evaluation(self) -> Evaluation:
         """What to run.
@@ -50,39 +54,25 @@ class Command(ComparisonOptions, GoodputOptions):
         """
         evaluation = self.evaluation()
         check_writable(self.json, self.report)
-        with claimed(self.out, "evaluate"):
-            with_progress(lambda on_cell: self._run(evaluation, on_cell), self.wide)
+        with claimed(self.out, "evaluate"), bars(self.progress) as progress:
+            result, written = self._run(evaluation, progress)
+        console = terminal_console()
+        print_tables(result, console, self.wide)
+        console.print(Text(f"written: {written}", style="dim"))
 
-    def _run(self, evaluation: Evaluation, on_cell: OnCell) -> dict[str, Any]:
+    def _run(self, evaluation: Evaluation, progress: OnProgress) -> tuple[dict[str, Any], Path]:
+        """The result, and the place to look at."""
+        progress("getting ready", 0, 0)
+        draws = self.plots or self.report is not None
         result = evaluate(
             evaluation,
             workers=default_workers() if self.workers is None else self.workers,
             cells_path=self.out / "cells.jsonl",
             resume=self.resume,
-            on_cell=on_cell,
+            with_behaviour=self.behaviour and draws,
+            progress=progress,
         )
         if self.json is not None:
             write_atomically(self.json, json_text(result))
-        written = write_report(result, self.out, self.report, self.plots)
-        return result | {"written": written[-1] if self.plots or self.report else self.out}
-
-
-def with_progress(work: Callable[[OnCell], dict[str, Any]], wide: bool) -> None:
-    """Do the work with a progress bar on a terminal's stderr, then print its tables."""
-    from rich.console import Console
-
-    from agents.reporting.grid import terminal_console
-    from agents.reporting.tables import print_tables
-
-    if sys.stderr.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("cells")
-            result = work(lambda done, total: bar.update(task, completed=done, total=total))
-    else:
-        result = work(lambda done, total: None)
-    console = terminal_console()
-    print_tables(result, console, wide)
-    console.print(f"written: {result['written']}", style="dim", highlight=False)
+        written = write_report(result, self.out, self.report, self.plots, progress)
+        return result, written[-1] if draws else self.out

@@ -4,12 +4,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.options import ProgressOptions
 from agents.processes import default_workers
+from agents.progress import bars
 from engine.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ProgressOptions):
     """Search a small policy by evolution on common traces, from a baseline on; the recipe of the shipped policy."""
 
     recipe: str = "pretrained"
@@ -37,7 +39,8 @@ class Command:
         if workers < 1:
             raise InputError(f"workers: expected a whole number >= 1, got {workers}")
         config = EvolutionConfig.from_yaml(path, run_dir=self.run_dir, seed=self.seed, workers=workers, **changes)
-        folder = evolve(config, lambda line: print(line, file=sys.stderr, flush=True), _command())
+        with bars(self.progress) as bar:
+            folder = evolve(config, bar.counting("generations", config.generations), _command())
         print(f"found: {folder}/final (llmsched evaluate --policies slai,slackfit:tuned,{folder}/final)")
 
 

@@ -4,13 +4,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.options import parse_rates
+from agents.options import ProgressOptions, parse_rates
 from agents.processes import default_workers
+from agents.progress import bars
 from agents.resolve import split_policies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ProgressOptions):
     """Learn with which odds to draw the baseline that builds the next batch, the same odds in every state.
 
     Its contextual form, a network that chooses by state, is `llmsched train --hyperparams LLMSchedMixture-v0`.
@@ -52,5 +53,6 @@ class Command:
             workers=default_workers() if self.workers is None else self.workers,
         )
         command = " ".join(["llmsched", *sys.argv[1:]])
-        folder = learn_mixture(config, lambda line: print(line, file=sys.stderr, flush=True), command)
+        with bars(self.progress) as bar:
+            folder = learn_mixture(config, bar.counting("updates", config.updates), command)
         print(f"learned: {folder}/final (llmsched evaluate --policies {self.arms},{folder}/final)")

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
+from agents.options import ProgressOptions
+from agents.progress import bars
 from agents.studies import profiling
 from agents.studies.profiling import Limits
 from engine.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ProgressOptions):
     """Measure batches on a real executor into a CSV table; an interrupted one goes on where it stopped."""
 
     executor: str = "transformers"
@@ -43,6 +43,7 @@ class Command:
         provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
         points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance, self.rounds)
         print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points):.0f} s")
-        for _ in tqdm(profiling.measure(executor, self.out, points), total=len(points), unit="batch", disable=None):
-            pass
+        with bars(self.progress) as progress:
+            for done, _ in enumerate(profiling.measure(executor, self.out, points)):
+                progress("batches", done + 1, len(points))
         print(f"written: {self.out}")

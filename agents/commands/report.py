@@ -7,14 +7,15 @@ from typing import Annotated
 import tyro
 
 from agents.files import check_writable, claimed
-from agents.options import TableOptions
+from agents.options import ProgressOptions, TableOptions
+from agents.progress import bars
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import load_result, write_report
 from agents.reporting.tables import print_tables
 
 
 @dataclass(frozen=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Build the report of a finished evaluation again from its folder or JSON file."""
 
     result: Annotated[Path, tyro.conf.Positional] = Path("out/evaluate")
@@ -33,8 +34,8 @@ class Command(TableOptions):
         result = load_result(self.result)
         folder = self.out or (self.result if self.result.is_dir() else self.result.parent)
         check_writable(self.html)
-        with claimed(folder, "evaluate", "demo"):
-            written = write_report(result, folder, self.html)
+        with claimed(folder, "evaluate", "demo"), bars(self.progress) as progress:
+            written = write_report(result, folder, self.html, progress=progress)
         console = terminal_console()
         print_tables(result, console, self.wide)
         console.print(f"written: {written[-1]}", style="dim", highlight=False)

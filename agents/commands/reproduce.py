@@ -6,7 +6,8 @@ from typing import Any
 
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import TableOptions, parse_rates
+from agents.options import ProgressOptions, TableOptions, parse_rates
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import reproduce
 from engine.errors import InputError
@@ -20,7 +21,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Reproduce the SLAI paper's comparison: Sarathi FCFS against SLAI by load, and the gain in capacity."""
 
     lengths: Path | None = None
@@ -49,8 +50,8 @@ class Command(TableOptions):
         console = terminal_console()
         study = reproduce.load_study(self.lengths, self.num_requests)
         seeds = range(reproduce.SEEDS[0], reproduce.SEEDS[0] + self.seeds)
-        with console.status("") as status:
-            result = reproduce.reproduce(study, parse_rates(self.rates), seeds, progress=status.update)
+        with bars(self.progress) as progress:
+            result = reproduce.reproduce(study, parse_rates(self.rates), seeds, progress=progress)
         for semantics in reproduce.SEMANTICS:
             show(_table(result, semantics), console, self.wide)
         show(_capacity(result), console, self.wide)

@@ -1,6 +1,7 @@
 """`llmsched sensitivity`: the study of `agents.studies.sensitivity`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from agents.evaluation.setup import Setup
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies import sensitivity
 from engine.errors import InputError
@@ -44,13 +46,14 @@ class Command(ComparisonOptions):
         channels = tuple(part.strip() for part in self.channels.split(";") if part.strip())
         workers = default_workers() if self.workers is None else self.workers
         console = terminal_console()
-        with console.status("") as status:
+        with bars(self.progress) as progress:
+            progress("getting ready", 0, 0)
             result = sensitivity.sensitivity(
                 setup,
                 self.loads(None, self.rates),
                 channels,
                 workers=workers,
-                on_cell=lambda done, total: status.update(f"{done} of {total} runs"),
+                on_cell=partial(progress, "runs"),
             )
         show(_channels(result), console, self.wide)
         for name in sensitivity.METRICS:

@@ -10,6 +10,7 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
 from agents.processes import default_workers
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.reporting.tables import load_label
 from agents.resolve import with_setting
@@ -61,7 +62,9 @@ class Command(ComparisonOptions):
         setup = base | {"policies": specs, "reference": specs[0]}
         evaluation = Evaluation(loads=self.loads(None, self.rates), **setup)
         workers = default_workers() if self.workers is None else self.workers
-        result = evaluate(evaluation, workers=workers, with_windows=False)
+        with bars(self.progress) as progress:
+            progress("getting ready", 0, 0)
+            result = evaluate(evaluation, workers=workers, with_windows=False, progress=progress)
         console = terminal_console()
         show(_grid(result), console, self.wide)
         for note in result["notes"]:

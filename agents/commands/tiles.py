@@ -7,14 +7,15 @@ from typing import Any
 from rich.text import Text
 
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import TableOptions
+from agents.options import ProgressOptions, TableOptions
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import tile_study
 from engine.errors import InputError
 
 
 @dataclass(frozen=True)
-class Command(TableOptions):
+class Command(TableOptions, ProgressOptions):
     """Saturated throughput on a purely tile-proportional device: RAD and others against the bound 1/E[w]."""
 
     num_requests: int = 24_000
@@ -34,8 +35,8 @@ class Command(TableOptions):
             raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
         check_writable(self.json)
         console = terminal_console()
-        with console.status("") as status:
-            result = tile_study.study(self.num_requests, self.seed, progress=status.update)
+        with bars(self.progress) as progress:
+            result = tile_study.study(self.num_requests, self.seed, progress=progress)
         show(_table(result), console, self.wide)
         for reading in tile_study.readings(result):
             console.print(Text(reading))

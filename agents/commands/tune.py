@@ -1,6 +1,5 @@
 """`llmsched tune`: the best setting of a baseline on a workload."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,9 @@ import tyro
 
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable
-from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
+from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import split_policies
 from agents.studies import tuning
@@ -20,7 +20,7 @@ HEADS = (Head("policy", "name"), Head("default"), Head("tuned"), Head("setting",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions):
+class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """Find the best setting of baselines on training traces (what ships is called NAME:tuned)."""
 
     policies: Annotated[str, tyro.conf.Positional]
@@ -51,7 +51,8 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         workers = default_workers() if self.workers is None else self.workers
         rows = []
         for name in names:
-            found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, _progress)
+            with bars(self.progress) as bar:
+                found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, bar.log, bar)
             default, best = found[0], found[-1]
             tuning.save(self.save, self._workload(), best.spec)
             rows.append((name, figure(default.cost, ".3f"), figure(best.cost, ".3f"), best.spec, str(len(found) - 2)))
@@ -65,7 +66,3 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         """What the settings belong to: the trace's name or the workload as it was given, and another device."""
         workload = Path(self.trace).name if self.trace else (self.workload or "poisson")
         return workload if self.profile == ServerOptions.profile else f"{workload}@{self.profile}"
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

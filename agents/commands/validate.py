@@ -1,20 +1,20 @@
 """`llmsched validate`: a real executor and its surrogate side by side."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import ServerOptions, SourceOptions, TableOptions, parse_rates
+from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import resolve, split_policies
 from agents.studies import transfer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions):
+class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """The same traces through a real executor and through its fitted profile: TTFT, TBT and ranking side by side."""
 
     executor: str = "transformers"
@@ -44,9 +44,9 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
         limit = transfer.capacity(source, model, self.engine)
         rates = [share * limit for share in shares]
-        rows = transfer.compare(
-            policies, source, rates, executor, model, self.engine, self.seed, _progress, self.rescale
-        )
+        with bars(self.progress) as progress:
+            options = (self.engine, self.seed, progress, self.rescale)
+            rows = transfer.compare(policies, source, rates, executor, model, *options)
         show(_table(rows, limit, self.profile), terminal_console(), self.wide)
         for share, rate in zip(shares, rates, strict=True):
             orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
@@ -64,11 +64,6 @@ class Command(SourceOptions, ServerOptions, TableOptions):
                 "rows": rows,
             }
             write_atomically(self.json, json_text(result))
-
-
-def _progress(line: str) -> None:
-    """A line and no spinner: its thread would take time from the device's host."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Grid:

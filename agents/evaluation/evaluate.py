@@ -6,6 +6,7 @@ on the number of worker processes; finished ones are kept in ``cells.jsonl`` whi
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agents.evaluation.comparison import paired, summary
 from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
 from agents.evaluation.window import look
 from agents.processes import run_tasks
+from agents.progress import OnProgress, unseen
 from agents.resolve import fingerprint
 from engine.bounds import bound_note
 from engine.errors import InputError
@@ -103,6 +105,8 @@ def evaluate(
     resume: bool = False,
     on_cell: OnCell | None = None,
     with_windows: bool = True,
+    with_behaviour: bool | None = None,
+    progress: OnProgress = unseen,
 ) -> dict[str, Any]:
     """Run every cell and put the comparison together.
 
@@ -112,7 +116,9 @@ def evaluate(
         cells_path: keep finished cells in this jsonl file, so that an interrupted run can be resumed.
         resume: take the cells that the file already has.
         on_cell: called with (cells finished, all cells) after each one.
-        with_windows: also watch some minutes of each policy step by step: timeline, time per decision, behaviour.
+        with_windows: also look at a minute of each policy step by step: timeline, time per decision.
+        with_behaviour: also watch some minutes of each policy at each load; None: if `with_windows`.
+        progress: called at each piece of each stage of the work.
 
     Returns:
         The result as JSON: `config`, `versions`, `bound` (requests/s that no scheduler sustains), `policies`,
@@ -133,11 +139,19 @@ def evaluate(
     ]
     tasks = {cell.key: cell for cell in order}
     cells = run_cells(
-        evaluation, run_cell, tasks, _key, workers=workers, cells_path=cells_path, resume=resume, on_cell=on_cell
+        evaluation,
+        run_cell,
+        tasks,
+        _key,
+        workers=workers,
+        cells_path=cells_path,
+        resume=resume,
+        on_cell=on_cell or partial(progress, "cells"),
     )
     traces = _traces(cells)
-    windows = _windows(evaluation) if with_windows else {}
-    behaviour = _behaviour(evaluation, workers) if with_windows else []
+    windows = _windows(evaluation, progress) if with_windows else {}
+    watched = with_windows if with_behaviour is None else with_behaviour
+    behaviour = _behaviour(evaluation, workers, progress) if watched else []
     return {
         "format": FORMAT,
         "config": evaluation.to_dict(),
@@ -176,12 +190,12 @@ def _traces(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def _windows(evaluation: Evaluation) -> dict[str, Any]:
-    load = evaluation.loads[len(evaluation.loads) // 2]
-    looks = {
-        p: look(evaluation.policy(p), evaluation.requests_for(p, load, 0), evaluation.profile, evaluation.config)
-        for p in evaluation.policies
-    }
+def _windows(evaluation: Evaluation, progress: OnProgress) -> dict[str, Any]:
+    load, looks = evaluation.loads[len(evaluation.loads) // 2], {}
+    for done, p in enumerate(evaluation.policies):
+        progress("a minute of each policy", done, len(evaluation.policies))
+        requests = evaluation.requests_for(p, load, 0)
+        looks[p] = look(evaluation.policy(p), requests, evaluation.profile, evaluation.config)
     return {"load": load, "seed": 0, "policies": looks}
 
 
@@ -192,9 +206,13 @@ def _watch(cell: Cell) -> dict[str, Any]:
     return {"policy": cell.policy, "load": cell.load, **seen}
 
 
-def _behaviour(evaluation: Evaluation, workers: int) -> list[dict[str, Any]]:
+def _behaviour(evaluation: Evaluation, workers: int, progress: OnProgress) -> list[dict[str, Any]]:
     cells = [Cell(evaluation, policy, load, 0) for policy in evaluation.policies for load in evaluation.loads]
-    found = dict(run_tasks(_watch, cells, workers))
+    found: dict[int, dict[str, Any]] = {}
+    progress("behaviour", 0, len(cells))
+    for index, seen in run_tasks(_watch, cells, workers):
+        found[index] = seen
+        progress("behaviour", len(found), len(cells))
     return [found[k] for k in range(len(cells))]
 
 

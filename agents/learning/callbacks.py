@@ -293,10 +293,11 @@ class Checkpoints(BaseCallback):
 
 
 class ProgressBar(BaseCallback):
-    """A bar with decisions, speed, latest return of an episode and time left."""
+    """A bar on stderr's terminal with decisions, speed, latest return of an episode and time left."""
 
     def __init__(self, total: int) -> None:
         super().__init__()
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._columns = (
@@ -307,7 +308,8 @@ class ProgressBar(BaseCallback):
             TextColumn("{task.fields[result]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*self._columns)
+        console = Console(stderr=True)
+        self._bar = Progress(*self._columns, console=console, disable=not console.is_terminal, redirect_stdout=False)
         self._task = self._bar.add_task("", total=total, speed="", result="")
 
     def _on_training_start(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agents.evaluation.evaluate import CDF_SHARES
+from agents.progress import OnProgress, unseen
 from agents.reporting.tables import Result, load_label, load_rate
 from engine.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
@@ -309,8 +310,11 @@ def png(figure: "Figure") -> bytes:
     return out.getvalue()
 
 
-def draw_all(result: Result) -> dict[str, bytes]:
+def draw_all(result: Result, progress: OnProgress = unseen) -> dict[str, bytes]:
     """Every plot that the result has data for, as PNG by name."""
     needs = {"timeline": result["windows"].get("policies"), "behaviour": result.get("behaviour")}
-    names = [name for name in PLOTS if needs.get(name, True)]
-    return {name: png(PLOTS[name](result)) for name in names}
+    names, images = [name for name in PLOTS if needs.get(name, True)], {}
+    for done, name in enumerate(names):
+        progress("plots", done, len(names))
+        images[name] = png(PLOTS[name](result))
+    return images

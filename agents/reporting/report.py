@@ -10,6 +10,7 @@ from typing import Any
 from agents.evaluation.comparison import Loads
 from agents.evaluation.evaluate import FORMAT
 from agents.files import json_text, write_atomically
+from agents.progress import OnProgress, unseen
 from agents.reporting.tables import (
     TEXTS,
     Column,
@@ -149,7 +150,9 @@ def html_text(result: Result, images: dict[str, bytes]) -> str:
     )
 
 
-def write_report(result: Result, folder: Path, html: Path | None = None, plots: bool = True) -> list[Path]:
+def write_report(
+    result: Result, folder: Path, html: Path | None = None, plots: bool = True, progress: OnProgress = unseen
+) -> list[Path]:
     """Write all files of a report.
 
     Args:
@@ -157,6 +160,7 @@ def write_report(result: Result, folder: Path, html: Path | None = None, plots: 
         folder: gets result.json, the tables, and with `plots` the PNG files and report.html.
         html: where the HTML goes instead; it is then written even without `plots`.
         plots: draw.
+        progress: called before each plot.
 
     Returns:
         The files, the HTML last.
@@ -169,7 +173,7 @@ def write_report(result: Result, folder: Path, html: Path | None = None, plots: 
     if plots or html is not None:
         from agents.reporting.plots import draw_all
 
-        images = draw_all(result)
+        images = draw_all(result, progress)
         files |= {folder / f"{name}.png": image for name, image in images.items()}
         files[html or folder / "report.html"] = html_text(result, images)
     for path, content in files.items():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import baselines
+from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.latency import load_profile
 from engine.metrics import summarize
@@ -326,11 +327,11 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def bench(names: Iterable[str], scale: float, progress: Callable[[str], None] = lambda name: None) -> Result:
+def bench(names: Sequence[str], scale: float, progress: OnProgress = unseen) -> Result:
     """Run measurements one after the other and put their entries together."""
     result: Result = {"format": "llmsched-bench/1", "machine": machine(), "scale": scale, "threads": 1}
-    for name in names:
-        progress(name)
+    for done, name in enumerate(names):
+        progress(name, done, len(names))
         result |= measure(name, scale)
     return result
 

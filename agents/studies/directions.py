@@ -6,7 +6,6 @@ not: the device (the shipped profile of Mistral-7B on an RTX 6000 Ada) and there
 this device is as loaded as the paper's; lengths are log-normal with the published means or medians.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import baselines
 from agents.evaluation.statistics import Interval, mean_interval
 from agents.processes import run_tasks
+from agents.progress import OnProgress
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import load_profile
@@ -224,14 +224,14 @@ def chosen(names: str | None) -> tuple[Study, ...]:
     return tuple(known[name] for name in wanted)
 
 
-def measure(study: Study, seeds: int, workers: int, progress: Callable[[str], object]) -> dict[str, Any]:
+def measure(study: Study, seeds: int, workers: int, progress: OnProgress) -> dict[str, Any]:
     """Run one study.
 
     Args:
         study: what to run.
         seeds: seeds 0 ... seeds - 1.
         workers: processes.
-        progress: called with a line about what is going on.
+        progress: called after each run.
 
     Returns:
         JSON: the study; `rows`, one per rate and policy with the mean of each metric over the seeds and, for the
@@ -240,9 +240,10 @@ def measure(study: Study, seeds: int, workers: int, progress: Callable[[str], ob
     """
     tasks = [Task(study, p, rate, s) for rate in study.rates for p in study.policies for s in range(seeds)]
     cells: list[dict[str, Any]] = [{}] * len(tasks)
+    progress(study.name, 0, len(tasks))
     for done, (index, cell) in enumerate(run_tasks(run_task, tasks, workers), 1):
         cells[index] = cell
-        progress(f"{study.name}: {done} of {len(tasks)} runs")
+        progress(study.name, done, len(tasks))
     rows = [_row(study, cells, policy, rate) for rate in study.rates for policy in study.policies]
     last = {row["policy"]: row[study.metric]["mean"] for row in rows if row["rate"] == study.rates[-1]}
     return {

@@ -7,7 +7,7 @@ those that the public code itself draws from a seed, so single medians can be co
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import baselines
+from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel, load_profile
@@ -181,7 +182,7 @@ def reproduce(
     study: Study,
     rates: Sequence[float] = RATES,
     seeds: Sequence[int] = SEEDS,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: OnProgress = unseen,
 ) -> dict[str, Any]:
     """Run the table.
 
@@ -189,18 +190,19 @@ def reproduce(
         study: lengths, number of requests, device.
         rates: nominal arrival rates in requests/s.
         seeds: of the requests.
-        progress: called with a few words before each part.
+        progress: called before each part.
 
     Returns:
         JSON-ready: ``setting``; ``cells`` (see `Cell`), one for each semantics, policy, seed and rate;
         ``capacities`` in requests/s; ``gains`` of SLAI over Sarathi as fractions, per seed and in the mean;
         ``deviations`` from `PUBLIC_RUN`; ``targets``, which of them hold (None: not measured).
     """
-    cells, capacities = [], []
+    cells: list[Cell] = []
+    capacities: list[dict[str, Any]] = []
     for semantics in SEMANTICS:
         for policy in POLICIES:
             for seed in seeds:
-                progress(f"{semantics} semantics, {policy}, seed {seed}")
+                progress("policies and seeds", len(capacities), len(SEMANTICS) * len(POLICIES) * len(seeds))
                 for rate in rates:
                     cells.append(Cell.of(study.report(semantics, policy, rate, seed), semantics, policy, seed, rate))
                 limits = {c: capacity(study, semantics, policy, seed, c) for c in ("paper", "sound")}

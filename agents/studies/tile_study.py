@@ -6,7 +6,7 @@ requests per unit. Packed prompts need p / tile: the token bound. With t0 units 
 bounds rise. The setting is a published one: 64-wide tiles, chunks of 128, log-normal lengths.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import baselines
+from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.latency import LatencyModel, load_profile
 from engine.requests import Requests
@@ -128,7 +129,7 @@ def study(
     seed: int = 0,
     fixed_costs: tuple[float, ...] = (0.0, 1.0),
     rows: list[Case] | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: OnProgress = unseen,
 ) -> dict[str, Any]:
     """Measure the table.
 
@@ -137,7 +138,7 @@ def study(
         seed: of the lengths.
         fixed_costs: t0 values, in units.
         rows: cases to run; all of `cases` if not given.
-        progress: called with the name of each row before it runs.
+        progress: called before each row.
 
     Returns:
         JSON-ready: ``setting``, ``bounds`` by t0, and ``rows`` (see `Row`).
@@ -147,8 +148,9 @@ def study(
     requests = Workload(arrivals="burst", num_requests=num_requests, lengths=lengths).generate(seed)
     limits = {f"{t0:g}": bounds(requests, unit.tile, t0) for t0 in fixed_costs}
     measured = []
-    for case in cases() if rows is None else rows:
-        progress(case.name)
+    chosen = cases() if rows is None else rows
+    for done, case in enumerate(chosen):
+        progress("policies", done, len(chosen))
         models = {key: LatencyModel(float(key), 0.0, unit.per_token, 0.0, 0.0, tile=unit.tile) for key in limits}
         reached = {key: throughput(case, requests, model) for key, model in models.items()}
         share = {key: value / limits[key]["padded"] for key, value in reached.items()}

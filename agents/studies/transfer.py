@@ -1,12 +1,13 @@
 """Does the surrogate tell the truth? The same trace through a real executor and through its fitted profile."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import baselines
 from agents.options import Source
+from agents.progress import OnProgress
 from engine.config import EngineConfig
 from engine.latency import Executor, LatencyModel
 from engine.metrics import summarize
@@ -69,7 +70,7 @@ def compare(
     model: LatencyModel,
     config: EngineConfig,
     seed: int,
-    progress: Callable[[str], object],
+    progress: OnProgress,
     rescale: bool = False,
 ) -> list[dict[str, Any]]:
     """Serve the trace of each rate with each policy, on the device and on the model.
@@ -81,11 +82,11 @@ def compare(
         `surrogate` (each METRICS key in ms), `ratio` (surrogate / device), `batches` (predicted / measured seconds of
         the device's own batches: how far the device is from the speed at which it was profiled) and `fallbacks`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     fallback = baselines.make("sarathi")
     for rate in rates:
         for policy in policies:
-            progress(f"{rate:.3g} requests/s, {policy.spec}")
+            progress("runs", len(rows), len(rates) * len(policies))
             requests = source.requests(rate, seed)
             came = requests.rate
             channel = source.channel(policy)

@@ -19,6 +19,7 @@ from agents.files import json_text, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source
 from agents.processes import run_tasks
+from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.latency import LatencyModel
@@ -137,8 +138,20 @@ def tune(
     config: EngineConfig,
     workers: int,
     progress: Callable[[str], object],
+    on_run: OnProgress = unseen,
 ) -> list[Setting]:
     """Every setting that was tried, the default first, the best last.
+
+    Args:
+        name: a baseline, or the place of a user's class.
+        source: where the requests come from.
+        rates: arrival rates in requests/s; each counts the same.
+        seeds: training traces at each rate.
+        model: seconds of an iteration.
+        config: limits and semantics of the server.
+        workers: processes.
+        progress: called with a line for each setting.
+        on_run: called after each run of the settings that are being tried.
 
     Raises:
         InputError: a policy without a search space.
@@ -155,8 +168,9 @@ def tune(
             for seed in range(seeds)
         ]
         costs = np.zeros(len(trials))
-        for index, value in run_tasks(cost, trials, workers):
+        for done, (index, value) in enumerate(run_tasks(cost, trials, workers), 1):
             costs[index] = value
+            on_run(f"{name}: {len(known)} settings tried", done, len(trials))
         for spec, found in zip(todo, costs.reshape(-1, len(rates), seeds).mean(2), strict=True):
             known[spec] = Setting(spec, tuple(found.tolist()))
             cost_s = known[spec].cost

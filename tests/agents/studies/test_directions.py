@@ -8,6 +8,7 @@ import pytest
 
 import baselines
 from agents.cli import main
+from agents.progress import unseen
 from agents.studies import directions
 from agents.studies.directions import METRICS, STUDIES, Study, chosen, measure
 from engine.errors import InputError
@@ -24,7 +25,7 @@ def test_every_study_runs_and_compares_with_its_reference(study: Study) -> None:
     for spec in study.policies:
         baselines.make(spec)
     parse_workload(study.workload)
-    result = measure(brief(study), 2, 1, lambda line: None)
+    result = measure(brief(study), 2, 1, unseen)
     assert [row["policy"] for row in result["rows"]] == list(study.policies)
     reference, policy = result["rows"][:2]
     assert all(row[name]["n"] == 2 for row in result["rows"] for name in METRICS)
