@@ -88,8 +88,10 @@ def read_trace(
         raise InputError(
             f"rate_scale: expected recorded arrival times to scale, got synthetic ones for {path} (use rate)"
         )
+    if (arrivals or "").partition(":")[0] == "recorded":
+        raise InputError("arrivals: expected a process that draws times, got recorded (leave it out)")
     workload = parse_workload(arrivals or "poisson", tiers)
-    given = _given_keys(arrivals or "") & {"rate", "num_requests", "lengths"}
+    given = _given_keys(arrivals or "") & {"rate", "num_requests", "lengths", "trace", "unservable"}
     if given or workload.arrivals == "toy":
         raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}")
     if rate is None and workload.arrivals != "burst":

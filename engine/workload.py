@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from engine import arrivals as processes
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, RATE, check_memory, checked, number, whole
-from engine.length_models import LENGTH_FORMS, FixedLengths, parse_lengths, table_names
+from engine.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, parse_lengths, table_names
 from engine.lengths import LengthModel
-from engine.reading import kind_of
+from engine.reading import file_digest, kind_of
 from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
+from engine.trace_rows import TraceColumns, TraceOptions, Unservable
+from engine.trace_values import TimeUnit
 
 if TYPE_CHECKING:
     Lengths = str | LengthModel
@@ -21,7 +24,7 @@ else:
     # A command line made from this class can only offer the string.
     Lengths = str
 
-ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy"]
+ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy", "recorded"]
 
 _DESCRIPTIONS: dict[str, str] = {
     "poisson": "exponential gaps at a constant rate",
@@ -31,9 +34,10 @@ _DESCRIPTIONS: dict[str, str] = {
     "step": "Poisson with a rate that is step_factor times as high for the last step_s seconds of every step_every_s",
     "burst": "every request at t = 0",
     "toy": "equal requests at equal distances, nothing random: latencies can be computed by hand",
+    "recorded": "rows of a trace file one after the other at their recorded times, from a random row on",
 }
 _ONOFF_KEYS = ("off_factor", "on_factor", "off_mean_s", "on_mean_s")
-_COMMON_KEYS = ("num_requests", "lengths")
+_COMMON_KEYS = ("num_requests", "lengths", "trace", "unservable")
 _KEYS: dict[str, tuple[str, ...]] = {
     "poisson": ("rate", *_COMMON_KEYS, "gap_cap"),
     "gamma": ("rate", *_COMMON_KEYS, "gap_cap", "cv"),
@@ -41,8 +45,11 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "ramp": ("rate", *_COMMON_KEYS, "gap_cap", "ramp_end_rate"),
     "step": ("rate", *_COMMON_KEYS, "gap_cap", "step_factor", "step_s", "step_every_s"),
     "burst": _COMMON_KEYS,
-    "toy": ("rate", *_COMMON_KEYS),
+    "toy": ("rate", "num_requests", "lengths"),
+    "recorded": ("num_requests", "trace", "unservable"),
 }
+TRACE_FIELDS = ("trace", "trace_sha256", "time_unit", "unservable", "max_tokens")
+"""Fields that mean something beside a trace only."""
 BYTES_PER_REQUEST = 1000
 """Memory that serving one request takes at the least, for its arrays, its state and its record."""
 LEAST_GAP_CAP = 0.01
@@ -54,6 +61,7 @@ _FACTOR = number(0.0, 1e6)
 _BOUNDS = {
     "rate": RATE,
     "num_requests": whole(1),
+    "max_tokens": whole(0),
     "cv": number(1e-6, 100.0),
     "gap_cap": _FACTOR,
     "off_factor": _FACTOR,
@@ -87,7 +95,8 @@ class Workload:
     """
 
     rate: float = 1.6
-    """Mean arrival rate (requests/s); onoff and step scale it by factors, ramp starts at it, burst ignores it."""
+    """Mean arrival rate (requests/s); onoff and step scale it by factors, ramp starts at it, burst and recorded
+    ignore it."""
     num_requests: int = 512
     """Number of requests."""
     arrivals: ArrivalName = "poisson"
@@ -117,6 +126,17 @@ class Workload:
     """Time from the start of one step to that of the next (s), the first at step_every_s - step_s, for step."""
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     """Service tiers with their shares (fractions that sum to 1)."""
+    trace: str = ""
+    """Trace file whose lengths are drawn instead of those of `lengths`; with recorded arrivals num_requests of its
+    rows one after the other, at their times, from a random row on (after the last the first, one mean gap later)."""
+    trace_sha256: str = ""
+    """First 16 digits of the SHA-256 that the trace file must have; empty: any."""
+    time_unit: TimeUnit | None = None
+    """Unit of the trace's times (default: that of its format)."""
+    unservable: Unservable = "refuse"
+    """Rows of the trace that cannot be served: refuse the file, or skip them."""
+    max_tokens: int = 0
+    """Longest prompt + output of the trace that can be served (tokens); 0: no limit, in an environment its server's."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -133,6 +153,10 @@ class Workload:
         check_shares(self.tiers)
         if not isinstance(self.lengths, str) and not hasattr(self.lengths, "draw"):
             raise InputError(f"lengths: expected a name or a length model, got {kind_of(self.lengths)}")
+        if self.arrivals == "recorded" and not self.trace:
+            raise InputError("trace: expected a trace file for recorded arrivals, got none")
+        if self.trace:
+            return  # it is read when requests are drawn: whoever only describes the workload need not have it
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
             raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
@@ -150,7 +174,10 @@ class Workload:
 
     @property
     def length_model(self) -> LengthModel:
-        """The length model that `lengths` is or names."""
+        """The length model that `lengths` is or names; with a trace, its rows."""
+        if self.trace:
+            columns = self.columns()
+            return EmpiricalLengths(columns.prompt, columns.output, f"{Path(self.trace).name} ({columns.note})")
         return parse_lengths(self.lengths) if isinstance(self.lengths, str) else self.lengths
 
     @property
@@ -166,6 +193,7 @@ class Workload:
             f"of every {self.step_every_s:g} s",
             "burst": "all arrivals at t = 0",
             "toy": f"toy arrivals every {1.0 / self.rate:g} s",
+            "recorded": "arrivals at recorded times from a random row on",
         }[self.arrivals]
         cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
         return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
@@ -181,12 +209,43 @@ class Workload:
         """
         rng = seeded(seed)
         n = self.num_requests
+        if self.arrivals == "recorded":
+            return self._recorded(rng, "" if isinstance(seed, np.random.Generator) else f", seed {seed}")
         prompt, output = self.length_model.draw(rng, n)
         tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)
         label = "" if isinstance(seed, np.random.Generator) else f", seed {seed}"
         with np.errstate(over="ignore"):  # `Requests` refuses times that are not finite
             times = self._arrival_times(rng)
         return Requests.create(times, prompt, output, tier, tiers=self.tiers, source=self.description + label)
+
+    def columns(self) -> TraceColumns:
+        """The requests in the trace file.
+
+        Raises:
+            InputError: it cannot be read, or is not the file that it was.
+        """
+        from engine.traces import read_columns
+
+        if self.trace_sha256 and file_digest(self.trace) != self.trace_sha256:
+            found = file_digest(self.trace)
+            raise InputError(f"{self.trace}: expected the trace with SHA-256 {self.trace_sha256}..., got {found}...")
+        options = TraceOptions(time_unit=self.time_unit, unservable=self.unservable, max_tokens=self.max_tokens)
+        return read_columns(self.trace, options)
+
+    def _recorded(self, rng: np.random.Generator, label: str) -> Requests:
+        """Rows of the trace from a random one on, tiers drawn."""
+        columns = self.columns()
+        if columns.arrival is None:
+            raise InputError(f"{self.trace}: expected a trace with arrival times for recorded arrivals, got none")
+        rows, n = len(columns.prompt), self.num_requests
+        lap = float(columns.arrival[-1]) * rows / (rows - 1) if rows > 1 else 0.0
+        at = int(rng.integers(rows)) + np.arange(n)
+        times = columns.arrival[at % rows] + lap * (at // rows)
+        tier = draw_tiers(rng, n, self.tiers)
+        chosen, source = at % rows, f"{self.description}{label}"
+        return Requests.create(
+            times - times[0], columns.prompt[chosen], columns.output[chosen], tier, tiers=self.tiers, source=source
+        )
 
     def _arrival_times(self, rng: np.random.Generator) -> processes.FloatArray:
         if self.arrivals == "burst":
@@ -260,6 +319,6 @@ def _pairs(spec: str, text: str) -> list[tuple[str, str]]:
 
 
 def _value(spec: str, key: str, text: str) -> Any:
-    if key == "lengths":
+    if key in ("lengths", "trace", "unservable"):
         return text
     return _BOUNDS[key].parse(text, f"workload {spec!r}: {key}")

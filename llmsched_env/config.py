@@ -1,14 +1,14 @@
 """`EnvConfig`: everything that makes an environment, as one frozen record that can be saved and compared."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import RATE, SECONDS, checked, from_mapping, number, whole
 from engine.predictions import parse_channel
-from engine.reading import kind_of
-from engine.workload import Workload
+from engine.reading import file_digest, kind_of
+from engine.workload import TRACE_FIELDS, Workload
 from llmsched_env.reward import RewardWeights
 
 _BOUNDS = {
@@ -72,6 +72,11 @@ class EnvConfig:
         if isinstance(self.horizon_s, float) and self.horizon_s == float("inf"):
             object.__setattr__(self, "horizon_s", 0.0)
         checked(self, "env", _BOUNDS)
+        if self.workload.arrivals == "recorded" and self.rates:
+            raise InputError(f"env.rates: expected none with recorded arrivals, got {self.rates}")
+        if self.workload.trace and not self.workload.max_tokens:
+            longest = self.engine.max_request_tokens
+            object.__setattr__(self, "workload", replace(self.workload, max_tokens=longest))
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
         if self.prediction and parse_channel(self.prediction).refreshes:
@@ -92,11 +97,18 @@ class EnvConfig:
         """Plain data for JSON.
 
         Raises:
-            InputError: the workload holds a length model that is an object, which has no name to save.
+            InputError: the workload holds a length model that is an object, which has no name to save, or its trace
+                file is gone.
         """
         if not isinstance(self.workload.lengths, str):
             raise InputError("env.workload.lengths: expected a name to be able to save it, got an object")
-        return asdict(self)
+        data = asdict(self)
+        if not self.workload.trace:
+            for name in TRACE_FIELDS:
+                del data["workload"][name]
+        elif not self.workload.trace_sha256:
+            data["workload"]["trace_sha256"] = file_digest(self.workload.trace)
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "EnvConfig":

@@ -1,13 +1,33 @@
 """`llmsched train`: PPO on one server."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 
 from agents.learning.train_config import TrainConfig
+from engine.reading import file_digest
+from engine.trace_rows import Unservable
+from engine.traces import has_times
 
 DEFAULT = "LLMSched-v0"
+
+
+def on_trace(config: TrainConfig, trace: str, unservable: Unservable = "refuse") -> TrainConfig:
+    """The same training on the requests of a trace file, which is read and checked.
+
+    Raises:
+        InputError: the file cannot be read, or holds nothing that the server can serve.
+    """
+    changes: dict[str, Any] = {"trace": trace, "unservable": unservable}
+    recorded = has_times(trace)
+    if recorded:
+        changes["arrivals"] = "recorded"
+    workload = replace(config.env.workload, **changes)
+    env = replace(config.env, workload=workload, rates=() if recorded else config.env.rates)
+    env.workload.generate(0)
+    env = replace(env, workload=replace(env.workload, trace_sha256=file_digest(trace)))
+    return replace(config, env=env)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +41,11 @@ class Command:
 
     hyperparams: str = DEFAULT
     """Defaults of the other flags: an environment id with a shipped file, or a .yml file of the same shape."""
+    trace: str | None = None
+    """Train on this trace file instead of a synthetic workload: episodes are its rows at their recorded times, each
+    from a random row on; of a file without times the lengths are drawn. The run and its policies record its hash."""
+    unservable: Unservable = "refuse"
+    """Rows of the trace that cannot be served (too long, without tokens, out of order): refuse or skip them."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig.from_yaml)
     """The run."""
 
@@ -46,7 +71,7 @@ class Command:
 
         folder = self.train.run_dir
         try:
-            train(self.train)
+            train(self.train if self.trace is None else on_trace(self.train, self.trace, self.unservable))
         except KeyboardInterrupt:
             kept = checkpoints(folder / CHECKPOINTS)
             how = f"{kept[-1]}; llmsched train --resume --run-dir {folder} goes on from it" if kept else "none yet"
