@@ -30,13 +30,13 @@ class Goodput:
         """Check the limits.
 
         Raises:
-            InputError: none, or one that is negative or no number.
+            InputError: none, or one that is negative or not finite.
         """
         limits = asdict(self)
         if all(limit is None for limit in limits.values()):
             raise InputError("goodput: expected at least one of ttft, tpot and e2el")
         for name, limit in limits.items():
-            if limit is not None and not limit >= 0.0:
+            if limit is not None and not 0.0 <= limit < math.inf:
                 raise InputError(f"goodput: {name}: expected milliseconds >= 0, got {limit!r}")
 
     @classmethod
@@ -53,7 +53,7 @@ class Goodput:
                 limits[name] = math.nan if name in limits else float(text)
             except ValueError:
                 limits[name] = math.nan
-            if name not in ("ttft", "tpot", "e2el") or not limits[name] >= 0.0:
+            if name not in ("ttft", "tpot", "e2el") or not 0.0 <= limits[name] < math.inf:
                 raise InputError(
                     f"goodput: expected ttft:MS, tpot:MS or e2el:MS with milliseconds >= 0, each once, got {pair!r}"
                 )

@@ -85,3 +85,22 @@ def test_limits_that_vllm_does_not_know_are_refused(capsys: pytest.CaptureFixtur
     assert code == 2
     assert err.startswith("llmsched: goodput: expected ttft:MS, tpot:MS or e2el:MS")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "simulate --num-requests 5 --horizon 0.001 --goodput ttft:1",
+        "simulate --workload poisson:lengths=fixed:10,1 --num-requests 1",
+        f"evaluate {SMALL} --policies sarathi,slai --horizon 0.2 --goodput ttft:300",
+        "starvation --num-requests 5 --seeds 1 --rates 1 --ageing 0,5 --workers 1 --horizon 0.2",
+        "sensitivity --num-requests 20 --seeds 2 --horizon 0.8 --rates 1 --policies srtf --json s --plot s.png",
+        "sensitivity --workload poisson:lengths=fixed:9,5 --num-requests 9 --seeds 1 --policies srtf --rates 1",
+    ],
+)
+def test_what_does_not_exist_is_a_dash(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """Nobody served, one token, a tier without requests, equal lengths: no nan is printed, and nothing breaks."""
+    code, out, err = run(capsys, line)
+    assert (code, err) == (0, "")
+    assert " -" in out
+    assert not {"nan", "inf", "nan%", "None"} & set(out.replace(",", " ").replace(";", " ").split())
