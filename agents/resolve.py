@@ -13,6 +13,7 @@ import baselines
 from baselines.own import RESERVED, check_class
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import SEED, number
 from engine.own_code import file_place, parse_place, source_digest
 from engine.policy import Policy
 
@@ -184,12 +185,9 @@ def _numbers(spec: str, settings: str) -> dict[str, float]:
     found = {}
     for part in filter(None, settings.split(",")):
         key, _, text = part.partition("=")
-        try:
-            found[key] = float(text)
-        except ValueError:
-            key = ""
         if key not in ADJUSTABLE:
             raise InputError(f"policy {spec!r}: expected {' or '.join(ADJUSTABLE)} = a number, got {part!r}")
+        found[key] = float(number(0.0, 1e9).parse(text, f"policy {spec!r}: {key}"))
     return found
 
 
@@ -199,9 +197,9 @@ def _random(settings: str) -> Policy:
     key, _, value = settings.partition("=")
     if not settings:
         return RandomLegal()
-    if key != "seed" or not value.isdecimal():
+    if key != "seed":
         raise InputError(f"policy 'random': expected seed=WHOLE NUMBER, got {settings!r}")
-    return RandomLegal(seed=int(value))
+    return RandomLegal(seed=int(SEED.parse(value, "policy 'random': seed")))
 
 
 def fingerprint(spec: str) -> str:

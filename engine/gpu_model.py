@@ -1,7 +1,6 @@
 """Mistral models for the executor: random weights of a given architecture, or a local folder's."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from engine.errors import InputError
 from engine.gpu_attention import NAME, register
+from engine.reading import read_mapping
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -80,10 +80,7 @@ def from_folder(folder: Path, dtype: torch.dtype, device: str) -> Any:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"executor: expected a folder with config.json and weights, got {str(folder)!r}")
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (json.JSONDecodeError, AttributeError):
-        raise InputError(f"{file}: expected a JSON object") from None
+    kind = read_mapping(file, "a model's configuration").get("model_type")
     if kind != "mistral":
         raise InputError(f"{file}: model_type: expected 'mistral', got {kind!r}")
     try:

@@ -34,6 +34,7 @@ ROOMS = (
     "progress",
     "learning",
     "resolve",
+    "ranges",
     "options",
     "evaluation",
     "reporting",

@@ -8,7 +8,6 @@ from agents.options import ProgressOptions
 from agents.progress import bars
 from agents.studies import profiling
 from agents.studies.profiling import Limits
-from engine.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,6 @@ class Command(ProgressOptions):
         Raises:
             InputError: no such device, a number out of range, a table of something else, or not enough memory.
         """
-        for name in ("tokens", "context", "decodes", "kv_tokens", "thin"):
-            if getattr(self.grid, name) < 1:
-                raise InputError(f"grid.{name}: expected a whole number >= 1, got {getattr(self.grid, name)}")
-        if self.rounds < 1:
-            raise InputError(f"rounds: expected a whole number >= 1, got {self.rounds}")
         from engine.gpu import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.files import write_atomically
 from engine.errors import InputError
+from engine.reading import LARGE, decode, parse_json, read_bytes
 
 FORMAT = "llmsched-cells/2"
 
@@ -39,10 +40,7 @@ class CellFile:
         return cell | {"config_hash": self.config_hash}
 
     def _read(self) -> list[dict[str, Any]]:
-        try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
-        except OSError as error:
-            raise InputError(f"{self.path}: expected cells to resume ({error.strerror})") from None
+        lines = read_bytes(self.path, "cells to resume", LARGE).splitlines(keepends=True)
         # A line that ends without a newline was cut off while it was written.
         header, *found = [_parsed(line) for line in lines if line.endswith(b"\n")] or [None]
         if header is None:
@@ -91,7 +89,7 @@ class CellFile:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
+        data = parse_json(decode(line, "cells", "a cell"), "cells")
+    except InputError:
         return None
     return data if isinstance(data, dict) else None

@@ -1,7 +1,6 @@
 """Writes the result of an evaluation: JSON, CSV, LaTeX, PNG and one self-contained HTML file."""
 
 import base64
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -24,6 +23,8 @@ from agents.reporting.tables import (
 )
 from engine import metrics
 from engine.errors import InputError
+from engine.fields import convert
+from engine.reading import LARGE, kind_of, read_mapping
 
 RESULT_FILE = "result.json"
 
@@ -46,6 +47,9 @@ def definitions() -> list[tuple[str, str]]:
     return [(term, meaning) for term, _, meaning in pairs]
 
 
+_PARTS = {"config": dict[str, Any], **dict.fromkeys(("cells", "summary", "paired", "traces"), list[dict[str, Any]])}
+
+
 def load_result(path: Path) -> Result:
     """The result in a JSON file or in the folder of an evaluation.
 
@@ -53,16 +57,12 @@ def load_result(path: Path) -> Result:
         InputError: no such file, or not the result of an evaluation.
     """
     file = path / RESULT_FILE if path.is_dir() else path
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: expected the result of an evaluation ({error.strerror})") from None
-    except ValueError:
-        raise InputError(f"{file}: expected the JSON result of an evaluation, got something else") from None
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        got = result.get("format") if isinstance(result, dict) else None
-        again = " of an older llmsched: run evaluate again" if str(got).startswith(FORMAT.partition("/")[0]) else ""
-        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {got!r}{again}")
+    result = read_mapping(file, "the result of an evaluation", LARGE)
+    if result.get("format") != FORMAT:
+        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {kind_of(result.get('format'))}")
+    for part, kind in _PARTS.items():
+        if part in result:
+            convert(result[part], kind, f"{file}: {part}")
     missing = {"config", "cells", "summary", "paired", "windows", "traces", "policies"} - set(result)
     if missing or not result["cells"]:
         raise InputError(f"{file}: expected {', '.join(sorted(missing)) or 'cells'} in the result, got none")

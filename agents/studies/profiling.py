@@ -8,7 +8,6 @@ measured on what.
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,10 @@ import numpy as np
 
 from agents.files import json_text, write_atomically
 from engine.errors import InputError
+from engine.fields import checked, number, whole
 from engine.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
+from engine.lines import read_csv
+from engine.reading import read_mapping, read_text
 
 FORMAT = "llmsched-measurements/2"
 COLUMNS = (
@@ -36,6 +38,17 @@ COLUMNS = (
 ROUNDS, WARMUP, REPEATS = 7, 1, 3
 MOST_CHUNKS = 3
 KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
+
+TRIES = 10_000
+"""Random batches that are drawn until one is within the limits."""
+_BOUNDS = {
+    "tokens": whole(64, 2**20),
+    "context": whole(64, 2**24),
+    "decodes": whole(1, 2**16),
+    "kv_tokens": whole(256, 2**40),
+    "thin": whole(1, 10**6),
+}
+_CELL_TOKENS, _CELL_COUNT, _CELL_SECONDS = whole(0, 2**24), whole(1, 2**16), number(0.0, 1e6, above=True)
 
 
 class Measuring(Protocol):
@@ -62,6 +75,14 @@ class Limits:
     """KV tokens of all requests of a batch."""
     thin: int = 1
     """Measure only every so many points of each set (1: all)."""
+
+    def __post_init__(self) -> None:
+        """Check that batches of every set fit.
+
+        Raises:
+            InputError: a limit is out of range.
+        """
+        checked(self, "grid", _BOUNDS)
 
     @property
     def capacity_tokens(self) -> int:
@@ -104,7 +125,7 @@ def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
     def log_uniform(low: float, high: float) -> int:
         return int(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    while True:
+    for _ in range(TRIES):
         chunks = 0 if "decode" in kind else int(rng.integers(1, MOST_CHUNKS + 1))
         decodes = 0 if "prefill" in kind else log_uniform(1, limits.decodes)
         prefills = tuple(
@@ -114,6 +135,7 @@ def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
         batch = Batch(prefills, tuple(log_uniform(64, limits.context) for _ in range(decodes)))
         if _fits(batch, limits):
             return batch
+    raise InputError(f"grid: expected limits that {kind} batches fit, found none in {TRIES} tries within {limits}")
 
 
 def _fits(batch: Batch, limits: Limits) -> bool:
@@ -141,12 +163,16 @@ def _cells(kind: str, batch: Batch) -> tuple[str, str, str]:
     )
 
 
+def _tokens(text: str) -> int:
+    return int(_CELL_TOKENS.parse(text, "tokens"))
+
+
 def _batch(prefills: str, decodes: str) -> Batch:
-    chunks = tuple((int(n), int(k)) for n, _, k in (part.partition("@") for part in prefills.split()))
+    chunks = tuple((_tokens(n), _tokens(k)) for n, _, k in (part.partition("@") for part in prefills.split()))
     contexts: list[int] = []
     for part in decodes.split():
         context, _, count = part.partition("x")
-        contexts += [int(context)] * int(count or 1)
+        contexts += [_tokens(context)] * int(_CELL_COUNT.parse(count or "1", "decodes"))
     batch = Batch(chunks, tuple(contexts))
     if batch.tokens < 1 or min([*contexts, *(n for n, _ in chunks)]) < 1:
         raise ValueError
@@ -166,22 +192,18 @@ def read_points(path: Path) -> list[Point]:
 
 
 def _read_rows(path: Path) -> list[Point]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    rows = [row for _, row in read_csv(path, "a table of measurements")]
     if not rows or tuple(rows[0]) != COLUMNS:
         raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
     points = []
-    for number, row in enumerate(rows[1:], 2):
+    for line, row in enumerate(rows[1:], 2):
         try:
-            seconds = float(row[-1])
-            if len(row) != len(COLUMNS) or not 0.0 < seconds < float("inf") or row[0] not in KINDS:
+            seconds = float(_CELL_SECONDS.parse(row[-1], "seconds"))
+            if len(row) != len(COLUMNS) or row[0] not in KINDS:
                 raise ValueError
             points.append(Point(row[0], _batch(row[1], row[2]), seconds))
         except (ValueError, IndexError):
-            raise InputError(f"{path}, line {number}: expected a measured batch, got {','.join(row)!r}") from None
+            raise InputError(f"{path}, line {line}: expected a measured batch, got {','.join(row)[:200]!r}") from None
     return points
 
 
@@ -192,10 +214,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         InputError: no such file, or not of this format.
     """
     beside = path.with_name(path.name + ".json")
-    try:
-        data = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise InputError(f"{beside}: expected the description that `llmsched profile` writes") from None
+    data = read_mapping(beside, "the description that `llmsched profile` writes")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{beside}: expected format {FORMAT!r}")
     return {key: value for key, value in data.items() if key != "format"}
@@ -219,7 +238,7 @@ def todo(
     for key, value in provenance.items():
         if key != "date" and known.get(key) != value:
             raise InputError(f"{path}: {key}: expected a table of {value!r}, got one of {known.get(key)!r}")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "a table of measurements")
     if not text.endswith("\n"):
         write_atomically(path, text[: text.rfind("\n") + 1])
     done = Counter((row.kind, row.batch) for row in _read_rows(path))

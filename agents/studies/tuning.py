@@ -5,7 +5,6 @@ What is minimised is what learners maximise the negative of: seconds of TTFT plu
 traces have seeds of their own, far from those of evaluations.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,11 +21,13 @@ from agents.processes import run_tasks
 from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.fields import convert
 from engine.latency import LatencyModel
 from engine.metrics import summarize
 from engine.own_code import parse_place
 from engine.policy import Policy
 from engine.predictions import predict
+from engine.reading import read_mapping
 from engine.simulate import PolicyError, PolicyFault, simulate
 from llmsched_env.reward import RewardWeights
 
@@ -240,11 +241,6 @@ def save(path: Path, workload: str, spec: str) -> None:
     """
     table: dict[str, dict[str, str]] = {}
     if path.exists():
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: expected a table of tuned settings ({error})") from None
-        if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
-            raise InputError(f"{path}: expected a table of tuned settings")
+        table = convert(read_mapping(path, "a table of tuned settings"), dict[str, dict[str, str]], str(path))
     table.setdefault(workload, {})[baselines.base_of(spec)[0]] = spec
     write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))

@@ -98,7 +98,7 @@ def test_cells_of_another_configuration_are_not_resumed(tmp_path: Path) -> None:
     evaluate(evaluation(loads=(4.0,), seeds=1), cells_path=path, with_windows=False)
     with pytest.raises(InputError, match="expected cells of configuration"):
         evaluate(evaluation(loads=(4.0,), seeds=2), cells_path=path, resume=True)
-    with pytest.raises(InputError, match="expected cells to resume"):
+    with pytest.raises(InputError, match="cannot read cells to resume"):
         CellFile(tmp_path / "none.jsonl", "0", resume=True)
     (tmp_path / "other.jsonl").write_text("hello\n")
     with pytest.raises(InputError, match="expected a cells file"):

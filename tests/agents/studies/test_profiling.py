@@ -109,5 +109,5 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected format 'llmsched-measurements/2'"):
         profiling.read_provenance(table)
     (tmp_path / "t.csv.json").unlink()
-    with pytest.raises(InputError, match="expected the description that `llmsched profile` writes"):
+    with pytest.raises(InputError, match="cannot read the description that `llmsched profile` writes"):
         profiling.read_provenance(table)

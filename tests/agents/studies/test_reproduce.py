@@ -95,7 +95,7 @@ def test_too_few_rows_are_reported(length_file: Path) -> None:
     [
         (Command(seeds=0), "seeds: expected a whole number >= 1, got 0"),
         (Command(num_requests=0), "num_requests: expected a whole number >= 1, got 0"),
-        (Command(lengths=Path("nowhere.csv")), "nowhere.csv: cannot read the trace"),
+        (Command(lengths=Path("nowhere.csv")), "nowhere.csv: cannot read a trace"),
         (Command(rates="fast", num_requests=10), "rates: expected numbers > 0"),
     ],
 )
