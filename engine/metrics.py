@@ -61,7 +61,8 @@ from engine.state import DROPPED, FINISHED, FUTURE
 Mask = npt.NDArray[np.bool_]
 
 
-def _ratio(part: float | np.integer[Any], whole: float) -> float:
+def ratio(part: float | np.integer[Any], whole: float) -> float:
+    """A share or a rate; nan where there is nothing to divide by."""
     return float(part) / float(whole) if whole > 0 else math.nan
 
 
@@ -84,7 +85,42 @@ def ttft_of(request: np.ndarray, ledger: np.ndarray, now: float, ttft_at: str = 
         ttft_at: `EngineConfig.ttft_at`; with prompt_done only finished requests count.
     """
     counted = request["status"] == FINISHED if ttft_at == "prompt_done" else request["status"] != FUTURE
-    return _ttft(request[counted], ledger[counted], now, ttft_at)
+    if not counted.all():
+        request, ledger = request[counted], ledger[counted]
+    return _ttft(request, ledger, now, ttft_at)
+
+
+def slo_met(request: np.ndarray, ledger: np.ndarray, ttft: Floats, deadline_s: Floats) -> tuple[Mask, Mask]:
+    """Which requests attained their TTFT and which their TBT, as the module docstring defines it; both: the SLO.
+
+    Args:
+        request: REQUEST records of requests that have arrived.
+        ledger: their LEDGER records.
+        ttft: of each (s).
+        deadline_s: TTFT deadline of each (s).
+    """
+    ttft_met = (ledger["first_token"] >= 0.0) & (ttft <= deadline_s)
+    return ttft_met, (request["status"] == FINISHED) & (ledger["late_gaps"] == 0)
+
+
+def gaps_of(gaps: np.ndarray, totals: np.ndarray, ledger: np.ndarray | None = None) -> Distribution:
+    """Gaps between tokens of some tiers, pooled.
+
+    Args:
+        gaps: their histograms, int32[tiers, NUM_GAP_BUCKETS].
+        totals: their TIER records.
+        ledger: LEDGER records of their requests where the zero samples of the reference semantics count.
+    """
+    histogram = gaps.sum(axis=0, dtype=np.int64) if len(gaps) > 1 else gaps[0].astype(np.int64)
+    if ledger is not None:
+        histogram[0] += np.count_nonzero(ledger["prompt_done"] >= 0.0)
+        histogram[0] += np.count_nonzero(ledger["first_token"] >= 0.0)
+    return Distribution.of_gaps(histogram, float(totals["gap_sum"].sum()), float(totals["max_gap"].max()))
+
+
+def late_gap_share(gaps: np.ndarray, totals: np.ndarray) -> float:
+    """Share of the gaps of some tiers that were over the deadline; nan without a gap (arguments as for `gaps_of`)."""
+    return ratio(totals["late_gaps"].sum(), float(gaps[gaps != 0].sum(dtype=np.int64)))
 
 
 class _Times:
@@ -112,10 +148,8 @@ class _Times:
         self.e2e = self.completed - self.arrival
         self.ttft = _ttft(request, ledger, self.end, record.config.ttft_at)
         self.has_ttft = self.finished if record.config.ttft_at == "prompt_done" else np.ones(len(request), np.bool_)
-        token_1 = self.first_token >= 0.0
         deadline = np.array([tier.ttft_s for tier in record.requests.tiers])[self.tier]
-        self.ttft_met = token_1 & (self.ttft <= deadline)
-        self.tbt_met = self.finished & (ledger["late_gaps"] == 0)
+        self.ttft_met, self.tbt_met = slo_met(request, ledger, self.ttft, deadline)
         self.good = self.ttft_met & self.tbt_met
         self.due = self.arrival + deadline
 
@@ -127,7 +161,7 @@ class _Times:
     def arrival_rate(self) -> float:
         """Requests/s at which the counted requests came; nan for fewer than two, or all at one time."""
         span = self.arrival[-1] - self.arrival[0] if len(self.arrival) else 0.0
-        return _ratio(len(self.arrival) - 1, float(span))
+        return ratio(len(self.arrival) - 1, float(span))
 
     def max_concurrent(self) -> int:
         """Most finished requests present at one time, each from its arrival to before its completion."""
@@ -141,7 +175,7 @@ class _Times:
         tpot = np.zeros(len(self.arrival))
         tpot[self.finished & (self.output > 1)] = self.tpot(np.ones(len(tpot), np.bool_))
         done = self.finished
-        return _ratio(limits.count(self.ttft[done], tpot[done], self.e2e[done]), duration_s)
+        return ratio(limits.count(self.ttft[done], tpot[done], self.e2e[done]), duration_s)
 
     def kept_up_share(self) -> float:
         """Share of the counted requests that are not behind at the time of the last arrival."""
@@ -157,22 +191,20 @@ class _Times:
         ended = np.where(self.finished | self.dropped, self.completed, self.end)
         present = ended - self.arrival
         x = np.divide(self.delivered, present, out=np.zeros(len(present)), where=present > 0.0)
-        return _ratio(float(x.sum()) ** 2, len(x) * float((x * x).sum()))  # not x @ x: BLAS wakes its threads
+        return ratio(float(x.sum()) ** 2, len(x) * float((x * x).sum()))  # not x @ x: BLAS wakes its threads
 
 
 def _gaps(record: Record, tier: int | None) -> Distribution:
     """Gaps of one tier (None: of all tiers), with the zero samples of the reference semantics."""
-    histogram = (record.gaps if tier is None else record.gaps[tier : tier + 1]).sum(axis=0, dtype=np.int64)
-    totals = record.tier if tier is None else record.tier[tier : tier + 1]
+    tiers = slice(None) if tier is None else slice(tier, tier + 1)
+    ledger = None
     if record.config.zero_gaps:
         ledger = record.ledger if tier is None else record.ledger[record.request["tier"] == tier]
-        histogram[0] += np.count_nonzero(ledger["prompt_done"] >= 0.0)
-        histogram[0] += np.count_nonzero(ledger["first_token"] >= 0.0)
-    return Distribution.of_gaps(histogram, float(totals["gap_sum"].sum()), float(totals["max_gap"].max()))
+    return gaps_of(record.gaps[tiers], record.tier[tiers], ledger)
 
 
 def _tier_report(record: Record, times: _Times, index: int, duration_s: float) -> TierReport:
-    tier, totals = record.requests.tiers[index], record.tier[index]
+    tier = record.requests.tiers[index]
     chosen = times.tier == index
     arrived = int(np.count_nonzero(chosen))
     good = np.count_nonzero(times.good & chosen)
@@ -188,11 +220,11 @@ def _tier_report(record: Record, times: _Times, index: int, duration_s: float) -
         itl=_gaps(record, index),
         tpot=Distribution.of(times.tpot(chosen)),
         e2el=Distribution.of(times.e2e[finished]),
-        ttft_attainment=_ratio(np.count_nonzero(times.ttft_met & chosen), arrived),
-        tbt_attainment=_ratio(np.count_nonzero(times.tbt_met & chosen), arrived),
-        slo_attainment=_ratio(good, arrived),
-        goodput=_ratio(good, duration_s),
-        late_gap_share=_ratio(totals["late_gaps"], float(record.gaps[index].sum(dtype=np.int64))),
+        ttft_attainment=ratio(np.count_nonzero(times.ttft_met & chosen), arrived),
+        tbt_attainment=ratio(np.count_nonzero(times.tbt_met & chosen), arrived),
+        slo_attainment=ratio(good, arrived),
+        goodput=ratio(good, duration_s),
+        late_gap_share=late_gap_share(record.gaps[index : index + 1], record.tier[index : index + 1]),
     )
 
 
@@ -254,31 +286,31 @@ def summarize(record: Record, *, warmup_s: float = 0.0, goodput: Goodput | None 
         output_tokens=output_tokens,
         delivered_tokens=delivered_tokens,
         max_concurrent_requests=times.max_concurrent(),
-        request_throughput=_ratio(completed, duration),
-        output_throughput=_ratio(output_tokens, duration),
-        delivered_throughput=_ratio(delivered_tokens, duration),
-        token_throughput=_ratio(input_tokens + output_tokens, duration),
+        request_throughput=ratio(completed, duration),
+        output_throughput=ratio(output_tokens, duration),
+        delivered_throughput=ratio(delivered_tokens, duration),
+        token_throughput=ratio(input_tokens + output_tokens, duration),
         request_goodput=times.request_goodput(goodput, duration),
-        goodput=_ratio(good, duration),
+        goodput=ratio(good, duration),
         ttft=Distribution.of(times.ttft[times.has_ttft]),
         ttft_completed=Distribution.of(times.ttft[done]),
         itl=_gaps(record, None),
         tpot=Distribution.of(times.tpot(everyone)),
         e2el=Distribution.of(e2e),
         normalized_latency=Distribution.of(e2e / times.output[done]),
-        ttft_attainment=_ratio(np.count_nonzero(times.ttft_met), arrived),
-        tbt_attainment=_ratio(np.count_nonzero(times.tbt_met), arrived),
-        slo_attainment=_ratio(good, arrived),
-        late_gap_share=_ratio(record.tier["late_gaps"].sum(), float(record.gaps.sum(dtype=np.int64))),
+        ttft_attainment=ratio(np.count_nonzero(times.ttft_met), arrived),
+        tbt_attainment=ratio(np.count_nonzero(times.tbt_met), arrived),
+        slo_attainment=ratio(good, arrived),
+        late_gap_share=late_gap_share(record.gaps, record.tier),
         kept_up_share=times.kept_up_share(),
         tiers=tuple(_tier_report(record, times, k, duration) for k in range(len(record.requests.tiers))),
         prompt_quartiles=_prompt_quartiles(times),
         iterations=iterations,
-        mean_iteration_s=_ratio(row["busy"], iterations),
-        mean_batch_requests=_ratio(row["batch_requests"], iterations),
-        mean_batch_tokens=_ratio(processed, iterations),
-        busy_share=_ratio(row["busy"], end),
-        kv_use=_ratio(row["kv_time"], end * float(row["num_blocks"])),
+        mean_iteration_s=ratio(row["busy"], iterations),
+        mean_batch_requests=ratio(row["batch_requests"], iterations),
+        mean_batch_tokens=ratio(processed, iterations),
+        busy_share=ratio(row["busy"], end),
+        kv_use=ratio(row["kv_time"], end * float(row["num_blocks"])),
         evictions=int(row["evictions"]),
         recomputed_tokens=int(row["recomputed_tokens"]),
         swaps=int(row["swaps"]),
@@ -296,6 +328,10 @@ __all__ = [
     "PromptQuartile",
     "Report",
     "TierReport",
+    "gaps_of",
+    "late_gap_share",
+    "ratio",
+    "slo_met",
     "summarize",
     "ttft_of",
     "ttft_samples",

@@ -72,19 +72,18 @@ class Distribution:
             total: sum of the gaps (s).
             largest: the longest gap (s).
         """
-        used = np.flatnonzero(histogram)
+        used = np.flatnonzero(histogram != 0)
         if used.shape[0] == 0:
             return _EMPTY
         counts = histogram[used]
-        ends = np.append(_EDGES, largest)
-        lower = _EDGES[used]
+        lower, last = _EDGES[used], len(_EDGES) - 1
         # The first bucket holds zeros; the last one is open, so the longest gap closes it.
-        width = np.where(used == 0, 0.0, np.maximum(ends[used + 1] - lower, 0.0))
+        width = np.maximum(np.where(used < last, _EDGES[np.minimum(used + 1, last)], largest) - lower, 0.0)
+        if used[0] == 0:
+            width[0] = 0.0
         n = int(counts.sum())
         before = np.cumsum(counts) - counts
-        p50, p90, p95, p99, p999 = (
-            _order_statistic(q * (n - 1), lower, width, counts, before, largest) for q in _QUANTILES
-        )
+        p50, p90, p95, p99, p999 = _order_statistics(_QUANTILES * (n - 1), lower, width, counts, before, largest)
         mean = total / n
         spread = float((counts * (lower + 0.5 * width - mean) ** 2).sum()) / n
         return cls(n, mean, math.sqrt(spread), p50, p90, p95, p99, p999, largest)
@@ -99,19 +98,19 @@ class Distribution:
 _EMPTY = Distribution(0, *[math.nan] * 8)
 
 
-def _order_statistic(
-    position: float,
+def _order_statistics(
+    position: Floats,
     lower: Floats,
     width: Floats,
     counts: npt.NDArray[np.int64],
     before: npt.NDArray[np.int64],
     largest: float,
-) -> float:
-    """Value at a fractional rank, the members of a bucket being spread evenly over it."""
-    ranks = np.array([math.floor(position), math.ceil(position)])
+) -> list[float]:
+    """Values at fractional ranks, the members of a bucket being spread evenly over it."""
+    ranks = np.stack((np.floor(position), np.ceil(position)))
     k = np.searchsorted(before, ranks, side="right") - 1
-    values = np.minimum(lower[k] + width[k] * (ranks - before[k] + 0.5) / counts[k], largest)
-    return float(values[0] + (values[1] - values[0]) * (position - ranks[0]))
+    low, high = np.minimum(lower[k] + width[k] * (ranks - before[k] + 0.5) / counts[k], largest)
+    return np.asarray(low + (high - low) * (position - ranks[0])).tolist()
 
 
 def finite(value: float) -> float | None:

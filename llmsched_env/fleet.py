@@ -29,7 +29,7 @@ from llmsched_env.inputs import Actions, needs_reset
 from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.state import EnvState, StateCodec
+from llmsched_env.state import EnvState, StateCodec, memory_is_sound
 from llmsched_env.step import (
     Memories,
     Rules,
@@ -210,6 +210,9 @@ class Fleet:
         set_limits(limits, self.config.engine)
         for e in range(self.rows):
             check_server(self.row_servers[e], limits, f"{where}: row {e}")
+            memory = self.memories.row[e, 0], self.memories.request[e, 0], self.outcome.observation[e]
+            if not memory_is_sound(*memory):
+                raise InputError(f"{where}: row {e}: expected memories as a step leaves them, got others")
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
@@ -298,7 +301,7 @@ class Fleet:
 
     def report(self, e: int) -> dict[str, float]:
         """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""
-        report = episode_report(self.row_servers[e], [t.name for t in self.config.workload.tiers])
+        report = episode_report(self.row_servers[e], self.config.engine, [t.name for t in self.config.workload.tiers])
         report["return"] = float(self.returns[e])
         report["decisions"] = int(self.outcome.steps[e])
         report |= {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, self.term_sums[e], strict=True)}

@@ -158,7 +158,7 @@ class StateCodec:
         if code != 0:
             raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
         one = self._record
-        if not _memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]):
+        if not memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]):
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
 
@@ -209,7 +209,7 @@ def _gather(flat: np.ndarray, out: np.ndarray) -> None:
 
 
 @hot
-def _memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
+def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
     """The cells that the codec and the observer index and divide with (kernel 0), and the last observation."""
     n = request.shape[0]
     for k in range(cells.shape[0]):

@@ -3,6 +3,7 @@
 All of it happens between updates and draws no random numbers, so a run learns the same with or without it.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,8 @@ class TrainingLog(BaseCallback):
             self.logger.record(f"reward/{name}", float(total) / self._steps)
         self.logger.record("rollout/seconds_per_decision", self._elapsed / self._steps)
         for name in EPISODE_METRICS:
-            values = [episode[name] for episode in self._episodes if name in episode]
+            found = [episode.get(name, math.nan) for episode in self._episodes]
+            values = [value for value in found if math.isfinite(value)]  # nan: there was no such number
             if values:
                 self.logger.record(f"episode/{name}", float(np.mean(values)))
         actions = self.locals["rollout_buffer"].actions

@@ -291,6 +291,8 @@ def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]
     if isinstance(base.envs, LLMSchedVectorEnv):
         _check_constants(snapshot(base.envs), environment)
     restore(base.envs, environment)
+    if isinstance(base.envs, LLMSchedVectorEnv):
+        base.envs.fleet.check_rows("checkpoint")  # compiled code indexes with what these arrays hold
     model.policy.load_state_dict({k: th.from_numpy(v.copy()) for k, v in _part(arrays, _POLICY).items()})
     _set_optimizer(model, _part(arrays, _OPTIMIZER))
     if isinstance(normalizer, TimedNormalize):
