@@ -3,7 +3,9 @@
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+import tyro
 
 from agents.resolve import split_policies
 from engine.config import EngineConfig
@@ -14,12 +16,15 @@ from engine.latency import LatencyModel, load_profile
 from engine.policy import Policy
 from engine.predictions import parse_channel
 from engine.reading import file_digest
-from engine.requests import Requests
+from engine.requests import DEFAULT_TIERS, Requests, Tier
+from engine.tiers import parse_tiers
 from engine.trace_rows import TraceOptions, Unservable
 from engine.trace_values import TimeUnit
 from engine.traces import has_times, read_columns, read_trace, trace_lengths, trace_options
 from engine.workload import BYTES_PER_REQUEST, parse_workload
 
+TierTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""The option --tier, which is given once for each tier."""
 DEFAULT_RATE = 1.6
 DEFAULT_NUM_REQUESTS = 2000
 
@@ -44,6 +49,8 @@ class Source:
     """How the rows of the trace are read."""
     tokenizer: str | None = None
     """What counts the tokens of conversations: words, mistral, or a folder."""
+    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+    """Service tiers with their shares and deadlines; each request's is drawn by share."""
 
     def channel(self, policy: Policy) -> str:
         """The channel of a policy's predictions in this run, "" if it needs none."""
@@ -60,17 +67,23 @@ class Source:
             InputError: the file or the arguments do not fit.
         """
         if self.trace is None:
-            workload = parse_workload(self.workload)
+            workload = parse_workload(self.workload, self.tiers)
             count = workload.num_requests if self.num_requests is None else self.num_requests
             return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
         if self.synthetic_arrivals:
             lengths = trace_lengths(self.trace, tokenizer=self.tokenizer, options=self.reading)
-            workload = replace(parse_workload(self.workload), lengths=lengths)
+            workload = replace(parse_workload(self.workload, self.tiers), lengths=lengths)
             count = DEFAULT_NUM_REQUESTS if self.num_requests is None else self.num_requests
             return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
-        scale = 1.0 if rate is not None else self.rate_scale
-        number = self.num_requests
-        return read_trace(self.trace, rate=rate, rate_scale=scale, num_requests=number, seed=seed, options=self.reading)
+        return read_trace(
+            self.trace,
+            rate=rate,
+            rate_scale=1.0 if rate is not None else self.rate_scale,
+            num_requests=self.num_requests,
+            seed=seed,
+            tiers=self.tiers,
+            options=self.reading,
+        )
 
     def left_out(self) -> dict[str, int]:
         """Rows of the trace file that are not served, by reason; empty for a workload."""
@@ -184,6 +197,9 @@ class SourceOptions:
     prediction: str | None = None
     """Channel of output-length predictions, such as oracle or rank:tau=0.52 (see `llmsched workloads`), for all
     policies that need any (default: each policy's own, see `llmsched policies`)."""
+    tier: TierTexts = ()
+    """A service tier, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds), with weight=1 and strict=yes or no
+    if need be (default: strict 5 % at 0.1 s between tokens, relaxed 95 % at 0.5 s; `engine.tiers`)."""
 
     def source(self) -> Source:
         """The source that the options describe.
@@ -224,6 +240,7 @@ class SourceOptions:
             prediction,
             reading,
             self.tokenizer,
+            parse_tiers(self.tier, "tier"),
         )
 
     def _reading(self) -> TraceOptions:

@@ -10,6 +10,7 @@ from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, sch
 from engine.requests import DEFAULT_TIERS, Requests, Tier
 from engine.simulate import PolicyError, PolicyFault, Record, simulate
 from engine.state import Memory, Plan, View
+from engine.tiers import parse_tiers
 from engine.traces import read_trace, write_mooncake
 from engine.workload import Workload, parse_workload
 
@@ -36,6 +37,7 @@ __all__ = [
     "evict",
     "inner",
     "load_profile",
+    "parse_tiers",
     "parse_workload",
     "profile_names",
     "read_trace",

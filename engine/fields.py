@@ -253,7 +253,11 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
         if name not in data and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: missing key {name!r}")
     hints = _hints(cls)
-    values = {key: convert(value, hints[key], f"{where}.{key}") for key, value in data.items()}
+    values = {}
+    for key, value in data.items():
+        # A field that people may write in more than one form says itself how it is read.
+        read = fields[key].metadata.get("read")
+        values[key] = read(value, f"{where}.{key}") if read else convert(value, hints[key], f"{where}.{key}")
     try:
         return cls(**values)
     except InputError as error:

@@ -17,6 +17,8 @@ from engine.reading import kind_of
 INT32_MAX = int(np.iinfo(np.int32).max)
 LONGEST_PREDICTION = 1e12
 """Largest prediction (tokens); beyond it kernels could not count with it."""
+MAX_TIERS = 64
+"""Service tiers of a run; each takes 53 KB of a server's memory for its histogram of gaps."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
@@ -46,12 +48,17 @@ class Tier:
     weight: float = 1.0
     """Weight of the tier's requests in rewards (no unit)."""
     strict: bool = False
-    """Whether these are paying users: SLAI's user priority and the strict bucket of reports."""
+    """Whether these are paying users (`engine.tiers`): SLAI's user priority, short batches of slackfit while one
+    decodes, the strict bucket of observations."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         if not (isinstance(self.name, str) and self.name.isprintable() and 1 <= len(self.name) <= 60):
             raise InputError(f"tier name: expected 1 to 60 printable characters, got {kind_of(self.name)}")
+        if set(self.name) & set(".,=/"):
+            raise InputError(f"tier name: expected a name without . , = and /, got {self.name!r}")
+        if not isinstance(self.strict, bool):
+            raise InputError(f"tier {self.name!r} strict: expected true or false, got {self.strict!r}")
         checked(self, f"tier {self.name!r} ", _TIER_BOUNDS)
 
 
@@ -161,8 +168,8 @@ def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
 
 def _tiers(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
     tiers = tuple(tiers)
-    if not tiers:
-        raise InputError("tiers: expected at least one tier, got none")
+    if not 1 <= len(tiers) <= MAX_TIERS:
+        raise InputError(f"tiers: expected at least one tier and at most {MAX_TIERS}, got {len(tiers) or 'none'}")
     names = [tier.name for tier in tiers]
     if len(set(names)) != len(names):
         raise InputError(f"tiers: expected distinct names, got {', '.join(names)}")

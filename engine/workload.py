@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,6 +16,7 @@ from engine.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, p
 from engine.lengths import LengthModel
 from engine.reading import file_digest, kind_of
 from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
+from engine.tiers import parse_tiers
 from engine.trace_rows import TraceColumns, TraceOptions, Unservable
 from engine.trace_values import TimeUnit
 
@@ -124,7 +126,7 @@ class Workload:
     """Length of a step (s), for step."""
     step_every_s: float = 300.0
     """Time from the start of one step to that of the next (s), the first at step_every_s - step_s, for step."""
-    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+    tiers: tuple[Tier, ...] = dataclasses.field(default=DEFAULT_TIERS, metadata={"read": parse_tiers})
     """Service tiers with their shares (fractions that sum to 1)."""
     trace: str = ""
     """Trace file whose lengths are drawn instead of those of `lengths`; with recorded arrivals num_requests of its

@@ -9,11 +9,12 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.files import claimed, empty_folder, json_text, write_atomically
 from agents.learning.train_config import TrainConfig
-from agents.options import ProgressOptions, Source, TableOptions
+from agents.options import ProgressOptions, Source, TableOptions, TierTexts
 from agents.processes import default_workers
 from agents.progress import OnProgress, bars, unseen
 from agents.reporting.report import write_report
 from engine.latency import load_profile
+from engine.tiers import parse_tiers
 
 RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "slackfit:tuned", "pretrained")
 MUST_BEAT = ("random", "sarathi")
@@ -42,6 +43,9 @@ class Command(TableOptions, ProgressOptions):
     """Folder of the results; a demo that is there already is replaced."""
     workers: int | None = None
     """Processes of the comparison (default: one per core)."""
+    tier: TierTexts = ()
+    """A service tier of training and comparison, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; default:
+    those of the hyperparameters)."""
 
     def run(self) -> None:
         """Train, compare, write, print.
@@ -82,8 +86,12 @@ class Command(TableOptions, ProgressOptions):
             raise SystemExit(1)
 
     def _training(self) -> TrainConfig:
+        config = TrainConfig.from_yaml()
+        if self.tier:
+            workload = replace(config.env.workload, tiers=parse_tiers(self.tier, "tier"))
+            config = replace(config, env=replace(config.env, workload=workload))
         return replace(
-            TrainConfig.from_yaml(),
+            config,
             total_timesteps=self.total_timesteps,
             seed=self.seed,
             run_dir=self.out / "run",
@@ -93,7 +101,7 @@ class Command(TableOptions, ProgressOptions):
     def _comparison(self, learned: str, config: TrainConfig) -> Evaluation:
         return Evaluation(
             policies=(learned, *RIVALS),
-            source=Source(num_requests=self.num_requests),
+            source=Source(num_requests=self.num_requests, tiers=config.env.workload.tiers),
             loads=(self.rate,),
             seeds=self.seeds,
             reference="sarathi",

@@ -3,11 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from agents.options import ProgressOptions
+from agents.options import ProgressOptions, TierTexts
 from agents.processes import default_workers
 from agents.progress import bars
 from engine.errors import InputError
+from engine.tiers import parse_tiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class Command(ProgressOptions):
     """Seed of the candidates and of the training traces."""
     generations: int | None = None
     """Sets of candidates, instead of the recipe's."""
+    tier: TierTexts = ()
+    """A service tier, once for each, instead of the recipe's: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
     workers: int | None = None
     """Processes (default: one per core); the result does not depend on it."""
 
@@ -34,7 +38,9 @@ class Command(ProgressOptions):
         from agents.learning.evolution import EvolutionConfig, evolve, shipped_recipe
 
         path = shipped_recipe() if self.recipe == "pretrained" else Path(self.recipe)
-        changes = {} if self.generations is None else {"generations": self.generations}
+        changes: dict[str, Any] = {} if self.generations is None else {"generations": self.generations}
+        if self.tier:
+            changes["tiers"] = parse_tiers(self.tier, "tier")
         workers = default_workers() if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"workers: expected a whole number >= 1, got {workers}")

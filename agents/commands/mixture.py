@@ -4,10 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.options import ProgressOptions, parse_rates
+from agents.options import ProgressOptions, TierTexts, parse_rates
 from agents.processes import default_workers
 from agents.progress import bars
 from agents.resolve import split_policies
+from engine.tiers import parse_tiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Command(ProgressOptions):
     """Baselines to mix, comma separated."""
     rates: str = "1.4,1.6,1.8,2.0"
     """Arrival rates in requests/s of the training traces, taken in turn."""
+    tier: TierTexts = ()
+    """A service tier, once for each, instead of the default ones: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
     updates: int = 50
     """Steps of the gradient."""
     pairs: int = 8
@@ -46,6 +49,7 @@ class Command(ProgressOptions):
             run_dir=self.run_dir,
             arms=split_policies(self.arms),
             rates=parse_rates(self.rates),
+            tiers=parse_tiers(self.tier, "tier") if self.tier else (),
             requests=self.requests,
             pairs=self.pairs,
             updates=self.updates,

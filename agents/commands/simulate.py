@@ -1,7 +1,7 @@
 """`llmsched simulate`: one policy, one trace, its numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.text import Text
@@ -59,6 +59,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
             data |= {"left_out": source.left_out()}
             data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
+            data |= {"config": {"tiers": [asdict(tier) for tier in requests.tiers]}}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
         lines = [f"{policy.spec} on {requests.source} (trace {requests.digest()})"]

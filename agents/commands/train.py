@@ -6,7 +6,9 @@ from typing import Annotated, Any, Self
 import tyro
 
 from agents.learning.train_config import TrainConfig
+from agents.options import TierTexts
 from engine.reading import file_digest
+from engine.tiers import parse_tiers
 from engine.trace_rows import Unservable
 from engine.traces import has_times
 
@@ -48,6 +50,9 @@ class Command:
     """Rows of the trace that cannot be served (too long, without tokens, out of order): refuse or skip them."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig.from_yaml)
     """The run."""
+    tier: TierTexts = ()
+    """A service tier of the training's requests, once for each, instead of those of the hyperparameters:
+    name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; see `llmsched simulate --help`)."""
 
     def preset(self) -> Self | None:
         """The same command with other defaults: of the run to resume, or of a hyperparameter file.
@@ -58,6 +63,17 @@ class Command:
         if self.hyperparams == DEFAULT:
             return replace(self, train=TrainConfig.of_run(self.train.run_dir)) if self.train.resume else None
         return replace(self, train=TrainConfig.from_yaml(self.hyperparams))
+
+    def config(self) -> TrainConfig:
+        """The run with the tiers that were given.
+
+        Raises:
+            InputError: tiers that do not fit.
+        """
+        if not self.tier:
+            return self.train
+        workload = replace(self.train.env.workload, tiers=parse_tiers(self.tier, "tier"))
+        return replace(self.train, env=replace(self.train.env, workload=workload))
 
     def run(self) -> None:
         """Train and say where the result is.
@@ -71,7 +87,8 @@ class Command:
 
         folder = self.train.run_dir
         try:
-            train(self.train if self.trace is None else on_trace(self.train, self.trace, self.unservable))
+            config = self.config()
+            train(config if self.trace is None else on_trace(config, self.trace, self.unservable))
         except KeyboardInterrupt:
             kept = checkpoints(folder / CHECKPOINTS)
             how = f"{kept[-1]}; llmsched train --resume --run-dir {folder} goes on from it" if kept else "none yet"

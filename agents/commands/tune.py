@@ -63,6 +63,9 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         print(f"written: {self.save}")
 
     def _workload(self) -> str:
-        """What the settings belong to: the trace's name or the workload as it was given, and another device."""
+        """What the settings belong to: the trace's name or the workload as it was given, own tiers, another device."""
         workload = Path(self.trace).name if self.trace else (self.workload or "poisson")
+        if self.tier:
+            tiers = (f"{t.name}:{t.share:g}:{t.tbt_s:g}:{t.ttft_s:g}" for t in self.source().tiers)
+            workload = f"{workload} tiers {' '.join(tiers)}"
         return workload if self.profile == ServerOptions.profile else f"{workload}@{self.profile}"

@@ -1,6 +1,6 @@
 """`llmsched validate`: a real executor and its surrogate side by side."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
                 "executor": executor.provenance(),
                 "profile": model.name,
                 "capacity": limit,
+                "config": {"tiers": [asdict(tier) for tier in source.tiers]},
                 "rescaled": self.rescale,
                 "rows": rows,
             }

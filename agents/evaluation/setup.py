@@ -112,6 +112,7 @@ class Setup:
         return {
             "policies": list(vars(self)["_sources"].values()),
             "source": self.source.to_dict(),
+            "tiers": [asdict(tier) for tier in self.source.tiers],
             "seeds": self.seeds,
             "profile": asdict(self.profile),
             "engine": asdict(self.config),

@@ -27,6 +27,7 @@ from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.fields import RATE, checked, from_mapping, number, whole
 from engine.latency import load_profile
+from engine.tiers import parse_tiers
 from engine.workload import Workload, parse_workload
 from engine.yaml_text import read_yaml
 from llmsched_env.action import ACTION_SIZES
@@ -77,6 +78,8 @@ class EvolutionConfig:
     """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
     others: tuple[str, ...] = ()
     """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
+    tiers: tuple[Any, ...] = ()
+    """Service tiers of all of them (`engine.tiers.parse_tiers`; none: the default ones)."""
     requests: int = 3000
     """Requests in each trace."""
     traces: int = 1
@@ -115,12 +118,14 @@ class EvolutionConfig:
             raise InputError("rates: expected at least one rate in requests/s, got none")
         for spec in self.others:
             parse_workload(spec)
+        parse_tiers(self.tiers)
 
     @property
     def loads(self) -> list[Workload]:
         """What the policies serve: the default workload at every rate, then the others."""
-        own = [Workload(rate=rate, num_requests=self.requests) for rate in self.rates]
-        return own + [replace(parse_workload(spec), num_requests=self.requests) for spec in self.others]
+        tiers = parse_tiers(self.tiers)
+        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in self.rates]
+        return own + [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
 
     @classmethod
     def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
 from engine.latency import load_profile
+from engine.tiers import parse_tiers
 from engine.workload import Workload
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import env_params
@@ -37,6 +39,8 @@ class MixtureConfig:
     """Baselines to mix."""
     rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
     """Arrival rates, taken in turn."""
+    tiers: tuple[Any, ...] = ()
+    """Service tiers (`engine.tiers.parse_tiers`; none: the default ones)."""
     requests: int = 500
     """Requests in each trace."""
     pairs: int = 8
@@ -71,7 +75,7 @@ class MixtureConfig:
 
     def env(self) -> EnvConfig:
         """The environment whose action is the choice of an arm."""
-        workload = Workload(rate=self.rates[0], num_requests=self.requests)
+        workload = Workload(rate=self.rates[0], num_requests=self.requests, tiers=parse_tiers(self.tiers))
         return EnvConfig(action="mixture", arms=self.arms, skip_decode_only=True, rates=self.rates, workload=workload)
 
 

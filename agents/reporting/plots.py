@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,8 +146,10 @@ def plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
 def plot_tbt(result: Result) -> "Figure":
     """99th percentile of the gaps of each tier against load, with the tier's deadline."""
     tiers = _tiers(result)
-    figure = new_figure(4.5 * max(2, len(tiers)), 3.8)
-    panels = figure.subplots(1, max(2, len(tiers)), squeeze=False)[0]
+    columns = min(4, max(2, len(tiers)))
+    lines = -(-len(tiers) // columns)
+    figure = new_figure(4.5 * columns, 3.8 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (name, tier) in zip(panels, tiers.items(), strict=False):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
         _from_zero(axes)
@@ -248,6 +251,10 @@ def plot_timeline(result: Result) -> "Figure":
     return figure
 
 
+TIER_LINES = (("-", "solid"), (":", "dotted"), ("--", "dashed"), ("-.", "dash-dotted"))
+"""Lines of the tiers where one panel shows them all; a fifth tier begins anew."""
+
+
 def plot_behaviour(result: Result) -> "Figure":
     """What the policies do: batches and held decodes against KV use, deadlines used and overtaking against load."""
     figure = new_figure(9.0, 6.6)
@@ -260,14 +267,14 @@ def plot_behaviour(result: Result) -> "Figure":
         batch.plot(use, batch_s, label=policy, **style)
         held.plot(use, 100.0 * held_share, **style)
         rates = [load_rate(result, row["load"]) for row in mine]
-        for name, line in zip(tiers, ("-", ":"), strict=False):
+        for name, (line, _) in zip(tiers, cycle(TIER_LINES), strict=False):
             shares = [np.nan if row["deadline_share"][name] is None else row["deadline_share"][name] for row in mine]
             deadline.plot(rates, 100.0 * np.array(shares), **(style | {"linestyle": line}))
         shares = [np.nan if row["overtaken_share"] is None else row["overtaken_share"] for row in mine]
         overtaken.plot(rates, 100.0 * np.array(shares), **style)
     batch.set_title("batches with prompts, mean s", loc="left", fontsize=10)
     held.set_title("decodes that such a batch holds back, %", loc="left", fontsize=10)
-    names = ", ".join(f"{name} {kind}" for name, kind in zip(tiers, ("solid", "dotted"), strict=False))
+    names = ", ".join(f"{name} {kind}" for name, kind in zip(tiers, (word for _, word in TIER_LINES), strict=False))
     deadline.set_title(f"mean gap, % of the deadline ({names})", loc="left", fontsize=10)
     overtaken.set_title("prompts present that came earlier, %", loc="left", fontsize=10)
     for axes, label in ((batch, "KV blocks in use, %"), (held, "KV blocks in use, %"), (deadline, ""), (overtaken, "")):

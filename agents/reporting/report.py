@@ -25,6 +25,7 @@ from engine import metrics
 from engine.errors import InputError
 from engine.fields import convert
 from engine.reading import LARGE, kind_of, read_mapping
+from engine.tiers import describe_tiers, parse_tiers
 
 RESULT_FILE = "result.json"
 
@@ -81,6 +82,7 @@ def _setup(result: Result) -> list[tuple[str, str]]:
         ("Requests", requests),
         ("Loads", ", ".join(load_label(result, load) for load in config["loads"])),
         ("Seeds", f"0 to {config['seeds'] - 1}" if config["seeds"] > 1 else "0"),
+        ("Tiers", describe_tiers(parse_tiers(config.get("tiers", ())))),
         ("Profile", f"{profile['name']}: {device}; {model}"),
         ("KV memory", f"{engine['num_blocks']} blocks of {engine['block_size']} tokens"),
         ("Semantics", semantics),
@@ -89,7 +91,7 @@ def _setup(result: Result) -> list[tuple[str, str]]:
     ]
     channels = {cell["policy"]: cell["prediction"] for cell in result["cells"] if cell.get("prediction")}
     if channels:
-        rows.insert(3, ("Length predictions", ", ".join(f"{name}: {channel}" for name, channel in channels.items())))
+        rows.insert(4, ("Length predictions", ", ".join(f"{name}: {channel}" for name, channel in channels.items())))
     if source.get("trace"):
         rows.insert(1, ("Trace file", f"{source['trace']} (SHA-256 {source['trace_sha256']}...)"))
     return rows
