@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as after `llmsched`; None takes those of the process.
 
     Returns:
-        Exit code: 0, 2 for bad input and 70 for an error of ours (one line on stderr), 130 for Ctrl-C.
+        Exit code: 0, 2 for bad input and 70 for an error of ours (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
@@ -161,8 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in commands():
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
+    from agents.processes import Terminated, end_with_parent, termination_as_interrupt
+
+    end_with_parent()
     try:
-        return _run(name, given[1:], debug)
+        with termination_as_interrupt():
+            return _run(name, given[1:], debug)
+    except Terminated as signal:
+        print(f"llmsched: terminated ({signal})", file=sys.stderr)
+        return signal.exit_code
     except KeyboardInterrupt:
         print("llmsched: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,5 +1,10 @@
-"""Independent pieces of work in processes; the results do not depend on how many there are."""
+"""Independent pieces of work in processes; the results do not depend on how many there are.
 
+Only the parent decides what signals mean: workers ignore them, are killed when the parent gives up, and end by
+themselves when it is gone, however it went.
+"""
+
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -9,12 +14,53 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import TypeVar
 
 from engine.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_PARENT = "LLMSCHED_PARENT"
+"""Environment variable of a command that another one starts: the process with which it ends."""
+_PR_SET_PDEATHSIG = 1
+_said: set[int] = set()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: everything that Ctrl-C does, with another exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Terminated` once; where they are ignored (nohup) they stay so."""
+    numbers = [number for number in _SIGNALS if number != signal.SIGINT]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    mine = [number for number in numbers if before[number] != signal.SIG_IGN]
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        for other in mine:
+            # What is under way now is the cleaning up.
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in mine:
+        signal.signal(number, terminate)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number] or signal.SIG_DFL)
 
 
 def default_workers() -> int:
@@ -33,22 +79,74 @@ def start_method() -> str:
     return "fork" if can_fork else "spawn"
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole process group; the parent alone decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_the_parent(by_kernel: bool) -> None:
+    """First thing in a worker: leave signals to the parent, and end when it ends.
+
+    Args:
+        by_kernel: the thread that starts workers lives as long as its process, so the kernel may watch it.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if by_kernel:
+        _die_with(parent.pid)
+    # Where the kernel does not say so, the pipe between the two does.
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _die_with(parent: int | None) -> None:
+    """Let Linux kill this process when its parent ends."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It ended before the kernel was told.
+        os._exit(1)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a command of ours that this process starts and that ends with it."""
+    return os.environ | {_PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Called by a command: if another one started it (`child_environment`), end when that ends."""
+    if (parent := os.environ.pop(_PARENT, "")).isdecimal():
+        _die_with(int(parent))
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first instruction on."""
-    if threading.current_thread() is not threading.main_thread():
+def _signals_wait() -> Iterator[None]:
+    """Processes started inside have signals blocked from their first instruction on; here they wait until the end."""
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _number_of_processes(workers: int, tasks: int) -> int:
+    """Not more than there are tasks, and not more than twice the cores; says so once.
+
+    Raises:
+        InputError: workers < 1.
+    """
+    if workers < 1:
+        raise InputError(f"workers: expected a whole number >= 1, got {workers}")
+    most = 2 * default_workers()
+    if min(workers, tasks) > most and workers not in _said:
+        _said.add(workers)
+        print(f"llmsched: workers: {workers} asked for, {most} used (two for each core)", file=sys.stderr)
+    return min(workers, tasks, most)
 
 
 def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, Result]]:
@@ -57,23 +155,23 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     Args:
         function: module-level function of one task.
         tasks: what to work on; picklable if workers > 1.
-        workers: processes; 1 works in this one.
+        workers: processes, at most two for each core; 1 works in this one.
 
     Raises:
         InputError: workers < 1, or a worker died.
     """
-    if workers < 1:
-        raise InputError(f"workers: expected a whole number >= 1, got {workers}")
-    if min(workers, len(tasks)) <= 1:
+    number = _number_of_processes(workers, len(tasks))
+    if number <= 1:
         for index, task in enumerate(tasks):
             yield index, function(task)
         return
     context = multiprocessing.get_context(start_method())
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _ignore_interrupt)
+    by_kernel = threading.current_thread() is threading.main_thread()
+    pool = ProcessPoolExecutor(number, context, _follow_the_parent, (by_kernel,))
     finished = False
     try:
-        with _interrupts_ignored():
+        with _signals_wait():
             futures: dict[Future[Result], int] = {pool.submit(function, t): k for k, t in enumerate(tasks)}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -84,5 +182,5 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
         if not finished:
             # Interrupted, failed or abandoned: nobody waits for the cells under way.
             for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)

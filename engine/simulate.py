@@ -16,6 +16,7 @@ from engine.core import arrive, begin, close, empty, explain, finish, is_over, p
 from engine.errors import InputError
 from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
 from engine.own_code import blame
+from engine.pieces import PAUSED, run_in_pieces, second
 from engine.policy import Policy
 from engine.requests import Requests
 from engine.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
@@ -30,16 +31,24 @@ class PolicyFault(PolicyError):
     """The code of a policy raised an exception, or changed what it may only read."""
 
 
-def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int) -> int:
-    """Serve the trace to its end, the horizon or the first error; a positive result is an error code of `begin`."""
+def _run(
+    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, count: np.ndarray, stop: int
+) -> int:
+    """Go on after count[0] decisions until the trace, the horizon or the first error ends the run.
+
+    Comes back with PAUSED after `stop` decisions, and when another second begins. A positive result is an error code of
+    `begin`.
+    """
     row = server.visible.row[0]
-    decisions = 0
-    arrive(server)
+    began, decisions = second(0), count[0]
+    if decisions == 0:
+        arrive(server)
     while not is_over(server):
         if row.now >= horizon:
             return HORIZON
-        if decisions >= max_decisions:
-            return LIMIT
+        if decisions >= stop or (decisions & 63 == 63 and decisions > count[0] and second(0) != began):
+            count[0] = decisions
+            return PAUSED
         decisions += 1
         empty(server)
         kernel(server.visible, memory, server.plan)
@@ -56,7 +65,7 @@ def _run(kernel: Any, server: Server, memory: Memory, latency: Latency, horizon:
 @functools.cache
 def _compiled_run() -> Any:
     """`_run` for kernels of one type: compiled once, for every policy."""
-    arguments = (KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64)
+    arguments = (KERNEL_TYPE, SERVER_TYPE, MEMORY_TYPE, LATENCY_TYPE, types.float64, types.int64[::1], types.int64)
     return hot(_run, types.int64(*arguments))
 
 
@@ -280,7 +289,7 @@ def simulate(
     guard = _Guarded(fallback, config, len(requests)) if fallback else None
     if isinstance(executor, LatencyModel) and policy.runs_compiled and not guard:
         assert policy.kernel is not None
-        run = steps.run if steps else _compiled_run()
+        run = steps.run if steps else functools.partial(run_in_pieces, _compiled_run())
         latency, kernel = executor.compiled(config), policy.kernel.compiled
         try:
             code = run(kernel, server, memory, latency, horizon_s, max_decisions)

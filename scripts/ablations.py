@@ -22,6 +22,7 @@ import yaml
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.learning.evolution import shipped_recipe
 from agents.options import Source
+from agents.processes import child_environment
 from engine.config import EngineConfig
 from engine.latency import load_profile
 
@@ -75,7 +76,9 @@ def train(name: str, seed: int, folder: Path, short: bool) -> None:
     if (folder / "final" / "policy.json").exists():
         return
     with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
-        subprocess.run(command_of(name, seed, folder, short), stdout=log, stderr=log, check=True)
+        subprocess.run(
+            command_of(name, seed, folder, short), stdout=log, stderr=log, check=True, env=child_environment()
+        )
     print(f"trained: {folder}", file=sys.stderr, flush=True)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import baselines
+from agents.processes import child_environment, end_with_parent
 from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.latency import load_profile
@@ -287,7 +288,7 @@ MEASUREMENTS: dict[str, Callable[[float], Result]] = {
 
 
 def _pinned() -> dict[str, str]:
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
+    return {**child_environment(), **dict.fromkeys(THREAD_VARIABLES, "1")}
 
 
 def measure(name: str, scale: float = 1.0) -> Result:
@@ -337,4 +338,5 @@ def bench(names: Sequence[str], scale: float, progress: OnProgress = unseen) -> 
 
 
 if __name__ == "__main__":
+    end_with_parent()
     print(json.dumps(MEASUREMENTS[sys.argv[1]](float(sys.argv[2]))))

@@ -1,0 +1,61 @@
+"""A compiled loop over a whole trace in pieces of about a second, so that Ctrl-C and signals are heard."""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from engine._jit import hot
+from engine.latency import Latency
+from engine.state import Memory, Server
+from engine.steps import LIMIT
+
+PAUSED = -4
+"""A compiled loop ended a piece; it goes on when called again."""
+
+HAS_CLOCK = os.name == "posix"
+"""Whether compiled code can tell the time; elsewhere pieces are sized by how long the last one took."""
+FIRST_PIECE, PIECE_S = (1 << 62 if HAS_CLOCK else 500), 0.5
+"""Decisions of the first piece at most, and seconds that a piece sized by the last one should take."""
+
+
+@hot
+def _no_clock(unused: int) -> int:
+    return 0
+
+
+second: Any = types.ExternalFunction("time", types.int64(types.int64)) if HAS_CLOCK else _no_clock
+"""The present second for compiled code, `second(0)`: the C library's `time`, a few nanoseconds."""
+
+
+def run_in_pieces(
+    run: Any, kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int
+) -> int:
+    """Serve the trace to its end, the horizon or the first error; the result does not depend on the pieces.
+
+    Args:
+        run: the compiled loop: ``run(kernel, server, memory, latency, horizon, count, stop)`` goes on after count[0]
+            decisions, at most to `stop` of them, and counts.
+        kernel: the compiled plan function.
+        server: with the trace loaded.
+        memory: the policy's.
+        latency: seconds of an iteration.
+        horizon: s; an iteration that would start at or after it ends the run.
+        max_decisions: so many end it with LIMIT.
+
+    Returns:
+        OVER, STALLED, LIMIT or HORIZON; a positive number is an error code of `begin`.
+    """
+    count, piece = np.zeros(1, np.int64), FIRST_PIECE
+    while True:
+        began, done = time.perf_counter(), int(count[0])
+        code = int(run(kernel, server, memory, latency, horizon, count, min(done + piece, max_decisions)))
+        if code != PAUSED:
+            return code
+        if count[0] >= max_decisions:
+            return LIMIT
+        taken = max(time.perf_counter() - began, 1e-6)
+        if not HAS_CLOCK:
+            piece = max(1, int(piece * min(8.0, PIECE_S / taken)))
