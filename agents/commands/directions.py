@@ -68,10 +68,10 @@ def _table(result: dict[str, Any]) -> Grid:
     heads = (Head("rate", "name"), Head("policy", "name"), *numbers, Head(f"{metric.partition(',')[0]}: times lower"))
     held = "comes out" if result["holds"] else "does NOT come out"
     came = by_load((row["rate"], row["arrival_rate"]["mean"]) for row in result["rows"])
+    remark = f"{study['remark']}. " if study["remark"] else ""
     caption = (
         f"{study['workload']}, {study['config']['num_blocks']} KV blocks, mean over {result['seeds']} seeds. "
-        f"The direction {held} at the highest rate. {study['remark']}. "
-        f"{arrivals_note(came)}"
+        f"The direction {held} at the highest rate. {remark}{arrivals_note(came)}"
     )
     return Grid(heads, [Part(rows, f"{study['name']} ({study['paper']}): {study['published']}", ends)], caption)
 
