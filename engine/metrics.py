@@ -123,6 +123,12 @@ def late_gap_share(gaps: np.ndarray, totals: np.ndarray) -> float:
     return ratio(totals["late_gaps"].sum(), float(gaps[gaps != 0].sum(dtype=np.int64)))
 
 
+def arrival_rate_of(arrival: Floats) -> float:
+    """Requests/s at which requests came, from their sorted times (s); nan for fewer than two, or all at one time."""
+    span = float(arrival[-1] - arrival[0]) if len(arrival) else 0.0
+    return ratio(len(arrival) - 1, span)
+
+
 class _Times:
     """Columns of a record, contiguous, and the masks that select them; one value per counted request."""
 
@@ -159,9 +165,8 @@ class _Times:
         return np.asarray(span / (self.output[chosen] - 1))
 
     def arrival_rate(self) -> float:
-        """Requests/s at which the counted requests came; nan for fewer than two, or all at one time."""
-        span = self.arrival[-1] - self.arrival[0] if len(self.arrival) else 0.0
-        return ratio(len(self.arrival) - 1, float(span))
+        """Requests/s at which the counted requests came."""
+        return arrival_rate_of(self.arrival)
 
     def max_concurrent(self) -> int:
         """Most finished requests present at one time, each from its arrival to before its completion."""

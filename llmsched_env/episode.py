@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.metrics import Distribution, gaps_of, late_gap_share, ratio, slo_met, ttft_of
+from engine.metrics import Distribution, arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
 from engine.state import Server
 
 
@@ -39,6 +39,7 @@ def episode_report(server: Server, config: EngineConfig, tier_names: list[str]) 
         "completed": int(row["finished"]),
         "num_requests": int(row["num_requests"]),
         "arrived": arrived,
+        "arrival_rate": arrival_rate_of(request["arrival"]),
         "duration_s": now,
         "iterations": int(row["iterations"]),
         "mean_ttft_ms": _ms(waits.mean),
