@@ -60,7 +60,13 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
     n = len(x)
     if n == 0 or not np.isfinite(x).all():
         return Interval(math.nan, math.nan, math.nan, n)
-    mean, spread = float(x.mean()), float(x.std(ddof=1)) if n > 1 else math.nan
+    with np.errstate(over="ignore", invalid="ignore"):  # an interval too wide for a float is none
+        return _interval(x)
+
+
+def _interval(x: npt.NDArray[np.float64]) -> Interval:
+    n, mean = len(x), float(x.mean())
+    spread = float(x.std(ddof=1)) if n > 1 else math.nan
     if n == 1 or spread == 0.0:
         return Interval(mean, mean if n > 1 else math.nan, mean if n > 1 else math.nan, n)
     half = t_quantile(n - 1) * spread / math.sqrt(n)

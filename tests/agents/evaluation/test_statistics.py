@@ -76,6 +76,12 @@ def test_a_missing_value_leaves_no_number(odd: float) -> None:
     assert paired_interval([1.0, odd], [1.0, odd]).to_dict() == {"mean": None, "low": None, "high": None, "n": 2}
 
 
+def test_values_too_large_to_square_have_no_interval() -> None:
+    found = mean_interval([1e300, 1e300, -1e300])
+    assert found.to_dict() == {"mean": pytest.approx(1e300 / 3), "low": None, "high": None, "n": 3}
+    assert not found.excludes_zero
+
+
 def test_pairing_removes_what_the_pairs_share() -> None:
     rng = np.random.default_rng(3)
     common = rng.normal(0.0, 100.0, 8)
