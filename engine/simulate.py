@@ -166,6 +166,8 @@ def _memory(policy: Policy, config: EngineConfig, num_requests: int) -> Memory:
         raise
     except Exception as error:
         raise fault(policy, error) from error
+    if not isinstance(memory, Memory) and not policy.runs_compiled:
+        return memory  # whatever its own Python code remembers
     shapes = (1, None), (2, num_requests), (1, None)
     arrays = memory if isinstance(memory, Memory) else ()
     if len(arrays) != 3 or not all(

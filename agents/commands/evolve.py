@@ -1,9 +1,9 @@
 """`llmsched evolve`: policy search on whole runs."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agents.options import ProgressOptions, TierTexts
 from agents.processes import default_workers
@@ -28,6 +28,21 @@ class Command(ProgressOptions):
     """A service tier, once for each, instead of the recipe's: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
     workers: int | None = None
     """Processes (default: one per core); the result does not depend on it."""
+    resume: bool = False
+    """Go on with the search in the run folder, from which all other options are taken (--generations may be more)."""
+
+    def preset(self) -> Self | None:
+        """The same command with the settings of the search to resume as defaults.
+
+        Raises:
+            InputError: there is none.
+        """
+        from agents.learning.evolution import EvolutionConfig
+
+        if not self.resume:
+            return None
+        saved = EvolutionConfig.of_run(self.run_dir)
+        return replace(self, seed=saved.seed, generations=saved.generations)
 
     def run(self) -> None:
         """Search, print a line for each generation.
@@ -36,17 +51,22 @@ class Command(ProgressOptions):
             InputError: no such recipe, a value that does not fit, or a folder that holds another run.
         """
         from agents.learning.evolution import EvolutionConfig, evolve, shipped_recipe
+        from agents.learning.rounds import going_on
 
-        path = shipped_recipe() if self.recipe == "pretrained" else Path(self.recipe)
         changes: dict[str, Any] = {} if self.generations is None else {"generations": self.generations}
         if self.tier:
             changes["tiers"] = parse_tiers(self.tier, "tier")
         workers = default_workers() if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"workers: expected a whole number >= 1, got {workers}")
-        config = EvolutionConfig.from_yaml(path, run_dir=self.run_dir, seed=self.seed, workers=workers, **changes)
-        with bars(self.progress) as bar:
-            folder = evolve(config, bar.counting("generations", config.generations), _command())
+        changes |= {"run_dir": self.run_dir, "seed": self.seed, "workers": workers}
+        if self.resume and self.recipe == "pretrained":
+            config = replace(EvolutionConfig.of_run(self.run_dir), **changes)
+        else:
+            path = shipped_recipe() if self.recipe == "pretrained" else Path(self.recipe)
+            config = EvolutionConfig.from_yaml(path, **changes)
+        with bars(self.progress) as bar, going_on(self.run_dir, "evolve"):
+            folder = evolve(config, bar.counting("generations", config.generations), _command(), self.resume)
         print(f"found: {folder}/final (llmsched evaluate --policies slai,slackfit:tuned,{folder}/final)")
 
 

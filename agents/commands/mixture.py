@@ -1,8 +1,9 @@
 """`llmsched mixture`: one distribution over baselines, learned by policy gradient (the improper mixture)."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 from agents.options import ProgressOptions, TierTexts, parse_rates
 from agents.processes import default_workers
@@ -36,6 +37,22 @@ class Command(ProgressOptions):
     """Seed of the perturbations and of the training traces."""
     workers: int | None = None
     """Processes (default: one per core); the result does not depend on it."""
+    resume: bool = False
+    """Go on with the search in the run folder, from which all other options are taken (--updates may be more)."""
+
+    def preset(self) -> Self | None:
+        """The same command with the settings of the search to resume as defaults.
+
+        Raises:
+            InputError: there is none.
+        """
+        from agents.learning.static_mixture import MixtureConfig
+
+        if not self.resume:
+            return None
+        saved = MixtureConfig.of_run(self.run_dir)
+        given: dict[str, Any] = {name: getattr(saved, name) for name in ("updates", "pairs", "requests", "seed")}
+        return replace(self, arms=",".join(saved.arms), rates=",".join(map(repr, saved.rates)), **given)
 
     def run(self) -> None:
         """Learn, print a line for each update.
@@ -43,13 +60,16 @@ class Command(ProgressOptions):
         Raises:
             InputError: a value that does not fit, or a folder that holds another run.
         """
+        from agents.learning.rounds import going_on
         from agents.learning.static_mixture import MixtureConfig, learn_mixture
 
-        config = MixtureConfig(
+        base = MixtureConfig.of_run(self.run_dir) if self.resume else MixtureConfig()
+        config = replace(
+            base,
             run_dir=self.run_dir,
             arms=split_policies(self.arms),
             rates=parse_rates(self.rates),
-            tiers=parse_tiers(self.tier, "tier") if self.tier else (),
+            tiers=parse_tiers(self.tier, "tier") if self.tier else base.tiers,
             requests=self.requests,
             pairs=self.pairs,
             updates=self.updates,
@@ -57,6 +77,6 @@ class Command(ProgressOptions):
             workers=default_workers() if self.workers is None else self.workers,
         )
         command = " ".join(["llmsched", *sys.argv[1:]])
-        with bars(self.progress) as bar:
-            folder = learn_mixture(config, bar.counting("updates", config.updates), command)
+        with bars(self.progress) as bar, going_on(self.run_dir, "mixture"):
+            folder = learn_mixture(config, bar.counting("updates", config.updates), command, self.resume)
         print(f"learned: {folder}/final (llmsched evaluate --policies {self.arms},{folder}/final)")

@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable
+from agents.evaluation.cells import CellFile
+from agents.files import check_writable, locked
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers
 from agents.progress import bars
@@ -34,6 +35,9 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """Note the best settings in this table: workload (@ profile, if not the default one) -> policy -> setting."""
     workers: int | None = None
     """Processes (default: one per core)."""
+    resume: bool = False
+    """Go on with an interrupted run with the same requests and server: what it measured is in NAME.cells.jsonl beside
+    the table NAME.json."""
 
     def run(self) -> None:
         """Tune one after the other; each result is saved at once.
@@ -49,13 +53,17 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         rates, source, model = parse_rates(self.rates), self.source(), self.model()
         check_writable(self.save)
         workers = default_workers() if self.workers is None else self.workers
-        rows = []
-        for name in names:
-            with bars(self.progress) as bar:
-                found = tuning.tune(name, source, rates, self.seeds, model, self.engine, workers, bar.log, bar)
-            default, best = found[0], found[-1]
-            tuning.save(self.save, self._workload(), best.spec)
-            rows.append((name, figure(default.cost, ".3f"), figure(best.cost, ".3f"), best.spec, str(len(found) - 2)))
+        cells, rows = self.save.with_suffix(".cells.jsonl"), []
+        with locked(cells):
+            kept = CellFile(cells, tuning.tuning_hash(source, model, self.engine), self.resume, tuning.cell_key)
+            setup = (source, rates, self.seeds, model, self.engine, workers)
+            for name in names:
+                with bars(self.progress) as bar:
+                    found = tuning.tune(name, *setup, bar.log, bar, kept)
+                default, best = found[0], found[-1]
+                tuning.save(self.save, self._workload(), best.spec)
+                costs = (figure(default.cost, ".3f"), figure(best.cost, ".3f"))
+                rows.append((name, *costs, best.spec, str(len(found) - 2)))
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
         show(Grid(HEADS, [Part(rows, title)]), terminal_console(), self.wide)
         if came := arrivals_note(by_load(tuning.realised_rates(source, rates, self.seeds))):

@@ -8,9 +8,8 @@ The policy is one linear layer: each head's level is ``base + weights x features
 ``2 j x - j^2`` for level j, which are largest at the level nearest to x; so it is a bundle like any other.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
+from agents.learning.rounds import Rounds
+from agents.learning.run_folder import saved_config
 from agents.learning.teachers import teacher
 from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
@@ -48,6 +49,8 @@ FEATURES = (
 )
 """Observations that the levels depend on, if a configuration names no others."""
 RECIPE = "evolution.yml"
+NOT_COMPARED = ("generations", "workers")
+"""Fields that may differ when a search is resumed."""
 HEADS = len(ACTION_SIZES)
 WEIGHTS = (1.0, 0.5, -2.0)
 """Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
@@ -71,7 +74,7 @@ class EvolutionConfig:
     """One search as one record; ``agents/learning/hyperparams/evolution.yml`` has the recipe of the shipped policy."""
 
     run_dir: Path = Path("runs/evolution")
-    """Folder of the run: the policy in final, log.csv."""
+    """Folder of the run: the policy in final, log.csv, and what it can be resumed from."""
     teacher: str = "slackfit:tuned"
     """Baseline to start from."""
     rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
@@ -136,6 +139,19 @@ class EvolutionConfig:
         """
         data = read_yaml(path, "a recipe")
         return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
+
+    @classmethod
+    def of_run(cls, run_dir: Path) -> "EvolutionConfig":
+        """The configuration of the search in a folder.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the folder."""
+        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
 
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""
@@ -232,46 +248,81 @@ def score(found: np.ndarray, loss_weight: float = 0.0) -> np.ndarray:
     return np.asarray((relative + loss_weight * np.maximum(relative, 0.0)).mean(1))
 
 
-def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "") -> Path:
+def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "", resume: bool = False) -> Path:
     """Search; returns the run folder with the policy, the mean of the last generation, in ``final``.
 
     Args:
         config: everything that determines the result.
         progress: called with a line after each generation: the cost of the mean at each load, relative to the teacher.
         command: how the search was started, for the policy's description.
+        resume: go on with the search that the folder holds; the result is what it would have been in one go.
 
     Raises:
-        InputError: a configuration that does not fit, or a folder that holds another run.
+        InputError: a configuration that does not fit, a folder that holds another run, or nothing to resume.
     """
     with claimed(config.run_dir, "evolve"):
-        return _evolve(config, progress, command)
+        return _evolve(config, progress, command, resume)
 
 
-def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str) -> Path:
+def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
+    names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
+    rounds = Rounds(
+        config.run_dir,
+        config.to_dict(),
+        NOT_COMPARED,
+        command=command,
+        heading=["generation", "seconds", "sigma", *(f"relative_{name}" for name in names)],
+        width=config.population + _MARKS,
+        counter="generations",
+        resume=resume,
+    )
+    shared = frame(config, rounds.command)
+    search = _search(config)
+    for numbers in rounds.finished:
+        _repeat(search, numbers, config.run_dir)
+    for generation in range(len(rounds.finished), config.generations):
+        points = search.ask()
+        candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
+        found = measure_all([config.teacher, *candidates], config, shared.env, generation)
+        costs = score(found, config.loss_weight)[:-1].tolist()
+        search.tell(points, costs)
+        relative = found[-1, :, 0] / found[0, :, 0]
+        rounds.add([*costs, *_marks(points)], [search.sigma, *relative])
+        progress(
+            f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
+            + " ".join(f"{value:.3f}" for value in relative)
+        )
+        if generation % 10 == 9:
+            shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
+    shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
+    return config.run_dir
+
+
+def _search(config: EvolutionConfig) -> Any:
     import cma
 
-    if (config.run_dir / "log.csv").exists():
-        raise InputError(f"run_dir: {config.run_dir} already holds a run; choose another folder")
-    shared = frame(config, command)
     options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
-    search = cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
-    began = time.perf_counter()
-    with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:
-        names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
-        log.write(",".join(["generation", "seconds", "sigma", *(f"relative_{name}" for name in names)]) + "\n")
-        for generation in range(config.generations):
-            points = search.ask()
-            candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
-            found = measure_all([config.teacher, *candidates], config, shared.env, generation)
-            search.tell(points, score(found, config.loss_weight)[:-1].tolist())
-            relative = found[-1, :, 0] / found[0, :, 0]
-            row = [generation, time.perf_counter() - began, search.sigma, *relative]
-            log.write(",".join(f"{value:.5g}" for value in row) + "\n")
-            log.flush()
-            progress(
-                f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
-                + " ".join(f"{value:.3f}" for value in relative)
-            )
-            if generation % 10 == 9 or generation == config.generations - 1:
-                shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
-    return config.run_dir
+    return cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
+
+
+_MARKS = 2
+"""Numbers by which the points of a generation are known again."""
+
+
+def _marks(points: list[np.ndarray]) -> list[float]:
+    flat = np.concatenate(points)
+    return [float(flat.sum()), float(np.abs(flat).sum())]
+
+
+def _repeat(search: Any, numbers: list[float], folder: Path) -> None:
+    """Ask for the points of a finished generation again and tell what they cost: no state of the search is kept.
+
+    Raises:
+        InputError: these are other points, so the search would not be the same.
+    """
+    points, (*costs, total, size) = search.ask(), numbers
+    if _marks(points) != [total, size]:
+        raise InputError(
+            f"resume: {folder}: the search does not repeat here (made with other versions of cma or numpy, or changed)"
+        )
+    search.tell(points, costs)

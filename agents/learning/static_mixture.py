@@ -6,9 +6,8 @@ serve the same trace with the same random numbers. Source: arXiv 2102.08201, 220
 state-independent; theta = 0 at first). The contextual form is PPO on ``LLMSchedMixture-v0``.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
+from agents.learning.rounds import Rounds
+from agents.learning.run_folder import saved_config
 from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
@@ -27,6 +28,9 @@ from engine.workload import Workload
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_SIZE
+
+NOT_COMPARED = ("updates", "workers")
+"""Fields that may differ when a search is resumed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,19 @@ class MixtureConfig:
         if len(self.arms) < 2:
             raise InputError(f"arms: expected at least two baselines, got {', '.join(self.arms) or 'none'}")
 
+    @classmethod
+    def of_run(cls, run_dir: Path) -> "MixtureConfig":
+        """The configuration of the search in a folder.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the folder."""
+        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
+
     def env(self) -> EnvConfig:
         """The environment whose action is the choice of an arm."""
         workload = Workload(rate=self.rates[0], num_requests=self.requests, tiers=parse_tiers(self.tiers))
@@ -103,46 +120,60 @@ def shares(theta: np.ndarray) -> np.ndarray:
     return np.asarray(odds / odds.sum())
 
 
-def learn_mixture(config: MixtureConfig, progress: Callable[[str], object], command: str = "") -> Path:
+def learn_mixture(
+    config: MixtureConfig, progress: Callable[[str], object], command: str = "", resume: bool = False
+) -> Path:
     """Search; returns the run folder with the policy in ``final``.
 
     Args:
         config: everything that determines the result.
         progress: called with a line after each update: the shares of the arms.
         command: how the search was started, for the policy's description.
+        resume: go on with the search that the folder holds; the result is what it would have been in one go.
 
     Raises:
-        InputError: a configuration that does not fit, or a folder that holds another run.
+        InputError: a configuration that does not fit, a folder that holds another run, or nothing to resume.
     """
     with claimed(config.run_dir, "mixture"):
-        return _learn(config, progress, command)
+        return _learn(config, progress, command, resume)
 
 
-def _learn(config: MixtureConfig, progress: Callable[[str], object], command: str) -> Path:
-    if (config.run_dir / "log.csv").exists():
-        raise InputError(f"run_dir: {config.run_dir} already holds a run; choose another folder")
-    env = config.env()
-    static_mixture(env, np.zeros(len(config.arms))).memory(env.engine, 1)  # every arm exists
-    rng, theta = np.random.default_rng(config.seed), np.zeros(len(config.arms))
-    began = time.perf_counter()
-    with (config.run_dir / "log.csv").open("w", encoding="utf-8") as log:
-        log.write("update,seconds,cost," + ",".join(f'"{arm}"' for arm in config.arms) + "\n")
-        for update in range(config.updates):
-            signs = rng.choice([-1.0, 1.0], (config.pairs, len(theta)))
-            costs = _costs(config, env, theta, signs, update)
-            slope = np.log(costs[:, 0] / costs[:, 1]) / (2.0 * config.spread)
-            theta = theta - config.step * (slope[:, None] * signs).mean(0)
-            found = shares(theta)
-            row = [update, time.perf_counter() - began, costs.mean(), *found]
-            log.write(",".join(f"{value:.5g}" for value in row) + "\n")
-            log.flush()
-            progress(
-                f"{update + 1:3d}  cost {costs.mean():.3f}  "
-                + " ".join(f"{arm} {share:.2f}" for arm, share in zip(config.arms, found, strict=True))
-            )
-    learned = static_mixture(env, theta, str(config.run_dir), command)
+def _learn(config: MixtureConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
+    env, arms = config.env(), len(config.arms)
+    static_mixture(env, np.zeros(arms)).memory(env.engine, 1)  # every arm exists
+    heading = ["update", "seconds", "cost", *(f'"{arm}"' for arm in config.arms)]
+    rounds = Rounds(
+        config.run_dir,
+        config.to_dict(),
+        NOT_COMPARED,
+        command=command,
+        heading=heading,
+        width=arms,
+        counter="updates",
+        resume=resume,
+    )
+    rng, theta = np.random.default_rng(config.seed), np.zeros(arms)
+    for numbers in rounds.finished:
+        _draw_signs(rng, config)  # so that the generator goes on from here
+        theta = np.array(numbers)
+    for update in range(len(rounds.finished), config.updates):
+        signs = _draw_signs(rng, config)
+        costs = _costs(config, env, theta, signs, update)
+        slope = np.log(costs[:, 0] / costs[:, 1]) / (2.0 * config.spread)
+        theta = theta - config.step * (slope[:, None] * signs).mean(0)
+        found = shares(theta)
+        rounds.add(theta.tolist(), [costs.mean(), *found])
+        progress(
+            f"{update + 1:3d}  cost {costs.mean():.3f}  "
+            + " ".join(f"{arm} {share:.2f}" for arm, share in zip(config.arms, found, strict=True))
+        )
+    learned = static_mixture(env, theta, str(config.run_dir), rounds.command)
     learned.bundle.save(config.run_dir / "final")
     return config.run_dir
+
+
+def _draw_signs(rng: np.random.Generator, config: MixtureConfig) -> np.ndarray:
+    return rng.choice([-1.0, 1.0], (config.pairs, len(config.arms)))
 
 
 def _costs(config: MixtureConfig, env: EnvConfig, theta: np.ndarray, signs: np.ndarray, update: int) -> np.ndarray:

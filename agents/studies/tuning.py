@@ -7,18 +7,20 @@ traces have seeds of their own, far from those of evaluations.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import baselines
-from agents.files import json_text, write_atomically
+from agents.evaluation.cells import CellFile
+from agents.files import config_hash, json_text, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source
 from agents.processes import run_tasks
 from agents.progress import OnProgress, unseen
+from agents.resolve import fingerprint
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import convert
@@ -140,6 +142,7 @@ def tune(
     workers: int,
     progress: Callable[[str], object],
     on_run: OnProgress = unseen,
+    kept: CellFile | None = None,
 ) -> list[Setting]:
     """Every setting that was tried, the default first, the best last.
 
@@ -153,12 +156,14 @@ def tune(
         workers: processes.
         progress: called with a line for each setting.
         on_run: called after each run of the settings that are being tried.
+        kept: costs that an earlier run found, which are not measured again; new ones are added.
 
     Raises:
         InputError: a policy without a search space.
     """
     space = space_of(name)
     known: dict[str, Setting] = {}
+    found_before = {cell_key(cell): cell["cost"] for cell in kept.cells} if kept else {}
 
     def measure(specs: list[str]) -> None:
         todo = [spec for spec in specs if spec not in known]
@@ -168,10 +173,15 @@ def tune(
             for rate in rates
             for seed in range(seeds)
         ]
-        costs = np.zeros(len(trials))
-        for done, (index, value) in enumerate(run_tasks(cost, trials, workers), 1):
-            costs[index] = value
-            on_run(f"{name}: {len(known)} settings tried", done, len(trials))
+        names = [(fingerprint(t.spec), t.rate, t.seed) for t in trials]
+        costs = np.array([_number(found_before.get(key, 0.0)) for key in names])
+        missing = [k for k, key in enumerate(names) if key not in found_before]
+        for done, (index, value) in enumerate(run_tasks(cost, [trials[k] for k in missing], workers), 1):
+            costs[missing[index]] = value
+            if kept:
+                spec, rate, seed = names[missing[index]]
+                kept.append({"policy": spec, "rate": rate, "seed": seed, "cost": value if value < math.inf else None})
+            on_run(f"{name}: {len(known)} settings tried", done, len(missing))
         for spec, found in zip(todo, costs.reshape(-1, len(rates), seeds).mean(2), strict=True):
             known[spec] = Setting(spec, tuple(found.tolist()))
             cost_s = known[spec].cost
@@ -188,6 +198,31 @@ def tune(
         if best == before:
             break
     return [known[spec_of(name, baselines.make(name))], *known.values(), known[spec_of(name, best)]]
+
+
+def _number(cost_or_none: float | None) -> float:
+    """A cost as it is kept: None stands for a policy that broke down."""
+    return math.inf if cost_or_none is None else float(cost_or_none)
+
+
+def cell_key(cell: dict[str, Any]) -> tuple[str, float, int]:
+    """What tells the cells of a tuning apart.
+
+    Raises:
+        KeyError, TypeError: it is no such cell.
+    """
+    policy, rate, seed, value = cell["policy"], cell["rate"], cell["seed"], cell["cost"]
+    if not isinstance(policy, str) or type(rate) not in (int, float) or type(seed) is not int:
+        raise TypeError
+    if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+        raise TypeError
+    return policy, float(rate), seed
+
+
+def tuning_hash(source: Source, model: LatencyModel, config: EngineConfig) -> str:
+    """What the cells of a tuning belong to: requests, device, server, and how costs are weighed."""
+    parts = {"source": source.to_dict(), "profile": asdict(model), "engine": asdict(config)}
+    return config_hash(parts | {"reward": asdict(RewardWeights())})
 
 
 def space_of(name: str) -> Space:

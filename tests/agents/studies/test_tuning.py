@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import agents.cli
 import baselines
 from agents.commands.tune import Command
 from agents.options import Source
@@ -77,3 +78,30 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="expected a table of tuned settings"):
         tuning.save(path, "poisson", "slai")
     assert path.read_text() == text
+
+
+def test_an_interrupted_tuning_goes_on_to_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(name: str) -> list[str]:
+        flags = ["--num-requests", "30", "--rates", "1.0", "--seeds", "1", "--workers", "1"]
+        return ["tune", "fastertransformer,sarathi", *flags, "--save", str(tmp_path / f"{name}.json")]
+
+    assert agents.cli.main(command("whole")) == 0
+    whole = (tmp_path / "whole.cells.jsonl").read_text().splitlines()
+    measured, measure = [], tuning.cost
+
+    def interrupted(trial: tuning.Trial) -> float:
+        measured.append(trial.spec)
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        return measure(trial)
+
+    monkeypatch.setattr(tuning, "cost", interrupted)
+    assert agents.cli.main(command("parts")) == 130
+    assert agents.cli.main([*command("parts"), "--resume", "--rate-scale", "1", "--profile", "a100-llama3-70b"]) == 2
+    capsys.readouterr()
+    assert agents.cli.main([*command("parts"), "--resume"]) == 0
+    assert (tmp_path / "parts.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert sorted((tmp_path / "parts.cells.jsonl").read_text().splitlines()) == sorted(whole)
+    assert len(measured) == len(whole) - 1 + 1, "a finished cell was measured again"
