@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.fields import convert, number, whole
-from engine.reading import read_json
+from engine.reading import kind_of, read_json
 from engine.requests import INT32_MAX
 from engine.writing import write_atomically
 
@@ -138,6 +138,24 @@ class JointQuantileTable:
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
         write_atomically(path, "{\n" + lines + "\n}\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data, exactly."""
+        return {
+            name: value.tolist() if isinstance(value := getattr(self, name), np.ndarray) else value
+            for name in self.__dataclass_fields__
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Any, where: str) -> JointQuantileTable:
+        """A table from what `to_dict` gives; `where` is for messages.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: expected a length table, got {kind_of(fields)}")
+        return cls._from_fields(dict(fields), where)
 
     @classmethod
     def load(cls, path: str | Path) -> JointQuantileTable:

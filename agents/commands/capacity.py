@@ -71,7 +71,7 @@ class Command(ComparisonOptions):
             show(grid, console, self.wide)
         bound = bound_note(result["bound"])
         gain = f"Gain over {result['reference']}, same traces, with a 95 % paired interval."
-        for line in filter(None, (came_of_asked(result["points"]), bound, gain)):
+        for line in filter(None, (*result["notes"], came_of_asked(result["points"]), bound, gain)):
             console.print(Text(line))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
+from agents.evaluation.trained_for import remark
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import GoodputOptions, ServerOptions, SourceOptions, TableOptions
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
@@ -55,9 +56,10 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
         told = predict(requests, channel, self.seed) if channel else requests
         record = self._simulate(policy, told, model)
         report = summarize(record, warmup_s=self.warmup, goodput=limits)
+        trained = remark(policy, requests.tiers, model if self.executor is None else None, self.engine, source)
         if self.json is not None:
             data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
-            data |= {"left_out": source.left_out()}
+            data |= {"left_out": source.left_out(), "notes": [trained] if trained else []}
             data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
             data |= {"config": {"tiers": [asdict(tier) for tier in requests.tiers]}}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
@@ -67,6 +69,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
             lines.append(f"predictions of output lengths: {channel}")
         if came := arrivals_note(by_load([(load, report.arrival_rate)])):
             lines.append(came)
+        lines += [trained] if trained else []
         console = terminal_console()
         for line in [*lines, outcome(report)]:
             console.print(Text(line))

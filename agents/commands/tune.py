@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from agents.cells import CellFile
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.evaluation.cells import CellFile
 from agents.files import check_writable, locked
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers

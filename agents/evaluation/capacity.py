@@ -162,7 +162,8 @@ def search_capacity(
         on_cell: called with (cells finished, all cells) after each one.
 
     Returns:
-        JSON: `rows` (policy, criterion, capacity per seed and as an interval, what limits it, gain over the
+        JSON: `notes` (policies that were trained for something else),
+        `rows` (policy, criterion, capacity per seed and as an interval, what limits it, gain over the
         reference), `points` (every simulated rate), `config`, `versions`.
 
     Raises:
@@ -186,6 +187,7 @@ def search_capacity(
         "reference": search.reference,
         "bound": search.bound((search.rates or (search.low,))[0]),
         "versions": versions(),
+        "notes": search.training_remarks((search.rates or (search.low,))[0]),
         "rows": _rows(search, cells),
         "points": [
             {"policy": cell["policy"], "seed": cell["seed"], **point} for cell in cells for point in cell["points"]

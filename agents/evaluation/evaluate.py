@@ -166,7 +166,7 @@ def evaluate(
         "paired": paired(evaluation.policies, evaluation.loads, cells, evaluation.reference),
         "windows": windows,
         "behaviour": behaviour,
-        "notes": _notes(evaluation, traces),
+        "notes": [*evaluation.training_remarks(evaluation.loads[0]), *_notes(evaluation, traces)],
         "warnings": validity_warnings(evaluation, cells, windows),
     }
 

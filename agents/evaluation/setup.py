@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from agents.evaluation.cells import CellFile
+from agents.cells import CellFile
+from agents.evaluation.trained_for import remark
 from agents.files import config_hash, locked
 from agents.options import Source
 from agents.processes import run_tasks, start_method
@@ -168,6 +169,12 @@ class Setup:
         """Requests/s that no scheduler sustains (`engine.bounds`), over the requests of all seeds; None: no bound."""
         work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
         return capacity_bound(np.concatenate(work))
+
+    def training_remarks(self, load: float | None) -> list[str]:
+        """A line for each learned policy that was trained for something else (`agents.evaluation.trained_for`)."""
+        tiers = requests_of(self.source, load, 0).tiers
+        found = [remark(policy_of(spec), tiers, self.profile, self.config, self.source) for spec in self.policies]
+        return list(filter(None, found))
 
     def compile(self) -> None:
         """Get ready for workers: compile (or load) the kernel of every policy, so that forked ones inherit it.

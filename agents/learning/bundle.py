@@ -1,7 +1,8 @@
 """A trained policy as a folder of two files that can be read without running any code from them.
 
     weights.safetensors   float64 `codec`, `mean`, `std`; float32 `layer_<k>.weight` [out, in] and `layer_<k>.bias`
-    policy.json           format, spaces, network, clip, environment, versions, training command, hashes
+    policy.json           format, spaces, network, clip, environment (with the length table of a user's file), versions,
+                          training command, hashes
 
 The network maps the normalised observation through layers with one activation to the logits of every action head;
 `clip((observation - mean) / std)` is the normalisation. `codec` are the parameters of the action codec (what the
@@ -22,8 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.stored_env import from_stored, to_stored
 from engine.errors import InputError
+from engine.fields import convert, number
+from engine.reading import read_bytes, read_json
 from llmsched_env.action import AGEING, CLOSE
+from llmsched_env.codec import check_codec
 from llmsched_env.config import EnvConfig
 from llmsched_env.kernel import ACTION_SIZES, ENV_PARAMS
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
@@ -47,6 +52,10 @@ _KEYS = (
     "sources",
     "weights_sha256",
 )
+_OPTIONAL = {"length_table"}
+MAX_ARMS = 64
+_HEADER = 1 << 20
+"""Largest part of the weights file beside the numbers, bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +93,23 @@ class Bundle:
         Raises:
             InputError: they do not, or a number is not finite.
         """
+        self._check_layers()
+        for name, size in (("mean", OBSERVATION_SIZE), ("std", OBSERVATION_SIZE), ("codec", ENV_PARAMS)):
+            if getattr(self, name).shape != (size,):
+                raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
+        check_codec(self.codec, self.env.budget)
+        for name, array in self.tensors().items():
+            # The codec's decode rule "all" is a slack of infinity.
+            if np.isnan(array).any() or (name != "codec" and not np.isfinite(array).all()):
+                raise InputError(f"bundle: {name}: expected finite numbers")
+        if self.sampled and self.env.action != "mixture":
+            raise InputError("bundle: sampled: expected a mixture, got the allocation action")
+        if not (self.std > 0.0).all() or not 0.0 < self.clip < float("inf"):
+            raise InputError("bundle: expected positive normalisation scales and a positive clip")
+        if len(self.env.arms) > MAX_ARMS:
+            raise InputError(f"bundle: expected at most {MAX_ARMS} arms, got {len(self.env.arms)}")
+
+    def _check_layers(self) -> None:
         if not 1 <= len(self.layers) <= MAX_LAYERS or self.activation not in ACTIVATIONS:
             raise InputError(f"bundle: expected 1 to {MAX_LAYERS} layers with tanh or relu between them")
         width = OBSERVATION_SIZE
@@ -95,17 +121,6 @@ class Bundle:
                 raise InputError(f"bundle: layer {k}: expected a width of 1 to {MAX_WIDTH}, got {width}")
         if width != sum(self.heads):
             raise InputError(f"bundle: expected {sum(self.heads)} logits (heads {list(self.heads)}), got {width}")
-        for name, size in (("mean", OBSERVATION_SIZE), ("std", OBSERVATION_SIZE), ("codec", ENV_PARAMS)):
-            if getattr(self, name).shape != (size,):
-                raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
-        for name, array in self.tensors().items():
-            # The codec's decode rule "all" is a slack of infinity.
-            if np.isnan(array).any() or (name != "codec" and not np.isfinite(array).all()):
-                raise InputError(f"bundle: {name}: expected finite numbers")
-        if self.sampled and self.env.action != "mixture":
-            raise InputError("bundle: sampled: expected a mixture, got the allocation action")
-        if not (self.std > 0.0).all() or not self.clip > 0.0:
-            raise InputError("bundle: expected positive normalisation scales and a positive clip")
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -155,14 +170,15 @@ class Bundle:
             shutil.rmtree(new, ignore_errors=True)
 
     def _describe(self, weights_sha256: str) -> dict[str, Any]:
-        return {
+        env, table = to_stored(self.env)
+        return ({} if table is None else {"length_table": table}) | {
             "format": FORMAT,
             "observation": list(OBSERVATION_NAMES),
             "action": {"kind": self.env.action, "heads": list(self.heads)},
             "network": {"widths": [len(bias) for _, bias in self.layers], "activation": self.activation},
             "clip": self.clip,
             "sampled": self.sampled,
-            "env": self.env.to_dict(),
+            "env": env,
             "versions": self.versions,
             "command": self.command,
             "timesteps": self.timesteps,
@@ -180,8 +196,8 @@ class Bundle:
         folder = Path(folder)
         about = _read_json(folder / POLICY_FILE)
         _check_about(about, folder / POLICY_FILE)
-        tensors = _read_tensors(folder / WEIGHTS_FILE, about["weights_sha256"])
         widths, where = about["network"]["widths"], folder / WEIGHTS_FILE
+        tensors = _read_tensors(where, about["weights_sha256"], _bytes(widths) + _HEADER)
         names = {"codec", "mean", "std"}
         names |= {f"layer_{k}.{part}" for k in range(len(widths)) for part in ("weight", "bias")}
         if set(tensors) != names:
@@ -190,20 +206,32 @@ class Bundle:
         try:
             return cls(
                 layers=layers,
-                activation=about["network"]["activation"],
                 mean=tensors["mean"],
                 std=tensors["std"],
-                clip=float(about["clip"]),
-                sampled=bool(about["sampled"]),
                 codec=tensors["codec"],
-                env=EnvConfig.from_dict(about["env"]),
-                command=str(about["command"]),
-                timesteps=int(about["timesteps"]),
-                versions=dict(about["versions"]),
-                sources=str(about["sources"]),
+                clip=number(0.0, 1e300, above=True).check(about["clip"], "clip"),
+                activation=convert(about["network"]["activation"], str, "network.activation"),
+                env=from_stored(about["env"], about.get("length_table")),
+                **{key: convert(about[key], kind, key) for key, kind in _TYPES.items()},
             )
-        except (InputError, TypeError, ValueError) as error:
+        except InputError as error:
             raise InputError(f"{folder}: {error}") from None
+
+
+_TYPES: dict[str, Any] = {
+    "sampled": bool,
+    "command": str,
+    "timesteps": int,
+    "versions": dict[str, str],
+    "sources": str,
+}
+
+
+def _bytes(widths: list[int]) -> int:
+    """Size of all numbers of a policy with these layers."""
+    inputs = [OBSERVATION_SIZE, *widths]
+    numbers = sum((before + 1) * after for before, after in zip(inputs, widths, strict=False))
+    return 4 * numbers + 8 * (2 * OBSERVATION_SIZE + ENV_PARAMS)
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -215,28 +243,24 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: expected a policy bundle, {(error.strerror or 'unreadable').lower()}") from None
-    except ValueError:
-        raise InputError(f"{path}: expected JSON") from None
+    data = read_json(path, "a policy bundle")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path}: expected a policy bundle with format {FORMAT!r}")
     return data
 
 
 def _check_about(about: dict[str, Any], path: Path) -> None:
-    if set(about) != set(_KEYS):
-        key = sorted(set(about) ^ set(_KEYS))[0]
+    if set(about) - _OPTIONAL != set(_KEYS):
+        key = sorted((set(about) - _OPTIONAL) ^ set(_KEYS))[0]
         raise InputError(f"{path}: {'unknown' if key in about else 'missing'} key {key!r}")
     if about["observation"] != list(OBSERVATION_NAMES):
         raise InputError(f"{path}: made for another observation than that of this version")
     network, action = about["network"], about["action"]
     if not isinstance(network, dict) or set(network) != {"widths", "activation"}:
         raise InputError(f"{path}: network: expected widths and activation")
-    if not isinstance(network["widths"], list) or not 1 <= len(network["widths"]) <= MAX_LAYERS:
-        raise InputError(f"{path}: network.widths: expected 1 to {MAX_LAYERS} numbers")
+    widths = convert(network["widths"], list[int], f"{path}: network.widths")
+    if not 1 <= len(widths) <= MAX_LAYERS or not all(1 <= width <= MAX_WIDTH for width in widths):
+        raise InputError(f"{path}: network.widths: expected 1 to {MAX_LAYERS} numbers from 1 to {MAX_WIDTH}")
     if not isinstance(action, dict) or not isinstance(about["env"], dict):
         raise InputError(f"{path}: action, env: expected mappings")
     arms = about["env"].get("arms")
@@ -246,20 +270,17 @@ def _check_about(about: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path}: made for actions {action.get('heads')}, this version has {expected}")
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
+def _read_tensors(path: Path, sha256: Any, limit: int) -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected weights, {(error.strerror or 'unreadable').lower()}") from None
+    data = read_bytes(path, "weights", limit)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(f"{path}: damaged, or not the weights of this policy.json (hash differs)")
     try:
         tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: expected safetensors, {error}") from None
+    except Exception as error:  # foreign data: safetensors alone has a dozen kinds of errors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: expected safetensors, {reason[:120]}") from None
     for name, array in tensors.items():
         expected = np.float32 if name.startswith("layer_") else np.float64
         if array.dtype != expected:

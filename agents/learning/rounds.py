@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.cells import CellFile
+from agents.cells import CellFile
 from agents.files import config_hash, write_atomically
 from agents.learning.bundle import source_hash, versions
 from agents.learning.run_folder import plain, read_about, refuse_difference, write_about

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.evaluation.cells import CellFile
+from agents.cells import CellFile
 from agents.files import config_hash, json_text, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation.cells import CellFile
+from agents.cells import CellFile
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source, SourceOptions

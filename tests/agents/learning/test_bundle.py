@@ -100,7 +100,8 @@ def play(env: EnvConfig, requests: Requests, policy: LearnedPolicy) -> tuple[Any
     observation, _ = single.reset(seed=0, options={"requests": requests})
     total, over = 0.0, False
     while not over:
-        observation, reward, terminated, truncated, _ = single.step(policy.choose(observation[None])[0])
+        choice = policy.choose(observation[None])[0]
+        observation, reward, terminated, truncated, _ = single.step(choice if len(choice) > 1 else choice[0])
         total += reward
         over = terminated or truncated
     return single.fleet.servers, total
@@ -183,6 +184,10 @@ def edit(place: Path, **changes: Any) -> None:
     (place / POLICY_FILE).write_text(json.dumps(about | changes))
 
 
+def edit_env(place: Path, **changes: Any) -> None:
+    edit(place, env=json.loads((place / POLICY_FILE).read_text())["env"] | changes)
+
+
 def rewrite_weights(place: Path, change: Any) -> None:
     """Change the tensors and fix the hash, as a person who edits a bundle by hand would."""
     tensors = load_file(place / WEIGHTS_FILE)
@@ -214,20 +219,36 @@ def pickled(place: Path) -> None:
         (truncate, "damaged, or not the weights of this policy.json"),
         (flip_a_bit, "damaged, or not the weights of this policy.json"),
         (pickled, "expected safetensors"),
-        (lambda p: (p / WEIGHTS_FILE).unlink(), "expected weights, no such file"),
+        (lambda p: (p / WEIGHTS_FILE).unlink(), r"cannot read weights \(No such file"),
         (lambda p: (p / POLICY_FILE).write_text("{"), "expected JSON"),
-        (lambda p: (p / POLICY_FILE).write_bytes(b"\xff\xfe\x00"), "expected JSON"),
+        (lambda p: (p / POLICY_FILE).write_bytes(b"\xff\xfe\x00"), "expected a policy bundle as UTF-8 text"),
         (lambda p: (p / POLICY_FILE).write_text("[]"), "expected a policy bundle with format"),
         (lambda p: edit(p, format="other/1"), "expected a policy bundle with format"),
         (lambda p: edit(p, surprise=1), "unknown key 'surprise'"),
         (lambda p: edit(p, observation=["a"]), "made for another observation"),
         (lambda p: edit(p, action={"kind": "allocation", "heads": [2]}), "made for actions \\[2\\]"),
         (lambda p: edit(p, network={"widths": [9], "activation": "tanh"}), "expected tensors"),
-        (lambda p: edit(p, network={"widths": "x", "activation": "tanh"}), "network.widths: expected"),
+        (lambda p: edit(p, network={"widths": "x", "activation": "tanh"}), "network.widths: expected a list"),
+        (lambda p: edit(p, network={"widths": [10**9], "activation": "tanh"}), "numbers from 1 to 4096"),
+        (lambda p: edit(p, network={"widths": [10**30], "activation": "tanh"}), "network.widths"),
+        (lambda p: edit(p, sampled="yes"), "sampled: expected true or false"),
+        (lambda p: edit(p, versions=[["a", "b"]]), "versions: expected a mapping"),
+        (lambda p: edit(p, timesteps=1e300), "timesteps: expected"),
+        (lambda p: edit(p, length_table=[]), "expected a length table"),
+        (lambda p: edit(p, length_table={"name": "x"}), "length_table: expected the fields"),
+        (lambda p: edit_env(p, hold=10**200), "env.hold: expected"),
+        (lambda p: edit_env(p, budget="time"), "codec: expected the budgets of 'time'"),
+        (lambda p: edit_env(p, arms=["slai"] * 99), "at most 64 arms"),
+        (lambda p: (p / POLICY_FILE).write_text("[" * 100_000), "brackets"),
+        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(-1.0)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(1e300)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(np.inf)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(0.0)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: t.update(x=np.zeros(1 << 20))), "expected weights of at most"),
         (lambda p: edit(p, network=3), "network: expected widths and activation"),
         (lambda p: edit(p, network={"widths": [24, 16, 18], "activation": "sine"}), "tanh or relu"),
-        (lambda p: edit(p, clip="wide"), "could not convert"),
-        (lambda p: edit(p, clip=-1.0), "positive clip"),
+        (lambda p: edit(p, clip="wide"), "clip: expected a number > 0"),
+        (lambda p: edit(p, clip=-1.0), "clip: expected a number > 0"),
         (lambda p: edit(p, env={"action": "allocation", "engines": 1}), "unknown key 'engines'"),
         (lambda p: edit(p, env=[]), "expected mappings"),
         (lambda p: rewrite_weights(p, lambda t: t["mean"].fill(np.nan)), "mean: expected finite numbers"),
@@ -251,6 +272,31 @@ def test_damaged_or_foreign_bundle_is_refused_in_one_line(
         LearnedPolicy.load(place)
     assert "\n" not in str(caught.value)
     assert str(place) in str(caught.value)
+
+
+def test_mutated_bundles_are_refused_in_one_line_or_serve(folder: Path, tmp_path: Path) -> None:
+    """200 folders with bytes changed and the hash put right: refused, or a policy that serves every request."""
+    rng, place, refusals = np.random.default_rng(19), tmp_path / "policy", []
+    whole = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, POLICY_FILE)}
+    few = Workload(rate=2.2, num_requests=5).generate(7)
+    place.mkdir()
+    for turn in range(200):
+        changed = {name: bytearray(data) for name, data in whole.items()}
+        target = changed[WEIGHTS_FILE if turn % 2 else POLICY_FILE]
+        for at in rng.integers(0, 1500 if rng.random() < 0.7 else len(target), rng.integers(1, 4)):
+            target[at] = rng.integers(256)
+        for name, data in changed.items():
+            (place / name).write_bytes(bytes(data))
+        if turn % 2:
+            edit(place, weights_sha256=hashlib.sha256(changed[WEIGHTS_FILE]).hexdigest())
+        try:
+            record = simulate(LearnedPolicy.load(place), few, MODEL)
+        except InputError as error:
+            refusals.append(str(error))
+            continue
+        assert record.row["finished"][0] == len(few)
+    assert 50 < len(refusals) < 200
+    assert not [line for line in refusals if "\n" in line or str(place) not in line]
 
 
 def test_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:

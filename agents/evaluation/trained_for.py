@@ -1,0 +1,92 @@
+"""What a learned policy was trained for, against what it is asked to do: one line where they differ.
+
+A policy may well serve another device or other deadlines, but its numbers then say nothing about its training. What is
+meant to vary (rates, numbers of requests, seeds, shares of the tiers) is not remarked on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from agents.options import Source
+from engine.config import EngineConfig
+from engine.latency import LatencyModel
+from engine.policy import Policy
+from engine.requests import Tier
+from engine.workload import Workload, parse_workload
+from llmsched_env.codec import knows_device
+
+SHOWN = 3
+"""Limits of the server that are named; of further ones their number."""
+
+
+def remark(
+    policy: Policy, tiers: Sequence[Tier], model: LatencyModel | None, config: EngineConfig, source: Source
+) -> str:
+    """One line on how a policy's training differs from a run, empty where it does not or nothing was trained.
+
+    Args:
+        policy: any policy.
+        tiers: of the run's requests.
+        model: the run's device; None: a real one, which has no profile.
+        config: the run's server.
+        source: where the run's requests come from.
+    """
+    bundle = getattr(policy, "bundle", None)
+    if bundle is None:
+        return ""
+    env = bundle.env
+    pairs = [_tiers(env.workload.tiers, tiers)]
+    if model is not None and not knows_device(bundle.codec, model):
+        numbers = " with other numbers" if env.profile == model.name else ""
+        pairs.append((f"profile {env.profile}{numbers}", f"profile {model.name}"))
+    pairs += _limits(env.engine, config)
+    pairs += [_lengths(env.workload, source), _predictions(env.prediction, source.channel(policy))]
+    known = [pair for pair in pairs if pair]
+    if not known:
+        return ""
+    was, here = (", ".join(filter(None, side)) for side in zip(*known, strict=True))
+    return f"{policy.spec} was trained with {was}; here {here}"
+
+
+Pair = tuple[str, str] | None
+
+
+def _tiers(trained: Sequence[Tier], given: Sequence[Tier]) -> Pair:
+    sides = [[(t.strict, t.ttft_s, t.tbt_s, t.weight) for t in tiers] for tiers in (trained, given)]
+    return None if sides[0] == sides[1] else (_tier_text(trained), _tier_text(given))
+
+
+def _tier_text(tiers: Sequence[Tier]) -> str:
+    texts = [
+        f"{t.name}{' strict' if t.strict and t.name != 'strict' else ''} {t.ttft_s:g}/{t.tbt_s:g} s" for t in tiers
+    ]
+    return f"{len(tiers)} tier{'s' if len(tiers) > 1 else ''} ({', '.join(texts)})"
+
+
+def _limits(trained: EngineConfig, given: EngineConfig) -> list[Pair]:
+    changed = [f.name for f in fields(EngineConfig) if getattr(trained, f.name) != getattr(given, f.name)]
+    pairs: list[Pair] = [(f"{name} {getattr(trained, name)}", f"{getattr(given, name)}") for name in changed[:SHOWN]]
+    if more := len(changed) - SHOWN:
+        pairs += [(f"{more} more settings of the server", "others")] if more > 0 else []
+    return pairs
+
+
+def _lengths(trained: Workload, source: Source) -> Pair:
+    was = _length_name(trained)
+    if source.trace:
+        here = Path(source.trace).name
+    else:
+        here = _length_name(parse_workload(source.workload))
+    return None if was == here else (f"lengths {was}", f"lengths {here}")
+
+
+def _length_name(workload: Workload) -> str:
+    if trace := getattr(workload, "trace", ""):
+        return Path(trace).name
+    lengths = workload.lengths
+    return Path(lengths).name if isinstance(lengths, str) else str(getattr(lengths, "name", "of its own"))
+
+
+def _predictions(trained: str, given: str) -> Pair:
+    return (f"predictions {trained or 'of none'}", f"{given or 'none'}") if trained != given else None
