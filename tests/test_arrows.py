@@ -30,6 +30,7 @@ OURS = {
 ROOMS = (
     "locks",
     "files",
+    "cells",
     "processes",
     "progress",
     "learning",
@@ -217,7 +218,7 @@ def test_every_part_of_agents_has_its_place_in_rooms() -> None:
         ("engine/core.py", "agents", "engine may not import agents"),
         ("baselines/slai.py", "llmsched_env", "baselines may not import llmsched_env"),
         ("llmsched_env/env.py", "agents.learning.policy", "llmsched_env may not import agents"),
-        ("agents/learning/train.py", "agents.cells", "agents: learning may not import evaluation"),
+        ("agents/learning/train.py", "agents.evaluation.setup", "agents: learning may not import evaluation"),
         ("agents/reporting/report.py", "agents.studies", "agents: reporting may not import studies"),
         ("agents/options.py", "agents", "agents: options may not import __init__"),
         ("agents/learning/train.py", "agents.utils", "has no place in ROOMS"),
@@ -262,7 +263,7 @@ def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> Non
         ("agents/evaluation/scale.py", "def f():\n    import ray"),
         (
             "agents/evaluation/capacity.py",
-            "from agents.cells import run_tasks\nfrom agents.options import Source",
+            "from agents.evaluation.setup import run_tasks\nfrom agents.options import Source",
         ),
         ("agents/commands/demo.py", "def f():\n    from agents.learning.train import train"),
     ],
