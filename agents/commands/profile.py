@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from agents.files import check_writable, is_stdout, locked
 from agents.options import ProgressOptions
 from agents.progress import bars
 from agents.studies import profiling
 from agents.studies.profiling import Limits
+from engine.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,13 @@ class Command(ProgressOptions):
         Raises:
             InputError: no such device, a number out of range, a table of something else, or not enough memory.
         """
+        if is_stdout(self.out):
+            raise InputError(f"out: expected a file, which is added to, got {self.out}")
+        check_writable(self.out, self.out.with_name(self.out.name + ".json"))
+        with locked(self.out):
+            self._measure()
+
+    def _measure(self) -> None:
         from engine.gpu import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)

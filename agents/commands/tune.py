@@ -8,7 +8,7 @@ import tyro
 
 from agents.cells import CellFile
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable, locked
+from agents.files import check_writable, is_stdout, locked
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.processes import default_workers
 from agents.progress import bars
@@ -51,7 +51,10 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         for name in names:
             tuning.space_of(name)
         rates, source, model = parse_rates(self.rates), self.source(), self.model()
+        if is_stdout(self.save):
+            raise InputError(f"save: expected a file, which is added to, got {self.save}")
         check_writable(self.save)
+        tuning.saved(self.save)
         workers = default_workers() if self.workers is None else self.workers
         cells, rows = self.save.with_suffix(".cells.jsonl"), []
         with locked(cells):

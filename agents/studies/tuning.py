@@ -15,7 +15,7 @@ import numpy as np
 
 import baselines
 from agents.cells import CellFile
-from agents.files import config_hash, json_text, write_atomically
+from agents.files import config_hash, json_text, locked, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source
 from agents.processes import run_tasks
@@ -274,8 +274,18 @@ def save(path: Path, workload: str, spec: str) -> None:
     Raises:
         InputError: another kind of file, or one that cannot be written.
     """
-    table: dict[str, dict[str, str]] = {}
-    if path.exists():
-        table = convert(read_mapping(path, "a table of tuned settings"), dict[str, dict[str, str]], str(path))
-    table.setdefault(workload, {})[baselines.base_of(spec)[0]] = spec
-    write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))
+    with locked(path, wait_s=60.0):
+        table = saved(path)
+        table.setdefault(workload, {})[baselines.base_of(spec)[0]] = spec
+        write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))
+
+
+def saved(path: Path) -> dict[str, dict[str, str]]:
+    """What a file for `save` holds, nothing if it is not there yet.
+
+    Raises:
+        InputError: another kind of file.
+    """
+    if not path.exists():
+        return {}
+    return convert(read_mapping(path, "a table of tuned settings"), dict[str, dict[str, str]], str(path))
