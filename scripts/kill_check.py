@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.processes import child_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 MARK = "LLMSCHED_KILL_CHECK"
@@ -101,7 +103,7 @@ def start(line: str, folder: Path, mark: str, log: Path) -> "subprocess.Popen[by
     recipe = folder.parent / "recipe.yml"
     recipe.write_text(RECIPE, encoding="utf-8")
     words = line.replace("FOLDER", str(folder)).replace("RECIPE", str(recipe)).split()
-    environment = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT)}
+    environment = child_environment() | {MARK: mark, "PYTHONPATH": str(ROOT)}
     with log.open("ab") as out:
         command = [sys.executable, "-m", "agents.cli", *words]
         return subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
