@@ -43,6 +43,8 @@ class Scene:
     """What must be the same however it came about, from the folder."""
     resumable: Callable[[Path], bool] = lambda folder: False
     """Whether what is in the folder can be resumed; else the command starts again in an empty one."""
+    resume: str = ""
+    """How, if not by --resume behind the same line."""
 
 
 def _json(name: str, *without: str) -> Callable[[Path], Any]:
@@ -74,13 +76,20 @@ SCENES = {
     "tune": Scene(
         "tune sarathi --rates 1.6,2.0 --seeds 2 --num-requests 800 --workers 2 --save FOLDER/tuned.json",
         _json("tuned.json"),
+        lambda folder: (folder / "tuned.cells.jsonl").exists(),
     ),
-    "evolve": Scene("evolve --recipe RECIPE --workers 2 --run-dir FOLDER", _weights),
+    "evolve": Scene(
+        "evolve --recipe RECIPE --workers 2 --run-dir FOLDER",
+        _weights,
+        lambda folder: (folder / "config.json").exists(),
+        "evolve --resume --workers 2 --run-dir FOLDER",
+    ),
     "train": Scene(
         "train --total-timesteps 24576 --n-envs 64 --checkpoint-every 4096 --eval-every 0 --no-progress "
         "--run-dir FOLDER",
         _weights,
         lambda folder: any((folder / "checkpoints").glob("step-*")),
+        "train --resume --no-progress --run-dir FOLDER",
     ),
 }
 
@@ -115,8 +124,8 @@ def whole(scene: Scene, folder: Path, log: Path, resume: bool = False) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    line = "train --resume --no-progress --run-dir FOLDER" if resume and "train" in scene.line else scene.line
-    process = start(line + " --resume" * (resume and line == scene.line), folder, "whole", log)
+    line = (scene.resume or f"{scene.line} --resume") if resume else scene.line
+    process = start(line, folder, "whole", log)
     if process.wait() != 0:
         raise RuntimeError(f"code {process.returncode}: {log.read_text(errors='replace')[-600:]}")
 
