@@ -62,8 +62,8 @@ def _queue_fault(view: View) -> int:
 
 
 @hot
-def lists_fault(view: View) -> int:
-    """Code of what is wrong with the queue, the running list and their counts; 0 if nothing is.
+def lists_fault(view: View, tiers: int) -> int:
+    """Code of what is wrong with the queue, the running list, their counts and their tiers; 0 if nothing is.
 
     Takes time with the requests present, not with the length of the trace. `view` is the same afterwards.
     """
@@ -83,8 +83,13 @@ def lists_fault(view: View) -> int:
         prefilling += r.prefilled < r.prompt
         waiting_for_token += r.has_token == 0
         blocks += r.blocks
+        if r.tier < 0 or r.tier >= tiers:
+            return _REQUEST
     for k in range(row.num_waiting):
-        waiting_for_token += view.request[view.queue[k]].has_token == 0
+        r = view.request[view.queue[k]]
+        waiting_for_token += r.has_token == 0
+        if r.tier < 0 or r.tier >= tiers:
+            return _REQUEST
     if row.num_prefilling != prefilling or row.no_first_token != waiting_for_token:
         return _COUNTS
     return _BLOCKS if row.num_blocks - row.free_blocks != blocks or row.free_blocks < 0 else 0
@@ -194,7 +199,7 @@ def server_fault(server: Server, limits: Any) -> int:
     code = max(_limits_fault(row, limits[0]), _totals_fault(server))
     if code != 0:
         return code
-    code = lists_fault(view)
+    code = lists_fault(view, hidden.tier.shape[0])
     if code != 0:
         return code
     tiers, before, finished, dropped, host = hidden.tier.shape[0], 0.0, 0, 0, 0

@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import types
 
-from engine._jit import compile_kernel, hot
+from engine._jit import compile_kernel, hot, inner
 from engine._own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import Bounds, checked
 from engine.own_code import blame, is_ours
+from engine.requests import INT32_MAX
 from engine.state import DROP, EVICT, MEMORY_TYPE, PLAN_TYPE, SWAP, SWAP_COMPRESSED, VIEW_TYPE, Memory, Plan, View
 
 KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
@@ -79,6 +80,14 @@ def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
     return Kernel(function, allocates=False)
 
 
+@inner
+def _exact(value: Any, otherwise: int) -> int:
+    """A number as the 32 bits of an entry hold it; `otherwise` for what is no whole number or does not fit."""
+    if -INT32_MAX <= value and value <= INT32_MAX and int(value) == value:
+        return int(value)
+    return otherwise
+
+
 @hot
 def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     """Add `tokens` of a request to the next iteration.
@@ -92,9 +101,9 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
     k = plan.size[0]
     if k < plan.entry.shape[0]:
         e = plan.entry[k]
-        e.request = request
-        e.tokens = tokens
-        e.reserve = reserve
+        e.request = _exact(request, -1)
+        e.tokens = _exact(tokens, 0)
+        e.reserve = _exact(reserve, INT32_MAX)
     plan.size[0] = k + 1
 
 

@@ -14,6 +14,7 @@ from engine._jit import hot
 from engine.config import EngineConfig
 from engine.core import arrive, begin, close, empty, explain, finish, is_over, pause
 from engine.errors import InputError
+from engine.integrity import FAULTS, lists_fault
 from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
 from engine.own_code import blame
 from engine.pieces import PAUSED, run_in_pieces, second
@@ -94,7 +95,15 @@ def _decide(policy: Policy, server: Server, memory: Memory) -> int:
         raise
     except Exception as error:
         raise fault(policy, error) from error
+    if type(policy).plan is not Policy.plan:
+        _require_lists(policy, server)
     return int(begin(server, True))
+
+
+def _require_lists(policy: Policy, server: Server) -> None:
+    """Compiled code indexes with what the view holds, so what Python code was shown is checked each time."""
+    if (code := lists_fault(server.visible, server.hidden.tier.shape[0])) != 0:
+        raise PolicyFault(f"policy {policy.spec!r} changed the view, which it may only read: {FAULTS[code]}")
 
 
 def fault(policy: Policy, error: Exception) -> PolicyFault:
@@ -130,6 +139,7 @@ class _Sealed:
                 f"policy {policy.spec!r} changed the view at t={view.row[0].now:.3f} s, which it may only read "
                 "(what it wants to remember belongs into memory.row and memory.request)"
             )
+        _require_lists(policy, server)
         return int(begin(server, True))
 
 

@@ -1,4 +1,4 @@
-"""The numbers of an episode are those of a report over the same run, also where it was cut off; nothing is 0 for none."""
+"""The numbers of an episode are those of a report over the same run, also where it was cut off."""
 
 import math
 from dataclasses import replace
