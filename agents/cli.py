@@ -3,13 +3,17 @@
 import ast
 import contextlib
 import io
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from agents.help import ALL, print_help
 
 INPUT_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 70, 130
 """Exit codes: bad input, a fault of ours, Ctrl-C."""
@@ -33,14 +37,19 @@ def _summary(name: str) -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<12}{_summary(name)}" for name in commands()]
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = [textwrap.fill(f"  {name:<13}{_summary(name)}", width, subsequent_indent=" " * 15) for name in commands()]
     return "\n".join(
         [
             "usage: llmsched COMMAND [OPTIONS]",
             "",
             *lines,
             "",
-            "llmsched COMMAND --help lists the options of one; --debug shows the traceback of an error.",
+            textwrap.fill(
+                f"llmsched COMMAND --help lists the options of one ({ALL} those of every group); "
+                f"{DEBUG} shows the traceback of an error.",
+                width,
+            ),
         ]
     )
 
@@ -66,6 +75,11 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         options = {} if default is None else {"default": default}
         return tyro.cli(command_class, prog=f"llmsched {name}", args=list(arguments), **options)
 
+    if asked := {"-h", "--help", ALL} & set(arguments):
+        everything = ALL in asked
+        arguments = [a for a in arguments if a != ALL] + ["--help"] * everything
+        print_help(name, lambda: parse(None), everything)
+        raise SystemExit(0)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

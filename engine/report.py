@@ -228,6 +228,19 @@ class Report:
     max_wait_s: float
     jain_index: float
 
+    def __repr__(self) -> str:
+        """The policy, what was served, medians; not every number (`to_dict` has them)."""
+        return f"Report({self.outline()})"
+
+    def outline(self) -> str:
+        """The numbers that say most, in one line."""
+        times = {"TTFT": self.ttft.p50, "TBT": self.itl.p50, "E2E": self.e2el.p50}
+        medians = ", ".join(f"{name} {'-' if math.isnan(s) else f'{s:.3f} s'}" for name, s in times.items())
+        return (
+            f"{self.policy}: {self.completed} of {self.arrived} requests finished in {self.duration_s:.1f} s, "
+            f"{self.verdict}; medians: {medians}"
+        )
+
     @property
     def paper(self) -> bool:
         """Whether this load is within capacity by the paper's criterion."""

@@ -287,6 +287,12 @@ class Requests:
             array.flags.writeable = False
         return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast)
 
+    def __repr__(self) -> str:
+        """How many, how fast, how long and whose; not the arrays."""
+        tiers = ", ".join(f"{tier.name} {np.mean(self.tier == k):.1%}" for k, tier in enumerate(self.tiers))
+        lengths = f"median prompt {np.median(self.prompt):.0f}, output {np.median(self.output):.0f} tokens"
+        return f"Requests({len(self)} at {self.rate:.3g}/s, {lengths}, {tiers}; {self.source or 'no source'})"
+
     def __len__(self) -> int:
         """Return the number of requests."""
         return int(self.arrival.shape[0])

@@ -85,6 +85,12 @@ class Record:
     steps: StepLog | None = None
     fallbacks: int = 0  # decisions that the fallback policy took
 
+    def __repr__(self) -> str:
+        """The policy, what was served, medians; not the arrays (`summarize` has the numbers)."""
+        from engine.metrics import summarize  # which imports this module
+
+        return f"Record({summarize(self).outline()}; {int(self.row['iterations'][0])} iterations)"
+
 
 def _decide(policy: Policy, server: Server, memory: Memory) -> int:
     """Let the policy plan and begin that; returns the error code of `begin`."""

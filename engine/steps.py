@@ -38,6 +38,11 @@ class StepLog:
     )  # int32[items, 3]: request, tokens, 1 for a prefill chunk, 0 for a decode, else EVICT ... of the plan
     first: np.ndarray  # int64[iterations + 1], place of each iteration's items
 
+    def __repr__(self) -> str:
+        """How many iterations, and when."""
+        until = float(self.start_s[-1] + self.duration_s[-1]) if len(self.start_s) else 0.0
+        return f"StepLog({len(self.start_s)} iterations until {until:.1f} s)"
+
     @cached_property
     def batches(self) -> list[np.ndarray]:
         """Per iteration int64[items, 3]: request, tokens, 1 for a prefill chunk."""

@@ -140,6 +140,11 @@ class Workload:
     max_tokens: int = 0
     """Longest prompt + output of the trace that can be served (tokens); 0: no limit, in an environment its server's."""
 
+    def __repr__(self) -> str:
+        """What differs from the default workload, as it would be written."""
+        values = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return f"Workload({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
+
     def __post_init__(self) -> None:
         """Check every field."""
         if self.arrivals not in get_args(ArrivalName):

@@ -41,6 +41,7 @@ ROOMS = (
     "reporting",
     "studies",
     "commands",
+    "help",
     "cli",
     "__init__",
 )

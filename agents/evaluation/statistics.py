@@ -28,6 +28,10 @@ class Interval:
     high: float
     n: int
 
+    def __repr__(self) -> str:
+        """As `1.23 [1.1, 1.4], n = 5`; the fields have every digit."""
+        return f"Interval({self.mean:.4g} [{self.low:.4g}, {self.high:.4g}], n = {self.n})"
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the whole interval lies on one side of zero."""

@@ -155,7 +155,7 @@ def _pieces(name: str, width: int, level: int = 0) -> list[str]:
     return found
 
 
-def _folded(name: str, width: int) -> str:
+def folded(name: str, width: int) -> str:
     """A name in lines of at most this width."""
     lines = [""]
     for piece in _pieces(name, width):
@@ -215,7 +215,7 @@ def _table(part: Part, columns: Sequence[_Column], console: Console) -> Table:
     widths = _widths(columns, console.width)
     for column, width in zip(columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.head.kind == "number" else "left"
-        title = _folded(column.head.title, width)
+        title = folded(column.head.title, width)
         table.add_column(Text(title), width=width, justify=justify, vertical="top", overflow="fold")
     for number, row in enumerate(part.rows):
         cells = [_fitted(row[c.index], c.head.kind, width) for c, width in zip(columns, widths, strict=True)]
@@ -230,7 +230,7 @@ def _fitted(cell: Cell, kind: Kind, width: int) -> Text:
         return text
     if kind == "number":
         return Text(_broken(text.plain), style=text.style)
-    return Text("\n".join(_folded(line, width) for line in text.plain.split("\n")), style=text.style)
+    return Text("\n".join(folded(line, width) for line in text.plain.split("\n")), style=text.style)
 
 
 def _print_blocks(part: Part, columns: Sequence[_Column], console: Console) -> None:
@@ -240,11 +240,11 @@ def _print_blocks(part: Part, columns: Sequence[_Column], console: Console) -> N
     for row in part.rows:
         for column in columns:
             text = _text(row[column.index])
-            value = _folded(" ".join(text.plain.split()), width) if column.head.kind == "name" else text.plain
+            value = folded(" ".join(text.plain.split()), width) if column.head.kind == "name" else text.plain
             if "\n" not in value and label + cell_len(value) <= width:
                 console.print(Text(f"{column.head.title:<{label}}").append(value, text.style))
                 continue
-            console.print(Text(_folded(column.head.title, width)))
+            console.print(Text(folded(column.head.title, width)))
             indent = "  " if _longest(value.split("\n")) + 2 <= width else ""
             console.print(Text("\n".join(indent + line for line in value.split("\n")), text.style))
         console.print()

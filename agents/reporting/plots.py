@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Callable
-from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from agents.evaluation.evaluate import CDF_SHARES
 from agents.progress import OnProgress, unseen
+from agents.reporting.grid import folded
+from agents.reporting.plot_style import ABOVE, LABEL_CHARACTERS, LIMIT, add_legend, new_figure, plain, style_of
 from agents.reporting.tables import Result, load_label, load_rate
 from engine.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
@@ -16,29 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
-"""Okabe and Ito's palette, told apart by people with any colour vision; markers repeat the distinction."""
-MARKERS = "osD^vPX*"
-GRID: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}
-LIMIT: dict[str, Any] = {"color": "#666666", "linewidth": 1.0, "linestyle": (0, (4, 3))}
-DPI = 150
 LEAST_ITERATIONS = 30
 """A mean over fewer iterations is not drawn."""
-
-
-def style_of(index: int) -> dict[str, Any]:
-    """Colour and marker of the n-th line."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of this size (inches)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _policies(result: Result) -> list[str]:
@@ -50,8 +30,36 @@ def _tiers(result: Result) -> dict[str, Any]:
     return tiers
 
 
+def _has_one_load(result: Result) -> bool:
+    """Whether policies stand below each other with their names, since there is no axis of loads."""
+    return len(result["config"]["loads"]) == 1
+
+
+def _panels(result: Result, count: int = 2) -> "tuple[Figure, list[Axes]]":
+    """A figure with panels side by side, four at most, as high as the names of the policies need."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    if not _has_one_load(result):
+        figure = new_figure(4.5 * columns, 3.8 * rows)
+        return figure, _used(list(figure.subplots(rows, columns, squeeze=False).flat), count)
+    names = [folded(policy, LABEL_CHARACTERS) for policy in _policies(result)]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = new_figure(4.2 * columns + 1.5, rows * max(2.4, 1.2 + 0.24 * lines))
+    panels = _used(list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat), count)
+    panels[0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure, panels
+
+
+def _used(panels: "list[Axes]", count: int) -> "list[Axes]":
+    """The first panels; the others are not shown."""
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return panels[:count]
+
+
 def _against_load(axes: "Axes", result: Result, key: str, scale: float) -> None:
-    """Mean over seeds of one number against the load, the 95 % interval as a band."""
+    """Mean over seeds of one number against the load, the 95 % interval as a band; of one load, a row per policy."""
     loads = result["config"]["loads"]
     rates = np.array([load_rate(result, load) for load in loads])
     for index, policy in enumerate(_policies(result)):
@@ -60,80 +68,89 @@ def _against_load(axes: "Axes", result: Result, key: str, scale: float) -> None:
             np.array([np.nan if row[part] is None else row[part] * scale for row in rows])
             for part in ("mean", "low", "high")
         )
-        if len(loads) > 1:
-            axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **style_of(index))
-            axes.fill_between(
-                rates, np.maximum(low, 0.0), high, color=style_of(index)["color"], alpha=0.15, linewidth=0
-            )
-            axes.set_xlabel("arrival rate, requests/s")
-        else:
+        style = style_of(index)
+        if _has_one_load(result):
             reach = np.nan_to_num(np.array([mean - low, high - mean]))
-            axes.errorbar([index], mean, reach, label=policy, capsize=4, linestyle="none", **style_of(index))
-            axes.set_xlim(-0.6, len(_policies(result)) - 0.4)
-            axes.set_xticks([])
-            axes.set_xlabel(load_label(result, loads[0]))
-    axes.grid(True, **GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+            axes.errorbar(mean, [index], xerr=reach, capsize=3, markersize=6, **(style | {"linestyle": "none"}))
+            continue
+        axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **style)
+        if len(_policies(result)) <= ABOVE:  # the bands of many hide each other
+            axes.fill_between(rates, np.maximum(low, 0.0), high, color=style["color"], alpha=0.12, linewidth=0)
+    axes.set_xlabel(load_label(result, loads[0]) if _has_one_load(result) else "arrival rate, requests/s")
+    plain(axes)
 
 
-def _limit(axes: "Axes", value: float, text: str) -> None:
+def _span(axes: "Axes", result: Result, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+    """Limits of the axis of values, set where given."""
+    if _has_one_load(result):
+        axes.set_xlim(low, high)
+        return axes.get_xlim()
+    axes.set_ylim(low, high)
+    return axes.get_ylim()
+
+
+def _limit(axes: "Axes", result: Result, value: float, text: str) -> None:
     """A dashed line at a limit, if the data comes anywhere near it."""
-    bottom, top = axes.get_ylim()
+    bottom, top = _span(axes, result)
     if value > 2.0 * top:
         return
-    axes.set_ylim(bottom, max(top, 1.15 * value))
-    axes.axhline(value, **LIMIT)
+    _span(axes, result, bottom, max(top, 1.15 * value))
+    upright = _has_one_load(result)
+    (axes.axvline if upright else axes.axhline)(value, **LIMIT)
     axes.annotate(
         text,
-        (0.01, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
+        (value, 0.01) if upright else (0.01, value),
+        xycoords=("data", "axes fraction") if upright else ("axes fraction", "data"),
+        xytext=(-2, 2) if upright else (0, 2),
         textcoords="offset points",
+        rotation=90 if upright else 0,
+        ha="right" if upright else "left",
         fontsize=7.5,
         color="#555555",
         bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
     )
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
+def _finish(figure: "Figure", axes: "Axes", result: Result) -> "Figure":
+    if not _has_one_load(result):
+        add_legend(figure, axes)
+    return figure
 
 
 def plot_ttft(result: Result) -> "Figure":
     """Median and 99th percentile of TTFT against load, with the limits of the capacity criteria."""
-    figure = new_figure(9.0, 3.8)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _panels(result)
     for axes, key, title in ((left, "median_ttft_ms", "median TTFT, s"), (right, "p99_ttft_ms", "p99 TTFT, s")):
         _against_load(axes, result, key, 1e-3)
         _fit_scale(axes, result, key)
         axes.set_title(title, loc="left", fontsize=10)
-    _limit(left, MEDIAN_TTFT_LIMIT_S, "capacity: median < 0.5 s")
-    _limit(right, P99_TTFT_LIMIT_S, "sound capacity: p99 < 10 s")
-    _legend(figure, left)
-    return figure
+    _limit(left, result, MEDIAN_TTFT_LIMIT_S, "capacity: median < 0.5 s")
+    _limit(right, result, P99_TTFT_LIMIT_S, "sound capacity: p99 < 10 s")
+    return _finish(figure, left, result)
 
 
 def _fit_scale(axes: "Axes", result: Result, key: str) -> None:
     """From zero where that shows the differences, logarithmic where one value would hide the others."""
     means = [row["metrics"][key]["mean"] for row in result["summary"]]
     known = [mean for mean in means if mean]
-    if known and max(known) > 8.0 * min(known):
-        axes.set_yscale("log")
-        plain_log_ticks(axes)
-        # A band may reach down to zero: the means alone set the range.
-        axes.set_ylim(0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
-    else:
-        _from_zero(axes)
+    if not (known and max(known) > 8.0 * min(known)):
+        _from_zero(axes, result)
+        return
+    axis: Literal["x", "y"] = "x" if _has_one_load(result) else "y"
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
+    plain_log_ticks(axes, axis)
+    # A band may reach down to zero: the means alone set the range.
+    _span(axes, result, 0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
 
 
-def _from_zero(axes: "Axes") -> None:
+def _from_zero(axes: "Axes", result: Result) -> None:
     """Room from zero to above the largest value."""
-    axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])
+    top = _span(axes, result)[1]
+    if top > 0.0:
+        _span(axes, result, 0.0, 1.08 * top)
 
 
-def plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
+def plain_log_ticks(axes: "Axes", axis: Literal["x", "y"] = "y") -> None:
     """Plain numbers at 1, 2, 5 of each decade instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -146,29 +163,22 @@ def plain_log_ticks(axes: "Axes", axis: str = "y") -> None:
 def plot_tbt(result: Result) -> "Figure":
     """99th percentile of the gaps of each tier against load, with the tier's deadline."""
     tiers = _tiers(result)
-    columns = min(4, max(2, len(tiers)))
-    lines = -(-len(tiers) // columns)
-    figure = new_figure(4.5 * columns, 3.8 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, (name, tier) in zip(panels, tiers.items(), strict=False):
+    figure, panels = _panels(result, len(tiers))
+    for axes, (name, tier) in zip(panels, tiers.items(), strict=True):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
-        _from_zero(axes)
+        _from_zero(axes, result)
         deadline = tier["tbt_deadline_ms"] / 1000.0
-        _limit(axes, deadline, f"deadline {deadline:g} s")
-        axes.set_title(f"p99 TBT of tier {name}, s", loc="left", fontsize=10)
-    for axes in panels[len(tiers) :]:
-        axes.set_visible(False)
-    _legend(figure, panels[0])
-    return figure
+        _limit(axes, result, deadline, f"deadline {deadline:g} s")
+        axes.set_title(folded(f"p99 TBT of tier {name}, s", 44), loc="left", fontsize=10)
+    return _finish(figure, panels[0], result)
 
 
 def plot_goodput(result: Result) -> "Figure":
     """Goodput and SLO attainment against load; the dashed line is what arrives."""
-    figure = new_figure(9.0, 3.8)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _panels(result)
     _against_load(left, result, "slo_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
-    _from_zero(left)
+    _from_zero(left, result)
     rates = [load_rate(result, load) for load in result["config"]["loads"]]
     if len(rates) > 1:
         left.plot(rates, rates, **LIMIT)
@@ -178,10 +188,9 @@ def plot_goodput(result: Result) -> "Figure":
             ha="right", fontsize=7.5, color="#555555",
         )  # fmt: skip
     _against_load(right, result, "slo_attainment", 100.0)
-    right.set_ylim(0.0, 104.0)
-    right.set_title("requests that met TTFT and every TBT deadline, %", loc="left", fontsize=10)
-    _legend(figure, left)
-    return figure
+    _span(right, result, 0.0, 104.0)
+    right.set_title("requests within every deadline, %", loc="left", fontsize=10)
+    return _finish(figure, left, result)
 
 
 def plot_cdf(result: Result) -> "Figure":
@@ -195,9 +204,10 @@ def plot_cdf(result: Result) -> "Figure":
         if not cells:
             continue
         ttft = np.mean([cell["ttft_quantiles_ms"] for cell in cells], axis=0) / 1000.0
-        colour = style_of(index)["color"]
-        left.plot(ttft, CDF_SHARES * 100.0, label=policy, color=colour, linewidth=1.6)
-        right.plot(ttft, np.maximum(1.0 - CDF_SHARES, 5e-4) * 100.0, color=colour, linewidth=1.6)
+        style = style_of(index) | {"linewidth": 1.4, "markersize": 4.0}
+        left.plot(ttft, CDF_SHARES * 100.0, label=policy, markevery=(7 * index % 25, 25), **style)
+        above = np.maximum(1.0 - CDF_SHARES, 5e-4) * 100.0
+        right.plot(ttft, above, markevery=(7 * index % 25, 25), **style)
     right.set_yscale("log")
     plain_log_ticks(right)
     left.set_title(f"share with TTFT up to x, %, at {load_label(result, load)}", loc="left", fontsize=10)
@@ -206,84 +216,92 @@ def plot_cdf(result: Result) -> "Figure":
         axes.set_xscale("log")
         plain_log_ticks(axes, "x")
         axes.set_xlabel("TTFT, s")
-        axes.grid(True, **GRID)
-        axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, left)
+        plain(axes)
+    add_legend(figure, left)
     return figure
+
+
+def _batches(axes: "Axes", line: dict[str, np.ndarray], key: str, bottom: np.ndarray, colour: str) -> None:
+    """Tokens of each iteration as boxes from its start to its end, in one artist: hundreds of bars take seconds."""
+    from matplotlib.collections import PolyCollection
+
+    start, end, top = line["start_s"], line["start_s"] + line["duration_s"], bottom + line[key]
+    corners = np.array([[start, start, end, end], [bottom, top, top, bottom]]).transpose(2, 1, 0)
+    name = key.replace("_", " ")
+    axes.add_collection(PolyCollection(list(corners), facecolor=colour, edgecolor="white", linewidth=0.15, label=name))
+
+
+def _draw_timeline(axes: "Axes", policy: str, line: dict[str, np.ndarray]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    decode = line["decode_tokens"]
+    _batches(axes, line, "decode_tokens", np.zeros(len(decode)), "#0072b2")
+    _batches(axes, line, "prefill_tokens", decode, "#e69f00")
+    axes.set_ylim(0.0, max(1.0, 1.05 * float((decode + line["prefill_tokens"]).max(initial=0))))
+    axes.set_title(folded(policy, 100), loc="left", fontsize=9)
+    axes.spines[["top"]].set_visible(False)
+    queue = axes.twinx()
+    queue.step(line["start_s"] + line["duration_s"], line["waiting"], where="post", color="#000000", linewidth=1.0)
+    queue.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    queue.set_ylim(0, max(4, 1.2 * float(line["waiting"].max(initial=0))))
+    queue.spines[["top"]].set_visible(False)
+    for side in (axes, queue):
+        side.tick_params(labelsize=8)
 
 
 def plot_timeline(result: Result) -> "Figure":
     """The batches of the last seconds of the first minute: tokens of each iteration, and the waiting queue."""
-    from matplotlib.ticker import MaxNLocator
-
     looks = result["windows"]["policies"]
-    since = min(seen["timeline"]["start_s"][0] for seen in looks.values() if seen["timeline"]["start_s"])
-    until = max(seen["timeline"]["start_s"][-1] for seen in looks.values() if seen["timeline"]["start_s"])
-    figure = new_figure(9.0, 0.6 + 1.55 * len(looks))
-    panels = figure.subplots(len(looks), 1, squeeze=False)[:, 0]
-    for axes, (policy, seen) in zip(panels, looks.items(), strict=True):
-        line = {key: np.array(values) for key, values in seen["timeline"].items()}
-        bar = {
-            "x": line["start_s"],
-            "width": line["duration_s"],
-            "align": "edge",
-            "edgecolor": "white",
-            "linewidth": 0.15,
-        }
-        axes.bar(height=line["decode_tokens"], color="#0072b2", label="decode tokens", **bar)
-        axes.bar(
-            height=line["prefill_tokens"], bottom=line["decode_tokens"], color="#e69f00", label="prefill tokens", **bar
-        )
-        axes.set_title(policy, loc="left", fontsize=9)
-        axes.spines[["top"]].set_visible(False)
-        queue = axes.twinx()
-        ends = line["start_s"] + line["duration_s"]
-        queue.step(ends, line["waiting"], where="post", color="#000000", linewidth=1.0)
-        queue.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_xlim(since, until)
-        queue.set_ylim(0, max(4, 1.2 * float(line["waiting"].max(initial=0))))
-        queue.spines[["top"]].set_visible(False)
-        for side in (axes, queue):
-            side.tick_params(labelsize=8)
-    panels[-1].set_xlabel("time, s (bars: tokens of an iteration; line: requests waiting, right axis)", fontsize=9)
+    seen = [look["timeline"] for look in looks.values() if look["timeline"]["start_s"]]
+    since = min((line["start_s"][0] for line in seen), default=0.0)
+    until = max((line["start_s"][-1] for line in seen), default=1.0)
+    lines = [folded(policy, 100).count("\n") for policy in looks]
+    figure = new_figure(9.0, 0.8 + (1.55 if len(looks) <= 8 else 1.25) * len(looks) + 0.17 * sum(lines))
+    panels = figure.subplots(len(looks), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (policy, look) in zip(panels, looks.items(), strict=True):
+        _draw_timeline(axes, policy, {key: np.array(values) for key, values in look["timeline"].items()})
+    panels[0].set_xlim(since, max(until, since + 1e-3))
+    panels[-1].set_xlabel("time, s (boxes: tokens of an iteration; line: requests waiting, right axis)", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-TIER_LINES = (("-", "solid"), (":", "dotted"), ("--", "dashed"), ("-.", "dash-dotted"))
-"""Lines of the tiers where one panel shows them all; a fifth tier begins anew."""
-
-
 def plot_behaviour(result: Result) -> "Figure":
     """What the policies do: batches and held decodes against KV use, deadlines used and overtaking against load."""
-    figure = new_figure(9.0, 6.6)
-    (batch, held), (deadline, overtaken) = figure.subplots(2, 2)
-    rows, tiers = result["behaviour"], _tiers(result)
+    rows, tiers = result["behaviour"], list(_tiers(result))
+    columns = 2 if len(tiers) <= 5 else 4
+    height = -(-(3 + len(tiers)) // columns)
+    figure = new_figure(4.5 * columns, 3.3 * height)
+    batch, held, overtaken, *more = figure.subplots(height, columns).flat
     for index, policy in enumerate(_policies(result)):
-        mine, style = [row for row in rows if row["policy"] == policy], style_of(index)
-        style |= {"linewidth": 1.6, "markersize": 4.5}
+        mine = [row for row in rows if row["policy"] == policy]
+        style = style_of(index) | {"linewidth": 1.6, "markersize": 4.5, "label": policy}
         use, batch_s, held_share = _over_loads(mine)
-        batch.plot(use, batch_s, label=policy, **style)
+        batch.plot(use, batch_s, **style)
         held.plot(use, 100.0 * held_share, **style)
         rates = [load_rate(result, row["load"]) for row in mine]
-        for name, (line, _) in zip(tiers, cycle(TIER_LINES), strict=False):
-            shares = [np.nan if row["deadline_share"][name] is None else row["deadline_share"][name] for row in mine]
-            deadline.plot(rates, 100.0 * np.array(shares), **(style | {"linestyle": line}))
-        shares = [np.nan if row["overtaken_share"] is None else row["overtaken_share"] for row in mine]
-        overtaken.plot(rates, 100.0 * np.array(shares), **style)
-    batch.set_title("batches with prompts, mean s", loc="left", fontsize=10)
-    held.set_title("decodes that such a batch holds back, %", loc="left", fontsize=10)
-    names = ", ".join(f"{name} {kind}" for name, kind in zip(tiers, (word for _, word in TIER_LINES), strict=False))
-    deadline.set_title(f"mean gap, % of the deadline ({names})", loc="left", fontsize=10)
-    overtaken.set_title("prompts present that came earlier, %", loc="left", fontsize=10)
-    for axes, label in ((batch, "KV blocks in use, %"), (held, "KV blocks in use, %"), (deadline, ""), (overtaken, "")):
-        axes.set_xlabel(label or "arrival rate, requests/s")
+        overtaken.plot(rates, _percent([row["overtaken_share"] for row in mine]), **style)
+        for axes, name in zip(more, tiers, strict=False):
+            axes.plot(rates, _percent([row["deadline_share"][name] for row in mine]), **style)
+    titles = ["batches with prompts, mean s", "decodes that such a batch holds back, %"]
+    titles += [
+        "prompts present that came earlier, %",
+        *(f"mean gap of tier {name}, % of the deadline" for name in tiers),
+    ]
+    for axes, title in zip((batch, held, overtaken, *more), titles, strict=False):
+        axes.set_title(folded(title, 50), loc="left", fontsize=10)
+        axes.set_xlabel("KV blocks in use, %" if axes in (batch, held) else "arrival rate, requests/s")
         axes.set_ylim(bottom=0.0)
-        axes.grid(True, **GRID)
-        axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, batch)
+        plain(axes)
+    spare = more[len(tiers)] if len(more) > len(tiers) else None
+    _used(more, len(tiers))
+    add_legend(figure, batch, spare)
     return figure
+
+
+def _percent(shares: list[float | None]) -> np.ndarray:
+    return 100.0 * np.array([np.nan if share is None else share for share in shares])
 
 
 def _over_loads(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,7 +30,8 @@ from engine.tiers import describe_tiers, parse_tiers
 RESULT_FILE = "result.json"
 
 CAPTIONS = {
-    "ttft": "Time to first token against load. Bands: 95 % interval of the mean over seeds.",
+    "ttft": "Time to first token against load. Bands: 95 % interval of the mean over seeds (of up to 8 policies; the "
+    "tables have all).",
     "tbt": "99th percentile of the gaps between tokens, tier by tier, with the tier's deadline.",
     "goodput": "Requests per second that met every deadline, and their share.",
     "cdf": "Distribution of the time to first token, mean over seeds.",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.reporting.plots import GRID, LIMIT, new_figure, png, style_of
+from agents.reporting.plot_style import GRID, LIMIT, new_figure, style_of
+from agents.reporting.plots import png
 from engine.fitting import Point, predicted
 from engine.latency import LatencyModel
 

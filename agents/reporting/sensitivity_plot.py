@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from agents.reporting.grid import figure
-from agents.reporting.plots import GRID, LIMIT, new_figure, png, style_of
+from agents.reporting.plot_style import GRID, LIMIT, add_legend, new_figure, style_of
+from agents.reporting.plots import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,5 @@ def plot_sensitivity(result: dict[str, Any]) -> bytes:
         axes.grid(True, **GRID)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"mean latency against {result['setting']['reference']}, %")
-    handles, names = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
+    add_legend(canvas, panels[0])
     return png(canvas)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from agents.reporting.plots import GRID, new_figure, plain_log_ticks, png, style_of
+from agents.reporting.plot_style import GRID, add_legend, new_figure, style_of
+from agents.reporting.plots import plain_log_ticks, png
 from agents.reporting.tables import load_label
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def plot_tradeoff(result: dict[str, Any]) -> bytes:
         axes.grid(True, **GRID)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("longest wait, s (numbers: ageing, tokens/s)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 3), frameon=False)
+    add_legend(figure, panels[0])
     return png(figure)
 
 

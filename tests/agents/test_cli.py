@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +143,35 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], name: str) -
     code, out, err = run(capsys, f"{name} --help")
     assert (code, err) == (0, "")
     assert f"usage: llmsched {name}" in out
+
+
+@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("width", [44, 80])
+def test_help_fits_the_terminal_and_shows_groups_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, short, err = run(capsys, f"{name} --help")
+    assert (code, err) == (0, "")
+    assert run(capsys, f"{name} -h")[1] == short
+    code, whole, err = run(capsys, f"{name} --help-all")
+    assert (code, err) == (0, "")
+    for text in (short, whole):
+        assert max(map(len, text.splitlines())) <= width
+        assert f"usage: llmsched {name}" in " ".join(text.split())
+    groups = re.findall(r"^--(\S+)\.\*", short, re.M)
+    for group in groups:
+        assert re.search(rf"^│ --{re.escape(group)}\.[a-z]", whole, re.M)
+        assert not re.search(rf"^│ --{re.escape(group)}\.", short, re.M)
+    assert ("--help-all" in short) == bool(groups) == (short != whole)
+
+
+def test_help_without_a_utf_8_terminal_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["evaluate", "--help"]) == 0
+    sys.stdout.flush()
+    assert b"+- options -" in raw.getvalue()
 
 
 def test_evaluate_prints_and_writes(capsys: pytest.CaptureFixture[str]) -> None:

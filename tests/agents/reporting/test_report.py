@@ -10,7 +10,8 @@ import pytest
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source
-from agents.reporting.plots import PLOTS, draw_all
+from agents.reporting.plot_style import style_of
+from agents.reporting.plots import PLOTS, draw_all, png
 from agents.reporting.report import definitions, html_text, load_result, write_report
 from agents.reporting.tables import csv_text, latex_text, load_label, print_tables
 from engine.config import EngineConfig
@@ -134,3 +135,62 @@ def test_files_that_are_no_result_are_refused(content: str, tmp_path: Path) -> N
     path.write_text(content)
     with pytest.raises(InputError, match=r"result\.json: expected"):
         load_result(path)
+
+
+def _many(result: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """The same result with as many policies as there are labels: copies of the first under these names."""
+    first = result["policies"][0]["label"]
+    seen = result["windows"]["policies"][first]
+
+    def copies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"policy": label} for label in labels for row in rows if row["policy"] == first]
+
+    many = result | {name: copies(result[name]) for name in ("cells", "summary", "behaviour")}
+    many["policies"] = [result["policies"][0] | {"label": label} for label in labels]
+    return many | {"windows": result["windows"] | {"policies": dict.fromkeys(labels, seen)}}
+
+
+def test_24_policies_have_24_styles() -> None:
+    styles = [style_of(k) for k in range(24)]
+    assert len({(str(s["color"]), s["marker"], str(s["linestyle"])) for s in styles}) == 24
+    assert len({(str(s["color"]), str(s["linestyle"])) for s in styles}) == 24
+    assert len({str(style_of(k)) for k in range(48)}) == 48
+    assert "linestyle" in style_of(3)
+
+
+LONG = "slackfit:" + ",".join(f"parameter_{k}={k}.5" for k in range(8))
+
+
+@pytest.mark.parametrize("count", [1, 3, 9, 16, 25])
+@pytest.mark.parametrize("loads", [1, 2])
+def test_plots_of_many_policies_keep_everything_inside_and_apart(
+    result: dict[str, Any], count: int, loads: int
+) -> None:
+    """Legends and axes lie within the figure and do not overlap; each policy looks the same everywhere."""
+    config = result["config"] | {"loads": result["config"]["loads"][:loads]}
+    kept = {
+        name: [r for r in result[name] if r["load"] in config["loads"]] for name in ("cells", "summary", "behaviour")
+    }
+    many = _many(result | kept | {"config": config}, [LONG, *(f"policy {k}" for k in range(1, count))])
+    looks: dict[str, set[str]] = {}
+    for name, plot in PLOTS.items():
+        figure = plot(many)
+        png(figure)
+        width, height = figure.bbox.size
+        found = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible() and axes.axison]
+        boxes = [box for box in found if box is not None]
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        for box in [*boxes, *legends]:
+            assert box.width > 0, name
+            assert box.x0 > -2, name
+            assert box.y0 > -2, name
+            assert box.x1 < width + 2, name
+            assert box.y1 < height + 2, name
+        assert not [(a, b) for a in legends for b in boxes if a.overlaps(b)], name
+        for axes in figure.axes:
+            for line in axes.get_lines():
+                label = str(line.get_label())
+                if label.startswith(("policy", "slackfit")):
+                    looks.setdefault(label, set()).add(f"{line.get_color()} {line.get_marker()} {line.get_linestyle()}")
+    assert all(len(seen) == 1 for seen in looks.values()), looks
+    assert len({next(iter(seen)) for seen in looks.values()}) == count

@@ -1,0 +1,73 @@
+"""How plots look: a style for each policy, the same in every plot of a report, and legends with room for long names."""
+
+from typing import TYPE_CHECKING, Any
+
+from agents.reporting.grid import folded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+"""Okabe and Ito's palette, told apart by people with any colour vision; markers repeat the distinction."""
+MARKERS = "osD^vPX*"
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))
+"""Of the first eight policies, the next eight and the eight after these."""
+GRID: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.6}
+LIMIT: dict[str, Any] = {"color": "#666666", "linewidth": 1.0, "linestyle": (0, (4, 3))}
+DPI = 150
+LABEL_CHARACTERS = 34
+"""Longer names are broken in legends and beside axes."""
+ABOVE = 8
+"""With more lines than this the legend stands on the right instead of above."""
+CHARACTER, LINE = 0.073, 0.185
+"""Width of a character and height of a line of a legend, inches."""
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the n-th policy: 24 combinations, then with other markers."""
+    colour, turn = index % len(COLOURS), index // len(COLOURS)
+    style = {
+        "color": COLOURS[colour],
+        "marker": MARKERS[(colour + 3 * turn) % len(MARKERS)],
+        "linestyle": LINES[turn % len(LINES)],
+    }
+    return style | ({"markerfacecolor": "white"} if turn % 2 else {})
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of this size (inches)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def plain(axes: "Axes") -> None:
+    """A light grid behind the data, no frame."""
+    axes.grid(True, **GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: "Figure", axes: "Axes", room: "Axes | None" = None) -> None:
+    """The legend of all panels: in an unused one, above where it is short, else on the right of a wider figure."""
+    handles, names = axes.get_legend_handles_labels()
+    labels = [folded(name, LABEL_CHARACTERS) for name in names]
+    width, height = figure.get_size_inches()
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    each = CHARACTER * longest + 0.55
+    if room is not None and lines * LINE < height / 3 and each < width / 2:
+        room.set_visible(True)
+        room.axis("off")
+        room.legend(handles, labels, loc="center left", frameon=False, fontsize=9, handlelength=3.0)
+    elif len(labels) <= ABOVE and lines == len(labels):
+        columns = max(1, min(len(labels), int(width / each), 6))
+        figure.set_size_inches(width, height + LINE * (-(-len(labels) // columns) - 1))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    else:
+        figure.set_size_inches(width + each, max(height, LINE * lines + 0.5))
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5, handlelength=3.0)
