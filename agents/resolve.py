@@ -16,6 +16,7 @@ from engine.errors import InputError
 from engine.fields import SEED, number
 from engine.own_code import file_place, parse_place, source_digest
 from engine.policy import Policy
+from engine.reading import is_there
 
 RANDOM = "random"
 """Name of the random-legal policy, the floor that every learner must beat."""
@@ -61,7 +62,7 @@ def label_of(policy: str | Policy) -> str:
         return f"{place}:{settings}" if settings else place
     if cls.name in RESERVED:
         return (
-            policy.spec if _split(policy.spec)[0].exists() or cls.name == RANDOM else PolicyLabel(policy.spec, policy)
+            policy.spec if is_there(_split(policy.spec)[0]) or cls.name == RANDOM else PolicyLabel(policy.spec, policy)
         )
     check_class(cls, f"policy {cls.__name__}", (*baselines.POLICIES, *RESERVED))
     name = cls.__name__ if cls.name == Policy.name else cls.name
@@ -115,7 +116,7 @@ def pretrained_folder() -> Path:
 
 def _split(spec: str) -> tuple[Path, str]:
     """The folder of a learned policy and the settings behind it."""
-    name, _, settings = (spec, "", "") if Path(spec).exists() else spec.partition(":")
+    name, _, settings = (spec, "", "") if is_there(spec) else spec.partition(":")
     return pretrained_folder() if name == PRETRAINED else Path(name), settings
 
 
@@ -123,7 +124,7 @@ def _is_start(part: str) -> bool:
     """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
     key, equals, _ = part.partition("=")
     # A parameter's name has no colon in it; a spec with parameters has one before them.
-    return not equals or ":" in key or _split(part)[0].exists()
+    return not equals or ":" in key or is_there(_split(part)[0])
 
 
 def split_policies(text: str) -> tuple[str, ...]:
@@ -169,9 +170,9 @@ def resolve(spec: str) -> Policy:
     if name == RANDOM:
         return _random(settings)
     folder, settings = _split(spec)
-    if parse_place(spec) and not folder.is_dir():
+    if parse_place(spec) and not is_there(folder):
         return baselines.make(spec)
-    if folder.exists():
+    if is_there(folder):
         from agents.learning.policy import LearnedPolicy
 
         return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
@@ -209,7 +210,7 @@ def fingerprint(spec: str) -> str:
     path, _ = _split(spec)
     if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM):
         return baselines.expand(spec)
-    if not path.is_dir():
+    if not is_there(path):
         expanded = baselines.expand(spec)
         return f"{expanded}@{source_digest(type(resolve(expanded)))}" if parse_place(expanded) else expanded
     digest = hashlib.sha256()

@@ -33,7 +33,7 @@ from engine.errors import InputError
 from engine.fields import convert
 from engine.own_code import parse_place
 from engine.policy import Policy
-from engine.reading import parse_json, read_mapping
+from engine.reading import is_there, parse_json, read_mapping
 
 _CLASSES: tuple[type[Policy], ...] = (
     FasterTransformer,
@@ -97,7 +97,7 @@ def expand(spec: str) -> str:
     if word != "tuned":
         return spec
     file, _, workload = which.partition(":")
-    if file and Path(file).is_file():
+    if file and is_there(file):
         return _from_file(Path(file), name, workload, spec)
     row = tuned_settings().get(which or DEFAULT_WORKLOAD, {})
     if name not in row:

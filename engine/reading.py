@@ -49,6 +49,14 @@ _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}|[eE][+]?\d{{3}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is something at a path; what cannot be a path is not there."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that is too long, a NUL byte, a loop of links
+        return False
+
+
 def open_file(path: str | Path, what: str, limit: int = SMALL) -> io.BufferedReader:
     """Open a regular file for reading bytes, without ever waiting for one that is not.
 
