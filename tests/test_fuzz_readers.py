@@ -21,9 +21,10 @@ import pytest
 import yaml
 
 import baselines
+from agents import cells
+from agents.cells import CellFile
 from agents.cli import main
-from agents.evaluation import cells, evaluate
-from agents.evaluation.cells import CellFile
+from agents.evaluation import evaluate
 from agents.learning.bundle import Bundle
 from agents.learning.evolution import EvolutionConfig, shipped_recipe
 from agents.learning.train_config import TrainConfig
