@@ -9,6 +9,7 @@ from engine.fields import RATE, SECONDS, checked, from_mapping, number, whole
 from engine.predictions import parse_channel
 from engine.reading import file_digest, kind_of
 from engine.workload import TRACE_FIELDS, Workload
+from llmsched_env.own import OwnFunction, place_of, read_reward
 from llmsched_env.reward import RewardWeights
 
 _BOUNDS = {
@@ -60,8 +61,12 @@ class EnvConfig:
     prediction: str = ""
     """Channel of output-length predictions for arms that need them (oracle, rank:tau=0.52, ...): one prediction per
     request, which is not refreshed."""
-    reward: RewardWeights = field(default_factory=RewardWeights)
-    """Weights of the reward terms."""
+    reward: RewardWeights = field(default_factory=RewardWeights, metadata={"read": read_reward})
+    """Weights of the reward terms, or a function of yours."""
+    observation: str = field(default="", metadata={"read": place_of})
+    """A function of yours that makes the observation: module:function or FILE.py:function (`llmsched_env.own`)."""
+    observation_sha256: str = ""
+    """Hash that its source must have ("": any); noted where an environment is saved."""
 
     def __post_init__(self) -> None:
         """Check the fields that are the environment's own.
@@ -77,6 +82,8 @@ class EnvConfig:
         if self.workload.trace and not self.workload.max_tokens:
             longest = self.engine.max_request_tokens
             object.__setattr__(self, "workload", replace(self.workload, max_tokens=longest))
+        if self.observation and self.action == "mixture":
+            raise InputError("env.observation: expected none with the mixture action, whose policies see the default")
         if self.action == "mixture" and not self.arms:
             raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
         if self.prediction and parse_channel(self.prediction).refreshes:
@@ -108,6 +115,11 @@ class EnvConfig:
                 del data["workload"][name]
         elif not self.workload.trace_sha256:
             data["workload"]["trace_sha256"] = file_digest(self.workload.trace)
+        for place, name in ((data["reward"], "function"), (data, "observation")):
+            if place[name]:
+                place[f"{name}_sha256"] = place[f"{name}_sha256"] or OwnFunction(place[name], "", f"env.{name}").sha256
+            else:
+                del place[name], place[f"{name}_sha256"]
         return data
 
     @classmethod

@@ -8,7 +8,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.latency import Executor
 from llmsched_env.config import EnvConfig, configure
-from llmsched_env.fleet import Fleet, action_space, observation_space
+from llmsched_env.fleet import Fleet, action_space
 from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
 from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
@@ -80,11 +80,11 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             raise InputError(f"render_mode: expected ansi or rgb_array, got {show(render_mode)}")
         self.config = configure(config, changes, KEYWORDS)
         self.render_mode = render_mode
-        self.observation_space = observation_space()
         self.action_space = action_space(self.config)
         self.live = Live(find_executor(executor, self.config.engine), self.config) if executor is not None else None
         limit = step_limit(max_episode_steps)
         self.fleet = Fleet(1, self.config, live=self.live, batched=False, max_episode_steps=limit)
+        self.observation_space = self.fleet.observation_space
         self._timeline = Timeline() if render_mode else None
 
     def reset(
@@ -103,7 +103,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         self.fleet.start(0, given if given is not None else self.fleet.draw(self.np_random))
         if self._timeline:
             self._timeline.clear()
-        return self.fleet.outcome.observation[0].copy(), {}
+        return self.fleet.observed[0].copy(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one decision.
@@ -125,7 +125,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             info["report"] = fleet.report(0)
         if self._timeline:
             self._timeline.add(fleet.servers)
-        return outcome.observation[0].copy(), float(outcome.reward[0]), terminated, truncated, info
+        return fleet.observed[0].copy(), float(outcome.reward[0]), terminated, truncated, info
 
     def save_state(self) -> EnvState:
         """The server, its trace and the generator of the next ones, to go on from here any number of times.
@@ -150,7 +150,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             self.np_random = generator
         if self._timeline:
             self._timeline.clear(self.fleet.servers)
-        return self.fleet.outcome.observation[0].copy()
+        return self.fleet.observed[0].copy()
 
     def report(self) -> dict[str, float]:
         """The numbers of the episode so far, as ``info["report"]`` has them at its end.

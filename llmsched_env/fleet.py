@@ -28,6 +28,7 @@ from llmsched_env.episode import episode_report
 from llmsched_env.inputs import Actions, needs_reset
 from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
+from llmsched_env.own import OwnFunction, Seen, Step, sealed, seen_by, size_of
 from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.state import EnvState, StateCodec, memory_is_sound
 from llmsched_env.step import (
@@ -41,8 +42,13 @@ from llmsched_env.step import (
 )
 
 
-def observation_space() -> spaces.Box:
-    """Box float32[OBSERVATION_SIZE]; the entries are named in `llmsched_env.OBSERVATION_NAMES`."""
+def observation_space(own_size: int = 0) -> spaces.Box:
+    """Box float32[OBSERVATION_SIZE]; the entries are named in `llmsched_env.OBSERVATION_NAMES`.
+
+    With an observation function of a user: any numbers, as many as it makes.
+    """
+    if own_size:
+        return spaces.Box(-np.inf, np.inf, (own_size,), np.float32)
     return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
 
 
@@ -139,6 +145,7 @@ class Fleet:
         tier_weight = np.array([t.weight for t in tiers], np.float64)
         self.rules = Rules(config.reward.vector(), tier_weight, np.array(flags, np.float64), choices)
         self.outcome = new_outcome(rows)
+        self._prepare_own()
         self.returns = np.zeros(rows)
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
         self.started = False
@@ -147,6 +154,34 @@ class Fleet:
         self._codec = StateCodec(self.servers, self.memories, self.outcome, sums)
         self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
         self._step = self._stepper(threads > 1)
+
+    def _prepare_own(self) -> None:
+        """Find the functions of the user, if the configuration names any."""
+        config, outcome = self.config, self.outcome
+        seen = seen_by(outcome.observation, self.servers.visible)
+        self._told = Step(
+            sealed(outcome.terms),
+            sealed(outcome.elapsed_s),
+            sealed(outcome.reward),
+            sealed(outcome.terminated),
+            sealed(outcome.truncated),
+            seen,
+        )
+        reward, sha256 = config.reward.function, config.reward.function_sha256
+        self._reward = OwnFunction(reward, sha256, "env.reward.function") if reward else None
+        self._observe: OwnFunction | None = None
+        self.observed = outcome.observation
+        """float32[rows, m], what the agent sees of each row; overwritten by the next step."""
+        if config.observation:
+            self._observe = OwnFunction(config.observation, config.observation_sha256, "env.observation")
+            self.observed = np.zeros((self.rows, size_of(self._observe, seen)), np.float32)
+        self.observation_space = observation_space(self.observed.shape[1] if self._observe else 0)
+
+    def _look(self, first: int, last: int) -> None:
+        """Make the user's observation of some rows."""
+        if self._observe is not None:
+            seen = Seen(*(array[first:last] for array in self._told.seen))
+            self.observed[first:last] = self._observe(seen, (last - first, self.observed.shape[1]), np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: the arrays, without what is compiled or only looks at them."""
@@ -162,6 +197,8 @@ class Fleet:
             array[...] = saved
         self._has_episode[:] = state["episodes"]
         self.started = bool(self._has_episode.all())
+        for e in np.flatnonzero(self._has_episode).tolist():
+            self._look(e, e + 1)
 
     def save_state(self, e: int, generator: np.random.Generator) -> EnvState:
         """Row `e` and its generator as a state.
@@ -183,6 +220,7 @@ class Fleet:
         generator = self._states().load(e, state, generator)
         self._has_episode[e] = True
         self.started = bool(self._has_episode.all())
+        self._look(e, e + 1)
         return generator
 
     def check_state(self, state: Any) -> None:
@@ -261,6 +299,7 @@ class Fleet:
         self.returns[e] = 0.0
         self.term_sums[e] = 0.0
         self._step(self.actions.array, e, e + 1, True)
+        self._look(e, e + 1)
         if not self.started:
             self._has_episode[e] = True
             self.started = bool(self._has_episode.all())
@@ -296,6 +335,10 @@ class Fleet:
         bad = self._step(action, 0, self.rows, False)
         if bad >= 0:
             raise self.actions.refused(given, bad)
+        if self._reward is not None:
+            self.outcome.reward[:] = self._reward(self._told, (self.rows,), np.float64)
+        if self._observe is not None:
+            self._look(0, self.rows)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
 

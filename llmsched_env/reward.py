@@ -35,6 +35,10 @@ class RewardWeights:
     """Weight of -(waiting requests older than starvation_s) x seconds."""
     starvation_s: float = 10.0
     """Wait in seconds from which a request counts as starving."""
+    function: str = ""
+    """A function of yours instead of the weighted sum: module:function or FILE.py:function (`llmsched_env.own`)."""
+    function_sha256: str = ""
+    """Hash that its source must have ("": any); noted where an environment is saved."""
 
     def __post_init__(self) -> None:
         """Check that weights are finite and not negative.
@@ -42,7 +46,9 @@ class RewardWeights:
         Raises:
             InputError: one is not.
         """
-        checked(self, "reward", dict.fromkeys((f.name for f in fields(self)), NOT_NEGATIVE))
+        checked(
+            self, "reward", dict.fromkeys((f.name for f in fields(self) if f.type in (float, "float")), NOT_NEGATIVE)
+        )
 
     def vector(self) -> np.ndarray:
         """Weights in the order of REWARD_TERMS, then starvation_s: float64[6]."""

@@ -10,7 +10,7 @@ from gymnasium.vector.utils import batch_space
 from engine.errors import InputError
 from engine.fields import COUNT
 from llmsched_env.config import EnvConfig, configure
-from llmsched_env.fleet import Fleet, action_space, observation_space
+from llmsched_env.fleet import Fleet, action_space
 from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, show, step_limit
 from llmsched_env.state import check_row
 
@@ -54,11 +54,11 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs = int(COUNT.check(num_envs, "num_envs"))
         self.config = configure(config, changes, KEYWORDS)
         self.render_mode = None
-        self.single_observation_space = observation_space()
         self.single_action_space = action_space(self.config)
         limit = step_limit(max_episode_steps)
         threads = int(COUNT.check(threads, "threads"))
         self.fleet = Fleet(self.num_envs, self.config, threads, max_episode_steps=limit)
+        self.single_observation_space = self.fleet.observation_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators = [np.random.default_rng() for _ in range(self.num_envs)]
@@ -97,7 +97,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 self._generators[e] = np.random.default_rng(own)
             trace = traces[e]
             self.fleet.start(e, trace if trace is not None else self.fleet.draw(self._generators[e]))
-        return self.fleet.outcome.observation.copy(), {}
+        return self.fleet.observed.copy(), {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one decision in every row (see the class for what comes back).
@@ -115,13 +115,13 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             final_obs = np.full(self.num_envs, None, object)
             reports = np.full(self.num_envs, None, object)
             for e in ended.tolist():
-                final_obs[e] = outcome.observation[e].copy()
+                final_obs[e] = fleet.observed[e].copy()
                 reports[e] = fleet.report(e)
                 fleet.start(e, fleet.draw(self._generators[e]))
             mask = terminated | truncated
             infos |= {"final_obs": final_obs, "_final_obs": mask}
             infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
-        return outcome.observation.copy(), outcome.reward.copy(), terminated, truncated, infos
+        return fleet.observed.copy(), outcome.reward.copy(), terminated, truncated, infos
 
     def save_state(self, row: int | None = None) -> Any:
         """The state of one row (`EnvState`), or a list with those of all rows.
@@ -147,7 +147,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if row is not None:
             e = check_row(row, self.num_envs)
             self._generators[e] = self.fleet.load_state(e, state, self._generators[e])
-            return self.fleet.outcome.observation[e].copy()
+            return self.fleet.observed[e].copy()
         if not isinstance(state, list | tuple) or len(state) != self.num_envs:
             got = f"{len(state)} states" if isinstance(state, list | tuple) else show(state)
             raise InputError(f"state: expected a list of {self.num_envs} states (or row=...), got {got}")
@@ -155,7 +155,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self.fleet.check_state(one)
         for e, one in enumerate(state):
             self._generators[e] = self.fleet.load_state(e, one, self._generators[e])
-        return self.fleet.outcome.observation.copy()
+        return self.fleet.observed.copy()
 
     def render(self) -> None:
         """Nothing: the vector environment draws nothing."""

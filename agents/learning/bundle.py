@@ -36,6 +36,8 @@ from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 FORMAT = "llmsched-policy/1"
 WEIGHTS_FILE, POLICY_FILE = "weights.safetensors", "policy.json"
 MAX_LAYERS, MAX_WIDTH = 8, 4096
+MOST_OBSERVATIONS = 1 << 16
+"""Numbers that an observation function of a user may make of a server."""
 ACTIVATIONS = ("tanh", "relu")
 
 _KEYS = (
@@ -94,7 +96,7 @@ class Bundle:
             InputError: they do not, or a number is not finite.
         """
         self._check_layers()
-        for name, size in (("mean", OBSERVATION_SIZE), ("std", OBSERVATION_SIZE), ("codec", ENV_PARAMS)):
+        for name, size in (("mean", self.inputs), ("std", self.inputs), ("codec", ENV_PARAMS)):
             if getattr(self, name).shape != (size,):
                 raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
         check_codec(self.codec, self.env.budget)
@@ -112,7 +114,7 @@ class Bundle:
     def _check_layers(self) -> None:
         if not 1 <= len(self.layers) <= MAX_LAYERS or self.activation not in ACTIVATIONS:
             raise InputError(f"bundle: expected 1 to {MAX_LAYERS} layers with tanh or relu between them")
-        width = OBSERVATION_SIZE
+        width = self.inputs
         for k, (weight, bias) in enumerate(self.layers):
             if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
                 raise InputError(f"bundle: layer {k}: expected {width} inputs, got weights {weight.shape}")
@@ -121,6 +123,11 @@ class Bundle:
                 raise InputError(f"bundle: layer {k}: expected a width of 1 to {MAX_WIDTH}, got {width}")
         if width != sum(self.heads):
             raise InputError(f"bundle: expected {sum(self.heads)} logits (heads {list(self.heads)}), got {width}")
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of an observation: the environment's, or those of the user's function that it was trained with."""
+        return self.mean.size if self.env.observation else OBSERVATION_SIZE
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -173,7 +180,7 @@ class Bundle:
         env, table = to_stored(self.env)
         return ({} if table is None else {"length_table": table}) | {
             "format": FORMAT,
-            "observation": list(OBSERVATION_NAMES),
+            "observation": _own_names(self.inputs) if self.env.observation else list(OBSERVATION_NAMES),
             "action": {"kind": self.env.action, "heads": list(self.heads)},
             "network": {"widths": [len(bias) for _, bias in self.layers], "activation": self.activation},
             "clip": self.clip,
@@ -197,7 +204,7 @@ class Bundle:
         about = _read_json(folder / POLICY_FILE)
         _check_about(about, folder / POLICY_FILE)
         widths, where = about["network"]["widths"], folder / WEIGHTS_FILE
-        tensors = _read_tensors(where, about["weights_sha256"], _bytes(widths) + _HEADER)
+        tensors = _read_tensors(where, about["weights_sha256"], _bytes(len(about["observation"]), widths) + _HEADER)
         names = {"codec", "mean", "std"}
         names |= {f"layer_{k}.{part}" for k in range(len(widths)) for part in ("weight", "bias")}
         if set(tensors) != names:
@@ -227,11 +234,16 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _bytes(widths: list[int]) -> int:
+def _own_names(size: int) -> list[str]:
+    """What stands for the names of the observation where a function of the user makes it."""
+    return [f"own_{k}" for k in range(size)]
+
+
+def _bytes(observations: int, widths: list[int]) -> int:
     """Size of all numbers of a policy with these layers."""
-    inputs = [OBSERVATION_SIZE, *widths]
+    inputs = [observations, *widths]
     numbers = sum((before + 1) * after for before, after in zip(inputs, widths, strict=False))
-    return 4 * numbers + 8 * (2 * OBSERVATION_SIZE + ENV_PARAMS)
+    return 4 * numbers + 8 * (2 * observations + ENV_PARAMS)
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -253,7 +265,9 @@ def _check_about(about: dict[str, Any], path: Path) -> None:
     if set(about) - _OPTIONAL != set(_KEYS):
         key = sorted((set(about) - _OPTIONAL) ^ set(_KEYS))[0]
         raise InputError(f"{path}: {'unknown' if key in about else 'missing'} key {key!r}")
-    if about["observation"] != list(OBSERVATION_NAMES):
+    own, names = isinstance(about["env"], dict) and about["env"].get("observation"), about["observation"]
+    size = len(names) if own and isinstance(names, list) else 0
+    if names != (_own_names(size) if own and 1 <= size <= MOST_OBSERVATIONS else list(OBSERVATION_NAMES)):
         raise InputError(f"{path}: made for another observation than that of this version")
     network, action = about["network"], about["action"]
     if not isinstance(network, dict) or set(network) != {"widths", "activation"}:
@@ -330,7 +344,8 @@ def export(model: Any, normalizer: Any, env: EnvConfig, codec: np.ndarray, comma
         if hasattr(module, "weight"):
             weight, bias = (p.detach().cpu().numpy().astype(np.float32) for p in (module.weight, module.bias))
             arrays.append((weight, bias))
-    mean, std, clip = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE), float(np.finfo(np.float32).max)
+    inputs = arrays[0][0].shape[1]
+    mean, std, clip = np.zeros(inputs), np.ones(inputs), float(np.finfo(np.float32).max)
     if normalizer is not None:
         (mean, std), clip = normalizer.scale, float(normalizer.clip_obs)
     return Bundle(

@@ -5,6 +5,7 @@ from dataclasses import replace as dataclass_replace
 
 import numpy as np
 
+from agents.learning.policy import LearnedPolicy
 from engine.latency import load_profile
 from engine.metrics import Report, summarize
 from engine.policy import Policy
@@ -13,6 +14,7 @@ from engine.requests import Requests
 from engine.simulate import Record, simulate
 from engine.workload import Workload
 from llmsched_env.config import EnvConfig
+from llmsched_env.fleet import Fleet
 from llmsched_env.reward import REWARD_TERMS, RewardWeights
 
 HELD_OUT_SEED = 1 << 40
@@ -78,6 +80,18 @@ class HeldOut:
         requests = workload.generate(seed)
         return predict(requests, self.env.prediction, seed) if self.env.prediction else requests
 
+    def _own_return(self, policy: Policy, requests: Requests) -> float:
+        """What a learned policy earns in the environment by a user's reward; nan for others, which do not act there."""
+        if not isinstance(policy, LearnedPolicy):
+            return float("nan")
+        workload = dataclass_replace(self.env.workload, num_requests=len(requests))
+        env = dataclass_replace(self.env, workload=workload, rates=(), backlog=0, max_steps=0, horizon_s=0.0)
+        fleet = Fleet(1, env)
+        fleet.start(0, requests)
+        while not fleet.outcome.terminated[0]:
+            fleet.step(policy.choose(fleet.observed))
+        return float(fleet.returns[0])
+
     def score(self, policy: Policy) -> Score:
         """Serve every trace with a policy.
 
@@ -88,7 +102,8 @@ class HeldOut:
         for requests in self.traces:
             record = simulate(policy, requests, self.executor, self.env.engine)
             report = summarize(record)
-            returns.append(record_return(record, self.env.reward) / len(requests))
+            total = self._own_return(policy, requests) if self.env.reward.function else None
+            returns.append((record_return(record, self.env.reward) if total is None else total) / len(requests))
             ttft.append(report.ttft.mean)
             reports.append(report)
         return Score(np.array(returns), np.array(ttft), tuple(reports))

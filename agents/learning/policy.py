@@ -196,7 +196,10 @@ class LearnedPolicy(_Allocating):
     def of(bundle: Bundle, path: str) -> "LearnedPolicy":
         """The policy of a bundle; its action space decides of which kind."""
         from agents.learning.mixture import LearnedMixture
+        from agents.learning.observer import LearnedObserver
 
+        if bundle.env.observation:
+            return LearnedObserver(path, bundle)
         return (LearnedMixture if bundle.env.action == "mixture" else LearnedPolicy)(path, bundle)
 
     def params(self, config: EngineConfig) -> np.ndarray:
