@@ -61,7 +61,9 @@ def load_result(path: Path) -> Result:
     file = path / RESULT_FILE if path.is_dir() else path
     result = read_mapping(file, "the result of an evaluation", LARGE)
     if result.get("format") != FORMAT:
-        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {kind_of(result.get('format'))}")
+        got = result.get("format")
+        again = " of an older llmsched: run evaluate again" if str(got).startswith("llmsched-evaluation/") else ""
+        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {kind_of(got)}{again}")
     for part, kind in _PARTS.items():
         if part in result:
             convert(result[part], kind, f"{file}: {part}")
