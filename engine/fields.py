@@ -210,25 +210,35 @@ def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None,
     """
     hints = _hints(type(record))
     place = where if not where or where[-1] in " ." else f"{where}."
-    for field in dataclasses.fields(record):
-        if field.name in untyped:
+    for name in hints:
+        value, limits = getattr(record, name), bounds.get(name) if bounds else None
+        if _is_plain(value, hints[name], limits) or name in untyped:
             continue
-        value = getattr(record, field.name)
-        new = convert(value, hints[field.name], place + field.name, (bounds or {}).get(field.name))
+        new = convert(value, hints[name], place + name, limits)
         if new is not value:
-            object.__setattr__(record, field.name, new)
+            object.__setattr__(record, name, new)
+
+
+def _is_plain(value: Any, kind: Any, limits: Bounds | None) -> bool:
+    """Whether a value is seen at a glance to be what it should: most are, and records are made for every episode."""
+    if type(value) is not kind:
+        return False
+    if kind is float or kind is int:
+        return limits is not None and limits.low < value < limits.high
+    return kind is bool or (kind is str and value.isascii() and value.isprintable())
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    """The annotations of a class, resolved once; a user's class may have some that cannot be, they say nothing."""
+    """The types of a dataclass's fields, resolved once; a user's class may have some that cannot be: they say nothing."""
     if cls not in _HINTS:
         try:
-            _HINTS[cls] = get_type_hints(cls)
+            found = get_type_hints(cls)
         except (NameError, TypeError, AttributeError):
-            _HINTS[cls] = {field.name: Any for field in dataclasses.fields(cls)}
+            found = {}
+        _HINTS[cls] = {field.name: found.get(field.name, Any) for field in dataclasses.fields(cls)}
     return _HINTS[cls]
 
 

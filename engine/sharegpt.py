@@ -93,6 +93,7 @@ def read_sharegpt(path: Path, count: Tokenizer, options: TraceOptions, lines: bo
         InputError: not such a file (names the conversation).
     """
     raw = RawTrace(path, "ShareGPT json", ("", "prompt", "output"), "conversation")
+    raw.notes += ["tokens are words between white space"] if count is count_words else []
     seen: Counter[str] = Counter()
     for index, conversation in _conversations(path, lines):
         where = f"{path}, {'line' if lines else 'conversation'} {index}"

@@ -73,10 +73,15 @@ def read_csv(path: Path, file: TextIO, options: TraceOptions, limit: int | None 
         InputError: unknown columns, or a row with another number of columns than the header.
     """
     rows = csv_rows(file, path, WHAT)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
+    header = [name.strip().lstrip("\ufeff") for name in next(rows, (1, []))[1]]
     form = _csv_format(path, header)
+    if twice := [column for column in form.columns if header.count(column) > 1]:
+        raise InputError(f"{path}, line 1: expected each column once, got {twice[0]} twice")
     *timed, prompt, output = (header.index(column) for column in form.columns)
     raw = RawTrace(path, form.name, (form.arrival, form.prompt, form.output), unit=form.time_unit)
+    if not form.arrival and len(header) > len(form.columns):
+        others = [name for name in header if name not in form.columns]
+        raw.notes.append(f"without {', '.join(others)[:200]}")
     limit = limit if form.arrival else None
     for line, row in rows:
         if len(row) != len(header):

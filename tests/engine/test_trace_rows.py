@@ -124,6 +124,7 @@ def test_chats_with_tools_parts_and_nothing_are_read(tmp_path: Path) -> None:
         requests = read_trace(written(tmp_path, text, name), rate=1.0, tokenizer="words")
         assert (requests.prompt.tolist(), requests.output.tolist()) == ([7], [4])
         assert "1 empty or longer turns left out" in requests.source
+        assert "tokens are words between white space" in requests.source
         assert "1 parts that are not text count nothing" in requests.source
     odd = [CHAT, {"text": "no turns"}, {"messages": [{"role": "robot", "content": "x"}]}]
     path = written(tmp_path, json.dumps(odd), "chat.json")
@@ -163,6 +164,14 @@ def test_results_of_vllm_bench_serve_are_a_trace(tmp_path: Path) -> None:
     assert "--save-detailed" in refused(written(tmp_path, json.dumps(short), "result.json"))
     odd = RESULT | {"output_lens": [1]}
     assert "output_lens: expected 3 values" in refused(written(tmp_path, json.dumps(odd), "result.json"))
+
+
+def test_header_is_read_as_it_is_meant_or_refused(tmp_path: Path) -> None:
+    header = "arrived_at,num_prefill_tokens,num_decode_tokens"
+    assert read_trace(written(tmp_path, f"\ufeff\ufeff{header}\n0,5,1\n2,5,1\n")).arrival.tolist() == [0.0, 2.0]
+    assert "got arrived_at twice" in refused(written(tmp_path, f"arrived_at,{header}\n0,1,5,1\n"))
+    source = read_trace(written(tmp_path, header.replace("arr", "Arr") + "\n0,5,1\n"), rate=1.0).source
+    assert "without Arrived_at" in source
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
