@@ -232,7 +232,7 @@ _HINTS: dict[Any, dict[str, Any]] = {}
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields, resolved once; a user's class may have some that cannot be: they say nothing."""
+    """The types of a dataclass's fields, resolved once; those of a user's class that cannot be say nothing."""
     if cls not in _HINTS:
         try:
             found = get_type_hints(cls)
