@@ -1,6 +1,7 @@
 """Plots of an evaluation as PNG files (matplotlib without a display)."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,7 +108,8 @@ def _limit(axes: "Axes", result: Result, value: float, text: str) -> None:
         ha="right" if upright else "left",
         fontsize=7.5,
         color="#555555",
-        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
+        bbox=None if upright else {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
+        zorder=0.5 if upright else 3,  # below the marks of the policies
     )
 
 
@@ -331,7 +333,9 @@ PLOTS: dict[str, Callable[[Result], "Figure"]] = {
 def png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG file, the same for the same figure."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in a script that the font lacks: a box
+        figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
