@@ -12,7 +12,6 @@ into: names, types, shapes and so the size of the file and of what is decompress
 import json
 import random
 import re
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,28 +21,32 @@ import numpy as np
 import torch as th
 
 from agents.files import write_atomically
+from agents.learning.checkpoint_file import (
+    ENVIRONMENT,
+    FORMAT,
+    ROOM,
+    DamagedCheckpoint,
+    check_arrays,
+    check_hash,
+    compressed,
+    count_of,
+    episodes_of,
+    mapping_of,
+    read,
+)
 from agents.learning.normalize import TimedNormalize
 from agents.learning.rollout import TimedPPO
 from agents.learning.snapshot import restore, snapshot, stream_state, stream_text
 from agents.learning.vec_env import SB3VecEnv
 from engine.errors import InputError
-from engine.reading import read_bytes
 from llmsched_env.vector import LLMSchedVectorEnv
 
-FORMAT = "llmsched-checkpoint/2"
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d{12})\.safetensors")
 _OLD = "step-*.pt"
-_ENVIRONMENT, _OPTIMIZER, _POLICY = "environment.", "optimizer.", "policy."
-_ROOM = 1 << 20
-"""Bytes of a file beside its arrays: names, generators, the last episodes."""
-_MOST = 1 << 53
+_OPTIMIZER, _POLICY = "optimizer.", "policy."
 _CONSTANT = ("fleet.memories.0", "fleet.latency.", "fleet.rules.")
 """Arrays of our environment that never change: parameters of its kernels, profile, rules."""
-
-
-class DamagedCheckpoint(InputError):
-    """A file that is no whole checkpoint of this run; an older one may be."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,13 @@ class Checkpoint:
         """
         from safetensors.numpy import save
 
-        files = {name: _compressed(a) if name.startswith(_ENVIRONMENT) else a for name, a in self.arrays.items()}
+        files = {name: compressed(a) if name.startswith(ENVIRONMENT) else a for name, a in self.arrays.items()}
         about = json.dumps(self.about | {"config_hash": config_hash})
         path = folder / f"step-{self.num_timesteps:012d}{SUFFIX}"
         write_atomically(path, save(files, metadata={"format": FORMAT, "about": about}))
         for old in [other for other in checkpoints(folder) if other.name <= path.name][:-keep]:
             old.unlink(missing_ok=True)
         return path
-
-
-def _compressed(array: np.ndarray) -> np.ndarray:
-    return np.frombuffer(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), np.uint8)
 
 
 def _base(model: TimedPPO) -> SB3VecEnv:
@@ -108,7 +107,7 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
     arrays |= {f"rows.{name}": np.array(value) for name, value in rows.items()}
     arrays |= _torch_generators(model)
     environment = snapshot(base.envs)
-    arrays |= {f"{_ENVIRONMENT}{name}": v for name, v in environment.items() if isinstance(v, np.ndarray)}
+    arrays |= {f"{ENVIRONMENT}{name}": v for name, v in environment.items() if isinstance(v, np.ndarray)}
     about = {
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
@@ -172,37 +171,17 @@ def load_checkpoint(model: TimedPPO, path: Path, config_hash: str) -> dict[str, 
     """
     first = _base(model).reset()
     own = capture(model, {})
-    arrays, about = _read(path, sum(a.nbytes for a in own.arrays.values()) + _moments_bytes(model) + _ROOM)
-    if about.get("config_hash") != config_hash:
-        got = about.get("config_hash")
-        raise InputError(f"{path}: belongs to a run of another configuration ({got!r}, this one is {config_hash!r})")
+    arrays, about = read(path, sum(a.nbytes for a in own.arrays.values()) + _moments_bytes(model) + ROOM)
+    check_hash(path, about.get("config_hash"), config_hash)
     try:
-        checked = _check_arrays(arrays, own.arrays | _row_arrays(model, first), _moments(model))
+        if (name := _NAME.fullmatch(path.name)) and int(name[1]) != count_of(about, "num_timesteps"):
+            raise InputError("num_timesteps: expected that of the file's name")
+        checked = check_arrays(arrays, own.arrays | _row_arrays(model, first), _moments(model))
         _apply(model, checked, about)
-        return _mapping(about, "run")
+        return mapping_of(about, "run")
     except Exception as error:  # whatever a damaged file leads to
         reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("checkpoint: ")
         raise DamagedCheckpoint(f"{path}: damaged ({reason[:160]})") from None
-
-
-def _read(path: Path, limit: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the JSON part of a file of at most `limit` bytes."""
-    from safetensors.numpy import load
-
-    try:
-        data = read_bytes(path, "a checkpoint", limit)
-    except InputError as error:
-        raise DamagedCheckpoint(str(error)) from None
-    try:
-        arrays = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        known, about = header["format"] == FORMAT, json.loads(header["about"])
-    except Exception as error:  # foreign data: safetensors alone has a dozen kinds of errors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DamagedCheckpoint(f"{path}: expected a checkpoint, damaged or foreign ({reason[:80]})") from None
-    if not known or not isinstance(about, dict):
-        raise DamagedCheckpoint(f"{path}: expected a checkpoint with format {FORMAT!r}")
-    return arrays, about
 
 
 def _moments(model: TimedPPO) -> dict[str, np.ndarray]:
@@ -224,70 +203,14 @@ def _row_arrays(model: TimedPPO, observations: np.ndarray) -> dict[str, np.ndarr
     return {"rows.last_obs": observations.astype(np.float32), "rows.episode_starts": started}
 
 
-def _check_arrays(
-    given: dict[str, np.ndarray], expected: dict[str, np.ndarray], moments: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The arrays of a file, those of the environment decompressed, all of the expected types and shapes.
-
-    Raises:
-        InputError: another name, type or shape, or a number that is not finite.
-    """
-    if any(name in given for name in moments):
-        expected = expected | moments
-    if set(given) != set(expected):
-        other = sorted(set(given) ^ set(expected))[0]
-        raise InputError(f"checkpoint: {'unknown' if other in given else 'missing'} array {other[:80]!r}")
-    found = {}
-    for name, like in expected.items():
-        array = given[name]
-        if name.startswith(_ENVIRONMENT):
-            found[name] = _decompressed(array, like, name)
-            continue
-        if array.dtype != like.dtype or array.shape != like.shape:
-            raise InputError(f"checkpoint: {name}: expected {like.dtype}{list(like.shape)}, got {_kind(array)}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"checkpoint: {name}: expected finite numbers")
-        found[name] = array
-    return found
-
-
-def _kind(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)}"
-
-
-def _decompressed(data: np.ndarray, like: np.ndarray, name: str) -> np.ndarray:
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise InputError(f"checkpoint: {name}: expected bytes, got {_kind(data)}")
-    stream = zlib.decompressobj()
-    # One byte more than there should be shows a stream that goes on, without ever holding it.
-    values = stream.decompress(data.tobytes(), like.nbytes + 1)
-    if len(values) != like.nbytes or not stream.eof:
-        raise InputError(f"checkpoint: {name}: expected {_kind(like)}, got another number of bytes")
-    return np.frombuffer(values, like.dtype).reshape(like.shape)
-
-
-def _mapping(about: dict[str, Any], key: str) -> dict[str, Any]:
-    value = about.get(key)
-    if not isinstance(value, dict):
-        raise InputError(f"checkpoint: {key}: expected a mapping")
-    return value
-
-
-def _count(about: dict[str, Any], key: str) -> int:
-    value = about.get(key)
-    if type(value) is not int or not 0 <= value < _MOST:
-        raise InputError(f"checkpoint: {key}: expected a whole number >= 0, got {str(value)[:40]!r}")
-    return value
-
-
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     base, normalizer = _base(model), model.get_vec_normalize_env()
-    steps, updates, episodes = _count(about, "num_timesteps"), _count(about, "n_updates"), _episodes(about)
-    environment = _part(arrays, _ENVIRONMENT) | _mapping(about, "environment")
+    steps, updates, episodes = count_of(about, "num_timesteps"), count_of(about, "n_updates"), episodes_of(about)
+    environment = _part(arrays, ENVIRONMENT) | mapping_of(about, "environment")
     if isinstance(base.envs, LLMSchedVectorEnv):
         _check_constants(snapshot(base.envs), environment)
     restore(base.envs, environment)
@@ -298,6 +221,8 @@ def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]
     if isinstance(normalizer, TimedNormalize):
         normalizer.load_state(_part(arrays, "normalization."))
     rows = _part(arrays, "rows.")
+    if (rows["lengths"] < 0).any():
+        raise InputError("rows.lengths: expected numbers >= 0")
     base.load_state(rows)
     model._last_obs, model._last_episode_starts = rows["last_obs"].copy(), rows["episode_starts"].copy()
     model.num_timesteps, model._n_updates = steps, updates
@@ -346,17 +271,6 @@ def _check_network(model: TimedPPO) -> None:
         logits = [part.logits for part in (parts if isinstance(parts, list) else [parts])]
         if not all(bool(th.isfinite(x).all()) for x in [*logits, model.policy.predict_values(observations)]):
             raise InputError("checkpoint: policy: expected a network with finite outputs")
-
-
-def _episodes(about: dict[str, Any]) -> list[dict[str, Any]]:
-    found = about.get("episodes")
-    if not isinstance(found, list) or len(found) > 10_000:
-        raise InputError("checkpoint: episodes: expected a list of episodes")
-    for episode in found:
-        numbers = isinstance(episode, dict) and all(type(v) in (int, float) for v in episode.values())
-        if not numbers or not {"r", "l", "t"} <= set(episode):
-            raise InputError("checkpoint: episodes: expected numbers r, l and t in each")
-    return found
 
 
 def _set_generators(states: dict[str, np.ndarray], about: dict[str, Any]) -> None:

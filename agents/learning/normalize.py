@@ -8,6 +8,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from engine.errors import InputError
 
+_MOST = 1e30
+"""Largest magnitude of a mean or a count in a stored state."""
+
 
 class TimedNormalize(VecNormalize):
     """Running normalisation of observations and rewards, with SB3's formulas.
@@ -78,6 +81,11 @@ class TimedNormalize(VecNormalize):
         for name, value in now.items():
             if name not in state or state[name].shape != value.shape:
                 raise InputError(f"checkpoint: normalisation {name!r}: expected shape {value.shape}")
+            low, high = (0.0, _MOST**2) if name.endswith("_var") else (-_MOST, _MOST)
+            if not ((state[name] >= low) & (state[name] <= high)).all() or (
+                name.endswith("_count") and state[name] <= 0.0
+            ):
+                raise InputError(f"checkpoint: normalisation {name!r}: expected numbers that statistics can have")
         seen, paid = self._observed, self.ret_rms
         seen.mean, seen.var = state["obs_mean"].copy(), state["obs_var"].copy()
         seen.count = float(state["obs_count"][0])

@@ -21,7 +21,8 @@ import llmsched_env  # noqa: F401 - registers the environments
 from agents.files import claimed
 from agents.learning.bundle import export, source_hash, versions
 from agents.learning.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
-from agents.learning.checkpoint import DamagedCheckpoint, checkpoints, load_checkpoint, old_checkpoints
+from agents.learning.checkpoint import checkpoints, load_checkpoint, old_checkpoints
+from agents.learning.checkpoint_file import DamagedCheckpoint, check_configuration
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
@@ -75,7 +76,10 @@ def build_model(
     """
     if config.env_id not in gymnasium.registry:
         raise InputError(f"env_id: expected a registered environment, got {config.env_id!r}")
-    envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
+    try:
+        envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
+    except TypeError as error:
+        raise InputError(f"env_id: expected an environment like ours, got {config.env_id!r} ({error})") from None
     env: Any = SB3VecEnv(envs)
     if config.normalize:
         env = normalizer(env, config.discount_s)
@@ -130,6 +134,8 @@ def _prepare(config: TrainConfig) -> list[Path]:
             what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
             raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
         refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
+        for path in found:
+            check_configuration(path, config.digest)
     elif found:
         raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
     about = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
@@ -147,7 +153,7 @@ def _continue(model: TimedPPO, config: TrainConfig, found: list[Path], evaluatio
     for path in reversed(found):
         try:
             run = load_checkpoint(model, path, config.digest)
-            evaluation.load_state(run.get("evaluation"))
+            _load_evaluation(evaluation, run, path)
         except DamagedCheckpoint as error:
             damaged.append(error)
             continue
@@ -156,6 +162,13 @@ def _continue(model: TimedPPO, config: TrainConfig, found: list[Path], evaluatio
         return
     more = f"; {len(damaged) - 1} older ones are damaged, too" if len(damaged) > 1 else ""
     raise InputError(f"resume: expected a whole checkpoint, {damaged[0]}{more}")
+
+
+def _load_evaluation(evaluation: Evaluation, run: dict[str, Any], path: Path) -> None:
+    try:
+        evaluation.load_state(run.get("evaluation"))
+    except InputError as error:
+        raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
 
 
 def train(config: TrainConfig, *extra: BaseCallback) -> Path:

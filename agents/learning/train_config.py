@@ -4,6 +4,7 @@ The files in ``hyperparams`` beside this one have the shape of rl-baselines3-zoo
 per environment id; `n_timesteps`, `policy_kwargs`, `env_kwargs` and ``lin_<number>`` mean the same there.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -131,6 +132,8 @@ class TrainConfig:
             InputError: one is out of range.
         """
         checked(self, "", _BOUNDS)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise InputError(f"device: expected cpu, cuda, cuda:NUMBER or auto, got {self.device!r}")
         if self.n_envs * self.n_steps % self.batch_size:
             raise InputError(
                 f"batch_size: expected a divisor of n_envs x n_steps = {self.n_envs} x {self.n_steps}, "

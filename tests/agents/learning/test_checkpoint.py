@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import agents.cli
 from agents.files import claimed
-from agents.learning.checkpoint import FORMAT, DamagedCheckpoint, checkpoints, load_checkpoint
+from agents.learning.checkpoint import checkpoints, load_checkpoint
+from agents.learning.checkpoint_file import FORMAT, DamagedCheckpoint
 from agents.learning.rollout import TimedPPO
 from agents.learning.train import CHECKPOINTS, build_model, train
 from agents.learning.train_config import TrainConfig
@@ -105,6 +106,11 @@ def cut_stream(arrays: Arrays, about: About) -> None:
     arrays[largest(arrays)] = arrays[largest(arrays)][:-6]
 
 
+def servers(arrays: Arrays, byte: int) -> None:
+    for name in [name for name in arrays if name.startswith("environment.fleet.servers")]:
+        arrays[name] = compressed(bytes([byte]) * len(uncompressed(arrays, name)))
+
+
 def overflow(arrays: Arrays, about: About) -> None:
     arrays["policy.mlp_extractor.policy_net.0.bias"].fill(10.0)
     arrays["policy.action_net.weight"].fill(3e38)
@@ -132,6 +138,12 @@ HOSTILE = {
     "a step that is no number": (lambda a, b: b.update(num_timesteps="many"), "num_timesteps: expected"),
     "a huge step": (lambda a, b: b.update(num_timesteps=10**400), "num_timesteps: expected"),
     "episodes of text": (lambda a, b: b.update(episodes=[{"r": "x", "l": 1, "t": 0}]), "episodes: expected"),
+    "a step that is not the name's": (lambda a, b: b.update(num_timesteps=512), "that of the file's name"),
+    "a variance below 0": (lambda a, b: a["normalization.obs_var"].fill(-1.0), "'obs_var': expected numbers"),
+    "statistics of nothing": (lambda a, b: a["normalization.obs_count"].fill(0.0), "'obs_count': expected numbers"),
+    "a mean out of range": (lambda a, b: a["normalization.obs_mean"].fill(1e300), "'obs_mean': expected numbers"),
+    "negative lengths": (lambda a, b: a["rows.lengths"].fill(-5), "rows.lengths: expected"),
+    "servers that do not fit": (lambda a, b: servers(a, 255), "damaged"),
     "no run": (lambda a, b: b.pop("run"), "run: expected a mapping"),
 }
 
@@ -220,6 +232,37 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(run: Path, tmp
     shutil.copy(checkpoints(other / CHECKPOINTS)[-1], folder / CHECKPOINTS / "step-000000000999.safetensors")
     with pytest.raises(InputError, match=r"step-000000000999.safetensors: belongs to a run of another configuration"):
         train(TrainConfig.of_run(folder))
+
+
+def test_a_damaged_state_of_the_evaluation_is_a_damaged_checkpoint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    newest = checkpoints(folder / CHECKPOINTS)[-1]
+    arrays, about = parts(newest)
+    write(newest, arrays, about | {"run": {"evaluation": "x"}})
+    train(TrainConfig.of_run(folder, progress=False))
+    assert "going on from step-000000000128.safetensors" in capsys.readouterr().err
+
+
+def test_another_configuration_is_found_before_a_model_is_built(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    about = json.loads((folder / "config.json").read_text())
+    about["config"]["net_arch"] = [4096] * 7
+    (folder / "config.json").write_text(json.dumps(about))
+    monkeypatch.setattr("agents.learning.train.build_model", None)
+    with pytest.raises(InputError, match="belongs to a run of another configuration"):
+        train(TrainConfig.of_run(folder))
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", "mars"), ("env_id", "CartPole-v1"), ("n_envs", 10**9)])
+def test_a_configuration_that_cannot_be_built_is_one_line(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{key}: expected"):
+        train(small(tmp_path / "run", **{key: value}))
 
 
 def test_checkpoints_of_an_earlier_version_are_refused_by_name(tmp_path: Path) -> None:

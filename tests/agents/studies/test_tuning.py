@@ -75,7 +75,7 @@ def test_shipped_settings_can_be_built() -> None:
 def test_another_kind_of_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="expected a table of tuned settings"):
+    with pytest.raises(InputError, match=r"x\.json.*: expected (a table of tuned settings|JSON|a mapping)"):
         tuning.save(path, "poisson", "slai")
     assert path.read_text() == text
 
