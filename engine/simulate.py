@@ -292,6 +292,8 @@ def simulate(
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
     config = config or EngineConfig()
+    if any(array.flags.writeable for array in (requests.arrival, requests.prompt, requests.output, requests.tier)):
+        requests = requests.replace()  # the plain constructor checks nothing, and `create` freezes what it has checked
     if not horizon_s >= 0.0:
         raise InputError(f"horizon_s: expected seconds >= 0, got {horizon_s!r}")
     if config.eviction_keeps_output:

@@ -154,7 +154,12 @@ def check_requests(given: Any, where: str) -> Requests:
     """
     if not isinstance(given, Requests):
         raise InputError(f"{where}: expected a trace (engine.Requests), got {show(given)}")
-    return given.replace()
+    try:
+        return given.replace()
+    except InputError:
+        raise
+    except Exception as error:  # fields of any type
+        raise InputError(f"{where}: expected a trace as Requests.create makes it, got one with {error}") from error
 
 
 def check_traces(given: Any, rows: np.ndarray) -> list[Requests | None]:

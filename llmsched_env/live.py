@@ -12,6 +12,7 @@ from engine.requests import Requests
 from engine.state import Server
 from llmsched_env.action import ACTION_SIZES, TOKEN_LEVELS
 from llmsched_env.config import EnvConfig
+from llmsched_env.inputs import show
 from llmsched_env.step import allocation_row, mixture_row
 
 _SARATHI = np.array([[TOKEN_LEVELS.index(512), 0, 0]])
@@ -24,6 +25,8 @@ def find_executor(executor: Executor | str, engine: EngineConfig) -> Executor:
         InputError: another spec, no such device or folder, not enough memory.
     """
     if not isinstance(executor, str):
+        if not all(hasattr(executor, name) for name in ("real_time", "seconds", "start")):
+            raise InputError(f"executor: expected a spec or an engine.latency.Executor, got {show(executor)}")
         return executor
     from engine.gpu import ROOM, make_executor
 

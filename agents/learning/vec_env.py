@@ -125,8 +125,15 @@ class SB3VecEnv(VecEnv):
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Continue the running episodes from what `state` gave."""
-        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        """Continue the running episodes from what `state` gave.
+
+        Raises:
+            InputError: something else, or another number of rows.
+        """
+        found: list[Any] = [state.get(n) if isinstance(state, dict) else None for n in ("returns", "lengths")]
+        if not all(isinstance(array, np.ndarray) and array.shape == (self.num_envs,) for array in found):
+            raise InputError(f"state: expected returns and lengths of {self.num_envs} rows, as `state` gives them")
+        self._returns[:], self._lengths[:] = found
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -138,7 +145,10 @@ class SB3VecEnv(VecEnv):
         return list(frames) if frames is not None else [None] * self.num_envs
 
     def _rows(self, indices: Indices) -> list[int]:
-        rows = [int(row) for row in self._get_indices(indices)]
+        try:
+            rows = [int(row) for row in self._get_indices(indices)]
+        except (TypeError, ValueError):
+            raise InputError(f"indices: expected None, a row or rows, got {indices!r}") from None
         for row in rows:
             if not -self.num_envs <= row < self.num_envs:
                 raise InputError(f"indices: expected rows 0 to {self.num_envs - 1}, got {row}")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import baselines
 from engine.errors import InputError
+from engine.latency import load_profile
 from engine.requests import Requests
+from engine.simulate import simulate
 from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 
@@ -253,6 +257,32 @@ def test_a_trace_that_was_never_validated_is_validated_here() -> None:
     with pytest.raises(InputError, match="tier"):
         VECTOR["allocation"].reset(options={"requests": [good, good, bad]})
     assert state_of(SCALAR["allocation"]) == before
+
+
+@pytest.mark.parametrize("field", ["arrival", "prompt", "output", "tier", "tiers", "forecast"])
+def test_traces_with_fields_of_any_type_are_refused_in_one_line(field: str) -> None:
+    good = SHORT.generate(seed=0)
+    for value in ("x", 5, (1, 2)):
+        changes: dict[str, Any] = {field: value}
+        bad = replace(good, **changes)
+        with pytest.raises(InputError) as error:
+            SCALAR["allocation"].reset(options={"requests": bad})
+        assert "\n" not in str(error.value)
+
+
+def test_a_simulation_validates_what_was_never_validated() -> None:
+    good = SHORT.generate(seed=0)
+    wrong: list[dict[str, Any]] = [{"tier": good.tier + 100}, {"output": good.output * 0 - 5}]
+    for changes in wrong:
+        with pytest.raises(InputError, match=next(iter(changes))):
+            simulate(baselines.make("sarathi"), replace(good, **changes), load_profile(CONFIGS["mixture"].profile))
+
+
+def test_an_executor_is_one() -> None:
+    wrong: list[Any] = [5, object(), []]
+    for junk in wrong:
+        with pytest.raises(InputError, match=r"^executor: expected"):
+            LLMSchedEnv(executor=junk)
 
 
 def test_a_refused_reset_leaves_every_row_where_it_was() -> None:

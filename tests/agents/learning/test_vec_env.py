@@ -185,3 +185,30 @@ def test_row_info_skips_masked_entries() -> None:
     }
     assert row_info(infos, 0) == {"a": 1, "deep": {}}
     assert row_info(infos, 1) == {"deep": {"b": 4}}
+
+
+def test_states_and_indices_that_do_not_fit_are_refused() -> None:
+    env = SB3VecEnv(servers())
+    env.reset()
+    wrong: list[Any] = [None, {}, {"returns": np.zeros(1), "lengths": np.zeros(1)}, {"returns": 0.0, "lengths": 0}]
+    for state in wrong:
+        with pytest.raises(InputError, match="state: expected returns and lengths of 3 rows"):
+            env.load_state(state)
+    indices: list[Any] = ["a", 1.5, [None]]
+    for one in indices:
+        with pytest.raises(InputError, match="indices"):
+            env.get_attr("config", indices=one)
+    env.load_state(env.state())
+
+
+def test_illegal_actions_and_seeds_are_refused() -> None:
+    env = SB3VecEnv(servers())
+    with pytest.raises(InputError, match="before calling"):
+        env.step(np.zeros((3, 3), np.int64))
+    env.reset()
+    for action in (np.zeros((3, 3)), np.full((3, 3), 10**9), np.zeros(3, np.int64), np.full((3, 3), -1)):
+        with pytest.raises(InputError, match="action"):
+            env.step(action)
+    env.seed(-5)
+    with pytest.raises(InputError, match="seed"):
+        env.reset()
