@@ -70,7 +70,10 @@ def terminal_console() -> Console:
     if not console.is_terminal:
         return Console(width=UNLIMITED)
     # Not rich's own measure: that takes 80 where TERM=dumb, and the width of stdin's terminal.
-    return Console(width=max(1, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else console
+    if not sys.stdout.isatty():
+        return console
+    size = shutil.get_terminal_size()
+    return Console(width=max(1, size.columns), height=max(1, size.lines))
 
 
 def show(grid: Grid, console: Console, wide: bool = False) -> None:
