@@ -10,9 +10,10 @@ import tyro
 from agents.resolve import split_policies
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import COUNT, RATE, SECONDS, check_memory
+from engine.fields import COUNT, RATE, SECONDS
 from engine.goodput import Goodput
 from engine.latency import LatencyModel, load_profile
+from engine.machine import check_memory
 from engine.policy import Policy
 from engine.predictions import parse_channel
 from engine.reading import file_digest

@@ -3,7 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from engine.fields import COUNT, RATE, SECONDS, SEED, check_memory, number, whole
+from engine.fields import COUNT, RATE, SECONDS, SEED, number, whole
+from engine.machine import check_memory
 from engine.workload import BYTES_PER_REQUEST
 
 OPTIONS = {

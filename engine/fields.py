@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -160,37 +159,6 @@ COUNT = whole(1)
 SECONDS = number(0.0, MOST_SECONDS, noun="seconds")
 SEED = whole(0, LARGEST_SEED)
 """The ranges that come again and again: numbers > 0 and >= 0, shares, requests/s, counts, seconds, seeds."""
-
-
-def check_memory(count: int, bytes_each: int, option: str) -> None:
-    """Refuse a number of things that this machine's memory cannot hold, before anything is allocated.
-
-    Args:
-        count: how many.
-        bytes_each: memory that one takes at the least.
-        option: name of the option or field that says how many, for the message.
-
-    Raises:
-        InputError: they need more than the machine (or the container) has.
-    """
-    needed = count * bytes_each
-    if needed < 2**30 or needed <= (limit := memory_limit()):
-        return
-    raise InputError(
-        f"{option}: expected at most {limit // bytes_each}, for which this machine has memory "
-        f"({limit / 2**30:.0f} GiB), got {kind_of(count)}"
-    )
-
-
-def memory_limit() -> int:
-    """Bytes of memory of this machine, or of the container that it is."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(file).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such limit, or the word "max"
-            continue
-    return min(limit for limit in limits if limit > 0)
 
 
 def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None, untyped: Collection[str] = ()) -> None:

@@ -190,7 +190,7 @@ def _faults(
             prompt + output > options.max_tokens,
             f"longer than {options.max_tokens} tokens",
             lambda i: (
-                f"expected prompt + output <= {options.max_tokens} tokens (what the server takes), "
+                f"expected prompt + output <= {options.max_tokens} tokens (max_model_len, or the server's KV), "
                 f"got {prompt[i]} + {output[i]}"
             ),
         )

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import InputError
-from engine.fields import COUNT, RATE, check_memory
+from engine.fields import COUNT, RATE
 from engine.length_models import EmpiricalLengths
 from engine.lines import lines_of, open_text
+from engine.machine import check_memory
 from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
 from engine.sharegpt import KEYS, Tokenizer, load_tokenizer, read_sharegpt
 from engine.trace_formats import WHAT, read_csv, read_mooncake

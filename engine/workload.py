@@ -11,9 +11,10 @@ import numpy as np
 
 from engine import arrivals as processes
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, RATE, check_memory, checked, number, whole
+from engine.fields import MOST_SECONDS, RATE, checked, number, whole
 from engine.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, parse_lengths, table_names
 from engine.lengths import LengthModel
+from engine.machine import check_memory
 from engine.reading import file_digest, kind_of
 from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 from engine.tiers import parse_tiers

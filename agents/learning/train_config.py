@@ -15,7 +15,8 @@ import tyro
 from agents.files import config_hash
 from agents.learning.run_folder import plain, saved_config
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, SHARE, check_memory, checked, from_mapping, number, parse_number, whole
+from engine.fields import MOST_SECONDS, SHARE, checked, from_mapping, number, parse_number, whole
+from engine.machine import check_memory
 from engine.reading import kind_of
 from engine.yaml_text import parse_yaml, read_yaml
 from llmsched_env import PRESETS
