@@ -170,7 +170,7 @@ def resolve(spec: str) -> Policy:
     if name == RANDOM:
         return _random(settings)
     folder, settings = _split(spec)
-    if parse_place(spec) and not is_there(folder):
+    if parse_place(spec) and not (is_there(folder) and folder.is_dir()):
         return baselines.make(spec)
     if is_there(folder):
         from agents.learning.policy import LearnedPolicy
@@ -210,7 +210,7 @@ def fingerprint(spec: str) -> str:
     path, _ = _split(spec)
     if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM):
         return baselines.expand(spec)
-    if not is_there(path):
+    if not (is_there(path) and path.is_dir()):
         expanded = baselines.expand(spec)
         return f"{expanded}@{source_digest(type(resolve(expanded)))}" if parse_place(expanded) else expanded
     digest = hashlib.sha256()
