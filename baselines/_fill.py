@@ -226,7 +226,16 @@ def take(view: View, memory: Memory, i: int) -> None:
 
 @inner
 def admit_chunks(
-    view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int, active: int
+    view: View,
+    memory: Memory,
+    plan: Plan,
+    order: int,
+    victims: int,
+    tokens: int,
+    budget: int,
+    free: int,
+    active: int,
+    looks_first: bool = False,
 ) -> tuple[int, int]:
     """Admit from the queue while tokens, KV and sequences last; the first that does not fit blocks the rest.
 
@@ -240,13 +249,15 @@ def admit_chunks(
         budget: tokens that the iteration may process.
         free: KV blocks free after what is planned so far.
         active: requests holding KV after what is planned so far.
+        looks_first: whether over-long prompts at the head are dropped with the budget used up, too.
 
     Returns:
         (tokens planned with the new chunks, KV blocks free after them).
     """
     row = view.row[0]
     taken = 0
-    while tokens < budget:
+    looks_first = looks_first and not row.eviction_keeps_output  # elsewhere nobody gets over the limit
+    while tokens < budget or looks_first:
         i = next_waiting(view, memory, order, victims, taken)
         if i < 0:
             break

@@ -24,7 +24,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     tokens, free, victims, last = take_decodes_oldest_first(view, memory, plan)
     tokens = continue_prefills(view, plan, last, tokens, budget)
     order = int(memory.params[ORDER])
-    admit_chunks(view, memory, plan, order, victims, tokens, budget, free, view.row[0].num_running - victims)
+    admit_chunks(view, memory, plan, order, victims, tokens, budget, free, view.row[0].num_running - victims, True)
 
 
 @dataclass(frozen=True)

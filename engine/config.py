@@ -1,7 +1,10 @@
 """`EngineConfig`: the limits and the semantics of one LLM server."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.fields import COUNT, SECONDS, checked, number, whole
@@ -33,7 +36,7 @@ class EngineConfig:
     max_batched_tokens: int = 65_536
     """Tokens that one iteration may process."""
     max_model_len: int = 16_384
-    """Longest prompt + output in tokens."""
+    """Longest prompt + output in tokens; a request that reaches it ends there, its prompt must be shorter."""
     swap_bandwidth: float = 0.0
     """Bytes per second between device and host, each way; 0: KV cannot be swapped (25e9: PCIe 4.0 x16)."""
     swap_space_gib: float = 4.0
@@ -93,7 +96,30 @@ class EngineConfig:
     @property
     def max_request_tokens(self) -> int:
         """Longest prompt + output that can be served: the model's limit, or the KV above the watermark."""
-        return min(self.max_model_len, (self.num_blocks - self.watermark_blocks) * self.block_size)
+        return min(self.max_model_len, self._admitted_tokens)
+
+    @property
+    def _admitted_tokens(self) -> int:
+        """Tokens of the KV above the watermark."""
+        return (self.num_blocks - self.watermark_blocks) * self.block_size
+
+    def served_output(self, prompt: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Output tokens that requests of these lengths get, int64[n]: they end where they reach max_model_len.
+
+        In the reference semantics (an evicted request generates everything again) they grow past it.
+        """
+        wanted: npt.NDArray[np.int64] = output.astype(np.int64)
+        return np.minimum(wanted, self.max_model_len - prompt) if self.eviction_keeps_output else wanted
+
+    def unservable(self, prompt: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which requests of these lengths can never be served, bool[n].
+
+        Those whose prompt leaves no room for a token within max_model_len, and those that would hold more KV than
+        there is above the watermark before they end. The one rule, for whoever refuses them or leaves them out.
+        """
+        total = prompt.astype(np.int64) + self.served_output(prompt, output)
+        bad: npt.NDArray[np.bool_] = (prompt >= self.max_model_len) | (total > self.max_request_tokens)
+        return bad
 
     @classmethod
     def reference(cls, **changes: object) -> "EngineConfig":

@@ -39,8 +39,11 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 @hot
 def decode_need(r: Any, block_size: int) -> int:
-    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
-    return 1 if r.length > r.blocks * block_size else 0
+    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0.
+
+    One that was admitted with the KV of the longest request takes no more, also where it grows past max_model_len.
+    """
+    return 1 if r.length > r.blocks * block_size and not r.reserved else 0
 
 
 @hot
@@ -127,7 +130,7 @@ def _swap(server: Server, i: int, compressed: bool) -> None:
 
 
 @inner
-def _admit(server: Server, i: int, blocks: int) -> None:
+def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
     view = server.visible
     row, r = view.row[0], view.request[i]
     _leave_queue(view, i)
@@ -141,6 +144,7 @@ def _admit(server: Server, i: int, blocks: int) -> None:
         row.num_prefilling += 1
     row.free_blocks -= blocks
     r.blocks = blocks
+    r.reserved = reserve >= blocks_for(row.max_model_len, row.block_size)
     r.status = RUNNING
     if r.host > 0:
         row.swapped_in += r.host
@@ -232,7 +236,7 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
     elif n < 0:
         _swap(server, i, n == SWAP_COMPRESSED)
     elif r.status == WAITING:
-        _admit(server, i, max(entry.reserve, blocks_to_admit(r, row.block_size)))
+        _admit(server, i, max(entry.reserve, blocks_to_admit(r, row.block_size)), entry.reserve)
     elif r.prefilled == r.prompt:
         need = decode_need(r, row.block_size)
         r.blocks += need

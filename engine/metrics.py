@@ -146,6 +146,7 @@ class _Times:
         self.completed = ledger["completed"].copy()
         self.first_token = ledger["first_token"].copy()
         self.finished = request["status"] == FINISHED
+        self.at_length = self.finished & (self.delivered < ledger["output"])
         self.dropped = request["status"] == DROPPED
         started = ledger["first_scheduled"] >= 0.0
         # A dropped request was never started, though its ledger says when it was dropped.
@@ -282,6 +283,7 @@ def summarize(record: Record, *, warmup_s: float = 0.0, goodput: Goodput | None 
         num_requests=len(record.requests),
         arrived=arrived,
         completed=completed,
+        ended_by_length=int(np.count_nonzero(times.at_length)),
         unfinished=arrived - completed - dropped,
         dropped=dropped,
         warmup_s=warmup_s,

@@ -185,6 +185,7 @@ class Report:
     num_requests: int
     arrived: int
     completed: int
+    ended_by_length: int
     unfinished: int
     dropped: int
     warmup_s: float
@@ -272,6 +273,7 @@ class Report:
             "arrived": self.arrived,
             "arrival_rate": finite(self.arrival_rate),
             "completed": self.completed,
+            "ended_by_length": self.ended_by_length,
             "failed": self.unfinished + self.dropped,
             "unfinished": self.unfinished,
             "dropped": self.dropped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, SEED, SHARE, checked, number
 from engine.reading import kind_of
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
 
 INT32_MAX = int(np.iinfo(np.int32).max)
 LONGEST_PREDICTION = 1e12
@@ -347,18 +350,23 @@ class Requests:
             raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
         return Requests.create(**(fields | changes))
 
-    def check_lengths(self, max_model_len: int) -> None:
-        """Check that every request fits the model's context (prompt + output <= max_model_len tokens).
+    def check_servable(self, config: EngineConfig) -> None:
+        """Check that a server with these limits can serve every request (`EngineConfig.unservable`).
 
         Raises:
-            InputError: names the first request that does not fit and counts them.
+            InputError: names the first request that it cannot serve, says why, and counts them.
         """
-        total = self.prompt.astype(np.int64) + self.output
-        bad = total > max_model_len
-        if bad.any():
-            index = _first(bad)
-            raise InputError(
-                f"request {index}: expected prompt + output <= {max_model_len} tokens (max_model_len), "
-                f"got {self.prompt[index]} + {self.output[index]}; "
-                f"{int(bad.sum())} of {len(self)} requests are too long"
-            )
+        bad = config.unservable(self.prompt, self.output)
+        if not bad.any():
+            return
+        index = _first(bad)
+        prompt, output = int(self.prompt[index]), int(self.output[index])
+        expected = f"prompt + output <= {config.max_request_tokens} tokens (KV above the watermark)"
+        if config.eviction_keeps_output and prompt >= config.max_model_len:
+            expected = f"prompt < {config.max_model_len} tokens (max_model_len)"
+        elif not config.eviction_keeps_output:
+            expected = f"prompt + output <= {config.max_request_tokens} tokens"
+        raise InputError(
+            f"request {index}: expected {expected}, got {prompt} + {output}; "
+            f"{int(bad.sum())} of {len(self)} requests can never be served"
+        )

@@ -287,7 +287,7 @@ def simulate(
         The record of the run.
 
     Raises:
-        InputError: a request is longer than the model allows (raised where the config keeps delivered tokens), or a
+        InputError: a request that can never be served (raised where the config keeps delivered tokens), or a
             policy that needs predictions and requests without.
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
@@ -297,7 +297,7 @@ def simulate(
     if not horizon_s >= 0.0:
         raise InputError(f"horizon_s: expected seconds >= 0, got {horizon_s!r}")
     if config.eviction_keeps_output:
-        requests.check_lengths(config.max_request_tokens)
+        requests.check_servable(config)
     if policy.channel and np.isnan(requests.prediction).any():
         raise InputError(f"policy {policy.name!r}: expected requests with predictions (`engine.predictions.predict`)")
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))

@@ -42,6 +42,7 @@ REQUEST = np.dtype(
         ("strict", "i1"),  # 1: paying user
         ("status", "i1"),  # FUTURE ... DROPPED
         ("has_token", "i1"),  # 1 once output token 1 was delivered
+        ("reserved", "i1"),  # 1: admitted with KV for max_model_len tokens, takes no more
     ],
     align=True,
 )
@@ -56,7 +57,7 @@ LEDGER = np.dtype(
         ("late_gaps", "i4"),  # gaps over the deadline
         ("delivered", "i4"),  # tokens that reached the user (with regeneration: counted again)
         ("original_prompt", "i4"),  # tokens
-        ("output", "i4"),  # true output tokens
+        ("output", "i4"),  # true output tokens (a request that reaches max_model_len gets fewer)
         ("refresh", "i8"),  # place of the request's first refreshed prediction in `Hidden.refresh`
     ],
     align=True,
@@ -164,7 +165,7 @@ class Hidden(NamedTuple):
     """What only the engine and the report may see of one server."""
 
     ledger: np.ndarray  # LEDGER[requests]
-    output: np.ndarray  # int32[requests], true output tokens (compact: every token is checked against it)
+    output: np.ndarray  # int32[requests], output tokens at which a request ends (compact: checked at every token)
     tier: np.ndarray  # TIER[tiers]
     gaps: np.ndarray  # int32[tiers, NUM_GAP_BUCKETS], histogram of gaps
     refresh: np.ndarray  # float32[k], refreshed predictions (`Forecast.total`)
@@ -251,7 +252,7 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     for name in ("tbt", "ttft", "strict"):
         attribute = name if name == "strict" else f"{name}_s"
         rows[name] = np.array([getattr(t, attribute) for t in requests.tiers])[requests.tier]
-    server.hidden.output[...] = requests.output
+    server.hidden.output[...] = config.served_output(requests.prompt, requests.output)
     ledger["output"] = requests.output
     ledger["original_prompt"] = requests.prompt
     for name in ("first_scheduled", "prompt_done", "first_token", "completed"):

@@ -282,7 +282,7 @@ class Fleet:
             )
         if requests.forecast.every:
             raise InputError("reset: expected a trace with one prediction per request, got refreshed ones")
-        requests.check_lengths(self.config.engine.max_request_tokens)
+        requests.check_servable(self.config.engine)
 
     def start(self, e: int, requests: Requests) -> None:
         """Put row `e` in front of a trace and move it to its first decision.

@@ -75,7 +75,7 @@ class ReferenceServer:
                 arrival=float(requests.arrival[i]),
                 prompt=int(requests.prompt[i]),
                 original_prompt=int(requests.prompt[i]),
-                output=int(requests.output[i]),
+                output=self._served(int(requests.prompt[i]), int(requests.output[i])),
                 tier=int(requests.tier[i]),
                 tbt=requests.tiers[requests.tier[i]].tbt_s,
                 ttft=requests.tiers[requests.tier[i]].ttft_s,
@@ -98,6 +98,10 @@ class ReferenceServer:
         self.swapped_since_iteration = 0.0
         self.longest_queue = 0
         self._arrive()
+
+    def _served(self, prompt: int, output: int) -> int:
+        """Output tokens at which a request ends: in default semantics where it reaches the model's length."""
+        return min(output, self.config.max_model_len - prompt) if self.config.eviction_keeps_output else output
 
     @property
     def free_blocks(self) -> int:

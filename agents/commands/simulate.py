@@ -102,8 +102,9 @@ def _swaps(report: Report) -> str:
 
 def outcome(report: Report) -> str:
     """How many requests were served, and the verdict, in one line."""
+    at_length = f" ({report.ended_by_length} at max_model_len)" if report.ended_by_length else ""
     return (
-        f"{report.completed} of {report.arrived} requests finished, {report.unfinished} unfinished, "
+        f"{report.completed} of {report.arrived} requests finished{at_length}, {report.unfinished} unfinished, "
         f"{report.dropped} dropped in {report.duration_s:.1f} s: {report.verdict}"
     )
 

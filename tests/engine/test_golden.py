@@ -115,14 +115,17 @@ def _replay(trace: dict[str, Any], log_steps: bool) -> Record:
 
 
 def _expected_step(step: dict[str, Any]) -> dict[str, Any]:
-    """One recorded iteration with its batch as a set (sorted) and absent keys as nothing."""
+    """One recorded iteration with its batch as a set (sorted) and absent keys as nothing.
+
+    A call that only drops need not have a batch, a duration and used blocks.
+    """
     return {
         "t": step["t"],
-        "dur": step["dur"],
-        "batch": sorted(tuple(item) for item in step["batch"]),
+        "dur": step.get("dur", 0.0),
+        "batch": sorted(tuple(item) for item in step.get("batch", [])),
         "preempted": step.get("preempted", []),
         "ignored": step.get("ignored", []),
-        "used_blocks": step["used_blocks"],
+        **({"used_blocks": step["used_blocks"]} if "used_blocks" in step else {}),
     }
 
 
@@ -168,7 +171,8 @@ def test_every_decision_of_the_golden_trace_is_taken_again(path: Path) -> None:
     record = _replay(trace, log_steps=True)
     steps = _steps(record)
     for k, (expected, got) in enumerate(zip(trace["steps"], steps, strict=False)):
-        assert got == _expected_step(expected), f"step {k}"
+        wanted = _expected_step(expected)
+        assert {key: got[key] for key in wanted} == wanted, f"step {k}"
     assert len(steps) == len(trace["steps"])
     if "per_request" in trace:
         assert _outcomes(record) == [[*row[:7], bool(row[7])] for row in trace["per_request"]]

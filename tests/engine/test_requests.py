@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 
@@ -119,12 +120,21 @@ def test_replace_refuses_unknown_fields() -> None:
         three().replace(prompts=[1, 2, 3])
 
 
-def test_check_lengths_counts_and_names_the_first() -> None:
-    three().check_lengths(33)
-    with pytest.raises(InputError, match=r"request 1: .* <= 21 tokens .*got 20 \+ 2; 2 of 3 requests"):
-        three().check_lengths(21)
+def test_what_can_never_be_served_is_counted_and_the_first_is_named() -> None:
+    """A prompt needs one token less than max_model_len, KV the tokens that are served; in the reference all tokens."""
+    three().check_servable(EngineConfig(max_model_len=31))
+    with pytest.raises(InputError, match=r"request 1: .* prompt < 20 tokens .*got 20 \+ 2; 2 of 3 requests"):
+        three().check_servable(EngineConfig(max_model_len=20))
+    small = EngineConfig(block_size=1, num_blocks=32, watermark=0.0)
+    three(output=[1, 2, 2]).check_servable(small)
+    with pytest.raises(InputError, match=r"request 2: .* <= 32 tokens \(KV above .*got 30 \+ 3; 1 of 3"):
+        three().check_servable(small)
+    three().check_servable(small.replace(max_model_len=32))
+    reference = EngineConfig.reference(max_model_len=32)
+    with pytest.raises(InputError, match=r"request 2: expected prompt \+ output <= 32 tokens, got 30 \+ 3; 1 of 3"):
+        three().check_servable(reference)
     with pytest.raises(InputError, match="request 0"):
-        Requests.create([0.0], [2**31 - 1], [2**31 - 1]).check_lengths(2**31 - 1)
+        Requests.create([0.0], [2**31 - 1], [2**31 - 1]).check_servable(EngineConfig())
 
 
 @pytest.mark.parametrize(
