@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from agents.resolve import split_policies
+from engine.closed import limited
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import COUNT, RATE, SECONDS
@@ -52,13 +53,27 @@ class Source:
     """What counts the tokens of conversations: words, mistral, or a folder."""
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     """Service tiers with their shares and deadlines; each request's is drawn by share."""
+    max_concurrency: int = 0
+    """Most requests in flight (0: no limit)."""
+
+    @property
+    def closed_loop(self) -> str:
+        """What limits the requests in flight, in a few words; "" for an open loop."""
+        if self.max_concurrency:
+            return f"at most {self.max_concurrency} requests in flight"
+        workload = parse_workload(self.workload) if self.synthetic_arrivals else None
+        if workload is None or not (workload.is_closed or workload.max_concurrency):
+            return ""
+        if workload.is_closed:
+            return f"{workload.concurrency} users with think time {workload.think}"
+        return f"at most {workload.max_concurrency} requests in flight"
 
     def channel(self, policy: Policy) -> str:
         """The channel of a policy's predictions in this run, "" if it needs none."""
         return (self.prediction or policy.channel) if policy.channel else ""
 
     def requests(self, rate: float | None, seed: int) -> Requests:
-        """The trace of one load and seed; the same arguments give the same requests bit for bit.
+        """The trace of one load and seed, with its limit; the same arguments give the same requests bit for bit.
 
         Args:
             rate: arrival rate in requests/s; None keeps recorded times (times rate_scale).
@@ -67,6 +82,9 @@ class Source:
         Raises:
             InputError: the file or the arguments do not fit.
         """
+        return limited(self._open(rate, seed), self.max_concurrency)
+
+    def _open(self, rate: float | None, seed: int) -> Requests:
         if self.trace is None:
             workload = parse_workload(self.workload, self.tiers)
             count = workload.num_requests if self.num_requests is None else self.num_requests
@@ -201,6 +219,9 @@ class SourceOptions:
     tier: TierTexts = ()
     """A service tier, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds), with weight=1 and strict=yes or no
     if need be (default: strict 5 % at 0.1 s between tokens, relaxed 95 % at 0.5 s; `engine.tiers`)."""
+    max_concurrency: int | None = None
+    """Most requests in flight, as `vllm bench serve --max-concurrency`: one that is due while so many are waits at the
+    client and is sent when a place comes free; its TTFT counts from then. Users who think: --workload closed:..."""
 
     def source(self) -> Source:
         """The source that the options describe.
@@ -211,6 +232,8 @@ class SourceOptions:
         if self.num_requests is not None:
             COUNT.check(self.num_requests, "num_requests")
             check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
+        if self.max_concurrency is not None:
+            COUNT.check(self.max_concurrency, "max_concurrency")
         RATE.check(self.rate_scale, "rate_scale")
         reading = self._reading()
         recorded = self.trace is not None and self.workload is None and has_times(self.trace, self.tokenizer)
@@ -232,9 +255,14 @@ class SourceOptions:
             if "num_requests=" not in given and given.partition(":")[0] != "toy":
                 number = DEFAULT_NUM_REQUESTS if number is None else number
         prediction = None if self.prediction is None else parse_channel(self.prediction).spec
+        workload = self.workload or "poisson"
+        if self.max_concurrency is not None and not recorded:
+            given_loop = Source(workload=workload).closed_loop
+            if given_loop:
+                raise InputError(f"max_concurrency: expected an open workload beside it, got {given_loop}")
         return Source(
             self.trace,
-            self.workload or "poisson",
+            workload,
             not recorded,
             number,
             self.rate_scale,
@@ -242,17 +270,18 @@ class SourceOptions:
             reading,
             self.tokenizer,
             parse_tiers(self.tier, "tier"),
+            self.max_concurrency or 0,
         )
 
     def _reading(self) -> TraceOptions:
         """How the trace is read; what is too long is said by the server of the same command."""
         server = getattr(self, "engine", None)
-        longest = server.max_request_tokens if isinstance(server, EngineConfig) else 0
         given = {"window": self.window, "time_unit": self.time_unit, "tokenizer": self.tokenizer}
         for name, value in given.items():
             if self.trace is None and value is not None:
                 raise InputError(f"{name}: expected a trace beside it, got none (use --trace)")
-        return trace_options(self.time_unit, self.window, self.unservable, longest)
+        options = trace_options(self.time_unit, self.window, self.unservable)
+        return replace(options, server=server) if isinstance(server, EngineConfig) else options
 
     def loads(self, rate: float | None, rates: str | None) -> tuple[float | None, ...]:
         """The arrival rates to run, in requests/s; None stands for the recorded times.
@@ -267,6 +296,10 @@ class SourceOptions:
             raise InputError("rate, rate_scale: expected one of them, got both")
         if "rate=" in (self.workload or "").replace("end_rate=", "") and (rate is not None or rates is not None):
             raise InputError(f"rate: expected once, got it in the workload {self.workload!r} and as an option")
+        if source.synthetic_arrivals and parse_workload(source.workload).is_closed:
+            if rate is not None or rates is not None:
+                raise InputError(f"rate: expected none for a closed loop, which has {source.closed_loop}; got one")
+            return (None,)
         if rates is not None:
             return parse_rates(rates)
         if rate is not None:

@@ -33,6 +33,6 @@ def admit_whole(view: View, memory: Memory, plan: Plan, batch_cap: int) -> None:
             continue
         if free < reserve or active >= min(batch_cap, row.max_num_seqs):
             return
-        schedule(plan, i, r.prompt, reserve)
+        schedule(plan, i, r.prompt, -reserve)
         free -= reserve
         active += 1

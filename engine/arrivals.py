@@ -11,7 +11,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import InputError
+from engine.fields import MOST_SECONDS, number
+
 FloatArray = npt.NDArray[np.float64]
+
+_SECONDS = number(0.0, MOST_SECONDS)
 
 
 def operational_times(rng: np.random.Generator, n: int, cv: float = 1.0, gap_cap: float = 0.0) -> FloatArray:
@@ -99,6 +104,24 @@ def steps(operational: FloatArray, rates: tuple[float, float], sojourns_s: tuple
     inside = np.where(rest < before, rest / rates[0], sojourns_s[0] + (rest - before) / rates[1])
     result: FloatArray = whole * period + inside
     return result
+
+
+def parse_think(spec: str) -> tuple[str, float]:
+    """Return what think times a spec describes: their kind and their mean (s).
+
+    Raises:
+        InputError: neither exp:SECONDS nor fixed:SECONDS.
+    """
+    kind, colon, text = spec.partition(":")
+    if kind not in ("exp", "fixed") or not colon:
+        raise InputError(f"think: expected exp:SECONDS (exponential, of this mean) or fixed:SECONDS, got {spec!r}")
+    return kind, float(_SECONDS.parse(text, "think"))
+
+
+def think_times(rng: np.random.Generator, n: int, spec: str) -> FloatArray:
+    """Return n think times (s), float64[n]; with a fixed one nothing is drawn."""
+    kind, mean = parse_think(spec)
+    return np.full(n, mean) if kind == "fixed" else mean * rng.standard_exponential(n)
 
 
 def evenly_spaced(n: int, rate: float) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine._jit import hot, inner
-from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, decode_need
+from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, decode_need, free_place
 from engine.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
@@ -252,6 +252,8 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
             r.prediction = server.hidden.refresh[ledger[i].refresh + r.generated // refresh_every - 1]
         if r.generated >= output[i]:
             _retire(row, r, ledger[i], tiers[r.tier])
+            if row.places > 0:
+                free_place(server)
             finished += 1
     if same_count > 0:
         gaps[same_tier, gap_bucket(same_gap)] += same_count
@@ -286,6 +288,7 @@ def pause(server: Server) -> bool:
     """Go on after a plan without a batch: plan again if it evicted or dropped somebody, else wait; False if stuck."""
     changed = server.plan.size[0] > 0
     if changed and server.visible.row[0].replans_at_once:
+        arrive(server)  # in a closed loop, who takes the place of a dropped request
         return True
     return bool(idle(server)) or changed
 

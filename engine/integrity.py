@@ -39,6 +39,8 @@ def _counts_fault(view: View) -> int:
         return _COUNTS
     if row.num_waiting < 0 or row.num_running < 0 or row.finished < 0 or row.dropped < 0:
         return _COUNTS
+    if row.places < 0 or row.released < row.next_arrival or row.released > n:
+        return _COUNTS
     if row.num_waiting > n or row.num_running > n or row.finished > n or row.dropped > n:
         return _COUNTS
     if row.num_waiting + row.num_running + row.finished + row.dropped != row.next_arrival:
@@ -125,7 +127,8 @@ def _request_fault(r: Any, h: Any, output: int, row: Any) -> int:
         return _BLOCKS
     if r.host > 0 and r.status != WAITING:
         return _BLOCKS
-    if r.status == RUNNING and (r.blocks == 0 or r.length > (r.blocks + 1) * row.block_size):
+    short = r.length > (r.blocks + 1) * row.block_size and not r.reserved
+    if r.status == RUNNING and (r.blocks == 0 or short):
         return _BLOCKS
     if (r.status == WAITING or r.status == RUNNING) and r.generated >= output:
         return _REQUEST
@@ -147,7 +150,7 @@ def _constants_fault(r: Any, h: Any, output: int, tiers: int, refresh_every: int
         return _REQUEST
     if r.prediction <= 0.0 or r.prediction == np.inf:
         return _REQUEST
-    if output < 1 or output > _MOST or h.output != output or h.original_prompt < 1 or h.original_prompt > _MOST:
+    if output < 1 or output > _MOST or h.output < output or h.original_prompt < 1 or h.original_prompt > _MOST:
         return _LEDGER
     if refresh_every > 0:
         last = h.refresh + (output - 1) // refresh_every
@@ -208,7 +211,9 @@ def server_fault(server: Server, limits: Any) -> int:
         code = _constants_fault(r, h, hidden.output[i], tiers, row.refresh_every, hidden.refresh.shape[0])
         if code != 0:
             return code
-        if not (before <= r.arrival and r.arrival < np.inf) or (r.arrival <= row.now) != (i < row.next_arrival):
+        if not (before <= r.arrival) or (r.arrival <= row.now) != (i < row.next_arrival):
+            return _ARRIVAL
+        if (r.arrival < np.inf) != (i < row.released) or not (0.0 <= hidden.release[i] and hidden.release[i] < np.inf):
             return _ARRIVAL
         before = r.arrival
         if i >= row.next_arrival:

@@ -73,6 +73,25 @@ def host_need(row: Any, r: Any, compressed: bool) -> int:
 
 
 @inner
+def free_place(server: Server) -> None:
+    """Let the next request of a closed loop into the place of one that leaves now: its arrival time becomes known.
+
+    Times of requests that have not arrived stay in order; until then they are only times.
+    """
+    row, request = server.visible.row[0], server.visible.request
+    k = row.released
+    if row.places == 0 or k >= row.num_requests:
+        return
+    due = server.hidden.release[k]
+    time = row.now + due if row.thinks else max(row.now, due)
+    while k > row.next_arrival and request[k - 1].arrival > time:
+        request[k].arrival = request[k - 1].arrival
+        k -= 1
+    request[k].arrival = time
+    row.released += 1
+
+
+@inner
 def _leave_queue(view: Any, i: int) -> None:
     row = view.row[0]
     k = 0
@@ -144,7 +163,7 @@ def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
         row.num_prefilling += 1
     row.free_blocks -= blocks
     r.blocks = blocks
-    r.reserved = reserve >= blocks_for(row.max_model_len, row.block_size)
+    r.reserved = -reserve >= blocks_for(row.max_model_len, row.block_size)
     r.status = RUNNING
     if r.host > 0:
         row.swapped_in += r.host
@@ -170,6 +189,7 @@ def _drop(server: Server, i: int) -> None:
     if h.first_scheduled < 0.0:
         h.first_scheduled = row.now
     h.completed = row.now
+    free_place(server)
 
 
 @inner
@@ -202,7 +222,7 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
     if r.status == WAITING:
         if row.num_running >= row.max_num_seqs:
             return 5
-        return 6 if max(reserve, blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
+        return 6 if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
     return 6 if r.prefilled == r.prompt and decode_need(r, row.block_size) > row.free_blocks else 0
 
 
@@ -236,7 +256,7 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
     elif n < 0:
         _swap(server, i, n == SWAP_COMPRESSED)
     elif r.status == WAITING:
-        _admit(server, i, max(entry.reserve, blocks_to_admit(r, row.block_size)), entry.reserve)
+        _admit(server, i, max(abs(entry.reserve), blocks_to_admit(r, row.block_size)), entry.reserve)
     elif r.prefilled == r.prompt:
         need = decode_need(r, row.block_size)
         r.blocks += need

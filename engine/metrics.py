@@ -22,6 +22,11 @@ Duration: time 0 (or the end of the warm-up) to the end of the last iteration, s
     arrival is included. Throughputs are per second of it.
 Arrival rate: n - 1 gaps over the time between the first and the last arrival of the n requests that count; a
     short run of random arrivals differs from the rate that was asked for.
+Closed loop: a request arrives when it is sent: due, with a place free, and its user done with thinking. TTFT,
+    waits and E2E count from there, so what it waited at the client is not in them; the arrival rate is what
+    came out, with the throughput it is the load that the loop makes.
+Ended by length: finished requests that reached max_model_len before they had all tokens they wanted
+    (ended_by_length); their output counts as far as it went.
 Warm-up: requests that arrive before warmup_s are served but not counted in TTFT, TPOT, E2E, SLO and
     goodput. Gaps and the totals of the server (iterations, evictions, KV use, ...) always cover the whole
     run.

@@ -96,7 +96,8 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
         plan: the plan under construction.
         request: index of the request.
         tokens: 1 for a decode, the chunk size in tokens for a prefill.
-        reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs).
+        reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs); negative: so many
+            for its whole life, if they hold max_model_len tokens.
     """
     k = plan.size[0]
     if k < plan.entry.shape[0]:

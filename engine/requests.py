@@ -15,6 +15,7 @@ from engine.fields import MOST_SECONDS, SEED, SHARE, checked, number
 from engine.reading import kind_of
 
 if TYPE_CHECKING:
+    from engine.closed import Loop
     from engine.config import EngineConfig
 
 INT32_MAX = int(np.iinfo(np.int32).max)
@@ -110,12 +111,18 @@ def _first(bad: npt.NDArray[np.bool_]) -> int:
     return int(np.argmax(bad))
 
 
-def _fail(name: str, expected: str, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> InputError:
+def value_error(name: str, expected: str, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> InputError:
+    """The error that names the first bad value of a column."""
     index = _first(bad)
     return InputError(f"{name}[{index}]: expected {expected}, got {values[index]}")
 
 
-def _column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray[Any]:
+def number_column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray[Any]:
+    """A column of numbers as an array.
+
+    Raises:
+        InputError: not one-dimensional, of another length (None: any), or no numbers.
+    """
     try:
         array: npt.NDArray[Any] = np.asarray(values)
     except ValueError:
@@ -130,24 +137,24 @@ def _column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray
 
 
 def _integers(name: str, values: npt.ArrayLike, length: int, low: int, high: int) -> IntArray:
-    array = _column(name, values, length)
+    array = number_column(name, values, length)
     bad = ~((array >= low) & (array <= high))
     if array.dtype.kind == "f":
         bad |= array != np.floor(array)
     if bad.any():
-        raise _fail(name, f"a whole number {low}..{high}", array, bad)
+        raise value_error(name, f"a whole number {low}..{high}", array, bad)
     return array.astype(np.int32)
 
 
 def _arrivals(values: npt.ArrayLike) -> FloatArray:
-    array = _column("arrival", values, None)
+    array = number_column("arrival", values, None)
     if array.shape[0] == 0:
         raise InputError("requests: expected at least one request, got none")
     # Adding 0.0 copies and turns -0.0 into 0.0, so that equal times have equal digests.
     arrival: FloatArray = array.astype(np.float64) + 0.0
     bad = ~((arrival >= 0.0) & (arrival <= MOST_SECONDS))
     if bad.any():
-        raise _fail("arrival", f"seconds >= 0 and <= {MOST_SECONDS:g}", arrival, bad)
+        raise value_error("arrival", f"seconds >= 0 and <= {MOST_SECONDS:g}", arrival, bad)
     unsorted = arrival[1:] < arrival[:-1]
     if unsorted.any():
         index = _first(unsorted) + 1
@@ -159,11 +166,11 @@ def _arrivals(values: npt.ArrayLike) -> FloatArray:
 def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
     if values is None:
         return np.full(length, np.nan)
-    prediction: FloatArray = _column("prediction", values, length).astype(np.float64)
+    prediction: FloatArray = number_column("prediction", values, length).astype(np.float64)
     missing = np.isnan(prediction)
     bad = ~(missing | ((prediction > 0.0) & (prediction <= LONGEST_PREDICTION)))
     if bad.any():
-        raise _fail("prediction", f"tokens > 0 and <= {LONGEST_PREDICTION:g}, or nan", prediction, bad)
+        raise value_error("prediction", f"tokens > 0 and <= {LONGEST_PREDICTION:g}, or nan", prediction, bad)
     # One bit pattern for "no prediction", whatever sign or payload the caller's nan had.
     prediction[missing] = np.nan
     return prediction
@@ -222,7 +229,7 @@ class Forecast:
             raise InputError(f"forecast: expected (output - 1) // {self.every} predictions for each request")
         bad = ~(np.isfinite(self.total) & (self.total > 0.0))
         if bad.any():
-            raise _fail("forecast", "a positive number of tokens", self.total, bad)
+            raise value_error("forecast", "a positive number of tokens", self.total, bad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +240,9 @@ class Requests:
     """
 
     arrival: FloatArray
-    """Arrival times, float64[n] (s), finite, >= 0, non-decreasing; equal times are served in index order."""
+    """Arrival times, float64[n] (s), finite, >= 0, non-decreasing; equal times are served in index order. In a closed
+    loop when requests are due (limit) or when they would come if serving took no time (users); when they came is in
+    the record."""
     prompt: IntArray
     """Prompt lengths, int32[n] (tokens), >= 1."""
     output: IntArray
@@ -248,6 +257,8 @@ class Requests:
     """One line that says where the requests come from."""
     forecast: Forecast = field(default_factory=Forecast)
     """How predictions change while requests are served."""
+    loop: Loop | None = None
+    """How arrivals wait for completions; None: they do not."""
 
     @classmethod
     def create(
@@ -260,6 +271,7 @@ class Requests:
         tiers: tuple[Tier, ...] = DEFAULT_TIERS,
         source: str = "",
         forecast: Forecast | None = None,
+        loop: Loop | None = None,
     ) -> Requests:
         """Convert, copy, validate and freeze.
 
@@ -272,6 +284,7 @@ class Requests:
             tiers: the service tiers.
             source: one line on the origin of the data.
             forecast: how predictions change while requests are served; None: they do not.
+            loop: how arrivals wait for completions; None: they do not.
 
         Raises:
             InputError: no requests, lengths differ, or a value is out of range (names the first offending
@@ -288,7 +301,8 @@ class Requests:
         forecast.check(outputs)
         for array in (times, prompts, outputs, indices, predictions):
             array.flags.writeable = False
-        return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast)
+        closed = loop.check(n) if loop else None
+        return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast, closed)
 
     def __repr__(self) -> str:
         """How many, how fast, how long and whose; not the arrays."""
@@ -303,7 +317,7 @@ class Requests:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through `create`, since pickled arrays would come back writable."""
         columns = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
-        state = (*columns, self.tiers, self.source, self.forecast)
+        state = (*columns, self.tiers, self.source, self.forecast, self.loop)
         return (Requests.create, state)
 
     @property
@@ -323,6 +337,9 @@ class Requests:
         if self.forecast.every or self.forecast.stale_half:
             digest.update(repr((self.forecast.every, self.forecast.stale_half)).encode())
             digest.update(self.forecast.total.astype("<f4").tobytes())
+        if self.loop:
+            digest.update(repr((int(self.loop.places), self.loop.think is None)).encode())
+            digest.update(b"" if self.loop.think is None else self.loop.think.astype("<f8").tobytes())
         return digest.hexdigest()[:16]
 
     def head(self, n: int) -> Requests:
@@ -336,7 +353,8 @@ class Requests:
         arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
         arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
         forecast = self.forecast.head(n)
-        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source, forecast)
+        loop = self.loop.head(n) if self.loop else None
+        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source, forecast, loop)
 
     def replace(self, **changes: Any) -> Requests:
         """Return a copy in which the named fields are changed, validated as in `create`.

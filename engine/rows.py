@@ -27,7 +27,7 @@ def row_of(servers: Server, e: int) -> Server:
     v, h, p, f = servers.visible, servers.hidden, servers.plan, servers.features
     return Server(
         View(v.request[e], v.queue[e], v.running[e], v.row[e]),
-        Hidden(h.ledger[e], h.output[e], h.tier[e], h.gaps[e], h.refresh[e]),
+        Hidden(h.ledger[e], h.output[e], h.tier[e], h.gaps[e], h.refresh[e], h.release[e]),
         Plan(p.entry[e], p.size[e], p.wake[e]),
         Features(
             f.tokens[e],

@@ -73,6 +73,9 @@ ROW = np.dtype(
         ("present_time", "f8"),  # request-seconds from arrival to completion
         ("next_arrival", "i8"),  # index of the next request to arrive
         ("num_requests", "i8"),
+        ("places", "i8"),  # closed loop: most requests in flight, 0: an open one
+        ("thinks", "i8"),  # closed loop: 1 of users who think, 0 of a limit
+        ("released", "i8"),  # requests whose arrival time is known; those behind wait for a place
         ("num_waiting", "i8"),  # filled part of `queue`
         ("num_running", "i8"),  # filled part of `running`
         ("num_prefilling", "i8"),  # running requests whose prompt is not done
@@ -125,7 +128,7 @@ ENTRY = np.dtype(
     [
         ("request", "i4"),  # index of the request
         ("tokens", "i4"),  # 1 decode, n prefill chunk, EVICT ... SWAP_COMPRESSED
-        ("reserve", "i4"),  # KV blocks to hold at least from admission on; 0: as many as the prompt needs
+        ("reserve", "i4"),  # KV blocks to hold at least from admission on; 0: what the prompt needs; < 0: no more ever
     ],
     align=True,
 )
@@ -169,6 +172,7 @@ class Hidden(NamedTuple):
     tier: np.ndarray  # TIER[tiers]
     gaps: np.ndarray  # int32[tiers, NUM_GAP_BUCKETS], histogram of gaps
     refresh: np.ndarray  # float32[k], refreshed predictions (`Forecast.total`)
+    release: np.ndarray  # float64[requests], closed loop: s, when a request is due, or think time before it
 
 
 QUERY_TILE = 128
@@ -219,6 +223,7 @@ def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Ser
         _records(num_tiers, TIER),
         np.zeros((num_tiers, NUM_GAP_BUCKETS), np.int32),
         np.zeros(num_refreshes, np.float32),
+        np.zeros(num_requests),
     )
     return Server(view, hidden, new_plan(num_requests), new_features())
 
@@ -259,10 +264,26 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
         ledger[name] = -1.0
     set_limits(server.visible.row, config)
     server.visible.row["num_requests"] = len(requests)
+    _load_loop(server, requests)
     _load_forecast(server, requests.forecast)
     server.features.swapped[0] = 0
     server.plan.size[0] = 0
     server.plan.wake[0] = np.inf
+
+
+def _load_loop(server: Server, requests: Requests) -> None:
+    """Requests beyond the places of a closed loop have no arrival time before somebody leaves."""
+    loop, row = requests.loop, server.visible.row
+    row["released"] = len(requests)
+    server.hidden.release[...] = 0.0
+    if loop is None:
+        return
+    server.hidden.release[...] = requests.arrival if loop.think is None else loop.think
+    row["places"], row["thinks"] = loop.places, loop.think is not None
+    row["released"] = min(loop.places, len(requests))
+    server.visible.request["arrival"][loop.places :] = np.inf
+    if loop.think is not None:
+        server.visible.request["arrival"][: loop.places] = np.sort(loop.think[: loop.places])
 
 
 def _load_forecast(server: Server, forecast: Forecast) -> None:

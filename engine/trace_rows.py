@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, parse_number
 from engine.reading import kind_of
@@ -35,7 +36,9 @@ class TraceOptions:
     unservable: Unservable = "refuse"
     """What happens to rows that cannot be served."""
     max_tokens: int = 0
-    """Longest prompt + output that the server takes (tokens); 0: no limit."""
+    """Longest prompt + output that is taken (tokens); 0: no limit."""
+    server: EngineConfig | None = None
+    """The server that is to take them (`EngineConfig.unservable`); None: any."""
 
     def __post_init__(self) -> None:
         """Check the words.
@@ -192,6 +195,16 @@ def _faults(
             lambda i: (
                 f"expected prompt + output <= {options.max_tokens} tokens (max_model_len, or the server's KV), "
                 f"got {prompt[i]} + {output[i]}"
+            ),
+        )
+    if options.server:
+        longest = options.server.max_request_tokens
+        fault.mark(
+            options.server.unservable(prompt, output),
+            f"too long for {longest} tokens",
+            lambda i: (
+                f"expected a request that {longest} tokens of context and KV can serve, got {prompt[i]} + {output[i]} "
+                "tokens"
             ),
         )
     if arrival is not None:

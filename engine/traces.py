@@ -111,8 +111,8 @@ def trace_options(
     Raises:
         InputError: one does not fit.
     """
-    limits = {} if window is None else {"window": parse_window(window)}
-    return TraceOptions(time_unit=time_unit, unservable=unservable, max_tokens=max_tokens, **limits)
+    part = TraceOptions.window if window is None else parse_window(window)
+    return TraceOptions(time_unit=time_unit, window=part, unservable=unservable, max_tokens=max_tokens)
 
 
 def trace_lengths(

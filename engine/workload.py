@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from engine import arrivals as processes
+from engine.closed import Loop, soonest
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, RATE, checked, number, whole
 from engine.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, parse_lengths, table_names
@@ -27,7 +28,7 @@ else:
     # A command line made from this class can only offer the string.
     Lengths = str
 
-ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy", "recorded"]
+ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy", "recorded", "closed"]
 
 _DESCRIPTIONS: dict[str, str] = {
     "poisson": "exponential gaps at a constant rate",
@@ -38,9 +39,10 @@ _DESCRIPTIONS: dict[str, str] = {
     "burst": "every request at t = 0",
     "toy": "equal requests at equal distances, nothing random: latencies can be computed by hand",
     "recorded": "rows of a trace file one after the other at their recorded times, from a random row on",
+    "closed": "users who each send a request, wait for all of it, think (exp:MEAN or fixed:SECONDS) and send the next",
 }
 _ONOFF_KEYS = ("off_factor", "on_factor", "off_mean_s", "on_mean_s")
-_COMMON_KEYS = ("num_requests", "lengths", "trace", "unservable")
+_COMMON_KEYS = ("num_requests", "lengths", "trace", "unservable", "max_concurrency")
 _KEYS: dict[str, tuple[str, ...]] = {
     "poisson": ("rate", *_COMMON_KEYS, "gap_cap"),
     "gamma": ("rate", *_COMMON_KEYS, "gap_cap", "cv"),
@@ -48,8 +50,9 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "ramp": ("rate", *_COMMON_KEYS, "gap_cap", "ramp_end_rate"),
     "step": ("rate", *_COMMON_KEYS, "gap_cap", "step_factor", "step_s", "step_every_s"),
     "burst": _COMMON_KEYS,
-    "toy": ("rate", "num_requests", "lengths"),
-    "recorded": ("num_requests", "trace", "unservable"),
+    "toy": ("rate", "num_requests", "lengths", "max_concurrency"),
+    "recorded": ("num_requests", "trace", "unservable", "max_concurrency"),
+    "closed": ("concurrency", "think", "num_requests", "lengths", "trace", "unservable"),
 }
 TRACE_FIELDS = ("trace", "trace_sha256", "time_unit", "unservable", "max_tokens")
 """Fields that mean something beside a trace only."""
@@ -75,6 +78,8 @@ _BOUNDS = {
     "step_factor": number(0.0, 1e6, above=True),
     "step_s": _PERIOD,
     "step_every_s": _PERIOD,
+    "max_concurrency": whole(0),
+    "concurrency": whole(1),
 }
 """Ranges of a workload's numbers."""
 _TOY_DEFAULTS: dict[str, Any] = {"rate": 0.5, "num_requests": 8, "lengths": "fixed:512,8"}
@@ -127,6 +132,14 @@ class Workload:
     """Length of a step (s), for step."""
     step_every_s: float = 300.0
     """Time from the start of one step to that of the next (s), the first at step_every_s - step_s, for step."""
+    max_concurrency: int = 0
+    """Most requests in flight (0: no limit), as `vllm bench serve --max-concurrency`: one that is due while so many are
+    waits at the client, is sent when a place comes free, and its times count from then. Not for closed."""
+    concurrency: int = 64
+    """Users, for closed."""
+    think: str = "exp:2"
+    """Think time of users between two requests, for closed: exp:MEAN or fixed:SECONDS. It comes before the first
+    request, too."""
     tiers: tuple[Tier, ...] = dataclasses.field(default=DEFAULT_TIERS, metadata={"read": parse_tiers})
     """Service tiers with their shares (fractions that sum to 1)."""
     trace: str = ""
@@ -151,6 +164,11 @@ class Workload:
         if self.arrivals not in get_args(ArrivalName):
             raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
         checked(self, "", _BOUNDS, untyped=("lengths",))
+        processes.parse_think(self.think)
+        if self.arrivals == "closed" and self.max_concurrency:
+            raise InputError(
+                f"max_concurrency: expected 0 for closed, whose users are its limit, got {self.max_concurrency}"
+            )
         check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
         if 0.0 < self.gap_cap < LEAST_GAP_CAP:
             raise InputError(f"gap_cap: expected 0 or a number >= {LEAST_GAP_CAP}, got {self.gap_cap!r}")
@@ -202,9 +220,23 @@ class Workload:
             "burst": "all arrivals at t = 0",
             "toy": f"toy arrivals every {1.0 / self.rate:g} s",
             "recorded": "arrivals at recorded times from a random row on",
+            "closed": "",
         }[self.arrivals]
+        if loop := self._loop(np.zeros(0)):
+            process = ", ".join(filter(None, (process, loop.description)))
         cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
         return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether users set the rate, who think between their requests."""
+        return self.arrivals == "closed"
+
+    def _loop(self, think: processes.FloatArray) -> Loop | None:
+        if self.is_closed:
+            kind, mean = processes.parse_think(self.think)
+            return Loop(self.concurrency, think, f"{'exponential, mean ' if kind == 'exp' else ''}{mean:g} s")
+        return Loop(self.max_concurrency) if self.max_concurrency else None
 
     def generate(self, seed: int | np.random.Generator) -> Requests:
         """Draw the requests; the same seed gives the same requests, bit for bit.
@@ -223,8 +255,10 @@ class Workload:
         tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)
         label = "" if isinstance(seed, np.random.Generator) else f", seed {seed}"
         with np.errstate(over="ignore"):  # `Requests` refuses times that are not finite
-            times = self._arrival_times(rng)
-        return Requests.create(times, prompt, output, tier, tiers=self.tiers, source=self.description + label)
+            loop = self._loop(processes.think_times(rng, n, self.think) if self.is_closed else np.zeros(0))
+            times = soonest(loop) if loop and self.is_closed else self._arrival_times(rng)
+        source = self.description + label
+        return Requests.create(times, prompt, output, tier, tiers=self.tiers, source=source, loop=loop)
 
     def columns(self) -> TraceColumns:
         """The requests in the trace file.
@@ -251,9 +285,8 @@ class Workload:
         times = columns.arrival[at % rows] + lap * (at // rows)
         tier = draw_tiers(rng, n, self.tiers)
         chosen, source = at % rows, f"{self.description}{label}"
-        return Requests.create(
-            times - times[0], columns.prompt[chosen], columns.output[chosen], tier, tiers=self.tiers, source=source
-        )
+        lengths, loop = (columns.prompt[chosen], columns.output[chosen]), self._loop(np.zeros(0))
+        return Requests.create(times - times[0], *lengths, tier, tiers=self.tiers, source=source, loop=loop)
 
     def _arrival_times(self, rng: np.random.Generator) -> processes.FloatArray:
         if self.arrivals == "burst":
@@ -327,6 +360,6 @@ def _pairs(spec: str, text: str) -> list[tuple[str, str]]:
 
 
 def _value(spec: str, key: str, text: str) -> Any:
-    if key in ("lengths", "trace", "unservable"):
+    if key in ("lengths", "trace", "unservable", "think"):
         return text
     return _BOUNDS[key].parse(text, f"workload {spec!r}: {key}")

@@ -95,6 +95,8 @@ class EnvConfig:
         for name in ("ageing", "close"):
             if getattr(self, name) > 0.0 and self.budget != "slackfit":
                 raise InputError(f"env.{name}: expected 0 unless budget is slackfit, got {getattr(self, name)!r}")
+        if self.workload.is_closed and (self.backlog or self.rates):
+            raise InputError("env.backlog, env.rates: expected none for a closed loop, whose users set the rate")
         if self.backlog > self.workload.num_requests:
             raise InputError(
                 f"env.backlog: expected 0 to num_requests ({self.workload.num_requests}), got {self.backlog!r}"

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from baselines._fill import BEST, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
+from baselines._fill import BEST, LEFT_STAMP, NUM_HEAPED, NUM_LEFT, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
+from baselines._fill import HEAP as FILL_HEAP
+from baselines._fill import LEFT as FILL_LEFT
+from baselines._heap import PLACE
 from engine._jit import hot
 from engine.errors import InputError
 from engine.integrity import FAULTS, checksum, server_fault
@@ -80,6 +83,7 @@ class StateCodec:
             "running": view.running,
             "ledger": hidden.ledger,
             "output": hidden.output,
+            "release": hidden.release,
             "tier": hidden.tier,
             "swapped": servers.features.swapped,
             "memory_request": memories.request,
@@ -113,7 +117,7 @@ class StateCodec:
         one, n = self._record, self._record["queue"].shape[1]
         view = View(records("request"), one["queue"][0], one["running"][0], records("row"))
         gaps, refresh = self._gaps[0], np.zeros(0, np.float32)
-        hidden = Hidden(records("ledger"), one["output"][0], records("tier"), gaps, refresh)
+        hidden = Hidden(records("ledger"), one["output"][0], records("tier"), gaps, refresh, one["release"][0])
         features = Features(*new_features()[:-1], one["swapped"][0])
         return Server(view, hidden, new_plan(n), features)
 
@@ -209,6 +213,28 @@ def _gather(flat: np.ndarray, out: np.ndarray) -> None:
 
 
 @hot
+def _heap_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
+    """The heap of the queue and the list of who left it: every entry a request, at the place that it says."""
+    n = request.shape[0]
+    for k in range(NUM_HEAPED, LEFT_STAMP + 1):
+        if not 0.0 <= cells[k] < 2.0**53:
+            return False
+    if cells[NUM_HEAPED] > n or cells[NUM_LEFT] > n:
+        return False
+    for k in range(int(cells[NUM_LEFT])):
+        if not 0.0 <= request[k, FILL_LEFT] < n:
+            return False
+    for k in range(int(cells[NUM_HEAPED])):
+        i = request[k, FILL_HEAP]
+        if not 0.0 <= i < n or request[int(i), FILL_HEAP + PLACE] != k + 1:
+            return False
+    for i in range(n):
+        if not 0.0 <= request[i, FILL_HEAP + PLACE] <= cells[NUM_HEAPED]:
+            return False
+    return True
+
+
+@hot
 def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
     """The cells that the codec and the observer index and divide with (kernel 0), and the last observation."""
     n = request.shape[0]
@@ -230,7 +256,7 @@ def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndar
             return False
     legal = cells[BEST] >= -1 and cells[BEST] < n and min(cells[BUDGET], cells[RULE], cells[ORDER]) >= 0.0
     choices = cells[BUDGET] < ACTION_SIZES[0] and cells[RULE] < ACTION_SIZES[1] and cells[ORDER] < ACTION_SIZES[2]
-    return bool(legal and choices)
+    return bool(legal and choices and _heap_is_sound(cells, request))
 
 
 def _used(kind: np.dtype) -> np.ndarray:

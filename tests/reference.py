@@ -31,6 +31,7 @@ class Job:
     strict: bool
     prediction: float
     original_prompt: int = 0
+    ends_at: int = 0
     status: int = FUTURE
     prefilled: int = 0
     generated: int = 0
@@ -75,7 +76,8 @@ class ReferenceServer:
                 arrival=float(requests.arrival[i]),
                 prompt=int(requests.prompt[i]),
                 original_prompt=int(requests.prompt[i]),
-                output=self._served(int(requests.prompt[i]), int(requests.output[i])),
+                output=int(requests.output[i]),
+                ends_at=self._served(int(requests.prompt[i]), int(requests.output[i])),
                 tier=int(requests.tier[i]),
                 tbt=requests.tiers[requests.tier[i]].tbt_s,
                 ttft=requests.tiers[requests.tier[i]].ttft_s,
@@ -298,7 +300,7 @@ class ReferenceServer:
         job.generated += 1
         job.since_admission += 1
         job.delivered += 1
-        if job.generated >= job.output:
+        if job.generated >= job.ends_at:
             job.status = FINISHED
             job.completed = self.now
             job.blocks = 0

@@ -42,8 +42,11 @@ class _Draft:
         self.active -= 1
         self.waiting.insert(0, job.index)
 
-    def admit(self, budget: int, order: str) -> None:
-        """Head-of-line admission; an evicted request still shows its old progress in the plan that evicts it."""
+    def admit(self, budget: int, order: str, looks_first: bool = False) -> None:
+        """Head-of-line admission; an evicted request still shows its old progress in the plan that evicts it.
+
+        With `looks_first` over-long prompts at the head are dropped with the budget used up, too (reference semantics).
+        """
         server, config, jobs = self.server, self.server.config, self.server.jobs
         if order == "spf":
             self.waiting.sort(key=lambda i: jobs[i].prompt)
@@ -51,14 +54,15 @@ class _Draft:
             self.waiting.sort(key=lambda i: (not jobs[i].strict, jobs[i].prompt))
         for i in self.waiting:
             job = jobs[i]
-            if self.tokens >= budget:
+            spent = self.tokens >= budget
+            if spent and (not looks_first or config.eviction_keeps_output):
                 return
             if job.prompt > config.max_model_len:
                 self.entries.append((i, DROP, 0))
                 continue
             need = server.blocks_for(job.prompt)
             blocked = self.free - need < config.watermark_blocks or self.active >= config.max_num_seqs
-            if blocked or job.is_decode:
+            if blocked or job.is_decode or spent:
                 return
             self.chunk(job, budget)
             self.free -= need
@@ -97,7 +101,7 @@ class PlainSarathi:
         draft = _Draft(server)
         for job in _decodes_oldest_first(draft):
             draft.chunk(job, self.token_budget)
-        draft.admit(self.token_budget, self.order)
+        draft.admit(self.token_budget, self.order, looks_first=True)
         return draft.entries
 
 

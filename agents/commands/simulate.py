@@ -62,6 +62,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
             data |= {"left_out": source.left_out(), "notes": [trained] if trained else []}
             data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
             data |= {"config": {"tiers": [asdict(tier) for tier in requests.tiers]}}
+            data |= {"max_concurrency": requests.loop.places if requests.loop else None}
             data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
             write_atomically(self.json, json_text(data))
         lines = [f"{policy.spec} on {requests.source} (trace {requests.digest()})"]

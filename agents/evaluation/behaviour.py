@@ -94,7 +94,7 @@ def _watch(record: Record, steps: StepLog) -> _Progress:
     requests, tiers = record.requests, record.requests.tiers
     lengths = requests.prompt.astype(np.int64)
     progress = _Progress(
-        arrival=requests.arrival.copy(),
+        arrival=record.request["arrival"].copy(),
         tier=requests.tier.copy(),
         tbt=np.array([tier.tbt_s for tier in tiers]),
         length=lengths,

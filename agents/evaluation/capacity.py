@@ -43,6 +43,8 @@ class Search(Setup):
                 that is not among the policies.
         """
         super().__post_init__()
+        if loop := self.source.closed_loop:
+            raise InputError(f"capacity: expected an open loop, in which rates can be set; got {loop}")
         if not 0.0 < self.low < self.high < math.inf:
             raise InputError(f"low, high: expected 0 < low < high, got {self.low} and {self.high}")
         if not 0.0 < self.tolerance < math.inf:

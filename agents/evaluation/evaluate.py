@@ -84,7 +84,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "load": cell.load,
         "seed": cell.seed,
         "trace": requests.digest(),
-        "rate": requests.rate if math.isfinite(requests.rate) else None,
+        "rate": requests.rate if math.isfinite(requests.rate) and not requests.loop else None,
         "source": requests.source,
         "prediction": record.requests.forecast.channel,
         "longest_request": int((requests.prompt + requests.output).max()),
