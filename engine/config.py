@@ -121,6 +121,14 @@ class EngineConfig:
         bad: npt.NDArray[np.bool_] = (prompt >= self.max_model_len) | (total > self.max_request_tokens)
         return bad
 
+    def required_of(self, prompt: int) -> str:
+        """What `unservable` expects of a request with this prompt that it does not find served, in words."""
+        if not self.eviction_keeps_output:
+            return f"prompt + output <= {self.max_request_tokens} tokens"
+        if prompt >= self.max_model_len:
+            return f"prompt < {self.max_model_len} tokens (max_model_len)"
+        return f"prompt + output <= {self.max_request_tokens} tokens (KV above the watermark)"
+
     @classmethod
     def reference(cls, **changes: object) -> "EngineConfig":
         """The semantics of the public SLAI code (agrimUT/SLAI 5098a7a), which the golden traces follow.

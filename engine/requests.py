@@ -379,12 +379,7 @@ class Requests:
             return
         index = _first(bad)
         prompt, output = int(self.prompt[index]), int(self.output[index])
-        expected = f"prompt + output <= {config.max_request_tokens} tokens (KV above the watermark)"
-        if config.eviction_keeps_output and prompt >= config.max_model_len:
-            expected = f"prompt < {config.max_model_len} tokens (max_model_len)"
-        elif not config.eviction_keeps_output:
-            expected = f"prompt + output <= {config.max_request_tokens} tokens"
         raise InputError(
-            f"request {index}: expected {expected}, got {prompt} + {output}; "
+            f"request {index}: expected {config.required_of(prompt)}, got {prompt} + {output}; "
             f"{int(bad.sum())} of {len(self)} requests can never be served"
         )

@@ -197,15 +197,11 @@ def _faults(
                 f"got {prompt[i]} + {output[i]}"
             ),
         )
-    if options.server:
-        longest = options.server.max_request_tokens
+    if server := options.server:
         fault.mark(
-            options.server.unservable(prompt, output),
-            f"too long for {longest} tokens",
-            lambda i: (
-                f"expected a request that {longest} tokens of context and KV can serve, got {prompt[i]} + {output[i]} "
-                "tokens"
-            ),
+            server.unservable(prompt, output),
+            f"longer than {server.max_request_tokens} tokens",
+            lambda i: f"expected {server.required_of(int(prompt[i]))}, got {prompt[i]} + {output[i]}",
         )
     if arrival is not None:
         fault.mark(np.isnan(arrival), "without a time", lambda i: f"expected a time for {raw.columns[0]}, got nothing")

@@ -68,7 +68,9 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
         lines = [f"{policy.spec} on {requests.source} (trace {requests.digest()})"]
         if channel:
             lines.append(f"predictions of output lengths: {channel}")
-        if came := arrivals_note(by_load([(load, report.arrival_rate)])):
+        if requests.loop and load is None and not math.isnan(report.arrival_rate):
+            lines.append(f"Arrivals, requests/s: came {report.arrival_rate:.3g}.")
+        elif came := arrivals_note(by_load([(load, report.arrival_rate)])):
             lines.append(came)
         lines += [trained] if trained else []
         console = terminal_console()

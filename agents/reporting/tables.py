@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,10 +78,16 @@ COUNTS = ("unfinished", "dropped", "evictions")
 """Columns that are left out where they are all zero."""
 
 
+_LOOP = re.compile(r"closed loop, (\d+ users?|at most \d+ requests in flight)")
+
+
 def load_label(result: Result, load: float | None) -> str:
     """A load in words: its rate, or that the recorded times are replayed."""
     if load is not None:
         return f"{load:g} req/s"
+    for trace in result["traces"]:
+        if trace["load"] is None and (loop := _LOOP.search(trace["source"])):
+            return loop.group()
     rates = [trace["rate"] for trace in result["traces"] if trace["load"] is None and trace["rate"]]
     scale = result["config"]["source"]["rate_scale"]
     scaled = f" x {scale:g}" if scale != 1.0 else ""
