@@ -108,7 +108,7 @@ def compare_requests(server: Server, reference: ReferenceServer) -> None:
         assert r["has_token"] == (job.first_token >= 0.0)
         assert r["ttft"] == np.float32(job.ttft)
         assert equal_or_both_nan(r["prediction"], job.prediction)
-        assert server.hidden.output[job.index] == job.output
+        assert server.hidden.output[job.index] == job.ends_at
 
 
 def compare_row(server: Server, reference: ReferenceServer) -> None:
