@@ -208,7 +208,10 @@ def test_spec_strings_set_the_fields() -> None:
     ("spec", "message"),
     [
         ("weibull:rate=1", "expected one of poisson, gamma, onoff, ramp, step, burst, toy, recorded, closed; got 'we"),
-        ("poisson:cv=2", "keys among rate, num_requests, lengths, trace, unservable, max_concurrency, gap_cap; got 'cv'"),
+        (
+            "poisson:cv=2",
+            "keys among rate, num_requests, lengths, trace, unservable, max_concurrency, gap_cap; got 'cv'",
+        ),
         ("poisson:rate", "expected key=value after the colon, got 'rate'"),
         ("poisson:rate=1,rate=2", "'rate' twice"),
         ("poisson:rate=fast", "rate: expected a number > 0, got 'fast'"),
