@@ -11,7 +11,10 @@ import json
 import os
 import shutil
 import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ __all__ = [
     "is_stdout",
     "json_text",
     "locked",
+    "new_folder",
+    "replace_folder",
     "text_to_stderr",
     "write_atomically",
 ]
@@ -96,9 +101,8 @@ def _prepare(folder: Path, kinds: tuple[str, ...]) -> None:
     """Mark a folder that is locked, and delete what killed runs were writing: nobody else writes here now."""
     try:
         _check_content(folder, kinds)
-        for path in folder.rglob(TEMPORARY):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+        for path in [*folder.rglob(TEMPORARY)]:
+            _remove(path)
     except OSError as error:
         raise _refused(folder, error) from None
     if not is_ours(folder):
@@ -157,12 +161,52 @@ def empty_folder(folder: Path, *kinds: str) -> None:
         return
     with claimed(folder, *kinds) as place:
         for path in place.iterdir():
-            if path.name in (MARK, LOCK):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            if path.name not in (MARK, LOCK):
+                _remove(path)
+
+
+def new_folder(beside: Path) -> Path:
+    """A new folder with a temporary name beside another, which it is to replace."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".llmsched-", suffix=".tmp", dir=beside.parent))
+    folder.chmod(0o755)
+    return folder
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a new folder in the place of another, if there is one: on Linux at once, so that a kill leaves one of both.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    if os.path.lexists(folder) and not _exchange(new, folder):
+        os.replace(folder, new.with_name(f"{new.name.removesuffix('.tmp')}-old.tmp"))
+    if os.path.lexists(folder):
+        return _remove(new)
+    os.replace(new, folder)
+    shutil.rmtree(new.with_name(f"{new.name.removesuffix('.tmp')}-old.tmp"), ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> bool:
@@ -185,7 +229,8 @@ def _check_content(folder: Path, kinds: tuple[str, ...]) -> None:
     if is_ours(folder):
         kind = json.loads((folder / MARK).read_text(encoding="utf-8")).get("kind")
         raise InputError(f"{folder}: expected a new folder or one of `llmsched {kinds[0]}`, got one of {kind!r}")
-    if others := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
+    names = (path.name for path in folder.iterdir())
+    if others := sorted(name for name in names if name != LOCK and not fnmatch(name, TEMPORARY)):
         raise InputError(
             f"{folder}: expected a new or empty folder or one of `llmsched {kinds[0]}` (with {MARK} in it), "
             f"got one that holds {others[0]!r}"

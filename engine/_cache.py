@@ -61,7 +61,7 @@ def warn(folder: Path, error: OSError) -> None:
 @functools.cache
 def place() -> Path | None:
     """The folder for compiled code; None if it can be kept nowhere."""
-    base = Path()
+    base = Path("~/.cache/llmsched")
     try:
         base = _wanted()
         _make_private(base)

@@ -9,7 +9,6 @@ over training seeds [lowest, highest], on ten held-out traces at each load. Writ
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.files import json_text, write_atomically
 from agents.learning.evolution import shipped_recipe
 from agents.options import Source
 from agents.processes import child_environment
@@ -159,7 +159,7 @@ def main() -> None:
     result = evaluate(evaluation, workers=options.workers, with_windows=False)
     finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
     text = table(result, finals)
-    (options.out / "ablations.json").write_text(json.dumps(figures(result, finals), indent=1) + "\n", encoding="utf-8")
+    write_atomically(options.out / "ablations.json", json_text(figures(result, finals)))
     print(text)
 
 

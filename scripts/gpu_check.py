@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from agents.files import json_text, write_atomically
 from agents.studies import profiling
 from engine.errors import InputError
 from engine.fitting import fit
@@ -144,7 +145,7 @@ def main() -> int:
     def done(stage: str, value: Any) -> None:
         result[stage] = value
         result["seconds"] = time.perf_counter() - began
-        (options.out / "gpu_check.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.out / "gpu_check.json", json_text(result))
         print(f"{result['seconds']:6.1f} s  {stage}: {json.dumps(value)}", flush=True)
 
     options.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ OUT/learner_variants.json.
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.files import json_text, write_atomically
 from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
 from agents.learning.rollout import TimedPPO
@@ -269,9 +269,7 @@ def main() -> None:
         ):
             compare_played(model, config, policy, evaluation, result)
     VARIANTS.update({name: (LABELS[name].format(beta=options.beta), [], {}) for name in runs})
-    (options.out / "learner_variants.json").write_text(
-        json.dumps(figures(result, finals), indent=1) + "\n", encoding="utf-8"
-    )
+    write_atomically(options.out / "learner_variants.json", json_text(figures(result, finals)))
     print(table(result, finals))
 
 

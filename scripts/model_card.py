@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.files import json_text, write_atomically
 from agents.learning.evolution import EvolutionConfig, shipped_recipe
 from agents.options import Source
 from agents.processes import default_workers
@@ -147,8 +148,8 @@ def main() -> None:
         "results": results,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (options.out / "CARD.md").write_text(markdown(card), encoding="utf-8")
+    write_atomically(options.out / "card.json", json_text(card))
+    write_atomically(options.out / "CARD.md", markdown(card))
     print(f"written: {options.out}/card.json, CARD.md ({len(results)} comparisons)")
 
 

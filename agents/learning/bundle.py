@@ -11,10 +11,8 @@ policy knew about its device in training), so a bundle does not depend on a prof
 
 import hashlib
 import json
-import os
 import platform
 import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.files import new_folder, replace_folder
 from agents.learning.stored_env import from_stored, to_stored
 from engine.errors import InputError
 from engine.fields import convert, number
@@ -165,14 +164,12 @@ class Bundle:
         if folder.exists() and not (folder / POLICY_FILE).exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: expected a new or empty folder or an older bundle to replace")
         weights = save({name: np.ascontiguousarray(array) for name, array in self.tensors().items()})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        new = new_folder(folder)
         try:
-            new.chmod(0o755)
             (new / WEIGHTS_FILE).write_bytes(weights)
             text = json.dumps(self._describe(hashlib.sha256(weights).hexdigest()), indent=2)
             (new / POLICY_FILE).write_text(text + "\n", encoding="utf-8")
-            _swap(new, folder)
+            replace_folder(new, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -244,14 +241,6 @@ def _bytes(observations: int, widths: list[int]) -> int:
     inputs = [observations, *widths]
     numbers = sum((before + 1) * after for before, after in zip(inputs, widths, strict=False))
     return 4 * numbers + 8 * (2 * observations + ENV_PARAMS)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    old = new.with_name(new.name + "-old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 import agents.cli
-from agents.files import LOCK, MARK, check_apart, claimed, config_hash, empty_folder, is_ours, locked
+from agents.files import (
+    LOCK,
+    MARK,
+    check_apart,
+    claimed,
+    config_hash,
+    empty_folder,
+    is_ours,
+    locked,
+    new_folder,
+    replace_folder,
+)
 from agents.locks import lock
 from engine.errors import InputError
 
@@ -155,6 +166,7 @@ def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path) -> None:
     with claimed(tmp_path / "a", "train") as folder:
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / ".llmsched-1-1.tmp").write_text("half")
+        (new_folder(folder / "best") / "x").write_text("half")
         (folder / "x").write_text("whole")
     with claimed(tmp_path / "a", "train") as folder:
         assert sorted(path.name for path in folder.rglob("*")) == [MARK, LOCK, "checkpoints", "x"]
@@ -177,6 +189,19 @@ def test_only_a_folder_of_ours_is_emptied(tmp_path: Path) -> None:
     empty_folder(run, "train")
     assert [path.name for path in run.iterdir()] == [MARK]
     assert (outside / "x").read_text() == "mine"
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    if not exchanges:
+        monkeypatch.setattr("agents.files._exchange", lambda one, other: False)
+    folder = tmp_path / "a" / "best"
+    for text in ("first", "second"):
+        new = new_folder(folder)
+        (new / text).write_text(text)
+        replace_folder(new, folder)
+        assert [path.name for path in folder.iterdir()] == [text]
+        assert [path.name for path in folder.parent.iterdir()] == ["best"]
 
 
 def test_a_file_is_locked_by_one_beside_it(tmp_path: Path) -> None:
