@@ -91,7 +91,7 @@ class Command:
             train(config if self.trace is None else on_trace(config, self.trace, self.unservable))
         except KeyboardInterrupt:
             kept = checkpoints(folder / CHECKPOINTS)
-            how = f"{kept[-1]}; llmsched train --resume --run-dir {folder} goes on from it" if kept else "none yet"
-            print(f"last checkpoint: {how}")
+            what = f"goes on from {kept[-1].name}" if kept else "begins anew: nothing was learned yet"
+            print(f"interrupted; llmsched train --resume --run-dir {folder} {what}")
             raise
         print(f"trained: {folder} (tensorboard --logdir {folder}; llmsched evaluate --policies sarathi,{folder})")

@@ -44,7 +44,8 @@ class _Events(TensorBoardOutputFormat):
     """TensorBoard's event file of one session; readers forget what earlier ones wrote from `first_step` on."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 0 else None)
+        hides = first_step > 0 or any(folder.glob(f"{EVENTS}*"))
+        self.writer = SummaryWriter(str(folder), purge_step=first_step if hides else None)
         self._is_closed = False
 
 

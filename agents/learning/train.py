@@ -28,7 +28,7 @@ from agents.learning.imitation import imitate
 from agents.learning.normalize import TimedNormalize
 from agents.learning.policy import LearnedPolicy
 from agents.learning.rollout import TimedPPO
-from agents.learning.run_folder import refuse_difference, write_about
+from agents.learning.run_folder import CONFIG_FILE, refuse_difference, write_about
 from agents.learning.teachers import teacher
 from agents.learning.train_config import NOT_COMPARED, TrainConfig
 from agents.learning.vec_env import SB3VecEnv
@@ -129,13 +129,15 @@ def _prepare(config: TrainConfig) -> list[Path]:
     folder = config.run_dir
     found = checkpoints(folder / CHECKPOINTS)
     if config.resume:
-        if not found:
-            old = old_checkpoints(folder / CHECKPOINTS)
+        old = old_checkpoints(folder / CHECKPOINTS)
+        if not found and (old or not (folder / CONFIG_FILE).exists()):
             what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
             raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
         refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
         for path in found:
             check_configuration(path, config.digest)
+        if not found:
+            print(f"llmsched: {folder} was interrupted before its first decision: begins anew", file=sys.stderr)
     elif found:
         raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
     about = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}

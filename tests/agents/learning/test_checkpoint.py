@@ -302,6 +302,20 @@ def test_resume_needs_only_the_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert state_of(folder) == state_of(tmp_path / "whole")
 
 
+def test_a_run_that_was_interrupted_before_its_first_decision_begins_anew(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / CHECKPOINTS)
+    train(TrainConfig.of_run(folder, progress=False))
+    assert "begins anew" in capsys.readouterr().err
+    assert state_of(folder) == state_of(run)
+    # TensorBoard itself shows one layout of the custom page, whatever a folder holds.
+    found, expected = ({key for key in points(f) if not key[0].startswith("custom_scalars")} for f in (folder, run))
+    assert found == expected
+
+
 def points(folder: Path) -> Counter[tuple[str, int, Any]]:
     """All points but those of the wall clock."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 0, "tensors": 0})

@@ -332,7 +332,7 @@ def test_ctrl_c_ends_the_command_with_130(
     monkeypatch.setattr("agents.learning.callbacks.TrainingLog._on_step", interrupted)
     assert agents.cli.main(["train", "--run-dir", str(tmp_path / "run"), "--no-progress", "--n-envs", "32"]) == 130
     captured = capsys.readouterr()
-    assert f"llmsched train --resume --run-dir {tmp_path / 'run'} goes on from it" in captured.out
+    assert f"llmsched train --resume --run-dir {tmp_path / 'run'} goes on from step-" in captured.out
     assert captured.err.splitlines()[-1:] == ["llmsched: interrupted"]
 
 
