@@ -99,7 +99,7 @@ def _decide(policy: Policy, server: Server, memory: Memory) -> int:
         policy.plan(server.visible, memory, server.plan)
     except (PolicyError, InputError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise fault(policy, error) from error
     if type(policy).plan is not Policy.plan:
         _require_lists(policy, server)
@@ -112,7 +112,7 @@ def _require_lists(policy: Policy, server: Server) -> None:
         raise PolicyFault(f"policy {policy.spec!r} changed the view, which it may only read: {FAULTS[code]}")
 
 
-def fault(policy: Policy, error: Exception) -> PolicyFault:
+def fault(policy: Policy, error: BaseException) -> PolicyFault:
     """What the code of a policy raised, as one line with the file and the line of that code."""
     code = policy.kernel.function.__code__ if policy.kernel else None
     place = f"{code.co_filename}, kernel in line {code.co_firstlineno}" if code else ""
@@ -138,7 +138,7 @@ class _Sealed:
             policy.plan(view, memory, server.plan)
         except (PolicyError, InputError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise fault(policy, error) from error
         if before != [array.tobytes() for array in watched]:
             raise PolicyFault(

@@ -304,6 +304,7 @@ FAULTS = {
     "index": ("schedule(plan, 10**6, 1)", "illegal plan"),
     "many": ("plan.size[0] = 10**9", "illegal plan"),
     "negative": ("schedule(plan, view.queue[0], -77)", "illegal plan"),
+    "exit": ("raise SystemExit(0)", r"SystemExit: 0 \(.*bad\.py, line 6\)"),
     "nothing": ("pass", "planned nothing at"),
     "quit": ("raise SystemError('x')", r"SystemError: x \(.*bad\.py, line 6\)"),
 }
