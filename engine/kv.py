@@ -43,7 +43,7 @@ def decode_need(r: Any, block_size: int) -> int:
 
     One that was admitted with the KV of the longest request takes no more, also where it grows past max_model_len.
     """
-    return 1 if r.length > r.blocks * block_size and not r.reserved else 0
+    return 1 if (r.length > r.blocks * block_size) & (r.reserved == 0) else 0  # without a branch: hot
 
 
 @hot
