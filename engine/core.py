@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine._jit import hot, inner
-from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, decode_need, free_place
+from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, free_place, growth
 from engine.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
@@ -86,7 +86,7 @@ def begin(server: Server, strict: bool) -> int:
         i, n = entry.request, entry.tokens
         if n == 1 and 0 <= i < num_requests:
             r = request[i]
-            need = decode_need(r, block_size)
+            need = growth(r, block_size)
             if (
                 r.status == RUNNING
                 and r.prefilled == r.prompt
@@ -134,7 +134,7 @@ def begin_decodes(server: Server) -> bool:
     for k in range(running):
         i = view.running[k]
         r = view.request[i]
-        need = decode_need(r, row.block_size)
+        need = growth(r, row.block_size)
         r.blocks += need
         taken += need
         r.last_run = iteration

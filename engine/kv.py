@@ -39,11 +39,15 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 @hot
 def decode_need(r: Any, block_size: int) -> int:
-    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0.
+    """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
+    return 1 if r.length > r.blocks * block_size else 0
 
-    One that was admitted with the KV of the longest request takes no more, also where it grows past max_model_len.
-    """
-    return 1 if (r.length > r.blocks * block_size) & (r.reserved == 0) else 0  # without a branch: hot
+
+@hot
+def growth(r: Any, block_size: int) -> int:
+    """As `decode_need`, 0 for who was admitted with the KV of the longest request, also past max_model_len."""
+    need = decode_need(r, block_size)
+    return 0 if need > 0 and r.reserved else need
 
 
 @hot
@@ -223,7 +227,7 @@ def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> in
         if row.num_running >= row.max_num_seqs:
             return 5
         return 6 if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
-    return 6 if r.prefilled == r.prompt and decode_need(r, row.block_size) > row.free_blocks else 0
+    return 6 if r.prefilled == r.prompt and growth(r, row.block_size) > row.free_blocks else 0
 
 
 @inner
@@ -258,7 +262,7 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
     elif r.status == WAITING:
         _admit(server, i, max(abs(entry.reserve), blocks_to_admit(r, row.block_size)), entry.reserve)
     elif r.prefilled == r.prompt:
-        need = decode_need(r, row.block_size)
+        need = growth(r, row.block_size)
         r.blocks += need
         row.free_blocks -= need
     return max(n, 0), 0
