@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import re
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,7 @@ DEBUG = "--debug"
 
 _FOLDER = Path(__file__).parent / "commands"
 _RULES = str.maketrans("", "", "\u2500\u2502\u256d\u256e\u256f\u2570")  # the box that tyro draws around errors
+_PLAIN_BOX = re.compile(r"^[+|] ?|[ -]*[+|]$|-{4,}")  # the same where the terminal's encoding has no such characters
 
 
 def commands() -> list[str]:
@@ -58,11 +60,35 @@ def _one_line(message: str) -> str:
     """A boxed message in one line, without the hint for help that its last part gives."""
     lines: list[str] = []
     for line in message.splitlines()[1:]:
-        text = line.translate(_RULES).strip()
+        text = _PLAIN_BOX.sub("", line.translate(_RULES).strip()).strip()
         if not text and lines:
             break
-        lines.append(text)
+        lines += [text] if text else []
     return " ".join(lines) or " ".join(message.split())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_digits(arguments: Sequence[str]) -> None:
+    """Refuse numbers in digits of other scripts, which Python's int and float take for numbers.
+
+    Raises:
+        InputError: there is one.
+    """
+    from engine.errors import InputError
+
+    option = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (option, "=", argument)
+        option = name
+        if equals and not value.isascii() and _is_number(value):
+            raise InputError(f"{name.lstrip('-').replace('-', '_')}: expected digits 0 to 9, got {value!r}")
 
 
 def _parse(name: str, arguments: Sequence[str]) -> Any:
@@ -80,6 +106,7 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         arguments = [a for a in arguments if a != ALL] + ["--help"] * everything
         print_help(name, lambda: parse(None), everything)
         raise SystemExit(0)
+    _check_digits(arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

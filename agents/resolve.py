@@ -4,7 +4,7 @@ import copy
 import hashlib
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,15 @@ def _is_start(part: str) -> bool:
     return not equals or ":" in key or is_there(_split(part)[0])
 
 
+def _parts(parts: list[str]) -> Iterator[str]:
+    """The parts of a list, those together that are the name of a file or folder with commas in it."""
+    while parts:
+        joined = [",".join(parts[:n]) for n in range(1, min(len(parts), 8) + 1)]
+        n = next((n for n, text in enumerate(joined, 1) if is_there(_split(text)[0])), 1) if parts[0] else 1
+        yield joined[n - 1]
+        parts = parts[n:]
+
+
 def split_policies(text: str) -> tuple[str, ...]:
     """Specs in a comma-separated list; commas also stand between the parameters of one spec.
 
@@ -136,7 +145,7 @@ def split_policies(text: str) -> tuple[str, ...]:
         InputError: an empty list, or one policy twice.
     """
     specs: list[str] = []
-    for part in (part.strip() for part in text.split(",")):
+    for part in _parts([part.strip() for part in text.split(",")]):
         if not part:
             continue
         if specs and not _is_start(part):
@@ -172,7 +181,7 @@ def resolve(spec: str) -> Policy:
     folder, settings = _split(spec)
     if parse_place(spec) and not (is_there(folder) and folder.is_dir()):
         return baselines.make(spec)
-    if is_there(folder):
+    if name and is_there(folder):
         from agents.learning.policy import LearnedPolicy
 
         return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)

@@ -285,13 +285,15 @@ def admit_chunks(
 def take_decodes_oldest_first(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int, int]:
     """One token for every decode, oldest first; where no block is free the youngest unvisited request is evicted.
 
+    No more than the server's max_batched_tokens.
+
     Returns:
         (tokens planned, KV blocks free, victims, requests of `running` that were visited).
     """
     row = view.row[0]
     free = row.free_blocks
     tokens, victims, j, last = 0, 0, 0, row.num_running
-    while j < last:
+    while j < last and tokens < row.max_batched_tokens:
         i = view.running[j]
         j += 1
         r = view.request[i]

@@ -198,13 +198,14 @@ def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int
         memory: the policy's memory, with the sorted list and the heap; who is taken from the heap goes to the list.
         plan: receives the batch.
         n: length of the list.
-        budget: tokens of the iteration.
+        budget: tokens of the iteration (the server's max_batched_tokens also applies).
         cap: requests of the iteration.
         packed: whether swapped KV is compressed.
     """
     row, cells, m = view.row[0], memory.request, memory.row
     tokens, free, active, host = 0, row.free_blocks, row.num_running, row.free_host
     last, k, blocked, unseen, victim = n, 0, False, row.num_running, -1
+    budget = min(budget, row.max_batched_tokens)
     while tokens < budget and cap > 0 and not (blocked and unseen == 0):
         listed = int(cells[k, LISTED]) if k < last else -1
         i = _first(view, memory, listed, victim, blocked)

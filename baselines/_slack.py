@@ -98,6 +98,8 @@ def take_urgent(
     stamp = row.iterations + 1
     tokens = 0
     for j in range(row.num_running):
+        if plan.size[0] - victims >= row.max_batched_tokens:
+            break
         i = view.running[j]
         r = view.request[i]
         if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or memory.request[i, TAKEN] == stamp:
@@ -130,6 +132,7 @@ def take_large(view: View, memory: Memory, plan: Plan, times_mean: float, free: 
         i = view.running[j]
         r = view.request[i]
         large = is_decode(r) and r.length * row.num_running > times_mean * total
+        large = large and plan.size[0] < row.max_batched_tokens
         if large and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
             free -= schedule_decode(plan, row, i, r)
             take(view, memory, i)
@@ -235,7 +238,7 @@ def _take_others(
         r = view.request[i]
         if is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
             more = p[at + PER_CONTEXT] * r.length
-            if _seconds(p, at, tokens + 1, attention + more) > limit:
+            if tokens >= row.max_batched_tokens or _seconds(p, at, tokens + 1, attention + more) > limit:
                 break
             free -= schedule_decode(plan, row, i, r)
             take(view, memory, i)

@@ -14,7 +14,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     if view.row[0].num_running > 0:
         run_all(view, plan)
     else:
-        admit_whole(view, memory, plan, int(memory.params[0]))
+        admit_whole(view, memory, plan, int(memory.params[0]), 0)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from engine.state import Memory, Plan, View
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    run_all(view, plan)
-    admit_whole(view, memory, plan, int(memory.params[0]))
+    admit_whole(view, memory, plan, int(memory.params[0]), run_all(view, plan))
 
 
 @dataclass(frozen=True)

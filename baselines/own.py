@@ -126,7 +126,10 @@ def check_class(cls: type[Policy], where: str, taken: tuple[str, ...]) -> None:
     if not isinstance(cls.prediction, str):
         raise InputError(f"{where}: prediction: expected the spec of a channel, got {cls.prediction!r}")
     if cls.prediction:
-        parse_channel(cls.prediction)
+        try:
+            parse_channel(cls.prediction)
+        except InputError as error:
+            raise InputError(f"{where}: prediction: {error}") from None
     if cls.kernel is not None:
         _check_arguments(cls.kernel.function, where, "kernel", 0)
     if cls.plan is not Policy.plan:

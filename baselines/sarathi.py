@@ -20,7 +20,7 @@ TOKEN_BUDGET, ORDER = 0, 1
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    budget = int(memory.params[TOKEN_BUDGET])
+    budget = min(int(memory.params[TOKEN_BUDGET]), view.row[0].max_batched_tokens)
     tokens, free, victims, last = take_decodes_oldest_first(view, memory, plan)
     tokens = continue_prefills(view, plan, last, tokens, budget)
     order = int(memory.params[ORDER])
@@ -36,7 +36,8 @@ class Sarathi(Policy):
     """
 
     token_budget: int = 512
-    """Tokens per iteration, decodes included (the chunk size of the paper)."""
+    """Tokens per iteration, decodes included (the chunk size of the paper; the server's max_batched_tokens also
+    applies)."""
     order: str = "fcfs"
     """Order of the waiting queue: fcfs or spf (shortest prompt first)."""
 

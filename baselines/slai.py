@@ -136,7 +136,7 @@ def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int)
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p = view.row[0], memory.params
-    budget, max_decodes = int(p[TOKEN_BUDGET]), int(p[MAX_DECODES])
+    budget, max_decodes = min(int(p[TOKEN_BUDGET]), row.max_batched_tokens), int(p[MAX_DECODES])
     critical, rest = _update_deadlines(view, memory)
     free, victims, last = row.free_blocks, 0, row.num_running
     limit = min(budget, max_decodes)

@@ -17,7 +17,8 @@ def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
     """Whole prompts of waiting requests while they fit; True if anything was planned."""
     row, p = view.row[0], memory.params
     limit = int(p[MAX_BATCHED_TOKENS]) if p[MAX_BATCHED_TOKENS] > 0 else row.max_model_len
-    cap = min(int(p[BATCH_CAP]), row.max_num_seqs)
+    limit = min(limit, row.max_batched_tokens)
+    cap = min(int(p[BATCH_CAP]), min(row.max_num_seqs, row.max_batched_tokens))
     tokens, taken, free, active = 0, 0, row.free_blocks, row.num_running
     for j in range(row.num_running):
         r = view.request[view.running[j]]
@@ -58,7 +59,8 @@ class VLLM(Policy):
     """
 
     max_batched_tokens: int = 0
-    """Prompt tokens per iteration; 0: the model length, as vLLM without chunked prefill. A longer prompt is dropped."""
+    """Prompt tokens per iteration; 0: the model length, as vLLM without chunked prefill (the server's
+    max_batched_tokens also applies). A longer prompt is dropped."""
     batch_cap: int = 128
     """Requests that hold KV at the same time (the server's max_num_seqs also applies)."""
 

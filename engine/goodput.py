@@ -1,13 +1,16 @@
 """Limits of `vllm bench serve --goodput`: the rate of the requests whose mean times kept them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from engine.errors import InputError
+from engine.fields import MOST_SECONDS, Bounds, parse_number
+from engine.reading import kind_of
 from engine.report import Floats
+
+_MILLISECONDS = Bounds(0.0, 1000.0 * MOST_SECONDS, noun="milliseconds")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Goodput:
         if all(limit is None for limit in limits.values()):
             raise InputError("goodput: expected at least one of ttft, tpot and e2el")
         for name, limit in limits.items():
-            if limit is not None and not 0.0 <= limit < math.inf:
-                raise InputError(f"goodput: {name}: expected milliseconds >= 0, got {limit!r}")
+            if limit is not None:
+                _MILLISECONDS.check(limit, f"goodput: {name}")
 
     @classmethod
     def parse(cls, pairs: Sequence[str]) -> "Goodput":
@@ -49,14 +52,14 @@ class Goodput:
         limits: dict[str, float] = {}
         for pair in pairs:
             name, _, text = pair.partition(":")
-            try:
-                limits[name] = math.nan if name in limits else float(text)
-            except ValueError:
-                limits[name] = math.nan
-            if name not in ("ttft", "tpot", "e2el") or not 0.0 <= limits[name] < math.inf:
+            number = parse_number(text)
+            in_range = number is not None and 0.0 <= number <= _MILLISECONDS.high
+            if name not in ("ttft", "tpot", "e2el") or name in limits or not in_range:
                 raise InputError(
-                    f"goodput: expected ttft:MS, tpot:MS or e2el:MS with milliseconds >= 0, each once, got {pair!r}"
+                    "goodput: expected ttft:MS, tpot:MS or e2el:MS with milliseconds >= 0, each once, "
+                    f"got {kind_of(pair)}"
                 )
+            limits[name] = float(number or 0.0)
         return cls(**limits)
 
     def count(self, ttft: Floats, tpot: Floats, e2el: Floats) -> int:

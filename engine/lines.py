@@ -27,6 +27,9 @@ def open_text(path: str | Path, what: str, limit: int = TRACE) -> TextIO:
     file = open_file(path, what, limit)
     try:
         check_magic(file.peek(8)[:8], path, what)
+    except OSError as error:
+        file.close()
+        raise InputError(f"{path}: cannot read {what} ({error.strerror})") from None
     except BaseException:
         file.close()
         raise
@@ -45,7 +48,8 @@ def lines_of(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, 
             line = file.readline(MAX_LINE + 1)
         except UnicodeDecodeError as error:
             got = f"byte 0x{error.object[error.start]:02x}"
-            raise InputError(f"{where}, after line {number}: expected UTF-8 text, got {got}") from None
+            # What was decoded at once is many lines: the line is found anew.
+            raise InputError(f"{where}, {_undecodable(where)}: expected UTF-8 text, got {got}") from None
         except OSError as error:
             raise InputError(f"{where}: cannot read {what} ({error.strerror})") from None
         if not line:
@@ -60,8 +64,19 @@ def lines_of(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, 
         yield number, line
 
 
+def _undecodable(where: str | Path) -> str:
+    """The first line that is not UTF-8, in words."""
+    with open_file(where, "text", TRACE) as file:
+        for number, line in enumerate(iter(lambda: file.readline(4 * MAX_LINE), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"line {number}"
+    return "somewhere"
+
+
 def csv_rows(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of an open csv file with the number of their last line; empty rows are left out.
+    """The rows of an open csv file with the number of their last line; empty lines are left out.
 
     Raises:
         InputError: as `lines_of`; a cell beyond 128 KiB (a quotation mark that is never closed), not csv.
@@ -69,7 +84,7 @@ def csv_rows(file: TextIO, where: str | Path, what: str) -> Iterator[tuple[int, 
     reader = csv.reader((line for _, line in lines_of(file, where, what)), strict=True)
     try:
         for row in reader:
-            if any(row):
+            if row and row != [""]:
                 yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{where}, line {reader.line_num}: expected csv, got something else ({error})") from None

@@ -57,7 +57,7 @@ class Tier:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not (isinstance(self.name, str) and self.name.isprintable() and 1 <= len(self.name) <= 60):
+        if not (isinstance(self.name, str) and self.name.isprintable() and self.name.strip() and len(self.name) <= 60):
             raise InputError(f"tier name: expected 1 to 60 printable characters, got {kind_of(self.name)}")
         if set(self.name) & set(".,=/"):
             raise InputError(f"tier name: expected a name without . , = and /, got {self.name!r}")

@@ -75,7 +75,9 @@ def _mistral() -> Path:
     return found[-1]
 
 
-def read_sharegpt(path: Path, count: Tokenizer, options: TraceOptions, lines: bool = False) -> RawTrace:
+def read_sharegpt(
+    path: Path, tokenizer: Tokenizer | str | Path | None, options: TraceOptions, lines: bool = False
+) -> RawTrace:
     """Read conversations: each assistant turn is a request, its prompt is everything said before.
 
     Known shapes: a list of objects (or one object per line) with `conversations` (or `messages`, `items`), a list of
@@ -85,15 +87,15 @@ def read_sharegpt(path: Path, count: Tokenizer, options: TraceOptions, lines: bo
 
     Args:
         path: the file.
-        count: number of tokens of a text.
+        tokenizer: as `load_tokenizer` takes it, which is asked once there is a conversation.
         options: whether conversations of another shape may be left out.
         lines: whether each line is a conversation, instead of the file a list of them.
 
     Raises:
-        InputError: not such a file (names the conversation).
+        InputError: not such a file (names the conversation), or no tokenizer.
     """
     raw = RawTrace(path, "ShareGPT json", ("", "prompt", "output"), "conversation")
-    raw.notes += ["tokens are words between white space"] if count is count_words else []
+    count: Tokenizer | None = None
     seen: Counter[str] = Counter()
     for index, conversation in _conversations(path, lines):
         where = f"{path}, {'line' if lines else 'conversation'} {index}"
@@ -104,7 +106,9 @@ def read_sharegpt(path: Path, count: Tokenizer, options: TraceOptions, lines: bo
                 raise
             raw.left_out["conversations of another shape"] += 1
             continue
+        count = count or load_tokenizer(tokenizer)
         _add_turns(raw, index, turns, count)
+    raw.notes += ["tokens are words between white space"] if count is count_words else []
     if seen["parts"]:
         raw.notes.append(f"{seen['parts']} parts that are not text count nothing")
     return raw
@@ -140,12 +144,16 @@ def _turns(where: str, conversation: Any, seen: Counter[str]) -> list[tuple[bool
         fields = turn if isinstance(turn, dict) else {}
         speaker = fields.get("from", fields.get("role"))
         known = isinstance(speaker, str) and speaker in _ASSISTANT | _OTHERS
-        text = _text(fields.get("value", fields.get("content")), seen)
-        if not known or text is None or not fields.keys() & {"value", "content"}:
+        said = [fields[key] for key in ("value", "content") if key in fields]
+        text = _text(next((content for content in said if content is not None), None), seen)
+        if not known:
             raise InputError(
                 f"{where}, turn {number}: expected a text and a speaker among "
                 f"{', '.join(sorted(_ASSISTANT | _OTHERS))}; got speaker {kind_of(speaker)}"
             )
+        if text is None or not said:
+            got = kind_of(said[0]) if said else "neither"
+            raise InputError(f"{where}, turn {number}: expected a text under value or content, got {got}")
         turns.append((speaker in _ASSISTANT, text))
     return turns
 

@@ -17,7 +17,7 @@ from engine.errors import InputError
 from engine.integrity import FAULTS, lists_fault
 from engine.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
 from engine.own_code import blame
-from engine.pieces import PAUSED, run_in_pieces, second
+from engine.pieces import PAUSED, OnProgress, Watched, run_in_pieces, second
 from engine.policy import Policy
 from engine.requests import Requests
 from engine.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
@@ -270,6 +270,7 @@ def simulate(
     horizon_s: float = float("inf"),
     log_steps: bool = False,
     fallback: Policy | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Record:
     """Serve a whole trace with one policy.
 
@@ -282,6 +283,7 @@ def simulate(
         log_steps: also keep what each iteration did.
         fallback: decides where the policy raises an error, plans illegally or gets stuck, instead of a PolicyError
             (drives the loop from Python; `Record.fallbacks` counts).
+        on_progress: told about once a second how many requests have left, of how many.
 
     Returns:
         The record of the run.
@@ -309,14 +311,14 @@ def simulate(
     guard = _Guarded(fallback, config, len(requests)) if fallback else None
     if isinstance(executor, LatencyModel) and policy.runs_compiled and not guard:
         assert policy.kernel is not None
-        run = steps.run if steps else functools.partial(run_in_pieces, _compiled_run())
+        run = steps.run if steps else functools.partial(run_in_pieces, _compiled_run(), on_progress=on_progress)
         latency, kernel = executor.compiled(config), policy.kernel.compiled
         try:
             code = run(kernel, server, memory, latency, horizon_s, max_decisions)
         except Exception as error:  # of the kernel: nothing else in the loop can raise
             raise fault(policy, error) from error
     else:
-        charged = Charged(executor, config)
+        charged = Charged(Watched(executor, on_progress) if on_progress else executor, config)
         charged.start(requests)
         if policy.kernel is not None and type(policy).plan is Policy.plan:
             assert policy.kernel.compiled  # not while the clock runs

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.errors import InputError
+from engine.fields import number
 from engine.requests import DEFAULT_TIERS, Tier, check_shares
 
 STRICT_TBT_S = 0.2
 """Up to this deadline between tokens (s) a tier is strict unless it says otherwise."""
 KEYS = ("name", "share", "tbt", "ttft", "weight", "strict")
+_NUMBER = number(noun="a finite number")
 _LONG = {"tbt_s": "tbt", "ttft_s": "ttft"}
 _FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
@@ -88,13 +90,8 @@ def _value(key: str, value: Any, where: str) -> Any:
         if found is None:
             raise InputError(f"{where}: strict: expected yes or no, got {value!r}")
         return found
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{where}: {key}: expected a finite number, got {value!r}")
-    return number
+    read = _NUMBER.parse if isinstance(value, str) else _NUMBER.check
+    return float(read(value, f"{where}: {key}"))
 
 
 def _tier(values: dict[str, Any]) -> Tier:

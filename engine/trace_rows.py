@@ -149,8 +149,9 @@ def screen(raw: RawTrace, options: TraceOptions) -> TraceColumns:
     prompt = tokens_of(raw, raw.columns[1], raw.prompts)
     output = tokens_of(raw, raw.columns[2], raw.outputs)
     arrival = times_of(raw, options.time_unit) if raw.times else None
-    if arrival is None and options.windowed:
-        raise InputError(f"window: expected a trace with arrival times, got none in {raw.path}")
+    if arrival is None and (options.windowed or options.time_unit is not None):
+        name = "window" if options.windowed else "time_unit"
+        raise InputError(f"{name}: expected a trace with arrival times, got none in {raw.path}")
     fault = _faults(raw, arrival, prompt, output, options)
     keep, found, note = _judged(raw, fault, options)
     columns = TraceColumns(None if arrival is None else arrival[keep], prompt[keep], output[keep], note, found)

@@ -54,7 +54,7 @@ def tokens_of(raw: RawTrace, column: str, cells: Sequence[Any]) -> Int64Array:
 
 def _plain_floats(cells: Sequence[Any]) -> FloatArray | None:
     """All cells as floats at once, None if one is none."""
-    if any(isinstance(cell, bool) for cell in cells):
+    if any(isinstance(cell, bool) or (isinstance(cell, str) and not cell.isascii()) for cell in cells):
         return None
     try:
         return np.array(cells, dtype=np.float64)

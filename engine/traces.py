@@ -15,7 +15,7 @@ from engine.length_models import EmpiricalLengths
 from engine.lines import lines_of, open_text
 from engine.machine import check_memory
 from engine.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
-from engine.sharegpt import KEYS, Tokenizer, load_tokenizer, read_sharegpt
+from engine.sharegpt import KEYS, Tokenizer, read_sharegpt
 from engine.trace_formats import WHAT, read_csv, read_mooncake
 from engine.trace_rows import RawTrace, TraceColumns, TraceOptions, Unservable, parse_window, screen
 from engine.trace_values import FloatArray, TimeUnit
@@ -196,13 +196,20 @@ def _raw(path: Path, options: TraceOptions, tokenizer: Tokenizer | str | Path | 
             for _ in lines_of(file, path, WHAT):  # names the line
                 pass
             raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot read {WHAT} ({error.strerror})") from None
         first = start.lstrip()[:1]
         if first == "[":
-            return read_sharegpt(path, load_tokenizer(tokenizer), options)
-        if first == "{" and f'"{SUMMARY_KEY}"' in start:
+            return read_sharegpt(path, tokenizer, options)
+        is_result = first == "{" and f'"{SUMMARY_KEY}"' in start
+        if first == "{" and not is_result and any(f'"{key}"' in start.partition("\n")[0] for key in KEYS):
+            return read_sharegpt(path, tokenizer, options, lines=True)
+        if tokenizer is not None:
+            raise InputError(
+                f"tokenizer: expected conversations beside it, which are text; {path} has lengths in tokens"
+            )
+        if is_result:
             return read_vllm_results(path)
-        if first == "{" and any(f'"{key}"' in start.partition("\n")[0] for key in KEYS):
-            return read_sharegpt(path, load_tokenizer(tokenizer), options, lines=True)
         file.seek(0)
         return read_mooncake(path, file, limit) if first == "{" else read_csv(path, file, options, limit)
 

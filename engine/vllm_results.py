@@ -31,7 +31,8 @@ def read_vllm_results(path: Path) -> RawTrace:
     times, prompts, outputs = (_list(path, data, key) for key in KEYS)
     errors = _list(path, data, "errors")
     for key, values in (("output_lens", outputs), ("start_times", times), ("errors", errors)):
-        if values and len(values) != len(prompts):
+        # What an older version does not write is absent; the lengths are always there.
+        if len(values) != len(prompts) and (values or key == "output_lens"):
             raise InputError(f"{path}: {key}: expected {len(prompts)} values as in input_lens, got {len(values)}")
     name = "" if not times else KEYS[0]
     raw = RawTrace(path, "vllm bench serve", (name, *KEYS[1:]), "request", unit="s", in_order=False)
@@ -46,7 +47,7 @@ def read_vllm_results(path: Path) -> RawTrace:
 
 
 def _list(path: Path, data: dict[str, Any], key: str) -> list[Any]:
-    values = data.get(key) or []
+    values = [] if data.get(key) is None else data[key]
     if not isinstance(values, list):
         raise InputError(f"{path}: {key}: expected a list, got {kind_of(values)}")
     return values

@@ -211,4 +211,4 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     if plan.size[0] == victims:
         tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
         if tokens == 0:
-            _take_prompts(view, memory, plan, order, victims, 0, TOKEN_LEVELS[1], free)
+            _take_prompts(view, memory, plan, order, victims, 0, min(TOKEN_LEVELS[1], row.max_batched_tokens), free)

@@ -12,6 +12,8 @@ from agents.options import ServerOptions, SourceOptions, TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine import fluid
 from engine.errors import InputError
+from engine.fields import MOST_TOKENS, parse_number
+from engine.reading import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,9 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         """
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit: expected requests >= 1, got {self.limit}")
-        try:
-            bounds = [int(part) for part in self.bounds.split(",")]
-        except ValueError:
-            raise InputError(f"bounds: expected token counts such as 64,128,256, got {self.bounds!r}") from None
+        bounds = [number for part in self.bounds.split(",") if isinstance(number := parse_number(part), int)]
+        if len(bounds) <= self.bounds.count(",") or max(bounds) > MOST_TOKENS:
+            raise InputError(f"bounds: expected token counts such as 64,128,256, got {kind_of(self.bounds)}")
         check_writable(self.json)
         (load,) = self.loads(self.rate, None)
         requests = self.source().requests(load, self.seed)

@@ -1,6 +1,8 @@
 """`llmsched simulate`: one policy, one trace, its numbers."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.trained_for import remark
 from agents.files import check_writable, json_text, write_atomically
-from agents.options import GoodputOptions, ServerOptions, SourceOptions, TableOptions
+from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions
+from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.resolve import resolve
 from engine.errors import InputError
@@ -23,7 +26,7 @@ from engine.simulate import Record, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
+class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, ProgressOptions):
     """Serve one trace with one policy and print its numbers."""
 
     policy: str = "slai"
@@ -87,13 +90,17 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions):
             console.print(Text(line))
 
     def _simulate(self, policy: Policy, requests: Requests, model: LatencyModel) -> Record:
+        with bars(self.progress) as bar:
+            run = functools.partial(simulate, policy, requests, config=self.engine, horizon_s=self.horizon)
+            return self._serve(functools.partial(run, on_progress=functools.partial(bar, "requests")), model)
+
+    def _serve(self, run: Callable[..., Record], model: LatencyModel) -> Record:
         if self.executor is None:
-            return simulate(policy, requests, model, self.engine, horizon_s=self.horizon)
+            return run(executor=model)
         from engine.gpu import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
-        fallback = baselines.make("sarathi")
-        return simulate(policy, requests, executor, self.engine, horizon_s=self.horizon, fallback=fallback)
+        return run(executor=executor, fallback=baselines.make("sarathi"))
 
 
 def _swaps(report: Report) -> str:

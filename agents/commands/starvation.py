@@ -15,6 +15,7 @@ from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_conso
 from agents.reporting.tables import load_label
 from agents.resolve import with_setting
 from engine.errors import InputError
+from engine.fields import parse_number
 
 COLUMNS = {
     "median_ttft_ms": ("TTFT median, s", 1e-3, 3),
@@ -77,11 +78,9 @@ class Command(ComparisonOptions):
             write_atomically(self.plot, plot_tradeoff(result))
 
     def _settings(self) -> tuple[float, ...]:
-        try:
-            found = tuple(float(part) for part in self.ageing.split(","))
-        except ValueError:
-            found = ()
-        if not found or len(set(found)) < len(found) or not all(0.0 <= setting < 1e9 for setting in found):
+        numbers = [parse_number(part) for part in self.ageing.split(",")]
+        found = tuple(float(number) for number in numbers if number is not None and 0.0 <= number < 1e9)
+        if len(set(found)) < len(numbers):
             raise InputError(f"ageing: expected numbers >= 0, each once, such as 0,20,100, got {self.ageing!r}")
         return found
 

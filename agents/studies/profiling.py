@@ -192,11 +192,11 @@ def read_points(path: Path) -> list[Point]:
 
 
 def _read_rows(path: Path) -> list[Point]:
-    rows = [row for _, row in read_csv(path, "a table of measurements")]
-    if not rows or tuple(rows[0]) != COLUMNS:
+    rows = read_csv(path, "a table of measurements")
+    if not rows or tuple(rows[0][1]) != COLUMNS:
         raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
     points = []
-    for line, row in enumerate(rows[1:], 2):
+    for line, row in rows[1:]:
         try:
             seconds = float(_CELL_SECONDS.parse(row[-1], "seconds"))
             if len(row) != len(COLUMNS) or row[0] not in KINDS:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import baselines
+from baselines.sarathi import Sarathi
 from engine import pieces
 from engine.latency import load_profile
 from engine.requests import Requests
@@ -63,7 +64,7 @@ def test_a_horizon_and_a_limit_end_a_run_in_pieces_too(stops: list[int], monkeyp
     again = served("sarathi", requests, horizon_s=5.0)
     assert whole.row.tobytes() == again.row.tobytes()
 
-    def shortly(*given: Any) -> int:
+    def shortly(*given: Any, on_progress: Any) -> int:
         return pieces.run_in_pieces(*given[:-1], 10)  # type: ignore[call-arg]
 
     monkeypatch.setattr(simulate_module, "run_in_pieces", shortly)
@@ -101,3 +102,30 @@ def test_an_interrupt_ends_a_long_run() -> None:
     threading.Timer(1.0, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         served("sarathi", requests)
+
+
+class _PlainSarathi(Sarathi):
+    """Sarathi without a kernel: the loop is driven from Python."""
+
+    name = "plain-sarathi"
+
+    def plan(self, view: Any, memory: Any, plan: Any) -> None:
+        assert self.kernel is not None
+        self.kernel.function(view, memory, plan)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_run_says_how_far_it_is_and_is_the_same_run(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    requests = Workload(rate=4.0, num_requests=30).generate(0)
+    monkeypatch.setattr(pieces, "HAS_CLOCK", True)
+    monkeypatch.setattr(pieces, "FIRST_PIECE", 50)
+    monkeypatch.setattr(pieces, "PIECE_S", 0.0)
+    told: list[tuple[int, int]] = []
+    policy = baselines.make("sarathi") if compiled else _PlainSarathi()
+    again = simulate(policy, requests, PROFILE, on_progress=lambda done, total: told.append((done, total)))
+    assert again.row.tobytes() == served("sarathi", requests).row.tobytes()
+    assert len(told) > 3
+    assert told == sorted(told)
+    assert {total for _, total in told} == {30}
+    assert told[0][0] == 0
+    assert 20 < told[-1][0] <= 30
