@@ -263,7 +263,7 @@ WRONG = {
     ),
     "typed.py:A:k=three": (
         HEADER + "@dataclass(frozen=True)\nclass A(Policy):\n    k: int = 3\n    def plan(self, v, m, p): ...\n",
-        "k: expected int, got 'three'",
+        "k: expected a whole number, got 'three'",
     ),
     "required.py": (
         HEADER + "@dataclass(frozen=True)\nclass A(Policy):\n    k: int\n    def plan(self, v, m, p): ...\n",
