@@ -244,8 +244,12 @@ class Report:
 
     @property
     def paper(self) -> bool:
-        """Whether this load is within capacity by the paper's criterion."""
-        return self.ttft.p50 < MEDIAN_TTFT_LIMIT_S and all(tier.keeps_tbt for tier in self.tiers)
+        """Whether this load is within capacity by the paper's criterion; not where nobody has got a token yet."""
+        return (
+            self.delivered_tokens > 0
+            and self.ttft.p50 < MEDIAN_TTFT_LIMIT_S
+            and all(tier.keeps_tbt for tier in self.tiers)
+        )
 
     @property
     def sound(self) -> bool:
@@ -256,11 +260,15 @@ class Report:
     def verdict(self) -> str:
         """One word for the load.
 
-        `stable` (sound), `starving` (only the paper's criterion holds), `saturated` (growing queue), `late`.
+        `stable` (sound), `starving` (only the paper's criterion holds), `saturated` (growing queue), `late`;
+        `unknown`: nothing is late or behind, but the run ended before there was a TTFT to judge by.
         """
         if self.paper:
             return "stable" if self.sound else "starving"
-        return "late" if self.kept_up_share >= KEPT_UP_SHARE else "saturated"
+        if self.kept_up_share < KEPT_UP_SHARE:
+            return "saturated"
+        late = self.ttft.p50 >= MEDIAN_TTFT_LIMIT_S or not all(tier.keeps_tbt for tier in self.tiers)
+        return "late" if late else "unknown"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: keys and milliseconds of `vllm bench serve` where the meaning is the same, ours, and the tiers.

@@ -26,7 +26,7 @@ REQUEST = np.dtype(
         ("arrival", "f8"),  # s
         ("last_token", "f8"),  # s, end of the iteration that yielded the latest token (or the prompt); -1 before
         ("tbt", "f8"),  # s, deadline of every gap between tokens
-        ("ttft", "f4"),  # s, deadline of the first token
+        ("ttft", "f8"),  # s, deadline of the first token
         ("prediction", "f4"),  # latest prediction of all output tokens, nan = none
         ("prompt", "i4"),  # tokens to prefill (after an eviction: original prompt + generated)
         ("prefilled", "i4"),  # of those, done; a decode is a running request with prefilled == prompt

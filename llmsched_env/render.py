@@ -14,6 +14,11 @@ _SCALES = (2048.0, 128.0, 1.0, 1.0)
 """Full height of the lanes: batch tokens, requests, share of the KV blocks, slack in deadlines."""
 
 
+def _deadlines(slack: float) -> str:
+    """A slack in deadlines, which is huge for a deadline next to zero."""
+    return f"{slack:+.2f}" if abs(slack) < 1e6 else f"{max(slack, -1e300):+.0e}"
+
+
 class Timeline:
     """The latest decisions of one server, a column of pixels each.
 
@@ -51,8 +56,8 @@ class Timeline:
         return (
             f"t={row.now:9.3f} s  waiting {row.num_waiting:4d}  running {row.num_running:4d} "
             f"({row.num_prefilling} in prefill)  last batch {row.batch_tokens:5d} tokens "
-            f"{1000 * row.last_duration:6.1f} ms  KV {kv:6.1%}  least slack strict {strict:+.2f} "
-            f"relaxed {relaxed:+.2f} deadlines  finished {row.finished}/{row.num_requests}"
+            f"{1000 * row.last_duration:6.1f} ms  KV {kv:6.1%}  least slack strict {_deadlines(strict)} "
+            f"relaxed {_deadlines(relaxed)} deadlines  finished {row.finished}/{row.num_requests}"
         )
 
     @staticmethod
@@ -60,7 +65,8 @@ class Timeline:
         row = servers.visible.row[0, 0]
         rows = servers.visible.request[0][servers.visible.running[0, : row.num_running]]
         decodes = rows[rows["prefilled"] == rows["prompt"]]
-        slack = (decodes["last_token"] + decodes["tbt"] - row.now) / decodes["tbt"]
+        with np.errstate(over="ignore"):  # of a deadline next to zero
+            slack = (decodes["last_token"] + decodes["tbt"] - row.now) / decodes["tbt"]
         least = [float(slack[decodes["strict"] == s].min(initial=1.0)) for s in (1, 0)]
         return least[0], least[1]
 

@@ -71,7 +71,8 @@ class Command(ComparisonOptions):
             show(grid, console, self.wide)
         bound = bound_note(result["bound"])
         gain = f"Gain over {result['reference']}, same traces, with a 95 % paired interval."
-        for line in filter(None, (*result["notes"], came_of_asked(result["points"]), bound, gain)):
+        limit = AT_LIMIT if any(set(row["bounds"]) != {"exact"} for row in result["rows"]) else ""
+        for line in filter(None, (*result["notes"], came_of_asked(result["points"]), bound, gain, limit)):
             console.print(Text(line))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 
@@ -89,12 +90,33 @@ class Command(ComparisonOptions):
         return result
 
 
-def _range(row: dict[str, Any]) -> str:
-    """The capacities of the seeds, and that they are bounds only where the search found no more."""
-    values, bounds = row["by_seed"], row["bounds"]
-    sign = ">= " if "above" in bounds else "< " if all(bound == "below" for bound in bounds) else ""
-    low, high = min(values), max(values)
-    return f"{sign}{low:.2f}" if low == high else f"{sign}{low:.2f} to {high:.2f}"
+def _rates(row: dict[str, Any], lowest: float) -> tuple[str, str]:
+    """The mean capacity and those of the seeds, and that they are bounds where the search found no more."""
+    bounds = row["bounds"]
+    if set(bounds) == {"below"}:
+        return f"< {lowest:.3f}", f"< {lowest:.2f}"
+    low, high = min(row["by_seed"]), max(row["by_seed"])
+    first = f"{low:.2f}" if low else f"< {lowest:.2f}"
+    last = f"{'>= ' if 'above' in bounds else ''}{high:.2f}"
+    # A capacity below the lowest rate counts as 0, which is a lower bound, too.
+    return (
+        f"{'' if set(bounds) == {'exact'} else '>= '}{row['capacity']['mean']:.3f}",
+        last if low == high else f"{first} to {last}",
+    )
+
+
+def _gain(row: dict[str, Any]) -> str:
+    """The gain with its interval; at a limit of the search only what it is at least or at most."""
+    gain, bound = row["gain"], row["gain_bound"]
+    if not gain or bound == "open":
+        return "-"
+    text = f"{gain['mean']:+.1%}"
+    if bound != "exact":
+        return f"{'>=' if bound == 'at least' else '<='} {text}"
+    return text if gain["low"] is None else f"{text} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
+
+
+AT_LIMIT = "At the limits of the search: capacities are bounds (>=, <), gains too, and have no interval (-: not known)."
 
 
 def came_of_asked(points: list[dict[str, Any]]) -> str:
@@ -109,16 +131,13 @@ def came_of_asked(points: list[dict[str, Any]]) -> str:
 def capacity_grids(result: dict[str, Any]) -> list[Grid]:
     """The capacities, one table per criterion."""
     grids = []
+    search = result["config"]
+    lowest = (search["rates"] or search["bisection"])[0]
     for criterion in CRITERIA:
         rows = []
         for row in (row for row in result["rows"] if row["criterion"] == criterion):
-            gain = "-"
-            if row["gain"]:
-                gain = f"{row['gain']['mean']:+.1%}"
-                if row["gain"]["low"] is not None:
-                    gain += f" [{row['gain']['low']:+.1%}, {row['gain']['high']:+.1%}]"
             limits = "; ".join(row["limited_by"]) or "-"
-            rows.append((row["policy"], f"{row['capacity']['mean']:.3f}", _range(row), gain, limits))
+            rows.append((row["policy"], *_rates(row, lowest), _gain(row), limits))
         title = f"Capacity, {criterion} criterion: {CRITERION_TEXT[criterion]}"
         grids.append(Grid(HEADS, [Part(rows, title)]))
     return grids

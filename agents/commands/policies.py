@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from rich.text import Text
+
 import baselines
 from agents.options import TableOptions
 from agents.reporting.grid import Grid, Head, Kind, Part, show, terminal_console
@@ -36,6 +38,7 @@ class Command(TableOptions):
         heads = [Head(title, kind, order) for title, (kind, order) in COLUMNS.items()]
         caption = "in brackets: channel of predicted output lengths, if --prediction names no other"
         grid = Grid(heads, [Part(rows, ends=frozenset(range(len(rows))))], caption)
-        show(grid, terminal_console(), self.wide)
-        print("Parameters are set after a colon: slai:token_budget=1024,offset=3")
-        print("The folder of a training run or of an exported bundle is a policy, too.")
+        console = terminal_console()
+        show(grid, console, self.wide)
+        console.print(Text("Parameters are set after a colon: slai:token_budget=1024,offset=3"))
+        console.print(Text("The folder of a training run or of an exported bundle is a policy, too."))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, TableOptions, parse_rates
@@ -56,7 +58,7 @@ class Command(TableOptions, ProgressOptions):
             show(_table(result, semantics), console, self.wide)
         show(_capacity(result), console, self.wide)
         if came := arrivals_note(by_load((cell["rate"], cell["arrival_rate"]) for cell in result["cells"])):
-            print(came)
+            console.print(Text(came))
         if result["deviations"]:
             show(_deviations(result), console, self.wide)
         if self.json is not None:
@@ -90,15 +92,22 @@ def _table(result: dict[str, Any], semantics: str) -> Grid:
     return Grid((*heads, Head("capacity verdicts", "prose", 1)), [Part(rows, title, ends)], caption)
 
 
+_SIGNS = {"exact": "", "above": ">", "below": "<"}
+"""Of a capacity that the search's limits hide."""
+
+
 def _capacity(result: dict[str, Any]) -> Grid:
     policies, rows = result["setting"]["policies"], []
     for gain in result["gains"]:
         row = [gain["semantics"], gain["criterion"]]
         for policy in policies:
             found = [c for c in result["capacities"] if (c["semantics"], c["policy"]) == (row[0], policy)]
-            row.append(" ".join(f"{c[gain['criterion']]:.2f}" for c in found))
+            row.append(
+                " ".join(_SIGNS[reproduce.bound_of(rate := c[gain["criterion"]])] + f"{rate:.2f}" for c in found)
+            )
         row.append(" ".join(f"{100 * g:+.0f} %" for g in gain["per_seed"]))
-        rows.append((*row, f"{100 * gain['mean']:+.1f} %"))
+        sign = {"at least": ">= ", "at most": "<= "}.get(gain["bound"], "")
+        rows.append((*row, "-" if gain["bound"] == "open" else f"{sign}{100 * gain['mean']:+.1f} %"))
     names = (Head("semantics", "name"), Head("criterion", "name"))
     figures = (*(Head(policy, "prose") for policy in policies), Head("gain by seed", "prose", 1), Head("mean gain"))
     held = {True: "yes", False: "NO", None: "not comparable (needs --lengths, 2500 requests, all four rates)"}

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.setup import Setup
 from agents.files import check_writable, json_text, write_atomically
@@ -60,7 +62,7 @@ class Command(ComparisonOptions):
             show(_table(result, name), console, self.wide)
         show(_pays(result), console, self.wide)
         if came := arrivals_note(by_load((cell["load"], cell["arrival_rate"]) for cell in result["cells"])):
-            print(came)
+            console.print(Text(came))
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:

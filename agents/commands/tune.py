@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from agents.cells import CellFile
 from agents.evaluation.arrivals import arrivals_note, by_load
@@ -68,9 +69,10 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
                 costs = (figure(default.cost, ".3f"), figure(best.cost, ".3f"))
                 rows.append((name, *costs, best.spec, str(len(found) - 2)))
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
-        show(Grid(HEADS, [Part(rows, title)]), terminal_console(), self.wide)
+        console = terminal_console()
+        show(Grid(HEADS, [Part(rows, title)]), console, self.wide)
         if came := arrivals_note(by_load(tuning.realised_rates(source, rates, self.seeds))):
-            print(came)
+            console.print(Text(came))
         print(f"written: {self.save}")
 
     def _workload(self) -> str:

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
@@ -47,14 +49,15 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         with bars(self.progress) as progress:
             options = (self.engine, self.seed, progress, self.rescale)
             rows = transfer.compare(policies, source, rates, executor, model, *options)
-        show(_table(rows, limit, self.profile), terminal_console(), self.wide)
+        console = terminal_console()
+        show(_table(rows, limit, self.profile), console, self.wide)
         for share, rate in zip(shares, rates, strict=True):
             orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
             words = {True: "the same", False: "NOT the same"}
-            print(f"{share:g} of capacity: ranking by median TTFT {words[orders['median_ttft_ms']]}", end="")
-            print(f", by p99 TTFT {words[orders['p99_ttft_ms']]}")
+            ranking = [f"by {of} TTFT {words[orders[f'{of}_ttft_ms']]}" for of in ("median", "p99")]
+            console.print(Text(f"{share:g} of capacity: ranking {', '.join(ranking)}"))
         if came := arrivals_note(by_load((row["rate"], row["arrival_rate"]) for row in rows)):
-            print(came)
+            console.print(Text(came))
         if self.json is not None:
             result = {
                 "executor": executor.provenance(),

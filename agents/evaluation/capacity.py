@@ -75,6 +75,8 @@ SOUND_ONLY = ("p99 TTFT", "growing queue")
 
 def failures(report: Report) -> list[str]:
     """The conditions of the sound criterion that a run does not meet, those of the paper's first."""
+    if report.verdict == "unknown":
+        return ["nobody served before the run ended"]
     found = [] if report.ttft.p50 < MEDIAN_TTFT_LIMIT_S else ["median TTFT"]
     found += [f"p99 TBT {tier.name}" for tier in report.tiers if not tier.keeps_tbt]
     found += [] if report.ttft.p99 < P99_TTFT_LIMIT_S else ["p99 TTFT"]
@@ -125,6 +127,17 @@ def run_task(task: Task) -> Cell:
     return cell | {"points": [points[rate] for rate in sorted(points)]}
 
 
+def gain_bound(ours: Sequence[str], base: Sequence[str]) -> str:
+    """What a gain is where searches ended at a limit, from the bounds of the policy and of the reference by seed.
+
+    Returns:
+        `exact`; `at least` (the policy sustains more than the highest rate, or the reference less than the lowest one),
+        `at most` (the other way round); `open` where both are true of some seeds.
+    """
+    least, most = ("above" in high or "below" in low for high, low in ((ours, base), (base, ours)))
+    return ("open" if most else "at least") if least else ("at most" if most else "exact")
+
+
 def _key(cell: Cell) -> tuple[str, int, float | None]:
     return cell["policy"], cell["seed"], cell["rate"]
 
@@ -166,7 +179,7 @@ def search_capacity(
     Returns:
         JSON: `notes` (policies that were trained for something else),
         `rows` (policy, criterion, capacity per seed and as an interval, what limits it, gain over the
-        reference), `points` (every simulated rate), `config`, `versions`.
+        reference and whether it is a bound: `gain_bound`), `points` (every simulated rate), `config`, `versions`.
 
     Raises:
         InputError: bad input, or a cells file of another configuration.
@@ -208,11 +221,12 @@ def _rows(search: Search, cells: Sequence[Cell]) -> list[dict[str, Any]]:
             found[policy, criterion] = [capacity_of(points, criterion) for points in by_seed]
     rows = []
     for (policy, criterion), values in found.items():
-        rates = [rate for rate, _, _ in values]
-        base = [rate for rate, _, _ in found[search.reference, criterion]]
+        rates, bounds = [rate for rate, _, _ in values], [bound for _, bound, _ in values]
+        reference = found[search.reference, criterion]
+        base = [rate for rate, _, _ in reference]
         gain = None
         if policy != search.reference and all(base):
-            ratios = [rate / reference for rate, reference in zip(rates, base, strict=True)]
+            ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
             gain = paired_interval(ratios, [1.0] * len(ratios)).to_dict()
         rows.append(
             {
@@ -220,9 +234,10 @@ def _rows(search: Search, cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 "criterion": criterion,
                 "by_seed": rates,
                 "capacity": mean_interval(rates).to_dict(),
-                "bounds": [bound for _, bound, _ in values],
+                "bounds": bounds,
                 "limited_by": sorted({reason for _, _, reason in values if reason}),
                 "gain": gain,
+                "gain_bound": gain_bound(bounds, [bound for _, bound, _ in reference]) if gain else None,
             }
         )
     return rows

@@ -35,6 +35,7 @@ SUMMARISED = (
         "arrival_rate",
         "request_throughput",
         "completed",
+        "ended_by_length",
         "unfinished",
         "dropped",
         "evictions",
@@ -51,7 +52,7 @@ HIGHER_IS_BETTER = ("attainment", "goodput", "throughput")
 SHARES = ("attainment", "share", "kv_use", "jain_index")
 """Ends of the keys of numbers that are at most 1."""
 
-VERDICTS = ("stable", "starving", "late", "saturated")
+VERDICTS = ("unknown", "stable", "starving", "late", "saturated")
 """What `engine.report` says of a load, from good to bad."""
 
 

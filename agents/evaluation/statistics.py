@@ -69,9 +69,10 @@ def mean_interval(values: npt.ArrayLike) -> Interval:
 
 
 def _interval(x: npt.NDArray[np.float64]) -> Interval:
-    n, mean = len(x), float(x.mean())
+    equal = bool((x == x[0]).all())  # whatever the rounding of their mean
+    n, mean = len(x), float(x[0] if equal else x.mean())
     spread = float(x.std(ddof=1)) if n > 1 else math.nan
-    if n == 1 or spread == 0.0:
+    if equal or spread == 0.0:
         return Interval(mean, mean if n > 1 else math.nan, mean if n > 1 else math.nan, n)
     half = t_quantile(n - 1) * spread / math.sqrt(n)
     lean = LEAN / n * float((((x - mean) / spread) ** 3).mean())

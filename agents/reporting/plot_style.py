@@ -1,6 +1,6 @@
 """How plots look: a style for each policy, the same in every plot of a report, and legends with room for long names."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agents.reporting.grid import folded
 
@@ -46,10 +46,25 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain(axes: "Axes") -> None:
-    """A light grid behind the data, no frame."""
+    """A light grid behind the data, no frame; where no line has a point, a word that says so."""
+    import numpy as np
+
+    if not any(np.isfinite(np.asarray(line.get_ydata(), float) + line.get_xdata()).any() for line in axes.lines):
+        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#555555")
+        axes.set_xticks([])
     axes.grid(True, **GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plain_log_ticks(axes: "Axes", axis: Literal["x", "y"] = "y") -> None:
+    """Plain numbers at 1, 2, 5 of each decade instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    scale = axes.yaxis if axis == "y" else axes.xaxis
+    scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    scale.set_minor_formatter(NullFormatter())
 
 
 def add_legend(figure: "Figure", axes: "Axes", room: "Axes | None" = None) -> None:

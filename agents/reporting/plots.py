@@ -10,7 +10,16 @@ import numpy as np
 from agents.evaluation.evaluate import CDF_SHARES
 from agents.progress import OnProgress, unseen
 from agents.reporting.grid import folded
-from agents.reporting.plot_style import ABOVE, LABEL_CHARACTERS, LIMIT, add_legend, new_figure, plain, style_of
+from agents.reporting.plot_style import (
+    ABOVE,
+    LABEL_CHARACTERS,
+    LIMIT,
+    add_legend,
+    new_figure,
+    plain,
+    plain_log_ticks,
+    style_of,
+)  # fmt: skip
 from agents.reporting.tables import Result, load_label, load_rate
 from engine.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
@@ -152,16 +161,6 @@ def _from_zero(axes: "Axes", result: Result) -> None:
         _span(axes, result, 0.0, 1.08 * top)
 
 
-def plain_log_ticks(axes: "Axes", axis: Literal["x", "y"] = "y") -> None:
-    """Plain numbers at 1, 2, 5 of each decade instead of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    scale = axes.yaxis if axis == "y" else axes.xaxis
-    scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    scale.set_minor_formatter(NullFormatter())
-
-
 def plot_tbt(result: Result) -> "Figure":
     """99th percentile of the gaps of each tier against load, with the tier's deadline."""
     tiers = _tiers(result)
@@ -184,11 +183,13 @@ def plot_goodput(result: Result) -> "Figure":
     rates = [load_rate(result, load) for load in result["config"]["loads"]]
     if len(rates) > 1:
         left.plot(rates, rates, **LIMIT)
-        middle = len(rates) // 2
-        left.annotate(
-            "offered", (rates[middle], rates[middle]), xytext=(-4, 4), textcoords="offset points",
-            ha="right", fontsize=7.5, color="#555555",
-        )  # fmt: skip
+        inside = [rate for rate in rates if rate <= left.get_ylim()[1]]
+        if inside:  # goodput may stay so far below that the line leaves the panel before its middle
+            at = min(rates[len(rates) // 2], max(inside))
+            left.annotate(
+                "offered", (at, at), xytext=(-4 if at > rates[0] else 4, 4), textcoords="offset points",
+                ha="right" if at > rates[0] else "left", fontsize=7.5, color="#555555",
+            )  # fmt: skip
     _against_load(right, result, "slo_attainment", 100.0)
     _span(right, result, 0.0, 104.0)
     right.set_title("requests within every deadline, %", loc="left", fontsize=10)
@@ -287,16 +288,15 @@ def plot_behaviour(result: Result) -> "Figure":
         for axes, name in zip(more, tiers, strict=False):
             axes.plot(rates, _percent([row["deadline_share"][name] for row in mine]), **style)
     titles = ["batches with prompts, mean s", "decodes that such a batch holds back, %"]
-    titles += [
-        "prompts present that came earlier, %",
-        *(f"mean gap of tier {name}, % of the deadline" for name in tiers),
-    ]
+    gaps = [f"mean gap of tier {name}, % of the deadline" for name in tiers]
+    titles += ["prompts present that came earlier, %", *gaps]
     for axes, title in zip((batch, held, overtaken, *more), titles, strict=False):
         axes.set_title(folded(title, 50), loc="left", fontsize=10)
         axes.set_xlabel("KV blocks in use, %" if axes in (batch, held) else "arrival rate, requests/s")
-        axes.set_ylim(bottom=0.0)
+        top = axes.dataLim.ymax
+        axes.set_ylim(0.0, 1.08 * top if 0.0 < top < np.inf else None)
         plain(axes)
-    spare = more[len(tiers)] if len(more) > len(tiers) else None
+        spare = more[len(tiers)] if len(more) > len(tiers) else None
     _used(more, len(tiers))
     add_legend(figure, batch, spare)
     return figure

@@ -41,6 +41,7 @@ def columns(result: Result) -> list[Column]:
         Column("slo_goodput", "goodput, req/s", 1.0, 3),
         *_limited_goodput(result),
         Column("output_throughput", "output, tok/s", 1.0, 1),
+        Column("ended_by_length", "ended by length", 1.0, 0, False),
         Column("unfinished", "unfinished", 1.0, 0, False),
         Column("dropped", "dropped", 1.0, 0, False),
         Column("evictions", "evictions", 1.0, 0, False),
@@ -74,7 +75,7 @@ def remarks(result: Result) -> list[str]:
 
 LATEX = ("TTFT", "max wait", "TBT", "SLO", "goodput")
 """Columns of the LaTeX table, by the beginning of their titles."""
-COUNTS = ("unfinished", "dropped", "evictions")
+COUNTS = ("ended_by_length", "unfinished", "dropped", "evictions")
 """Columns that are left out where they are all zero."""
 
 
@@ -121,11 +122,11 @@ def criteria(row: Row) -> tuple[str, str]:
     return f"{row['paper']}/{row['seeds']}", f"{row['sound']}/{row['seeds']}"
 
 
-_COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red"}
+_COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red", "unknown": ""}
 
 LEFT_OUT_FIRST = (
-    "busy", "KV use", "Jain", "p99.9 TTFT Q", "output", "E2E", "evictions", "dropped", "p99.9 TTFT", "unfinished",
-    "capacity", "max wait", "TTFT mean", "TBT",
+    "busy", "KV use", "Jain", "p99.9 TTFT Q", "output", "E2E", "evictions", "dropped", "ended", "p99.9 TTFT",
+    "unfinished", "capacity", "max wait", "TTFT mean", "TBT",
 )  # fmt: skip
 """Columns in the order in which a narrow terminal leaves them out, by the beginning of their titles; what is not here
 (policy, median and p99 TTFT, SLO, goodput, verdict) always stands."""
@@ -229,7 +230,10 @@ def csv_text(result: Result) -> str:
     return out.getvalue()
 
 
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "\\": r"\textbackslash{}"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
 
 
 def _escaped(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from agents.reporting.plot_style import GRID, add_legend, new_figure, style_of
-from agents.reporting.plots import plain_log_ticks, png
+from agents.reporting.plot_style import GRID, add_legend, new_figure, plain_log_ticks, style_of
+from agents.reporting.plots import png
 from agents.reporting.tables import load_label
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import baselines
+from agents.evaluation.capacity import gain_bound
 from agents.progress import OnProgress, unseen
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -178,6 +179,12 @@ def capacity(study: Study, semantics: str, policy: str, seed: int, criterion: st
     return round(0.5 * (low + high), 4)
 
 
+def bound_of(rate: float) -> str:
+    """Whether a capacity is `exact`, or the search ended at a limit: `above` or `below` it."""
+    low, high = CAPACITY_RANGE
+    return "above" if rate > high - CAPACITY_TOLERANCE else "below" if rate < low + CAPACITY_TOLERANCE else "exact"
+
+
 def reproduce(
     study: Study,
     rates: Sequence[float] = RATES,
@@ -194,7 +201,8 @@ def reproduce(
 
     Returns:
         JSON-ready: ``setting``; ``cells`` (see `Cell`), one for each semantics, policy, seed and rate;
-        ``capacities`` in requests/s; ``gains`` of SLAI over Sarathi as fractions, per seed and in the mean;
+        ``capacities`` in requests/s; ``gains`` of SLAI over Sarathi as fractions, per seed and in the mean
+        (`bound`: exact, or what it is where a search ended at a limit);
         ``deviations`` from `PUBLIC_RUN`; ``targets``, which of them hold (None: not measured).
     """
     cells: list[Cell] = []
@@ -239,11 +247,13 @@ def _gain(capacities: list[dict[str, Any]], semantics: str, criterion: str, seed
     found = {(c["policy"], c["seed"]): c[criterion] for c in capacities if c["semantics"] == semantics}
     base, other = POLICIES
     per_seed = [found[other, seed] / found[base, seed] - 1.0 for seed in seeds]
+    bounds = [[bound_of(found[policy, seed]) for seed in seeds] for policy in (other, base)]
     return {
         "semantics": semantics,
         "criterion": criterion,
         "per_seed": per_seed,
         "mean": sum(per_seed) / len(per_seed),
+        "bound": gain_bound(*bounds),
     }
 
 

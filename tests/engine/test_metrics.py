@@ -206,6 +206,34 @@ def test_capacity_criteria_tell_starvation_and_growing_queues_apart() -> None:
     assert not slow.paper
 
 
+def _short(horizon_s: float, config: EngineConfig | None = None, first: float = 0.0) -> Report:
+    requests = Requests.create(
+        [first, first + 0.1], [10, 10], [9, 9], [0, 1], tiers=(TIERS[0], Tier("r", 0.5, 0.5, 0.3))
+    )
+    return summarize(simulate(baselines.make("sarathi"), requests, QUARTER, config, horizon_s=horizon_s))
+
+
+def test_a_run_that_ends_before_anybody_is_served_shows_nothing() -> None:
+    assert [_short(h).verdict for h in (0.0, 0.001, 0.6)] == ["unknown", "stable", "late"]
+    for report in (_short(0.0), _short(5.0, first=9.0), _short(0.3, EngineConfig.reference())):
+        assert (report.paper, report.sound, report.verdict) == (False, False, "unknown")
+
+
+def test_who_waits_for_long_without_a_token_is_late_all_the_same() -> None:
+    """Nobody is ever planned: at 0.2 s nothing can be said, at 0.6 s the median has passed its limit."""
+    report = replace(_short(0.001), delivered_tokens=0)
+    assert replace(report, ttft=replace(report.ttft, p50=0.5)).verdict == "late"
+    assert replace(report, kept_up_share=0.5).verdict == "saturated"
+
+
+def test_a_first_token_at_its_deadline_is_in_time_whatever_the_deadline() -> None:
+    """0.7 and 0.9 are rounded down where single precision holds them; the server's own count is the report's."""
+    for seconds in (0.1, 0.3, 0.7, 0.9):
+        requests = Requests.create([0.0], [4], [1], tiers=(Tier("one", 1.0, 0.5, seconds),))
+        record = simulate(baselines.make("sarathi"), requests, constant(seconds))
+        assert summarize(record).slo_attainment == record.tier["good"][0] == 1.0
+
+
 def test_an_overloaded_queue_is_called_saturated() -> None:
     _, report = _busy("sarathi", 6.0)
     assert report.kept_up_share < 0.9

@@ -12,9 +12,11 @@ from agents.learning.vec_env import SB3VecEnv
 from engine.config import EngineConfig
 from engine.latency import load_profile
 from engine.metrics import summarize
+from engine.requests import Tier
 from engine.simulate import simulate
 from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
+from tests.toys import constant
 
 CONFIG = EnvConfig(workload=Workload(rate=2.5, num_requests=80), action="mixture", arms=("sarathi", "slai"))
 
@@ -52,6 +54,28 @@ def test_an_episode_has_the_numbers_of_a_report(horizon_s: float, semantics: str
     }
     for key, value in expected.items():
         assert found[key] == value or (value is None and math.isnan(found[key])), key
+
+
+def test_a_first_token_at_its_deadline_is_in_time() -> None:
+    """0.7 s is rounded down where single precision holds it."""
+    workload = Workload(arrivals="burst", num_requests=1, lengths="fixed:4,1", tiers=(Tier("one", 1.0, 0.5, 0.7),))
+    env = LLMSchedEnv(replace(CONFIG, workload=workload), executor=constant(0.7))
+    env.reset(seed=0)
+    _, _, terminated, _, info = env.step(0)
+    assert terminated
+    assert info["report"]["median_ttft_ms"] == 700.0
+    assert info["report"]["slo_attainment"] == 1.0
+
+
+def test_slack_of_a_deadline_next_to_zero_is_drawn_as_a_number() -> None:
+    workload = Workload(arrivals="burst", num_requests=1, lengths="fixed:4,9", tiers=(Tier("one", 1.0, 1e-310, 0.7),))
+    env = LLMSchedEnv(replace(CONFIG, workload=workload), render_mode="ansi")
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(0)
+    line = env.render()
+    assert "inf" not in line
+    assert "nan" not in line
 
 
 def test_who_still_waits_has_waited_until_now() -> None:

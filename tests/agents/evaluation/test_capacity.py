@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agents.commands.capacity import capacity_grids
-from agents.evaluation.capacity import Search, capacity_of, search_capacity
+from agents.evaluation.capacity import Search, capacity_of, gain_bound, search_capacity
 from agents.options import Source
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -88,8 +88,28 @@ def test_gains_are_relative_to_the_reference_on_the_same_traces() -> None:
     assert double["gain"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
     paper, sound = (grid.parts[0] for grid in capacity_grids(result))
     assert [row[2] for row in paper.rows] == ["8.00", ">= 16.00"]
-    assert [row[3] for row in paper.rows] == ["-", "+100.0% [+100.0%, +100.0%]"]
+    assert [row[3] for row in paper.rows] == ["-", ">= +100.0%"]
     assert "no growing queue" in sound.title
+
+
+def test_gains_at_a_limit_of_the_search_are_bounds() -> None:
+    assert gain_bound(["exact", "exact"], ["exact", "exact"]) == "exact"
+    assert gain_bound(["exact", "above"], ["exact", "exact"]) == "at least"
+    assert gain_bound(["exact", "exact"], ["above", "exact"]) == "at most"
+    assert gain_bound(["below", "exact"], ["exact", "exact"]) == "at most"
+    assert gain_bound(["above", "above"], ["above", "exact"]) == "open"
+
+
+def _figures(rates: tuple[float, ...]) -> list[Any]:
+    policies = ("fastertransformer:batch_cap=1", "fastertransformer:batch_cap=2")
+    result = search_capacity(search(policies=policies, rates=rates))
+    return [list(row[1:4]) for row in capacity_grids(result)[0].parts[0].rows]
+
+
+def test_capacities_beyond_the_rates_that_were_tried_say_which_side_they_are_on() -> None:
+    assert _figures((4.0, 8.0)) == [[">= 8.000", ">= 8.00", "-"], [">= 8.000", ">= 8.00", "-"]]
+    assert _figures((4.0, 12.0)) == [["4.000", "4.00", "-"], [">= 12.000", ">= 12.00", ">= +200.0%"]]
+    assert _figures((14.0, 16.0)) == [["< 14.000", "< 14.00", "-"], [">= 16.000", ">= 16.00", "-"]]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
         (
             *("mean_e2el_ms", "median_tpot_ms", "p99_itl_ms", "slo_attainment", "ttft_attainment", "tbt_attainment"),
             *("slo_goodput", "output_throughput", "request_throughput", "completed", "unfinished", "dropped"),
+            "ended_by_length",
             *("evictions", "recomputed_tokens", "kv_use", "mean_batch_requests", "mean_batch_tokens"),
             *(
                 "mean_iteration_ms",

@@ -68,6 +68,8 @@ def test_equal_values_have_an_interval_without_width() -> None:
     same = paired_interval([2.5, 3.5, 4.5], [2.0, 3.0, 4.0])
     assert (same.mean, same.low, same.high, same.excludes_zero) == (0.5, 0.5, 0.5, True)
     assert not paired_interval([1.0, 2.0], [1.0, 2.0]).excludes_zero
+    rounded = mean_interval([0.1] * 7)  # their sum is not 0.7
+    assert rounded.low == rounded.mean == rounded.high == 0.1
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])

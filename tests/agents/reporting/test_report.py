@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Annotation
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source
@@ -94,6 +95,28 @@ def test_the_latex_table_has_a_row_for_each_policy_and_load(result: dict[str, An
     columns = next(line for line in lines if line.startswith("load &")).count("&")
     assert all(row.count("&") == columns and row.endswith(r"\\") for row in rows)
     assert "SLO met, \\%" in latex_text(result)
+
+
+def test_names_with_characters_of_latex_are_written_as_they_are(result: dict[str, Any]) -> None:
+    renamed = json.loads(json.dumps(result).replace("slai:offset=3", "runs/a^2_b~c&d%"))
+    assert r"runs/a\textasciicircum{}2\_b\textasciitilde{}c\&d\%" in latex_text(renamed)
+
+
+def test_a_panel_without_a_point_says_so(result: dict[str, Any]) -> None:
+    """Behaviour is watched from the second minute on; 50 requests at 4/s are over by then."""
+    drawn = [axes for axes in PLOTS["behaviour"](result).axes if axes.get_visible() and axes.get_title(loc="left")]
+    texts = [[text.get_text() for text in axes.texts] for axes in drawn]
+    assert texts[:3] == [["no data"]] * 3
+    assert [text.get_text() for text in PLOTS["ttft"](result).axes[0].texts] != ["no data"]
+
+
+def test_the_offered_load_is_named_inside_the_panel(result: dict[str, Any]) -> None:
+    low = json.loads(json.dumps(result))
+    for row in low["summary"]:  # far below what is offered
+        row["metrics"]["slo_goodput"] = {key: 0.6 * value for key, value in row["metrics"]["slo_goodput"].items()}
+    panel = PLOTS["goodput"](low).axes[0]
+    (named,) = (text for text in panel.texts if isinstance(text, Annotation) and text.get_text() == "offered")
+    assert named.xy[1] <= panel.get_ylim()[1] < max(result["config"]["loads"])
 
 
 def test_one_load_and_one_seed_make_a_report_without_intervals(tmp_path: Path) -> None:
