@@ -17,8 +17,8 @@ setup: $(STAMP)  ## Create .venv with the pinned versions (reruns when pyproject
 demo: $(STAMP)  ## Train a PPO scheduler and compare it with others
 	$(BIN)/llmsched demo $(ARGS)
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## Run the tests, a process for each core
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## Check format, rules and types
 	$(BIN)/ruff format --check .

@@ -256,13 +256,13 @@ def main() -> None:
     options = parser.parse_args()
     runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
     finals = {name: [f"{f}/final" for f in folders] for name, folders in runs.items()}
-    evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
     with torch_settings(1):
         configs = [settings(seed, options.short) for seed in range(options.seeds)]
         models = {
             name: [train(name, c, options.beta, Path(f)) for c, f in zip(configs, folders, strict=True)]
             for name, folders in runs.items()
         }
+        evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
         result = evaluate(evaluation, with_windows=False)
         for model, config, policy in zip(
             models.get("attention", []), configs, finals.get("attention", []), strict=False

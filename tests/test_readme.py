@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 MINE = next(block for block in BLOCKS if block.startswith("# mine.py"))
-COMMANDS = re.findall(r"^(llmsched .*mine\.py.*?)(?: +#.*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(llmsched [^#\n]*mine\.py[^#\n]*)", README, re.MULTILINE)
 
 
 @pytest.fixture
@@ -33,7 +33,10 @@ def test_the_commands_for_a_policy_of_ones_own_run(here: Path) -> None:
     for command in COMMANDS:
         assert main(command.split()[1:]) == 0
     assert (here / "out/mine.html").is_file()
-    assert main(["simulate", "--policy", "mine.py:OneAtATime:tuned=mine.json", "--rate", "0.1", "--num-requests", "20"]) == 0
+    assert (
+        main(["simulate", "--policy", "mine.py:OneAtATime:tuned=mine.json", "--rate", "0.1", "--num-requests", "20"])
+        == 0
+    )
 
 
 def test_every_command_named_exists() -> None:

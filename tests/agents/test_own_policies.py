@@ -417,7 +417,7 @@ def test_a_plain_class_has_its_constructors_parameters_and_what_it_remembers_end
     (files / "doors_stateful.py").write_text(STATEFUL)
     policy = resolve("doors_stateful:Stateful:chunk=7,first=9")
     assert {**vars(policy)} == {"chunk": 7, "first": 9, "calls": 0}
-    with pytest.raises(InputError, match="first: expected int, got 'x'"):
+    with pytest.raises(InputError, match="first: expected a whole number, got 'x'"):
         resolve("doors_stateful:Stateful:first=x")
     for given in ("doors_stateful:Stateful", policy):
         alone, both = (evaluate(evaluation(given), workers=w, with_windows=False)["cells"] for w in (1, 2))

@@ -17,13 +17,14 @@ from engine.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
 PROGRAM = """
-import sys, time, pathlib
+import dataclasses, sys, time
 from agents import cli, processes
 
 def work(k):
     print("working", flush=True)
     time.sleep(600)
 
+@dataclasses.dataclass(frozen=True)
 class Sleeping:
     def run(self):
         list(processes.run_tasks(work, range(4), 2))

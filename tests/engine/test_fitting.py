@@ -68,7 +68,9 @@ def test_shipped_tiny_profile_says_how_well_it_fits() -> None:
     [(((1, 1.0),), "one row"), (((2, 1.0), (1, 2.0)), "falling"), (((1, 0.0), (2, 1.0)), "zero"), ((1, 2, 3), "odd")],
 )
 def test_bad_tables_are_refused(table: tuple[tuple[float, float], ...], what: str) -> None:
-    with pytest.raises(InputError, match="table: expected 2 or more pairs of rising tokens, seconds > 0"):
+    pairs = r"table\[0\]: expected a list, got 1"
+    rising = "table: expected 2 or more pairs of rising tokens, seconds > 0"
+    with pytest.raises(InputError, match=pairs if what == "odd" else rising):
         LatencyModel(0.0, 0.0, 0.0, 0.0, 0.0, table=table)
 
 

@@ -96,7 +96,7 @@ def test_every_field_is_a_keyword_of_both_faces() -> None:
         "prediction": "oracle",
         "reward": {"goodput": 1.0},
     }
-    assert {*changes, "action", "arms"} == set(EnvConfig.__dataclass_fields__)
+    assert {*changes, "action", "arms", "observation", "observation_sha256"} == set(EnvConfig.__dataclass_fields__)
     single = gymnasium.make("LLMSched-v0", **changes)
     vector = gymnasium.make_vec("LLMSched-v0", num_envs=2, **changes)
     assert isinstance(single.unwrapped, LLMSchedEnv)

@@ -63,7 +63,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
     elif isinstance(a, np.ndarray):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), where
     else:
-        assert a == b, where
+        assert a == b or (a != a and b != b), where  # nan: a number that does not exist
 
 
 def learner_state(folder: Path) -> dict[str, Any]:
