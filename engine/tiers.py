@@ -61,7 +61,7 @@ def _values(given: Any, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: expected keys among {', '.join(KEYS)}, got {key!r}")
         if short in values:
             raise InputError(f"{where}: expected each key once, got {short!r} twice")
-        values[short] = _value(short, value, where)
+        values[short] = _value(short, value, where, isinstance(given, str))
     for key in ("name", "tbt"):
         if key not in values:
             raise InputError(f"{where}: expected {key}=..., got none in {given!r}")
@@ -80,7 +80,7 @@ def _pairs(text: str, where: str) -> dict[str, str]:
     return pairs
 
 
-def _value(key: str, value: Any, where: str) -> Any:
+def _value(key: str, value: Any, where: str, written: bool) -> Any:
     if key == "name":
         if not isinstance(value, str):
             raise InputError(f"{where}: name: expected a word, got {value!r}")
@@ -90,7 +90,7 @@ def _value(key: str, value: Any, where: str) -> Any:
         if found is None:
             raise InputError(f"{where}: strict: expected yes or no, got {value!r}")
         return found
-    read = _NUMBER.parse if isinstance(value, str) else _NUMBER.check
+    read = _NUMBER.parse if written else _NUMBER.check  # in YAML text is no number
     return float(read(value, f"{where}: {key}"))
 
 

@@ -111,8 +111,9 @@ class OwnFunction:
             InputError: it raised something, or returned something else.
         """
         try:
-            found = np.asarray(self.function(given))
-        except Exception as error:
+            with np.errstate(all="ignore"):  # what is not finite is found below
+                found = np.asarray(self.function(given))
+        except (Exception, SystemExit) as error:
             raise InputError(f"{self.where}: {blame(error)}") from error
         fits = found.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
         if not fits or found.dtype.kind not in "biuf":

@@ -69,3 +69,11 @@ def test_wrong_tiers_are_one_line(given: Any, message: str) -> None:
 
 def test_tiers_are_described_in_one_line() -> None:
     assert describe_tiers(DEFAULT_TIERS) == "strict 5 %, TTFT 2 s, TBT 0.1 s; relaxed 95 %, TTFT 2 s, TBT 0.5 s"
+
+
+def test_text_is_a_number_on_the_command_line_only() -> None:
+    assert parse_tiers(["name=a,tbt=0.1"])[0].tbt_s == 0.1
+    with pytest.raises(InputError, match=r"tbt: expected a finite number, got '0\.1'"):
+        parse_tiers([{"name": "a", "tbt": "0.1"}])
+    with pytest.raises(InputError, match="printable characters, got ' '"):
+        parse_tiers([{"name": " ", "tbt": 0.1}])

@@ -182,3 +182,22 @@ def test_training_learns_from_them_and_what_is_learned_is_evaluated(parts: Path)
     with pytest.raises(InputError, match="it was edited"):
         LearnedPolicy.load("run/final")
     assert main(["train", "--resume", "--run-dir", "run", "--total-timesteps", "192", "--no-progress"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise SystemExit(0)", r"bad.py:reward: SystemExit: 0 .*bad.py, line 2"),
+        ("return -(step.elapsed_s + 1.0) * 1e300 * 1e300", "expected finite numbers, got -inf"),
+    ],
+)
+def test_a_reward_that_leaves_or_overflows_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, body: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text(f"def reward(step):\n    {body}\n")
+    env = LLMSchedVectorEnv(2, EnvConfig(reward=RewardWeights(function="bad.py:reward")))
+    env.reset(seed=0)
+    with pytest.raises(InputError, match=message):
+        env.step(env.action_space.sample())
+    assert [w for w in recwarn if issubclass(w.category, RuntimeWarning)] == []
