@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from agents.evaluation.capacity import CRITERIA, Search, search_capacity
+from agents.evaluation.capacity import CRITERIA, NOBODY_SERVED, Search, search_capacity
 from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
 from agents.processes import default_workers
@@ -93,6 +93,8 @@ class Command(ComparisonOptions):
 def _rates(row: dict[str, Any], lowest: float) -> tuple[str, str]:
     """The mean capacity and those of the seeds, and that they are bounds where the search found no more."""
     bounds = row["bounds"]
+    if row["limited_by"] == [NOBODY_SERVED] and not any(row["by_seed"]):
+        return "-", "-"
     if set(bounds) == {"below"}:
         return f"< {lowest:.3f}", f"< {lowest:.2f}"
     low, high = min(row["by_seed"]), max(row["by_seed"])

@@ -69,6 +69,8 @@ class Task(NamedTuple):
     rate: float | None
 
 
+NOBODY_SERVED = "nobody served before the run ended"
+"""Why no criterion is met where a run shows nothing."""
 SOUND_ONLY = ("p99 TTFT", "growing queue")
 """Conditions that only the sound criterion has."""
 
@@ -76,7 +78,7 @@ SOUND_ONLY = ("p99 TTFT", "growing queue")
 def failures(report: Report) -> list[str]:
     """The conditions of the sound criterion that a run does not meet, those of the paper's first."""
     if report.verdict == "unknown":
-        return ["nobody served before the run ended"]
+        return [NOBODY_SERVED]
     found = [] if report.ttft.p50 < MEDIAN_TTFT_LIMIT_S else ["median TTFT"]
     found += [f"p99 TBT {tier.name}" for tier in report.tiers if not tier.keeps_tbt]
     found += [] if report.ttft.p99 < P99_TTFT_LIMIT_S else ["p99 TTFT"]

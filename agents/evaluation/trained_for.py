@@ -67,8 +67,9 @@ def _tier_text(tiers: Sequence[Tier]) -> str:
 def _limits(trained: EngineConfig, given: EngineConfig) -> list[Pair]:
     changed = [f.name for f in fields(EngineConfig) if getattr(trained, f.name) != getattr(given, f.name)]
     pairs: list[Pair] = [(f"{name} {getattr(trained, name)}", f"{getattr(given, name)}") for name in changed[:SHOWN]]
-    if more := len(changed) - SHOWN:
-        pairs += [(f"{more} more settings of the server", "others")] if more > 0 else []
+    more = len(changed) - SHOWN
+    if more > 0:
+        pairs.append((f"{more} more settings of the server", "others"))
     return pairs
 
 

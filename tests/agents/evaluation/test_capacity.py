@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agents.commands.capacity import capacity_grids
-from agents.evaluation.capacity import Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.capacity import NOBODY_SERVED, Search, capacity_of, gain_bound, search_capacity
 from agents.options import Source
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -104,6 +104,12 @@ def _figures(rates: tuple[float, ...]) -> list[Any]:
     policies = ("fastertransformer:batch_cap=1", "fastertransformer:batch_cap=2")
     result = search_capacity(search(policies=policies, rates=rates))
     return [list(row[1:4]) for row in capacity_grids(result)[0].parts[0].rows]
+
+
+def test_runs_that_end_before_anybody_is_served_have_no_capacity() -> None:
+    result = search_capacity(search(rates=(1.0, 2.0), horizon_s=1e-6))
+    assert all(list(row[1:4]) == ["-", "-", "-"] for grid in capacity_grids(result) for row in grid.parts[0].rows)
+    assert {reason for row in result["rows"] for reason in row["limited_by"]} == {NOBODY_SERVED}
 
 
 def test_capacities_beyond_the_rates_that_were_tried_say_which_side_they_are_on() -> None:
