@@ -58,9 +58,17 @@ def _tiers(trained: Sequence[Tier], given: Sequence[Tier]) -> Pair:
 
 
 def _tier_text(tiers: Sequence[Tier]) -> str:
-    texts = [
-        f"{t.name}{' strict' if t.strict and t.name != 'strict' else ''} {t.ttft_s:g}/{t.tbt_s:g} s" for t in tiers
-    ]
+    texts = []
+    for t in tiers:
+        kind = (
+            " strict"
+            if t.strict and t.name != "strict"
+            else " not strict"
+            if t.name == "strict" and not t.strict
+            else ""
+        )
+        weight = f" weight {t.weight:g}" if t.weight != 1.0 else ""
+        texts.append(f"{t.name}{kind} {t.ttft_s:g}/{t.tbt_s:g} s{weight}")
     return f"{len(tiers)} tier{'s' if len(tiers) > 1 else ''} ({', '.join(texts)})"
 
 

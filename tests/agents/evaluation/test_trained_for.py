@@ -70,6 +70,18 @@ def test_the_shipped_policy_is_at_home_on_the_defaults() -> None:
             "here 2 tiers (strict 2/0.1 s, relaxed 2/0.5 s)",
         ),
         (
+            {"workload": Workload(tiers=(replace(DEFAULT_TIERS[0], weight=3.0), DEFAULT_TIERS[1]))},
+            {},
+            "runs/x was trained with 2 tiers (strict 2/0.1 s weight 3, relaxed 2/0.5 s); "
+            "here 2 tiers (strict 2/0.1 s, relaxed 2/0.5 s)",
+        ),
+        (
+            {"workload": Workload(tiers=(replace(DEFAULT_TIERS[0], strict=False), DEFAULT_TIERS[1]))},
+            {},
+            "runs/x was trained with 2 tiers (strict not strict 2/0.1 s, relaxed 2/0.5 s); "
+            "here 2 tiers (strict 2/0.1 s, relaxed 2/0.5 s)",
+        ),
+        (
             {"profile": "rtx6000ada-mistral-7b:speed=2"},
             {"trained_on": DEVICE.scaled(0.5)},
             "runs/x was trained with profile rtx6000ada-mistral-7b:speed=2; here profile rtx6000ada-mistral-7b",
