@@ -150,15 +150,15 @@ def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def parse_rates(text: str) -> tuple[float, ...]:
-    """Rates from `1.6`, `1.0,1.4,1.8` or `1.0:2.0:0.2` (both ends included).
+def parse_rates(text: str, name: str = "rates") -> tuple[float, ...]:
+    """Rates (or what `name` says) from `1.6`, `1.0,1.4,1.8` or `1.0:2.0:0.2` (both ends included).
 
     Raises:
         InputError: not such a list, a rate that is not positive, or a step that leads nowhere.
     """
-    expected = "rates: expected numbers > 0 as a list (1.0,1.4) or start:end:step (1.0:2.0:0.2)"
+    expected = f"{name}: expected numbers > 0 as a list (1.0,1.4) or start:end:step (1.0:2.0:0.2)"
     try:
-        numbers = [float(RATE.parse(part, "rates")) for part in text.replace(":", ",").split(",")]
+        numbers = [float(RATE.parse(part, name)) for part in text.replace(":", ",").split(",")]
     except InputError:
         raise InputError(f"{expected}, got {text!r}") from None
     if ":" not in text:
@@ -168,7 +168,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
     start, end, step = numbers
     steps = (end - start) / step
     if not steps < 1000:
-        raise InputError(f"rates: expected at most 1000 of them, got {steps + 1:.6g} from {text!r}")
+        raise InputError(f"{name}: expected at most 1000 of them, got {steps + 1:.6g} from {text!r}")
     return tuple(round(start + k * step, 10) for k in range(math.floor(steps + 1e-9) + 1))
 
 

@@ -38,7 +38,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         Raises:
             InputError: options that do not fit, no such device, or a file that cannot be written.
         """
-        shares, policies = parse_rates(self.shares), [resolve(spec) for spec in split_policies(self.policies)]
+        shares, policies = parse_rates(self.shares, "shares"), [resolve(spec) for spec in split_policies(self.policies)]
         check_writable(self.json)
         source, model = self.source(), self.model()
         from engine.gpu import ROOM, make_executor

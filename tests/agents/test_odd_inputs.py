@@ -119,6 +119,11 @@ def test_a_list_of_policies_may_name_a_file_with_commas(tmp_path: Path, monkeypa
     assert split_policies("sarathi,a,b,c.py:Mine:k=3,j=4,slai") == ("sarathi", "a,b,c.py:Mine:k=3,j=4", "slai")
 
 
+def test_the_option_that_is_wrong_is_the_one_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--executor", "transformers:tiny", "--shares", "0"]) == 2
+    assert capsys.readouterr().err.startswith("llmsched: shares: expected numbers > 0")
+
+
 def test_an_empty_name_is_no_folder() -> None:
     with pytest.raises(InputError, match="policy: expected one of"):
         resolve("")
