@@ -20,6 +20,7 @@ from typing import Any
 
 from agents.locks import lock
 from engine.errors import InputError
+from engine.reading import read_mapping
 from engine.writing import STDOUT, TEMPORARY, check_writable, is_stdout, text_to_stderr, write_atomically
 
 __all__ = [
@@ -56,11 +57,18 @@ def config_hash(data: dict[str, Any]) -> str:
 
 def is_ours(folder: Path, *kinds: str) -> bool:
     """Whether a folder carries the mark of one of these kinds of run (none: of any)."""
+    kind = _kind_of(folder)
+    return kind is not None and (not kinds or kind in kinds)
+
+
+def _kind_of(folder: Path) -> str | None:
+    """The kind of run whose mark a folder carries; None without a mark, or with something else in its place."""
     try:
-        data = json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("format") == FORMAT and (not kinds or data.get("kind") in kinds)
+        data = read_mapping(Path(folder) / MARK, "a mark")
+    except InputError:
+        return None
+    kind = data.get("kind")
+    return kind if data.get("format") == FORMAT and isinstance(kind, str) else None
 
 
 @contextlib.contextmanager
@@ -226,8 +234,7 @@ def _check_content(folder: Path, kinds: tuple[str, ...]) -> None:
     """Refuse a folder that holds anything that no run of these kinds has made."""
     if is_ours(folder, *kinds):
         return
-    if is_ours(folder):
-        kind = json.loads((folder / MARK).read_text(encoding="utf-8")).get("kind")
+    if (kind := _kind_of(folder)) is not None:
         raise InputError(f"{folder}: expected a new folder or one of `llmsched {kinds[0]}`, got one of {kind!r}")
     names = (path.name for path in folder.iterdir())
     if others := sorted(name for name in names if name != LOCK and not fnmatch(name, TEMPORARY)):

@@ -131,7 +131,7 @@ def _owner(descriptor: int) -> str:
     try:
         data = json.loads(os.read(descriptor, 4096))
         return f"process {data['pid']} on {data['host']} since {data['since']} ({data['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another run"
 
 

@@ -4,12 +4,14 @@ Only the parent decides what signals mean: workers ignore them, are killed when 
 themselves when it is gone, however it went.
 """
 
+import _thread
 import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,35 +32,108 @@ _PR_SET_PDEATHSIG = 1
 _said: set[int] = set()
 
 
-class Terminated(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP: what Ctrl-C raises, with an exit code."""
+
+    def __init__(self, number: int, forgotten: Callable[[int], None]) -> None:
+        """Name the signal.
+
+        Args:
+            number: the signal's.
+            forgotten: called with it when the last reference to this exception is gone.
+        """
+        super().__init__(signal.Signals(number).name)
+        self.number, self.exit_code, self._forgotten = number, 128 + number, forgotten
+
+    def __del__(self) -> None:
+        self._forgotten(self.number)
+
+
+class Terminated(Interrupted):
     """SIGTERM or SIGHUP: everything that Ctrl-C does, with another exit code."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+
+class _Listener:
+    """Hears signals until the work ends.
+
+    An exception that a handler raises is lost if it comes in a finaliser or a callback of C code (numba's compiler has
+    some): it is dropped there, and the work would go on to its end. Then the signal is sent once more, a little later.
+    """
+
+    def __init__(self) -> None:
+        self._ended = False
+        self._heard: weakref.ref[Interrupted] | None = None
+        self._last = 0
+        self._hook = sys.unraisablehook
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Raise what stands for a signal; but what is under way after SIGTERM is the cleaning up."""
+        under_way = self._heard() if self._heard else None
+        if isinstance(under_way, Terminated) and number != signal.SIGINT:
+            return
+        error = (Interrupted if number == signal.SIGINT else Terminated)(number, self._again)
+        self._heard, self._last = weakref.ref(error), number
+        try:
+            raise error
+        finally:
+            # This frame is part of the traceback: a circle would keep the exception alive.
+            del error
+
+    def _again(self, number: int) -> None:
+        if self._ended:
+            return
+        timer = threading.Timer(0.05, self._send, (number,))
+        timer.daemon = True
+        with contextlib.suppress(RuntimeError):
+            # At the very end there are no more threads.
+            timer.start()
+
+    def _send(self, number: int) -> None:
+        if self._ended:
+            return
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        else:
+            _thread.interrupt_main(signal.Signals(number))
+
+    def dropped(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Stands in for `sys.unraisablehook`: says nothing about what comes again."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._hook(unraisable)
+
+    def end(self) -> None:
+        """The work has ended, however."""
+        self._ended = True
+
+    def missed(self) -> Interrupted | None:
+        """A signal that was heard and lost before the work came to its end."""
+        kind = Interrupted if self._last == signal.SIGINT else Terminated
+        return kind(self._last, lambda _: None) if self._last else None
 
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Terminated` once; where they are ignored (nohup) they stay so."""
-    numbers = [number for number in _SIGNALS if number != signal.SIGINT]
+    """Inside, SIGINT raises `Interrupted`, SIGTERM and SIGHUP `Terminated`; those that are ignored (nohup) stay so.
+
+    Raises:
+        Interrupted: one came; sooner or later even if what the handler raised was lost.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in numbers}
-    mine = [number for number in numbers if before[number] != signal.SIG_IGN]
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        for other in mine:
-            # What is under way now is the cleaning up.
-            signal.signal(other, signal.SIG_IGN)
-        raise Terminated(number)
-
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    mine = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]
+    listener, hook = _Listener(), sys.unraisablehook
     for number in mine:
-        signal.signal(number, terminate)
+        signal.signal(number, listener.hear)
+    sys.unraisablehook = listener.dropped
     try:
         yield
+        if missed := listener.missed():
+            raise missed
     finally:
+        listener.end()
+        sys.unraisablehook = hook
         for number in mine:
             signal.signal(number, before[number] or signal.SIG_DFL)
 

@@ -52,7 +52,8 @@ def warn(folder: Path, error: OSError) -> None:
     )
     _warned.append(text)
     try:
-        warnings.warn_explicit(text, CacheWarning, "llmsched", 1)
+        # No name of a file: warnings would look for one and print a line of it.
+        warnings.warn_explicit(text, CacheWarning, "<llmsched>", 1)
     except CacheWarning:
         # Warnings may be errors to somebody, but no cache is no reason to end a run.
         print(f"llmsched: {text}", file=sys.stderr)

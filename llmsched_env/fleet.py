@@ -229,7 +229,7 @@ class Fleet:
         Raises:
             InputError: it does not.
         """
-        self._states().verify(state)
+        self._states().check(state)
 
     def _states(self) -> StateCodec:
         if self.live:

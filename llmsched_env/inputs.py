@@ -76,6 +76,8 @@ class Actions:
 
     def _whole(self, given: Any) -> np.ndarray:
         try:
+            if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+                raise self.refused(given)
             if isinstance(given, Sequence) and not all(is_whole(value) for value in _leaves(given)):
                 raise self.refused(given)
             array = np.asarray(given)

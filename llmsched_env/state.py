@@ -166,6 +166,15 @@ class StateCodec:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
 
+    def check(self, state: Any) -> None:
+        """Check that `load` takes a state, its generator included.
+
+        Raises:
+            InputError: it does not.
+        """
+        self.verify(state)
+        _generator(state.generator, np.random.default_rng(0))
+
     def _check_gaps(self, gaps: Any) -> None:
         legal = isinstance(gaps, np.ndarray) and gaps.dtype == np.int64 and gaps.ndim == 2 and gaps.shape[1] == 2
         if legal and len(gaps):
@@ -292,7 +301,7 @@ def _differs(data: Any, layout: np.dtype) -> str:
 def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
     """The present generator in a stored state, or a new one if that belongs to another bit generator."""
     kind = state.get("bit_generator") if isinstance(state, dict) else None
-    if kind not in GENERATORS or not _places_are_legal(state):
+    if kind not in GENERATORS or not _numbers_are_legal(state):
         raise InputError(f"state: expected the state of one of numpy's generators, got {show(state)}")
     if kind != type(present.bit_generator).__name__:
         present = np.random.Generator(getattr(np.random, kind)(0))
@@ -305,9 +314,15 @@ def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
     return present
 
 
-def _places_are_legal(state: dict[str, Any]) -> bool:
-    """Whether the positions within a generator's own buffers lie in them: numpy takes any."""
+def _numbers_are_legal(state: dict[str, Any]) -> bool:
+    """Whether all numbers are whole, and positions within a generator's own buffers lie in them: numpy takes any."""
     inner = state.get("state")
+    for part in (state, inner if isinstance(inner, dict) else {}):
+        # numpy cuts fractions off.
+        if not all(is_whole(value) for value in part.values() if not isinstance(value, str | dict | np.ndarray)):
+            return False
+        if not all(value.dtype.kind in "iu" for value in part.values() if isinstance(value, np.ndarray)):
+            return False
     places = (inner.get("pos", 0) if isinstance(inner, dict) else 0, _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
     return all(is_whole(place) and 0 <= place <= most for place, most in places)
 

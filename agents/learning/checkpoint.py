@@ -76,6 +76,8 @@ class Checkpoint:
         files = {name: compressed(a) if name.startswith(ENVIRONMENT) else a for name, a in self.arrays.items()}
         about = json.dumps(self.about | {"config_hash": config_hash})
         path = folder / f"step-{self.num_timesteps:012d}{SUFFIX}"
+        if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+            path.unlink()  # a link or a pipe would be written through
         write_atomically(path, save(files, metadata={"format": FORMAT, "about": about}))
         for old in [other for other in checkpoints(folder) if other.name <= path.name][:-keep]:
             old.unlink(missing_ok=True)

@@ -153,6 +153,20 @@ def test_only_an_empty_folder_or_one_of_ours_is_written_into(tmp_path: Path) -> 
         claimed(Path("-"), "train").__enter__()
 
 
+def test_what_stands_in_the_place_of_a_mark_is_no_mark(tmp_path: Path) -> None:
+    bad = [b"[]", b"", b"\xff\xfe", b"[" * 100_000, b'{"format": "llmsched-folder/1", "kind": ["train"]}', b"1" * 5000]
+    for k, content in enumerate(bad):
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / MARK).write_bytes(content)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / MARK)
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless" / MARK).symlink_to("/dev/zero")
+    for folder in sorted(tmp_path.iterdir()):
+        with pytest.raises(InputError, match=r"expected a new or empty folder .* holds '\.llmsched'"):
+            claimed(folder, "train").__enter__()
+
+
 def test_a_folder_into_which_nothing_was_written_is_taken_away(tmp_path: Path) -> None:
     with pytest.raises(KeyError), claimed(tmp_path / "new", "train"):
         raise KeyError

@@ -1,5 +1,7 @@
 """Workers end with their parent, however that ends, and what comes from outside has its exit code."""
 
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from agents import processes
-from agents.processes import child_environment, run_tasks
+from agents.processes import Interrupted, child_environment, run_tasks, termination_as_interrupt
 from engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
 PROGRAM = """
-import dataclasses, sys, time
+import dataclasses, os, sys, time
 from agents import cli, processes
 
 def work(k):
-    print("working", flush=True)
+    os.write(1, b"working\n")  # at once: two processes write
     time.sleep(600)
 
 @dataclasses.dataclass(frozen=True)
@@ -177,3 +179,59 @@ def test_no_more_processes_than_tasks_or_two_for_each_core(
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match="workers: expected a whole number >= 1, got 0"):
         list(run_tasks(_same, [1], workers=0))
+
+
+def _in_a_finaliser(number: int) -> None:
+    class Last:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    Last()
+
+
+def _in_a_callback_of_c(number: int) -> None:
+    ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(number))()
+
+
+def _in_a_handler_of_everything(number: int) -> None:
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("drop", [_in_a_finaliser, _in_a_callback_of_c, _in_a_handler_of_everything])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_signal_whose_exception_was_dropped_comes_again(
+    drop: Callable[[int], None], number: int, goes_on: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[bool] = []
+
+    def work() -> None:
+        with termination_as_interrupt():
+            drop(number)
+            for _ in range(100 if goes_on else 0):
+                time.sleep(0.05)
+            ends.append(True)
+
+    with pytest.raises(Interrupted) as told:
+        work()
+    assert told.value.exit_code == 128 + number
+    assert ends == [True] * (not goes_on)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_sigterm_does_not_disturb_the_cleaning_up() -> None:
+    ends: list[bool] = []
+
+    def work() -> None:
+        with termination_as_interrupt():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGHUP)
+                ends.append(True)
+
+    with pytest.raises(Interrupted):
+        work()
+    assert ends == [True]

@@ -283,3 +283,13 @@ def test_all_compiled_functions_are_kept_this_way() -> None:
     packages = ("engine", "baselines", "llmsched_env", "agents")
     texts = {path: path.read_text(encoding="utf-8") for name in packages for path in (ROOT / name).rglob("*.py")}
     assert [str(path) for path, text in texts.items() if re.search(r"cache ?= ?True", text)] == []
+
+
+def test_the_warning_is_one_line_wherever_the_command_lies(tmp_path: Path) -> None:
+    (tmp_path / "llmsched").write_text("a line of the script\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from engine import _cache; _cache.warn('here', OSError())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert "compiled code cannot be kept there" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -79,6 +79,7 @@ def wrong_for(shape: tuple[int, ...]) -> list[Any]:
         np.zeros((*shape, 1), np.int64),
         np.zeros((*shape, 3), np.int64),
         np.zeros((4,), np.int64) if shape != (4,) else np.zeros(5, np.int64),
+        np.ma.MaskedArray(zeros, mask=True),
     ]
 
 

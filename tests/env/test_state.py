@@ -229,6 +229,29 @@ def test_objects_that_are_no_states_are_refused() -> None:
     env.load_state(state)
 
 
+@pytest.mark.parametrize("part", [{"gaps": None}, {"generator": {}}, {"generator": {"bit_generator": "PCG64"}}])
+def test_a_list_of_states_is_taken_as_a_whole_or_not_at_all(part: dict[str, Any]) -> None:
+    env = LLMSchedVectorEnv(3, CONFIGS["allocation"])
+    env.reset(seed=0)
+    states = env.save_state()
+    env.step(np.full((3, 3), 1))
+    before = [(state.check, state.generator) for state in env.save_state()]
+    with pytest.raises(InputError, match=r"^state: expected"):
+        env.load_state([*states[:2], replace(states[2], **part)])
+    assert [(state.check, state.generator) for state in env.save_state()] == before
+
+
+def test_numbers_of_a_generator_are_whole() -> None:
+    env = ENVS["allocation"]
+    env.reset(seed=0)
+    state = env.save_state()
+    for inner in ({"state": 1.5, "inc": 1}, {"state": 1, "inc": True}, {"state": "1", "inc": 1}):
+        with pytest.raises(InputError, match=r"^state: expected"):
+            env.load_state(replace(state, generator=state.generator | {"state": inner}))
+    with pytest.raises(InputError, match=r"^state: expected"):
+        env.load_state(replace(state, generator=state.generator | {"has_uint32": 0.5}))
+
+
 def test_a_changed_array_is_noticed_wherever_it_is() -> None:
     env = ENVS["mixture"]
     env.reset(seed=0)
