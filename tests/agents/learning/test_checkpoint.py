@@ -1,6 +1,7 @@
 """Checkpoints: whatever a file holds, nothing of it runs or grows; resume needs the folder and loses nothing."""
 
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -213,6 +214,24 @@ def test_a_damaged_newest_checkpoint_falls_back_to_an_older_whole_one(
     assert len(said) == 1
     assert newest.name in said[0]
     assert said[0].endswith("going on from step-000000000128.safetensors")
+    assert state_of(folder) == state_of(run)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_stands_in_the_place_of_the_newest_checkpoint_is_not_written_through(
+    run: Path, tmp_path: Path, kind: str
+) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(run, folder)
+    newest = checkpoints(folder / CHECKPOINTS)[-1]
+    newest.unlink()
+    elsewhere.write_bytes(b"other")
+    # Opened for both, a pipe takes what is written without a reader.
+    newest.symlink_to(elsewhere) if kind == "link" else os.mkfifo(newest)
+    reader = os.open(newest, os.O_RDWR | os.O_NONBLOCK)
+    train(TrainConfig.of_run(folder, progress=False))
+    os.close(reader)
+    assert elsewhere.read_bytes() == b"other"
     assert state_of(folder) == state_of(run)
 
 
