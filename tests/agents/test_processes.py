@@ -23,7 +23,7 @@ import dataclasses, os, sys, time
 from agents import cli, processes
 
 def work(k):
-    os.write(1, b"working\n")  # at once: two processes write
+    os.write(1, b"working\\n")  # at once: two processes write
     time.sleep(600)
 
 @dataclasses.dataclass(frozen=True)
