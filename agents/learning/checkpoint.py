@@ -30,6 +30,7 @@ from agents.learning.checkpoint_file import (
     check_hash,
     compressed,
     count_of,
+    digest,
     episodes_of,
     mapping_of,
     read,
@@ -78,7 +79,8 @@ class Checkpoint:
         path = folder / f"step-{self.num_timesteps:012d}{SUFFIX}"
         if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
             path.unlink()  # a link or a pipe would be written through
-        write_atomically(path, save(files, metadata={"format": FORMAT, "about": about}))
+        metadata = {"format": FORMAT, "about": about, "sha256": digest(files, about)}
+        write_atomically(path, save(files, metadata=metadata))
         for old in [other for other in checkpoints(folder) if other.name <= path.name][:-keep]:
             old.unlink(missing_ok=True)
         return path

@@ -3,6 +3,7 @@
 Arrays stand under their names, those of the environment compressed (zlib); one JSON text has everything else.
 """
 
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -28,6 +29,15 @@ class DamagedCheckpoint(InputError):
 def compressed(array: np.ndarray) -> np.ndarray:
     """The bytes of an array as a zlib stream, uint8[n]."""
     return np.frombuffer(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), np.uint8)
+
+
+def digest(arrays: dict[str, np.ndarray], about: str) -> str:
+    """SHA-256 of what a file holds: one changed bit of a weight would train on to another result."""
+    total = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        total.update(arrays[name].tobytes())
+    return total.hexdigest()
 
 
 def check_configuration(path: Path, config_hash: str) -> None:
@@ -77,6 +87,8 @@ def read(path: Path, limit: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         raise DamagedCheckpoint(f"{path}: expected a checkpoint, damaged or foreign ({reason[:80]})") from None
     if not known or not isinstance(about, dict):
         raise DamagedCheckpoint(f"{path}: expected a checkpoint with format {FORMAT!r}")
+    if "sha256" in header and header["sha256"] != digest(arrays, header["about"]):
+        raise DamagedCheckpoint(f"{path}: damaged (its content is not what was written)")
     return arrays, about
 
 

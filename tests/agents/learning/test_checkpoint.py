@@ -201,14 +201,18 @@ def test_no_checkpoint_is_unpickled(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert model.num_timesteps == 256
 
 
+@pytest.mark.parametrize("kind", ["cut", "one bit"])
 def test_a_damaged_newest_checkpoint_falls_back_to_an_older_whole_one(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """What is trained anew is the same to the last bit."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     newest = checkpoints(folder / CHECKPOINTS)[-1]
-    newest.write_bytes(newest.read_bytes()[:-100])
+    data = bytearray(newest.read_bytes())
+    weight = data.index(load(bytes(data))["policy.action_net.weight"].tobytes())
+    data[weight] ^= 1
+    newest.write_bytes(data if kind == "one bit" else data[:-100])
     train(TrainConfig.of_run(folder, progress=False))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llmsched: ")]
     assert len(said) == 1
