@@ -100,11 +100,16 @@ def _requests(scene: str) -> Requests:
     )
 
 
+def _bytes(values: np.ndarray, field: str) -> bytes:
+    """A field's bytes; deadlines of first tokens were of single precision when the records were pinned."""
+    return np.ascontiguousarray(values[field], np.float32 if field == "ttft" else None).tobytes()
+
+
 def _digest(record: Record) -> str:
     digest = hashlib.sha256(record.gaps.tobytes())
     for array, fields in RECORDED.items():
         for field in fields.split():
-            digest.update(np.ascontiguousarray(getattr(record, array)[field]).tobytes())
+            digest.update(_bytes(getattr(record, array), field))
     return digest.hexdigest()[:16]
 
 
@@ -176,7 +181,7 @@ def _episode(arms: tuple[str, ...], scene: str) -> str:
             break
     server = env.fleet.row_servers[0]
     for field in RECORDED["request"].split():
-        digest.update(np.ascontiguousarray(server.visible.request[field]).tobytes())
+        digest.update(_bytes(server.visible.request, field))
     return digest.hexdigest()[:16]
 
 
