@@ -252,14 +252,15 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
             r.prediction = server.hidden.refresh[ledger[i].refresh + r.generated // refresh_every - 1]
         if r.generated >= output[i]:
             _retire(row, r, ledger[i], tiers[r.tier])
-            if row.places > 0:
-                free_place(server)
             finished += 1
     if same_count > 0:
         gaps[same_tier, gap_bucket(same_gap)] += same_count
         tiers[same_tier].gap_sum += same_count * same_gap
     if finished > 0:
         _drop_finished(server.visible)
+        if row.places > 0:
+            for _ in range(finished):
+                free_place(server)
     row.prefill_tokens += prefill_tokens
     row.decode_tokens += decode_tokens
     row.batch_requests += server.features.requests[0]
