@@ -106,7 +106,7 @@ def compare_requests(server: Server, reference: ReferenceServer) -> None:
         assert (r["max_gap"], r["late_gaps"]) == (max(job.gaps, default=0.0), len(job.late_gaps))
         assert (h["max_gap"], h["late_gaps"]) == (r["max_gap"], r["late_gaps"])
         assert r["has_token"] == (job.first_token >= 0.0)
-        assert r["ttft"] == np.float32(job.ttft)
+        assert r["ttft"] == job.ttft
         assert equal_or_both_nan(r["prediction"], job.prediction)
         assert server.hidden.output[job.index] == job.ends_at
 
@@ -163,7 +163,7 @@ def compare_tiers(server: Server, reference: ReferenceServer) -> None:
         gaps = [gap for job in jobs for gap in job.gaps]
         late = [gap / job.tbt - 1.0 for job in jobs for gap in job.late_gaps]
         done = [job for job in jobs if job.status == FINISHED]
-        good = [job for job in done if not job.late_gaps and job.first_token - job.arrival <= np.float32(job.ttft)]
+        good = [job for job in done if not job.late_gaps and job.first_token - job.arrival <= job.ttft]
         t = server.hidden.tier[k]
         counts = [len(late), sum(job.first_token >= 0.0 for job in jobs), len(done), len(good)]
         assert [t[name] for name in ("late_gaps", "first_tokens", "finished", "good")] == counts

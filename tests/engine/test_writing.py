@@ -172,8 +172,8 @@ for name in ("kept", "new", "below/new", "open"):
 print((here / "kept").read_text(), (here / "open").read_text()); here.chmod(0o755)
 """
     folder = tmp_path
-    for parent in (folder, *folder.parents[:3]):
-        if parent.stat().st_uid == os.geteuid() and parent.is_relative_to(folder.parents[1]):
+    for parent in (folder, *folder.parents):
+        if parent.name.startswith(("test_", "popen-", "pytest-")):  # what pytest and xdist keep for root
             parent.chmod(0o777)
     lines = as_user(code, folder).splitlines()
     assert lines == [
