@@ -1,5 +1,6 @@
 """One environment step of many rows as one compiled call: decide, run, record, skip, reward, observe."""
 
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -292,6 +293,18 @@ def bundle_arrays() -> Any:
     return kept(_bundle, _FLEET(*_FIELDS.values()))
 
 
+def _rows(function: Any, signature: Any, parallel: bool) -> Any:
+    """A loop over rows, compiled; in parallel by a second and third try.
+
+    Numba looks for the class of a named tuple in sets, whose order changes, and does not find it each time: it then
+    raises an AttributeError over its own message.
+    """
+    for _ in range(2 if parallel else 0):
+        with contextlib.suppress(AttributeError):
+            return kept(function, signature, parallel=True)
+    return kept(function, signature, parallel=parallel)
+
+
 @functools.cache
 def step_allocation(parallel: bool) -> Any:
     """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, 3].
@@ -301,11 +314,11 @@ def step_allocation(parallel: bool) -> Any:
     same results.
     """
     signature = types.int64(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return kept(_allocate, signature, parallel=parallel)
+    return _rows(_allocate, signature, parallel)
 
 
 @functools.cache
 def step_mixture(arms: int, parallel: bool) -> Any:
     """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
     signature = types.int64(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return kept(_mix, signature, parallel=parallel)
+    return _rows(_mix, signature, parallel)
