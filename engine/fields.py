@@ -151,7 +151,6 @@ def whole(low: float = -MOST_TOKENS, high: float = MOST_TOKENS, **options: Any) 
     return Bounds(low, high, whole=True, **options)
 
 
-POSITIVE = number(0.0, above=True)
 NOT_NEGATIVE = number(0.0)
 SHARE = number(0.0, 1.0)
 RATE = number(0.0, 1e9, above=True)

@@ -27,7 +27,7 @@ from engine.errors import InputError
 from engine.fields import checked, convert, from_mapping, number, whole
 from engine.reading import kind_of, parse_json, read_json
 from engine.requests import Requests
-from engine.state import Features, Server, new_features
+from engine.state import Features, Server
 from engine.writing import write_atomically
 
 FORMAT = "llmsched-profile/1"
@@ -306,4 +306,3 @@ def load_profile(name: str) -> LatencyModel:
 
 
 LATENCY_TYPE = typeof(LatencyModel(1.0, 0.0, 0.0, 0.0, 0.0).compiled())
-FEATURES_TYPE = typeof(new_features())

@@ -316,6 +316,5 @@ def set_limits(row: np.ndarray, config: EngineConfig) -> None:
 
 VIEW_TYPE = typeof(new_server(1, 1).visible)
 PLAN_TYPE = typeof(new_plan(1))
-HIDDEN_TYPE = typeof(new_server(1, 1).hidden)
 SERVER_TYPE = typeof(new_server(1, 1))
 MEMORY_TYPE = typeof(Memory(np.zeros(1), np.zeros((1, 1)), np.zeros(1)))

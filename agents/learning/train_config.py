@@ -281,8 +281,3 @@ def _merge(default: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
         inside = isinstance(merged.get(key), dict) and isinstance(value, dict)
         merged[key] = _merge(merged[key], value, f"{where}.{key}") if inside else value
     return merged
-
-
-def with_run_dir(config: TrainConfig, run_dir: Path, **changes: Any) -> TrainConfig:
-    """A copy of a configuration for another folder."""
-    return replace(config, run_dir=Path(run_dir), **changes)
