@@ -9,7 +9,7 @@ The policy is one linear layer: each head's level is ``base + weights x features
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
-from agents.learning.rounds import Rounds
-from agents.learning.run_folder import saved_config
+from agents.learning.rounds import Rounds, Search
 from agents.learning.teachers import teacher
 from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
@@ -70,7 +69,7 @@ _BOUNDS = {
 
 
 @dataclass(frozen=True)
-class EvolutionConfig:
+class EvolutionConfig(Search):
     """One search as one record; ``agents/learning/hyperparams/evolution.yml`` has the recipe of the shipped policy."""
 
     run_dir: Path = Path("runs/evolution")
@@ -139,19 +138,6 @@ class EvolutionConfig:
         """
         data = read_yaml(path, "a recipe")
         return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
-
-    @classmethod
-    def of_run(cls, run_dir: Path) -> "EvolutionConfig":
-        """The configuration of the search in a folder.
-
-        Raises:
-            InputError: the folder holds none.
-        """
-        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the folder."""
-        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
 
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""

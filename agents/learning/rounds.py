@@ -9,16 +9,38 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agents.cells import CellFile
 from agents.files import config_hash, write_atomically
 from agents.learning.bundle import source_hash, versions
-from agents.learning.run_folder import plain, read_about, refuse_difference, write_about
+from agents.learning.run_folder import plain, read_about, refuse_difference, saved_config, write_about
 from engine.errors import InputError
 
 ROUNDS_FILE, LOG_FILE = "rounds.jsonl", "log.csv"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the configurations of searches share: a run folder that is not part of what is searched."""
+
+    run_dir: Path
+    """Folder of the run."""
+
+    @classmethod
+    def of_run(cls, run_dir: Path) -> Self:
+        """The configuration of the search in a folder.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the folder."""
+        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
 
 
 class Rounds:

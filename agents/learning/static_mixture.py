@@ -7,7 +7,7 @@ state-independent; theta = 0 at first). The contextual form is PPO on ``LLMSched
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from agents.files import claimed
 from agents.learning.bundle import Bundle, source_hash, versions
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.policy import LearnedPolicy
-from agents.learning.rounds import Rounds
-from agents.learning.run_folder import saved_config
+from agents.learning.rounds import Rounds, Search
 from agents.learning.whole_runs import Trial, measure
 from agents.processes import run_tasks
 from engine.errors import InputError
@@ -34,7 +33,7 @@ NOT_COMPARED = ("updates", "workers")
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
+class MixtureConfig(Search):
     """One search as one record."""
 
     run_dir: Path = Path("runs/mixture")
@@ -76,19 +75,6 @@ class MixtureConfig:
             raise InputError(f"seed: expected 0 to 2**20 - 1, got {self.seed!r}")
         if len(self.arms) < 2:
             raise InputError(f"arms: expected at least two baselines, got {', '.join(self.arms) or 'none'}")
-
-    @classmethod
-    def of_run(cls, run_dir: Path) -> "MixtureConfig":
-        """The configuration of the search in a folder.
-
-        Raises:
-            InputError: the folder holds none.
-        """
-        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the folder."""
-        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
 
     def env(self) -> EnvConfig:
         """The environment whose action is the choice of an arm."""
