@@ -1,6 +1,5 @@
 """One environment step of many rows as one compiled call: decide, run, record, skip, reward, observe."""
 
-import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -239,6 +238,8 @@ _FIELDS = {
 }
 _FLEET: Any = _FleetType([*_FIELDS.items()])  # type: ignore[no-untyped-call]
 _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
+PARTS = 64
+"""Parts of the rows that threads share out among themselves."""
 _ACTION = typeof(np.zeros((1, 1), np.int64))
 
 
@@ -265,44 +266,57 @@ def _first_outside(action: np.ndarray, choices: np.ndarray, first: int, last: in
     return -1
 
 
-def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
-    if bad >= 0:
-        return bad
+@kept
+def _allocation_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
     servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
     latency, rules = fleet.latency, fleet.rules
-    for e in prange(first, last):
+    for e in range(first, last):
         allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
-    return -1
+
+
+@kept
+def _mixture_rows(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
+    latency, rules = fleet.latency, fleet.rules
+    for e in range(first, last):
+        mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
+
+
+def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
+    if bad < 0:
+        _allocation_rows(action, fleet, first, last, opens)
+    return bad
 
 
 def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
-    if bad >= 0:
-        return bad
-    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
-    latency, rules = fleet.latency, fleet.rules
-    for e in prange(first, last):
-        mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
-    return -1
+    if bad < 0:
+        _mixture_rows(kernels, action, fleet, first, last, opens)
+    return bad
+
+
+# Numba's parallel loops cannot take tuples of tuples from outside: each part of the rows unpacks the fleet itself.
+def _allocate_in_parallel(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad, rows = -1 if opens else _first_outside(action, fleet.rules.choices, first, last), last - first
+    if bad < 0:
+        for k in prange(PARTS):
+            _allocation_rows(action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
+    return bad
+
+
+def _mix_in_parallel(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad, rows = -1 if opens else _first_outside(action, fleet.rules.choices, first, last), last - first
+    if bad < 0:
+        for k in prange(PARTS):
+            _mixture_rows(kernels, action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
+    return bad
 
 
 @functools.cache
 def bundle_arrays() -> Any:
     """The compiled constructor: ``f(servers, memories, latency, rules, outcome) -> FleetArrays``, all shared."""
     return kept(_bundle, _FLEET(*_FIELDS.values()))
-
-
-def _rows(function: Any, signature: Any, parallel: bool) -> Any:
-    """A loop over rows, compiled; in parallel by a second and third try.
-
-    Numba looks for the class of a named tuple in sets, whose order changes, and does not find it each time: it then
-    raises an AttributeError over its own message.
-    """
-    for _ in range(2 if parallel else 0):
-        with contextlib.suppress(AttributeError):
-            return kept(function, signature, parallel=True)
-    return kept(function, signature, parallel=parallel)
 
 
 @functools.cache
@@ -314,11 +328,11 @@ def step_allocation(parallel: bool) -> Any:
     same results.
     """
     signature = types.int64(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return _rows(_allocate, signature, parallel)
+    return kept(_allocate_in_parallel, signature, parallel=True) if parallel else kept(_allocate, signature)
 
 
 @functools.cache
 def step_mixture(arms: int, parallel: bool) -> Any:
     """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
     signature = types.int64(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return _rows(_mix, signature, parallel)
+    return kept(_mix_in_parallel, signature, parallel=True) if parallel else kept(_mix, signature)

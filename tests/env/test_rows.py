@@ -1,5 +1,9 @@
 """The vector environment is the scalar one, row by row, bit for bit; and every action is legal."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, RewardWeights
 
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = Workload(rate=3.0, num_requests=24)
 CONFIGS = {
     "allocation": EnvConfig(workload=SHORT, skip_decode_only=True, rates=(1.0, 4.0), backlog=12),
@@ -136,6 +141,20 @@ def test_skipping_is_running_all_decodes_where_no_prompt_is_left(num_blocks: int
     assert (a.visible.row["evictions"][0, 0] > 0) == (num_blocks == 700)
     for name in ("first_token", "completed", "max_gap"):
         np.testing.assert_array_equal(a.hidden.ledger[name], b.hidden.ledger[name])
+
+
+def test_threads_may_be_the_first_thing_that_is_compiled(tmp_path: Path) -> None:
+    code = """
+from engine import Workload
+from llmsched_env import EnvConfig, LLMSchedVectorEnv
+for action in ("allocation", "mixture"):
+    rows = LLMSchedVectorEnv(3, EnvConfig(action=action, workload=Workload(num_requests=4)), threads=2)
+    rows.reset(seed=0)
+    rows.step(rows.action_space.sample())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_threads_do_not_change_a_bit() -> None:
