@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agents.evaluation.capacity import Search, search_capacity
     from agents.evaluation.evaluate import Evaluation, evaluate
-    from agents.learning.bundle import Bundle
-    from agents.learning.policy import LearnedPolicy, RandomLegal
-    from agents.learning.train import train
-    from agents.learning.train_config import TrainConfig
-    from agents.learning.vec_env import SB3VecEnv
+    from agents.learning.learned.bundle import Bundle
+    from agents.learning.learned.policy import LearnedPolicy, RandomLegal
+    from agents.learning.ppo.train import train
+    from agents.learning.ppo.train_config import TrainConfig
+    from agents.learning.ppo.vec_env import SB3VecEnv
     from agents.options import Source
     from agents.reporting.report import load_result, write_report
 

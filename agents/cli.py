@@ -141,7 +141,7 @@ def _last_resort(error: Exception) -> int:
 def _explain(error: Exception) -> int:
     """Print the line about an error; its exit code."""
     from engine.errors import InputError
-    from engine.simulate import PolicyError
+    from engine.runs.simulate import PolicyError
 
     if isinstance(error, InputError | PolicyError):
         _say(str(error))
@@ -170,7 +170,7 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
 
 def _output(command: Any) -> AbstractContextManager[None]:
     """What is printed goes to standard error if a result goes to standard output."""
-    from agents.files import check_apart, is_stdout, text_to_stderr
+    from agents.work.files import check_apart, is_stdout, text_to_stderr
 
     given = vars(command)
     check_apart(given)
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in commands():
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
-    from agents.processes import Terminated, end_with_parent, termination_as_interrupt
+    from agents.work.processes import Terminated, end_with_parent, termination_as_interrupt
 
     end_with_parent()
     try:

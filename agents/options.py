@@ -7,23 +7,23 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from agents.resolve import split_policies
-from engine.closed import limited
+from agents.policies import split_policies
 from engine.config import EngineConfig
+from engine.demand.closed import limited
+from engine.demand.predictions import parse_channel
+from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
+from engine.demand.tiers import parse_tiers
+from engine.demand.trace_rows import TraceOptions, Unservable
+from engine.demand.trace_values import TimeUnit
+from engine.demand.traces import has_times, read_columns, read_trace, trace_lengths, trace_options
+from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.fields import COUNT, RATE, SECONDS
-from engine.goodput import Goodput
-from engine.latency import LatencyModel, load_profile
+from engine.files.reading import file_digest
 from engine.machine import check_memory
-from engine.policy import Policy
-from engine.predictions import parse_channel
-from engine.reading import file_digest
-from engine.requests import DEFAULT_TIERS, Requests, Tier
-from engine.tiers import parse_tiers
-from engine.trace_rows import TraceOptions, Unservable
-from engine.trace_values import TimeUnit
-from engine.traces import has_times, read_columns, read_trace, trace_lengths, trace_options
-from engine.workload import BYTES_PER_REQUEST, parse_workload
+from engine.runs.goodput import Goodput
+from engine.server.policy import Policy
 
 TierTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The option --tier, which is given once for each tier."""
@@ -218,7 +218,7 @@ class SourceOptions:
     policies that need any (default: each policy's own, see `llmsched policies`)."""
     tier: TierTexts = ()
     """A service tier, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds), with weight=1 and strict=yes or no
-    if need be (default: strict 5 % at 0.1 s between tokens, relaxed 95 % at 0.5 s; `engine.tiers`)."""
+    if need be (default: strict 5 % at 0.1 s between tokens, relaxed 95 % at 0.5 s; `engine.demand.tiers`)."""
     max_concurrency: int | None = None
     """Most requests in flight, as `vllm bench serve --max-concurrency`: one that is due while so many are waits at the
     client and is sent when a place comes free; its TTFT counts from then. Users who think: --workload closed:..."""

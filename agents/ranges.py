@@ -3,9 +3,9 @@
 from dataclasses import fields
 from typing import Any
 
+from engine.demand.workload import BYTES_PER_REQUEST
 from engine.fields import COUNT, RATE, SECONDS, SEED, number, whole
 from engine.machine import check_memory
-from engine.workload import BYTES_PER_REQUEST
 
 OPTIONS = {
     "seed": SEED,

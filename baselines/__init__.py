@@ -31,9 +31,9 @@ from baselines.vllm_v1 import VLLMV1
 from baselines.wait import WAIT
 from engine.errors import InputError
 from engine.fields import convert
+from engine.files.reading import is_there, parse_json, read_mapping
 from engine.own_code import parse_place
-from engine.policy import Policy
-from engine.reading import is_there, parse_json, read_mapping
+from engine.server.policy import Policy
 
 _CLASSES: tuple[type[Policy], ...] = (
     FasterTransformer,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from baselines._heap import HEAP_COLUMNS, HEAP_KEY, PLACE, TIE, put, take_out
-from engine._jit import hot, inner
-from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import drop, evict, schedule
-from engine.state import WAITING, Memory, Plan, View
+from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, PLACE, TIE, put, take_out
+from engine.compiled.jit import hot, inner
+from engine.server.kv import blocks_to_admit, decode_need, tokens_left
+from engine.server.policy import drop, evict, schedule
+from engine.server.state import WAITING, Memory, Plan, View
 
 FCFS, SPF, STRICT_SPF, WEIGHED = 0, 1, 2, 3
 """Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt, fewest tokens

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from baselines._priority import (
+from baselines.families.priority import (
     KEY,
     LISTED,
     NUM_WATCHED,
@@ -18,9 +18,9 @@ from baselines._priority import (
     rekey,
     settle,
 )
-from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LEVELS, FIRST_LEVEL, FACTOR, AGE, PROMPT_TOKEN, PER_CONTEXT, DECODE = range(9)
 

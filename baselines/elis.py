@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
-from engine._jit import inner
-from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
-from engine.state import RUNNING, WAITING, Memory, Plan, View
+from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
+from engine.compiled.jit import inner
+from engine.server.kv import blocks_to_admit, decode_need, tokens_left
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
+from engine.server.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import take_decodes_oldest_first
-from baselines._peak import (
+from baselines.families.peak import (
     FUTURE_WIDTH,
     FUTURES,
     PEAK_ROW_MEMORY,
@@ -21,10 +21,10 @@ from baselines._peak import (
     prompt_limit,
     running_limit,
 )
-from engine._jit import inner
-from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.kv import blocks_for
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 MAX_NEW_TOKENS, TOKEN_RATIO, EXPECTED_TOKENS, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines._priority import (
+from baselines.families.priority import (
     KEY,
     LISTED,
     PRIORITY_REQUEST_MEMORY,
@@ -16,9 +16,9 @@ from baselines._priority import (
     rekey,
     settle,
 )
-from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, STARVATION, QUANTUM = 0, 1, 2, 3
 

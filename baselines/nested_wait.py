@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines._quota import (
+from baselines.families.quota import (
     CODE,
     ENTERS,
     FIRST_CLASS,
@@ -25,10 +25,10 @@ from baselines._quota import (
     put,
     serve_open,
 )
-from engine._jit import inner
+from engine.compiled.jit import inner
 from engine.config import EngineConfig
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 
 @inner

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FILL_REQUEST_MEMORY
-from baselines._reserved import admit_whole, run_all
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from baselines.families.reserved import admit_whole, run_all
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 
 @HotKernel

@@ -11,10 +11,10 @@ from dataclasses import FrozenInstanceError
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine import fields
+from engine.demand.predictions import parse_channel
 from engine.errors import InputError
 from engine.own_code import Place, blame, load_module, load_object, own_objects, parse_place
-from engine.policy import Kernel, Policy
-from engine.predictions import parse_channel
+from engine.server.policy import Kernel, Policy
 
 RESERVED = ("random", "pretrained", "learned")
 """Names of policies that are no baselines."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from baselines._fill import take_decodes_oldest_first
-from baselines._peak import (
+from baselines.families.peak import (
     FUTURE_WIDTH,
     FUTURES,
     PEAK_ROW_MEMORY,
@@ -23,10 +23,10 @@ from baselines._peak import (
     prompt_limit,
     running_limit,
 )
-from engine._jit import hot, inner
-from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import DROPPED, FINISHED, Memory, Plan, View
+from engine.compiled.jit import hot, inner
+from engine.server.kv import blocks_for
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import DROPPED, FINISHED, Memory, Plan, View
 
 MAX_NEW_TOKENS, LIMIT, SEED, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
 

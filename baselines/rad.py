@@ -16,11 +16,11 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from engine._jit import inner
+from engine.compiled.jit import inner
 from engine.config import EngineConfig
-from engine.kv import blocks_for
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
-from engine.state import Memory, Plan, View
+from engine.server.kv import blocks_for
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
+from engine.server.state import Memory, Plan, View
 
 PREFILLS, CHUNK, DECODE_BATCH, TILE, FULL_DRAIN, PACK_TAIL, RESERVE_OUTPUT = range(7)
 

@@ -12,8 +12,8 @@ from baselines._fill import (
     continue_prefills,
     take_decodes_oldest_first,
 )
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER = 0, 1
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 
 from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
-from baselines._slack import CLOCK_CELLS, fill_as_slackfit, profile_params
+from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.device.latency import load_profile
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, AGEING, CLOSE, FORESIGHT, PROFILE = range(9)
 """The latency profile takes the place of its name."""

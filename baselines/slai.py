@@ -17,9 +17,9 @@ from baselines._fill import (
     is_decode,
     schedule_decode,
 )
-from engine._jit import inner
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
 

@@ -14,11 +14,11 @@ from baselines._fill import (
     take,
     take_decodes_oldest_first,
 )
-from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
-from engine._jit import inner
-from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
-from engine.state import WAITING, Memory, Plan, View
+from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
+from engine.compiled.jit import inner
+from engine.server.kv import blocks_to_admit, decode_need, tokens_left
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
+from engine.server.state import WAITING, Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, WINDOW, MARGIN, MAX_PREEMPTIONS, PROTECT = range(6)
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
-from engine._jit import inner
-from engine.kv import blocks_to_admit
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.kv import blocks_to_admit
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
+from engine.server.state import Memory, Plan, View
 
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
-from engine._jit import inner
-from engine.kv import blocks_to_admit, decode_need, tokens_left
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, require, schedule
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import inner
+from engine.server.kv import blocks_to_admit, decode_need, tokens_left
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, require, schedule
+from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LONG_PREFILL = 0, 1, 2
 

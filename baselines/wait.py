@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines._quota import CODE as CODE_VARIANT
-from baselines._quota import (
+from baselines.families.quota import CODE as CODE_VARIANT
+from baselines.families.quota import (
     FIRST_CLASS,
     NUM_CLASSES,
     OPEN,
@@ -25,8 +25,8 @@ from baselines._quota import (
     serve_open,
 )
 from engine.config import EngineConfig
-from engine.policy import HotKernel, Kernel, Policy, check_parameters, require
-from engine.state import Memory, Plan, View
+from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.state import Memory, Plan, View
 
 
 @HotKernel

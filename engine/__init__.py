@@ -1,18 +1,17 @@
 """One LLM server as arrays: requests, limits, physics, metrics."""
 
-from engine import _cache as _cache  # first: it decides where compiled kernels are kept
-from engine._jit import inner
+from engine.compiled.jit import inner
 from engine.config import EngineConfig
+from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
+from engine.demand.tiers import parse_tiers
+from engine.demand.traces import read_trace, write_mooncake
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import Executor, LatencyModel, load_profile, profile_names
 from engine.errors import CacheWarning, InputError
-from engine.latency import Executor, LatencyModel, load_profile, profile_names
-from engine.metrics import summarize
-from engine.policy import HotKernel, Kernel, Policy, drop, evict, remaining, schedule, swap
-from engine.requests import DEFAULT_TIERS, Requests, Tier
-from engine.simulate import PolicyError, PolicyFault, Record, simulate
-from engine.state import Memory, Plan, View
-from engine.tiers import parse_tiers
-from engine.traces import read_trace, write_mooncake
-from engine.workload import Workload, parse_workload
+from engine.runs.metrics import summarize
+from engine.runs.simulate import PolicyError, PolicyFault, Record, simulate
+from engine.server.policy import HotKernel, Kernel, Policy, drop, evict, remaining, schedule, swap
+from engine.server.state import Memory, Plan, View
 
 __all__ = [
     "DEFAULT_TIERS",

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import numpy as np
 
 from engine.errors import InputError
-from engine.reading import kind_of
+from engine.files.reading import kind_of
 
 T = TypeVar("T")
 

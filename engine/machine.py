@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from engine.errors import InputError
-from engine.reading import kind_of
+from engine.files.reading import kind_of
 
 
 def check_memory(count: int, bytes_each: int, option: str) -> None:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from engine.errors import InputError
-from engine.reading import read_bytes
+from engine.files.reading import read_bytes
 
 _FILE = re.compile(r"(?P<place>.+?\.py)(?::(?P<name>[A-Za-z_]\w*)(?![\w=]))?(?::(?P<settings>.*))?", re.DOTALL)
 _MODULE = re.compile(

@@ -5,7 +5,7 @@
 
 from gymnasium.envs.registration import register, registry
 
-from engine.workload import Workload
+from engine.demand.workload import Workload
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE

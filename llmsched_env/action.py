@@ -31,12 +31,12 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from baselines._slack import CLOCK_CELLS, fill_as_slackfit, profile_params, take_urgent
-from engine._jit import hot, inner
-from engine.kv import blocks_to_admit, tokens_left
-from engine.latency import LatencyModel
-from engine.policy import schedule
-from engine.state import Memory, Plan, View
+from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params, take_urgent
+from engine.compiled.jit import hot, inner
+from engine.device.latency import LatencyModel
+from engine.server.kv import blocks_to_admit, tokens_left
+from engine.server.policy import schedule
+from engine.server.state import Memory, Plan, View
 from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)

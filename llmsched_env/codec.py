@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from baselines._slack import PROFILE_PARAMS, profile_params
+from baselines.families.filling import PROFILE_PARAMS, profile_params
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
 from llmsched_env.action import ACTION_SIZES, ALLOCATION_PARAMS
 
 _LEVELS, _SLACKS = ACTION_SIZES[0], ACTION_SIZES[0] + ACTION_SIZES[1]

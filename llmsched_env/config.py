@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from engine.config import EngineConfig
+from engine.demand.predictions import parse_channel
+from engine.demand.workload import TRACE_FIELDS, Workload
 from engine.errors import InputError
 from engine.fields import RATE, SECONDS, checked, from_mapping, number, whole
-from engine.predictions import parse_channel
-from engine.reading import file_digest, kind_of
-from engine.workload import TRACE_FIELDS, Workload
+from engine.files.reading import file_digest, kind_of
 from llmsched_env.own import OwnFunction, place_of, read_reward
 from llmsched_env.reward import RewardWeights
 

@@ -5,8 +5,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from engine.device.latency import Executor
 from engine.errors import InputError
-from engine.latency import Executor
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet, action_space
 from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
@@ -51,7 +51,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
     `max_episode_steps` truncates as `gymnasium.wrappers.TimeLimit` does. `gymnasium.make` adds that wrapper itself; its
     truncations have no ``info["report"]``, which ``env.unwrapped.report()`` gives.
     ``reset(options={"requests": requests})`` plays a given trace. `executor` runs the batches instead of the profile:
-    an `engine.latency.Executor` or the spec of one ("transformers", "transformers:tiny"). With a real one time is real:
+    an `engine.Executor` or the spec of one ("transformers", "transformers:tiny"). With a real one time is real:
     the seconds from one batch to the next, in which the agent decides, are charged. An action outside the space is then
     replaced by a batch of Sarathi-Serve; ``info["fallbacks"]`` counts them.
 

@@ -1,4 +1,4 @@
-"""The numbers of one episode: those of a report (`engine.metrics`), as far as training looks at them at each end."""
+"""The numbers of one episode: those of a report (`engine.runs.metrics`), as far as training looks at them."""
 
 import math
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.metrics import Distribution, arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
-from engine.state import Server
+from engine.runs.metrics import Distribution, arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
+from engine.server.state import Server
 
 
 def _ms(seconds: float) -> float:
@@ -18,8 +18,8 @@ def _ms(seconds: float) -> float:
 def episode_report(server: Server, config: EngineConfig, tier_names: list[str]) -> dict[str, Any]:
     """TTFT, gaps, goodput and load of one row; times in ms unless the key ends in _s.
 
-    Every number is that of `engine.metrics` for a run that ends now: who waits still has waited until now, and what
-    does not exist (a percentile of no gaps) is nan.
+    Every number is that of `engine.runs.metrics` for a run that ends now: who waits still has waited until now, and
+    what does not exist (a percentile of no gaps) is nan.
 
     Args:
         server: one row.

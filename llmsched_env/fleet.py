@@ -7,14 +7,14 @@ import numpy as np
 from gymnasium import spaces
 
 import baselines
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
-from engine.integrity import check_server
-from engine.latency import LatencyModel, load_profile
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.rows import new_rows, row_of
-from engine.state import ROW, Server, load, set_limits
+from engine.server.integrity import check_server
+from engine.server.policy import Policy
+from engine.server.rows import new_rows, row_of
+from engine.server.state import ROW, Server, load, set_limits
 from llmsched_env.action import (
     ACTION_NAMES,
     ACTION_SIZES,

@@ -6,9 +6,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from engine.demand.requests import Requests
 from engine.errors import InputError
 from engine.fields import COUNT
-from engine.requests import Requests
 
 
 def is_whole(value: Any) -> bool:

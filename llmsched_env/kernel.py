@@ -6,8 +6,8 @@ Memory of such a policy: the codec's parameters come first in `params`, the obse
 
 import numpy as np
 
-from engine._jit import hot
-from engine.state import Memory, Plan, View
+from engine.compiled.jit import hot
+from engine.server.state import Memory, Plan, View
 from llmsched_env.action import (
     ACTION_SIZES,
     ALLOCATION_PARAMS,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.device.latency import Charged, Executor
 from engine.errors import InputError
-from engine.latency import Charged, Executor
-from engine.requests import Requests
-from engine.state import Server
+from engine.server.state import Server
 from llmsched_env.action import ACTION_SIZES, TOKEN_LEVELS
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import show
@@ -19,16 +19,16 @@ _SARATHI = np.array([[TOKEN_LEVELS.index(512), 0, 0]])
 
 
 def find_executor(executor: Executor | str, engine: EngineConfig) -> Executor:
-    """An executor by its spec (`engine.gpu.make_executor`); others are passed through.
+    """An executor by its spec (`engine.device.real.executor.make_executor`); others are passed through.
 
     Raises:
         InputError: another spec, no such device or folder, not enough memory.
     """
     if not isinstance(executor, str):
         if not all(hasattr(executor, name) for name in ("real_time", "seconds", "start")):
-            raise InputError(f"executor: expected a spec or an engine.latency.Executor, got {show(executor)}")
+            raise InputError(f"executor: expected a spec or an engine.device.latency.Executor, got {show(executor)}")
         return executor
-    from engine.gpu import ROOM, make_executor
+    from engine.device.real.executor import ROOM, make_executor
 
     return make_executor(executor, int(ROOM * engine.capacity_tokens))
 

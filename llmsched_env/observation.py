@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from baselines._fill import FILL_ROW_MEMORY
-from engine._jit import hot, inner
-from engine.state import Memory, View
+from engine.compiled.jit import hot, inner
+from engine.server.state import Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
 """Upper edges of the prompt-length buckets, tokens; the last bucket is open."""

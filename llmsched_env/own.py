@@ -21,9 +21,9 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.fields import from_mapping
+from engine.files.reading import kind_of
 from engine.own_code import blame, file_place, load_module, load_object, own_objects, parse_place, source_digest
-from engine.reading import kind_of
-from engine.state import View
+from engine.server.state import View
 from llmsched_env.reward import RewardWeights
 
 
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
     """What an observation function is given."""
 
     observation: np.ndarray  # float32[rows, OBSERVATION_SIZE], the default observation
-    request: np.ndarray  # REQUEST[rows, requests], see `engine.state`; only those that arrived count
+    request: np.ndarray  # REQUEST[rows, requests], see `engine.server.state`; only those that arrived count
     queue: np.ndarray  # int32[rows, requests]; queue[e, : row["num_waiting"][e]] wait in row e, head first
     running: np.ndarray  # int32[rows, requests]; running[e, : row["num_running"][e]] hold KV
     row: np.ndarray  # ROW[rows], clock, counters and limits of the servers

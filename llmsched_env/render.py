@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.state import Server
+from engine.server.state import Server
 
 WIDTH, LANE, GAP = 480, 80, 8
 _PREFILL, _DECODE = (66, 103, 172), (67, 160, 91)

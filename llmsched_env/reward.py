@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from engine._jit import inner
+from engine.compiled.jit import inner
 from engine.fields import NOT_NEGATIVE, checked
-from engine.state import Server
+from engine.server.state import Server
 
 REWARD_TERMS = ("ttft", "tbt", "e2e", "goodput", "starvation")
 """Order of the terms in arrays."""

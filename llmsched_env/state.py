@@ -14,12 +14,12 @@ import numpy as np
 from baselines._fill import BEST, LEFT_STAMP, NUM_HEAPED, NUM_LEFT, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
 from baselines._fill import HEAP as FILL_HEAP
 from baselines._fill import LEFT as FILL_LEFT
-from baselines._heap import PLACE
-from engine._jit import hot
+from baselines.families.heap import PLACE
+from engine.compiled.jit import hot
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.integrity import FAULTS, checksum, server_fault
-from engine.latency import LatencyModel
-from engine.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
+from engine.server.integrity import FAULTS, checksum, server_fault
+from engine.server.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
 from llmsched_env.action import ACTION_SIZES, BUDGET, ORDER, RULE
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import is_whole, show
@@ -42,7 +42,7 @@ class EnvState:
     """
 
     data: np.ndarray
-    """One record: ``data["row"]`` (`engine.state.ROW`), ``request``, ``queue``, ``running``, ``ledger``, ``output``,
+    """One record: ``data["row"]`` (`state.ROW`), ``request``, ``queue``, ``running``, ``ledger``, ``output``,
     ``tier``, memories, the last outcome, return and sums of the reward terms. Its dtype is the layout's version."""
     gaps: np.ndarray
     """Histogram of the gaps between tokens, int64[k, 2]: place (tier x buckets + bucket) and count."""

@@ -7,13 +7,13 @@ import numpy as np
 from numba import prange, typeof, types
 from numba.experimental import structref
 
-from engine._jit import inner
-from engine._kept import kept
-from engine.core import begin, begin_decodes, empty, finish, idle, is_over, pause
-from engine.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
-from engine.policy import KERNEL_SIGNATURE
-from engine.rows import new_rows, row_of
-from engine.state import Memory, Server
+from engine.compiled.jit import inner
+from engine.compiled.kept import kept
+from engine.device.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
+from engine.server.core import begin, begin_decodes, empty, finish, idle, is_over, pause
+from engine.server.policy import KERNEL_SIGNATURE
+from engine.server.rows import new_rows, row_of
+from engine.server.state import Memory, Server
 from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 from llmsched_env.reward import NUM_TERMS, add_totals, starving

@@ -19,12 +19,12 @@ from typing import Any
 import yaml
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import json_text, write_atomically
-from agents.learning.evolution import shipped_recipe
+from agents.learning.search.evolution import shipped_recipe
 from agents.options import Source
-from agents.processes import child_environment
+from agents.work.files import json_text, write_atomically
+from agents.work.processes import child_environment
 from engine.config import EngineConfig
-from engine.latency import load_profile
+from engine.device.latency import load_profile
 
 ARMS = ("slai", "sarathi", "sarathi:order=spf", "slackfit:tuned")
 WARM = ["train", "--env.budget", "slackfit", "--env.close", "1", "--teacher", "slackfit:tuned"]

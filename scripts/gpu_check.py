@@ -22,12 +22,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from agents.files import json_text, write_atomically
-from agents.studies import profiling
+from agents.device import profiling
+from agents.work.files import json_text, write_atomically
+from engine.device.fitting import fit
+from engine.device.real.attention import attend, reference
+from engine.device.real.executor import TransformersExecutor, make_executor
 from engine.errors import InputError
-from engine.fitting import fit
-from engine.gpu import TransformersExecutor, make_executor
-from engine.gpu_attention import attend, reference
 
 FLOORS_S = {
     "decode 1 @ 1024": (4.3e-3, 0.70),

@@ -27,17 +27,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import json_text, write_atomically
-from agents.learning.imitation import imitate
-from agents.learning.normalize import TimedNormalize
-from agents.learning.rollout import TimedPPO
+from agents.learning.ppo.imitation import imitate
+from agents.learning.ppo.normalize import TimedNormalize
+from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.train import build_model, learned_policy, torch_settings
+from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
-from agents.learning.train import build_model, learned_policy, torch_settings
-from agents.learning.train_config import TrainConfig
-from agents.learning.vec_env import SB3VecEnv
-from engine._kept import kept
-from engine.requests import Requests
-from engine.state import View
+from agents.work.files import json_text, write_atomically
+from engine.compiled.kept import kept
+from engine.demand.requests import Requests
+from engine.server.state import View
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
 from scripts.ablations import BASE, METRICS, RATES, VARIANTS, against_base, figures, table

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import json_text, write_atomically
-from agents.learning.evolution import EvolutionConfig, shipped_recipe
+from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
 from agents.options import Source
-from agents.processes import default_workers
-from agents.resolve import PRETRAINED, pretrained_folder
+from agents.policies import PRETRAINED, pretrained_folder
+from agents.work.files import json_text, write_atomically
+from agents.work.processes import default_workers
 from engine.config import EngineConfig
-from engine.latency import load_profile
+from engine.device.latency import load_profile
 
 PROFILE = "rtx6000ada-mistral-7b"
 FASTER = f"{PROFILE}:speed=2"

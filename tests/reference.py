@@ -10,8 +10,8 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from engine.config import EngineConfig
-from engine.requests import Requests
-from engine.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, RUNNING, SWAP, SWAP_COMPRESSED, WAITING
+from engine.demand.requests import Requests
+from engine.server.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, RUNNING, SWAP, SWAP_COMPRESSED, WAITING
 
 Entry = tuple[int, int, int]
 """One plan entry: request, tokens (or EVICT ... SWAP_COMPRESSED), KV blocks to reserve."""
@@ -65,7 +65,7 @@ class Job:
 
 
 class ReferenceServer:
-    """One LLM server: `begin`, `finish` and `idle` as in engine.core."""
+    """One LLM server: `begin`, `finish` and `idle` as in engine.server.core."""
 
     def __init__(self, config: EngineConfig, requests: Requests) -> None:
         """Stand at time 0 in front of `requests`; the ones at time 0 have arrived."""

@@ -6,7 +6,7 @@ Written from the rules of the public SLAI code (agrimUT/SLAI 5098a7a): lists, an
 import heapq
 from dataclasses import dataclass, field
 
-from engine.state import DROP, EVICT
+from engine.server.state import DROP, EVICT
 from tests.reference import Entry, Job, ReferenceServer
 
 

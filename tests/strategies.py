@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.requests import Requests, Tier
+from engine.demand.requests import Requests, Tier
+from engine.device.latency import LatencyModel
 
 TIERS = (Tier("strict", 0.5, 0.015, ttft_s=0.3, strict=True), Tier("relaxed", 0.5, 0.05, ttft_s=1.0))
 DEVICE = LatencyModel(overhead=0.004, floor=0.003, per_token=1e-4, per_pair=2e-7, per_context=4e-7)

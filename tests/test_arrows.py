@@ -1,4 +1,4 @@
-"""The import arrows between packages and between the rooms of `agents`, and which third parties each may load.
+"""The import arrows between packages and between the rooms of a package, and which third parties each may load.
 
 Sources are parsed, not run, so an import inside a function counts too. What importing really loads is
 checked in fresh interpreters.
@@ -27,25 +27,17 @@ OURS = {
     "agents": {"agents", "engine", "baselines", "llmsched_env"},
 }
 
-ROOMS = (
-    "locks",
-    "files",
-    "cells",
-    "processes",
-    "progress",
-    "learning",
-    "resolve",
-    "ranges",
-    "options",
-    "evaluation",
-    "reporting",
-    "studies",
-    "commands",
-    "help",
-    "cli",
-    "__init__",
-)
-"""Folders and single files of `agents`: each may import itself and those before it."""
+ROOMS = {
+    "engine": (
+        *("errors", "files", "machine", "fields", "own_code", "compiled", "config"),
+        *("demand", "server", "device", "runs", "__init__"),
+    ),
+    "agents": (
+        *("work", "learning", "policies", "ranges", "options", "evaluation", "reporting"),
+        *("device", "bench", "studies", "commands", "help", "cli", "__init__"),
+    ),
+}
+"""Folders and single files of a package: each may import itself and those before it."""
 
 ON_LOAD = {
     "engine": {"numpy", "numba"},
@@ -58,7 +50,7 @@ IN_FUNCTIONS = {"engine": {"scipy", "tokenizers", "yaml"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
-GPU_FILES = {"engine/gpu.py", "engine/gpu_attention.py", "engine/gpu_model.py"}
+GPU_FILES = {"engine/device/real/executor.py", "engine/device/real/attention.py", "engine/device/real/models.py"}
 """Inside engine only these files may know those packages; others import these files inside functions."""
 
 LIGHT_FILES = {"agents/__init__.py", "agents/cli.py"}
@@ -135,7 +127,7 @@ def imports_of(text: str, file: str) -> list[Import]:
 
 
 def room(parts: list[str]) -> str:
-    """Where in `agents` something is, given as [agents, folder or module, ...]."""
+    """Where in its package something is, given as [package, folder or module, ...]."""
     return parts[1] if len(parts) > 1 else "__init__"
 
 
@@ -144,14 +136,15 @@ def arrow_fault(file: str, found: Import) -> str | None:
     package = file.split("/")[0]
     if found.top not in OURS[package]:
         return f"{package} may not import {found.top}"
-    if found.on_load and file not in GPU_FILES and found.module.replace(".", "/").startswith("engine/gpu"):
+    if found.on_load and file not in GPU_FILES and f"{found.module.replace('.', '/')}.py" in GPU_FILES:
         return f"{found.module} must be imported inside the function that needs it"
-    if found.top == package == "agents":
+    if found.top == package and package in ROOMS:
+        rooms = ROOMS[package]
         here, there = room(file.removesuffix(".py").split("/")), room(found.module.split("."))
-        if not {here, there} <= set(ROOMS):
+        if not {here, there} <= set(rooms):
             return f"{here} or {there} has no place in ROOMS"
-        if ROOMS.index(there) > ROOMS.index(here):
-            return f"agents: {here} may not import {there}"
+        if rooms.index(there) > rooms.index(here):
+            return f"{package}: {here} may not import {there}"
     return None
 
 
@@ -165,7 +158,7 @@ def third_party_fault(file: str, found: Import) -> str | None:
             return f"{found.top} must not load with this file"
         return None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
     if found.top in GPU_ONLY:
-        return None if file in GPU_FILES else f"{found.top} belongs to engine/gpu.py"
+        return None if file in GPU_FILES else f"{found.top} belongs to engine/device/real/executor.py"
     if found.top in ON_LOAD[package]:
         return None
     if found.top in IN_FUNCTIONS.get(package, set()):
@@ -198,8 +191,9 @@ def test_package_imports_only_along_the_arrows(package: str) -> None:
     assert faults(sources(package)) == []
 
 
-def test_every_part_of_agents_has_its_place_in_rooms() -> None:
-    assert {name.split("/")[1].removesuffix(".py") for name in sources("agents")} == set(ROOMS)
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_part_of_a_package_has_its_place_in_rooms(package: str) -> None:
+    assert {name.split("/")[1].removesuffix(".py") for name in sources(package)} - {"data"} == set(ROOMS[package])
 
 
 @pytest.mark.parametrize(
@@ -215,14 +209,15 @@ def test_every_part_of_agents_has_its_place_in_rooms() -> None:
 @pytest.mark.parametrize(
     ("file", "module", "reason"),
     [
-        ("engine/core.py", "baselines.slai", "engine may not import baselines"),
-        ("engine/core.py", "agents", "engine may not import agents"),
+        ("engine/server/core.py", "baselines.slai", "engine may not import baselines"),
+        ("engine/server/core.py", "agents", "engine may not import agents"),
         ("baselines/slai.py", "llmsched_env", "baselines may not import llmsched_env"),
-        ("llmsched_env/env.py", "agents.learning.policy", "llmsched_env may not import agents"),
-        ("agents/learning/train.py", "agents.evaluation.setup", "agents: learning may not import evaluation"),
+        ("llmsched_env/env.py", "agents.learning.learned.policy", "llmsched_env may not import agents"),
+        ("agents/learning/ppo/train.py", "agents.evaluation.setup", "agents: learning may not import evaluation"),
         ("agents/reporting/report.py", "agents.studies", "agents: reporting may not import studies"),
         ("agents/options.py", "agents", "agents: options may not import __init__"),
-        ("agents/learning/train.py", "agents.utils", "has no place in ROOMS"),
+        ("agents/learning/ppo/train.py", "agents.utils", "has no place in ROOMS"),
+        ("engine/demand/requests.py", "engine.server.state", "engine: demand may not import server"),
     ],
 )
 def test_import_against_the_arrows_is_reported(file: str, module: str, reason: str, form: str) -> None:
@@ -232,16 +227,24 @@ def test_import_against_the_arrows_is_reported(file: str, module: str, reason: s
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
-        ("engine/fit.py", "import scipy.optimize", "scipy must be imported inside the function"),
-        ("engine/fit.py", "def f():\n    import torch", "torch belongs to engine/gpu.py"),
-        ("engine/core.py", "from engine.gpu import build", "engine.gpu must be imported inside the function"),
-        ("agents/cli.py", "import engine.gpu_attention", "engine.gpu_attention must be imported inside the function"),
-        ("engine/core.py", "import pandas", "engine may not import pandas"),
+        ("engine/device/fit.py", "import scipy.optimize", "scipy must be imported inside the function"),
+        ("engine/device/fit.py", "def f():\n    import torch", "torch belongs to engine/device/real/executor.py"),
+        (
+            "engine/server/core.py",
+            "from engine.device.real.executor import build",
+            "engine.device.real.executor must be imported inside the function",
+        ),
+        (
+            "agents/cli.py",
+            "import engine.device.real.attention",
+            "engine.device.real.attention must be imported inside the function",
+        ),
+        ("engine/server/core.py", "import pandas", "engine may not import pandas"),
         ("baselines/slai.py", "import scipy", "baselines may not import scipy"),
-        ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to engine/gpu.py"),
+        ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to engine/device/real/executor.py"),
         ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib must not load with this file"),
-        ("agents/learning/train.py", "import ray", "ray belongs to agents/evaluation/scale.py"),
-        ("agents/learning/train.py", "import requests", "requests is not a dependency"),
+        ("agents/learning/ppo/train.py", "import ray", "ray belongs to agents/evaluation/scale.py"),
+        ("agents/learning/ppo/train.py", "import requests", "requests is not a dependency"),
     ],
 )
 def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> None:
@@ -252,13 +255,13 @@ def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> Non
     ("file", "text"),
     [
         (
-            "engine/sub/part.py",
+            "engine/demand/part.py",
             "from ..errors import InputError\nfrom . import other\nimport json, numpy.random",
         ),
-        ("engine/fit.py", "def f():\n    from scipy import optimize"),
-        ("engine/gpu.py", "import torch, transformers\nfrom engine.gpu_attention import NAME"),
-        ("agents/commands/validate.py", "def f():\n    from engine.gpu import make_executor"),
-        ("baselines/slai.py", "from engine.policy import Policy\nfrom numba import njit"),
+        ("engine/device/fit.py", "def f():\n    from scipy import optimize"),
+        ("engine/device/real/executor.py", "import torch, transformers\nfrom engine.device.real.attention import NAME"),
+        ("agents/commands/validate.py", "def f():\n    from engine.device.real.executor import make_executor"),
+        ("baselines/slai.py", "from engine.server.policy import Policy\nfrom numba import njit"),
         ("llmsched_env/env.py", "import gymnasium, engine, baselines"),
         ("agents/cli.py", "if typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import matplotlib"),
         ("agents/evaluation/scale.py", "def f():\n    import ray"),
@@ -266,7 +269,7 @@ def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> Non
             "agents/evaluation/capacity.py",
             "from agents.evaluation.setup import run_tasks\nfrom agents.options import Source",
         ),
-        ("agents/commands/demo.py", "def f():\n    from agents.learning.train import train"),
+        ("agents/commands/demo.py", "def f():\n    from agents.learning.ppo.train import train"),
     ],
 )
 def test_allowed_import_is_not_reported(file: str, text: str) -> None:

@@ -21,30 +21,30 @@ import pytest
 import yaml
 
 import baselines
-from agents import cells
-from agents.cells import CellFile
 from agents.cli import main
+from agents.device.profiling import read_points, read_provenance
 from agents.evaluation import evaluate
-from agents.learning.bundle import Bundle
-from agents.learning.evolution import EvolutionConfig, shipped_recipe
-from agents.learning.train_config import TrainConfig
+from agents.learning.learned.bundle import Bundle
+from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
 from agents.options import parse_rates
+from agents.policies import pretrained_folder, resolve, split_policies
 from agents.reporting.report import load_result
-from agents.resolve import pretrained_folder, resolve, split_policies
-from agents.studies.profiling import read_points, read_provenance
 from agents.studies.tuning import save
+from agents.work import cells
+from agents.work.cells import CellFile
+from engine.demand.length_models import parse_lengths
+from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
+from engine.demand.predictions import parse_channel
+from engine.demand.requests import Requests
+from engine.demand.trace_rows import parse_window
+from engine.demand.traces import read_trace
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import NUMBERS as COEFFICIENTS
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, MOST_TOKENS
-from engine.latency import NUMBERS as COEFFICIENTS
-from engine.latency import LatencyModel, load_profile
-from engine.length_models import parse_lengths
-from engine.lengths import TABLE_FOLDER, JointQuantileTable
-from engine.predictions import parse_channel
-from engine.reading import read_json
-from engine.requests import Requests
-from engine.trace_rows import parse_window
-from engine.traces import read_trace
-from engine.workload import Workload, parse_workload
+from engine.files.reading import read_json
 from llmsched_env.config import EnvConfig
 from tests.fuzz_inputs import json_bytes, spec, structured, textual
 

@@ -13,14 +13,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import CallbackList
 
-from agents.learning.bundle import Bundle
-from agents.learning.policy import LearnedPolicy
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
-from agents.learning.vec_env import SB3VecEnv
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_SIZE

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from engine.latency import LatencyModel
-from engine.policy import Kernel, Policy
-from engine.state import Memory, Plan, View
+from engine.device.latency import LatencyModel
+from engine.server.policy import Kernel, Policy
+from engine.server.state import Memory, Plan, View
 
 Planner = Callable[[View, Memory, Plan], None]
 

@@ -1,14 +1,14 @@
-"""`llmsched bench`: the measurements of `agents.studies.bench`."""
+"""`llmsched bench`: the measurements of `agents.speed.speed`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.files import check_writable, json_text, write_atomically
+from agents.bench import speed
 from agents.options import ProgressOptions, TableOptions
-from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from agents.studies import bench
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.progress import bars
 from engine.errors import InputError
 
 GOALS: dict[str, tuple[str, float]] = {
@@ -43,16 +43,16 @@ class Command(TableOptions, ProgressOptions):
         Raises:
             InputError: an unknown measurement, a scale that is not positive, or a file that cannot be written.
         """
-        names = [*bench.MEASUREMENTS] if self.only is None else [name.strip() for name in self.only.split(",")]
+        names = [*speed.MEASUREMENTS] if self.only is None else [name.strip() for name in self.only.split(",")]
         for name in names:
-            if name not in bench.MEASUREMENTS:
-                raise InputError(f"only: expected measurements among {', '.join(bench.MEASUREMENTS)}, got {name!r}")
+            if name not in speed.MEASUREMENTS:
+                raise InputError(f"only: expected measurements among {', '.join(speed.MEASUREMENTS)}, got {name!r}")
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
         check_writable(self.json)
         console = terminal_console()
         with bars(self.progress) as progress:
-            result = bench.bench(names, self.scale, progress)
+            result = speed.bench(names, self.scale, progress)
         show(_figures(result), console, self.wide)
         for column in ("running", "waiting", "rows"):
             if "growth" in result:

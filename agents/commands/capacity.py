@@ -8,12 +8,12 @@ from typing import Any
 from rich.text import Text
 
 from agents.evaluation.capacity import CRITERIA, NOBODY_SERVED, Search, search_capacity
-from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, parse_rates
-from agents.processes import default_workers
-from agents.progress import OnProgress, bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from engine.bounds import bound_note
+from agents.work.files import check_writable, claimed, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import OnProgress, bars
+from engine.device.bounds import bound_note
 from engine.errors import InputError
 
 CRITERION_TEXT = {

@@ -7,14 +7,14 @@ from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
-from agents.files import claimed, empty_folder, json_text, write_atomically
-from agents.learning.train_config import TrainConfig
+from agents.learning.ppo.train_config import TrainConfig
 from agents.options import ProgressOptions, Source, TableOptions, TierTexts
-from agents.processes import default_workers
-from agents.progress import OnProgress, bars, unseen
 from agents.reporting.report import write_report
-from engine.latency import load_profile
-from engine.tiers import parse_tiers
+from agents.work.files import claimed, empty_folder, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import OnProgress, bars, unseen
+from engine.demand.tiers import parse_tiers
+from engine.device.latency import load_profile
 
 RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "slackfit:tuned", "pretrained")
 MUST_BEAT = ("random", "sarathi")
@@ -58,7 +58,7 @@ class Command(TableOptions, ProgressOptions):
             self._run()
 
     def _run(self) -> None:
-        from agents.learning.train import train
+        from agents.learning.ppo.train import train
 
         start = time.perf_counter()
         config = self._training()

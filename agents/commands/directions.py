@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, TableOptions
-from agents.processes import default_workers
-from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import directions
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import bars
 from engine.errors import InputError
 
 

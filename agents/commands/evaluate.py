@@ -7,13 +7,13 @@ from typing import Any
 from rich.text import Text
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import check_writable, claimed, json_text, write_atomically
 from agents.options import ComparisonOptions, GoodputOptions
-from agents.processes import default_workers
-from agents.progress import OnProgress, bars
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import write_report
 from agents.reporting.tables import print_tables
+from agents.work.files import check_writable, claimed, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import OnProgress, bars
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from agents.options import ProgressOptions, TierTexts
-from agents.processes import default_workers
-from agents.progress import bars
+from agents.work.processes import default_workers
+from agents.work.progress import bars
+from engine.demand.tiers import parse_tiers
 from engine.errors import InputError
-from engine.tiers import parse_tiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Command(ProgressOptions):
         Raises:
             InputError: there is none.
         """
-        from agents.learning.evolution import EvolutionConfig
+        from agents.learning.search.evolution import EvolutionConfig
 
         if not self.resume:
             return None
@@ -50,8 +50,8 @@ class Command(ProgressOptions):
         Raises:
             InputError: no such recipe, a value that does not fit, or a folder that holds another run.
         """
-        from agents.learning.evolution import EvolutionConfig, evolve, shipped_recipe
-        from agents.learning.rounds import going_on
+        from agents.learning.search.evolution import EvolutionConfig, evolve, shipped_recipe
+        from agents.learning.search.rounds import going_on
 
         changes: dict[str, Any] = {} if self.generations is None else {"generations": self.generations}
         if self.tier:

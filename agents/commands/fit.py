@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.files import check_writable, write_atomically
+from agents.device import profiling
 from agents.options import TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.reporting.residual_plot import plot_residuals
-from agents.studies import profiling
-from engine import fitting
+from agents.work.files import check_writable, write_atomically
+from engine.device import fitting
 
 
 @dataclass(frozen=True, kw_only=True)

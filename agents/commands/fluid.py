@@ -1,4 +1,4 @@
-"""`llmsched fluid`: the fluid model of `engine.fluid` for a workload and a profile, and the quotas that follow."""
+"""`llmsched fluid`: `engine.device.fluid` for a workload and a profile, and the quotas that follow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ServerOptions, SourceOptions, TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from engine import fluid
+from agents.work.files import check_writable, json_text, write_atomically
+from engine.device import fluid
 from engine.errors import InputError
 from engine.fields import MOST_TOKENS, parse_number
-from engine.reading import kind_of
+from engine.files.reading import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)

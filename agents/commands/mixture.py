@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from agents.options import ProgressOptions, TierTexts, parse_rates
-from agents.processes import default_workers
-from agents.progress import bars
-from agents.resolve import split_policies
-from engine.tiers import parse_tiers
+from agents.policies import split_policies
+from agents.work.processes import default_workers
+from agents.work.progress import bars
+from engine.demand.tiers import parse_tiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Command(ProgressOptions):
         Raises:
             InputError: there is none.
         """
-        from agents.learning.static_mixture import MixtureConfig
+        from agents.learning.search.static_mixture import MixtureConfig
 
         if not self.resume:
             return None
@@ -60,8 +60,8 @@ class Command(ProgressOptions):
         Raises:
             InputError: a value that does not fit, or a folder that holds another run.
         """
-        from agents.learning.rounds import going_on
-        from agents.learning.static_mixture import MixtureConfig, learn_mixture
+        from agents.learning.search.rounds import going_on
+        from agents.learning.search.static_mixture import MixtureConfig, learn_mixture
 
         base = MixtureConfig.of_run(self.run_dir) if self.resume else MixtureConfig()
         config = replace(

@@ -6,9 +6,9 @@ from rich.text import Text
 
 import baselines
 from agents.options import TableOptions
+from agents.policies import RANDOM, resolve
 from agents.reporting.grid import Grid, Head, Kind, Part, show, terminal_console
-from agents.resolve import RANDOM, resolve
-from engine.policy import Policy
+from engine.server.policy import Policy
 
 COLUMNS: dict[str, tuple[Kind, int]] = {
     "policy": ("name", 0),

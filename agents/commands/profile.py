@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agents.files import check_writable, is_stdout, locked
+from agents.device import profiling
+from agents.device.profiling import Limits
 from agents.options import ProgressOptions
-from agents.progress import bars
-from agents.studies import profiling
-from agents.studies.profiling import Limits
+from agents.work.files import check_writable, is_stdout, locked
+from agents.work.progress import bars
 from engine.errors import InputError
 
 
@@ -40,7 +40,7 @@ class Command(ProgressOptions):
             self._measure()
 
     def _measure(self) -> None:
-        from engine.gpu import make_executor
+        from engine.device.real.executor import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)
         provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from agents.files import check_writable, claimed
 from agents.options import ProgressOptions, TableOptions
-from agents.progress import bars
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import load_result, write_report
 from agents.reporting.tables import print_tables
+from agents.work.files import check_writable, claimed
+from agents.work.progress import bars
 from engine.errors import InputError
 
 

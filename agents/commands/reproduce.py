@@ -7,11 +7,11 @@ from typing import Any
 from rich.text import Text
 
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, TableOptions, parse_rates
-from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import reproduce
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.progress import bars
 from engine.errors import InputError
 
 FIGURES = {

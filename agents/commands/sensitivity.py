@@ -9,12 +9,12 @@ from rich.text import Text
 
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.setup import Setup
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
-from agents.processes import default_workers
-from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies import sensitivity
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import bars
 from engine.errors import InputError
 
 

@@ -11,18 +11,18 @@ from rich.text import Text
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.trained_for import remark
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions
-from agents.progress import bars
+from agents.policies import resolve
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.resolve import resolve
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.progress import bars
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
-from engine.metrics import Distribution, Report, summarize
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.simulate import Record, simulate
+from engine.runs.metrics import Distribution, Report, summarize
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
     def _serve(self, run: Callable[..., Record], model: LatencyModel) -> Record:
         if self.executor is None:
             return run(executor=model)
-        from engine.gpu import ROOM, make_executor
+        from engine.device.real.executor import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
         return run(executor=executor, fallback=baselines.make("sarathi"))

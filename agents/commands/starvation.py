@@ -7,13 +7,13 @@ from typing import Any
 from rich.text import Text
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ComparisonOptions
-from agents.processes import default_workers
-from agents.progress import bars
+from agents.policies import with_setting
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.reporting.tables import load_label
-from agents.resolve import with_setting
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.processes import default_workers
+from agents.work.progress import bars
 from engine.errors import InputError
 from engine.fields import parse_number
 

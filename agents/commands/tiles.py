@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.text import Text
 
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, TableOptions
-from agents.progress import bars
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.studies import tile_study
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.progress import bars
 from engine.errors import InputError
 
 

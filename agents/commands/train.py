@@ -5,12 +5,12 @@ from typing import Annotated, Any, Self
 
 import tyro
 
-from agents.learning.train_config import TrainConfig
+from agents.learning.ppo.train_config import TrainConfig
 from agents.options import TierTexts
-from engine.reading import file_digest
-from engine.tiers import parse_tiers
-from engine.trace_rows import Unservable
-from engine.traces import has_times
+from engine.demand.tiers import parse_tiers
+from engine.demand.trace_rows import Unservable
+from engine.demand.traces import has_times
+from engine.files.reading import file_digest
 
 DEFAULT = "LLMSched-v0"
 
@@ -82,8 +82,8 @@ class Command:
             InputError: options that do not fit, or a folder that cannot be used.
             KeyboardInterrupt: stopped; says how to go on.
         """
-        from agents.learning.checkpoint import checkpoints
-        from agents.learning.train import CHECKPOINTS, train
+        from agents.learning.ppo.checkpoint import checkpoints
+        from agents.learning.ppo.train import CHECKPOINTS, train
 
         folder = self.train.run_dir
         try:

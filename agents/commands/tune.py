@@ -7,15 +7,15 @@ from typing import Annotated
 import tyro
 from rich.text import Text
 
-from agents.cells import CellFile
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable, is_stdout, locked
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
-from agents.processes import default_workers
-from agents.progress import bars
+from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.resolve import split_policies
 from agents.studies import tuning
+from agents.work.cells import CellFile
+from agents.work.files import check_writable, is_stdout, locked
+from agents.work.processes import default_workers
+from agents.work.progress import bars
 from engine.errors import InputError
 
 HEADS = (Head("policy", "name"), Head("default"), Head("tuned"), Head("setting", "name"), Head("tried", "number", 1))

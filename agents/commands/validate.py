@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.text import Text
 
+from agents.device import validate
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.files import check_writable, json_text, write_atomically
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
-from agents.progress import bars
+from agents.policies import resolve, split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.resolve import resolve, split_policies
-from agents.studies import transfer
+from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.progress import bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,18 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         shares, policies = parse_rates(self.shares, "shares"), [resolve(spec) for spec in split_policies(self.policies)]
         check_writable(self.json)
         source, model = self.source(), self.model()
-        from engine.gpu import ROOM, make_executor
+        from engine.device.real.executor import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
-        limit = transfer.capacity(source, model, self.engine)
+        limit = validate.capacity(source, model, self.engine)
         rates = [share * limit for share in shares]
         with bars(self.progress) as progress:
             options = (self.engine, self.seed, progress, self.rescale)
-            rows = transfer.compare(policies, source, rates, executor, model, *options)
+            rows = validate.compare(policies, source, rates, executor, model, *options)
         console = terminal_console()
         show(_table(rows, limit, self.profile), console, self.wide)
         for share, rate in zip(shares, rates, strict=True):
-            orders = {key: transfer.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
+            orders = {key: validate.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
             words = {True: "the same", False: "NOT the same"}
             ranking = [f"by {of} TTFT {words[orders[f'{of}_ttft_ms']]}" for of in ("median", "p99")]
             console.print(Text(f"{share:g} of capacity: ranking {', '.join(ranking)}"))
@@ -76,10 +76,10 @@ def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Grid:
         figures = (
             f"{figure(row['device'][key], '.4g')} / {figure(row['surrogate'][key], '.4g')} "
             f"({figure(row['ratio'][key], '.2f')})"
-            for key in transfer.METRICS
+            for key in validate.METRICS
         )
         cells.append((f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"])))
-    figure_heads = [Head(title, "number", int("median" not in title)) for title in transfer.METRICS.values()]
+    figure_heads = [Head(title, "number", int("median" not in title)) for title in validate.METRICS.values()]
     heads = (Head("requests/s", "name"), Head("policy", "name"), *figure_heads)
     more = (Head("batches", "number", 2), Head("fallbacks", "number", 3))
     caption = f"capacity {limit:.2f} requests/s; batches: predicted / measured seconds of the device's own batches"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from engine.predictions import channel_descriptions
-from engine.workload import length_descriptions, workload_descriptions
+from engine.demand.predictions import channel_descriptions
+from engine.demand.workload import length_descriptions, workload_descriptions
 
 TRACES = {
     "lengths csv": "num_prefill_tokens,num_decode_tokens; arrivals are drawn (--rate)",

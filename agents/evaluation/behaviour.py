@@ -4,14 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine._jit import hot
+from engine.compiled.jit import hot
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.policy import Policy
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import DROP, EVICT
-from engine.steps import StepLog
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
+from engine.runs.simulate import Record, simulate
+from engine.runs.steps import StepLog
+from engine.server.policy import Policy
+from engine.server.state import DROP, EVICT
 
 UNTIL_S, FROM_S = 360.0, 60.0
 """The run is watched between these times."""

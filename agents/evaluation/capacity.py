@@ -1,4 +1,4 @@
-"""Capacity: the largest arrival rate at which a policy meets a criterion, for both criteria of `engine.metrics`.
+"""Capacity: the largest arrival rate at which a policy meets a criterion, for both criteria of `engine.runs.metrics`.
 
 By bisection, or on a grid of rates. Both take it that a criterion which fails at one rate fails at every higher one;
 on a grid, the capacity is the last rate before the first failure.
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
 from agents.evaluation.statistics import mean_interval, paired_interval
 from engine.errors import InputError
-from engine.metrics import Report, summarize
-from engine.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
+from engine.runs.metrics import Report, summarize
+from engine.runs.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
 FORMAT = "llmsched-capacity/2"
 CRITERIA = ("paper", "sound")

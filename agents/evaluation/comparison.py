@@ -53,7 +53,7 @@ SHARES = ("attainment", "share", "kv_use", "jain_index")
 """Ends of the keys of numbers that are at most 1."""
 
 VERDICTS = ("unknown", "stable", "starving", "late", "saturated")
-"""What `engine.report` says of a load, from good to bad."""
+"""What `engine.runs.report` says of a load, from good to bad."""
 
 
 def value_of(report: dict[str, Any], key: str) -> float:

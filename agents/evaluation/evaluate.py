@@ -17,12 +17,12 @@ from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
 from agents.evaluation.window import look
-from agents.processes import run_tasks
-from agents.progress import OnProgress, unseen
-from agents.resolve import fingerprint
-from engine.bounds import bound_note
+from agents.policies import fingerprint
+from agents.work.processes import run_tasks
+from agents.work.progress import OnProgress, unseen
+from engine.device.bounds import bound_note
 from engine.errors import InputError
-from engine.metrics import summarize, ttft_samples
+from engine.runs.metrics import summarize, ttft_samples
 
 FORMAT = "llmsched-evaluation/2"
 

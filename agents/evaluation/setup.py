@@ -13,24 +13,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from agents.cells import CellFile
 from agents.evaluation.trained_for import remark
-from agents.files import config_hash, locked
 from agents.options import Source
-from agents.processes import run_tasks, start_method
-from agents.resolve import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
-from engine.bounds import capacity_bound, least_seconds
+from agents.policies import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
+from agents.work.cells import CellFile
+from agents.work.files import config_hash, locked
+from agents.work.processes import run_tasks, start_method
 from engine.config import EngineConfig
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.bounds import capacity_bound, least_seconds
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.goodput import Goodput
-from engine.latency import LatencyModel
 from engine.own_code import parse_place
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.report import REPORT_FORMAT
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.workload import Workload
+from engine.runs.goodput import Goodput
+from engine.runs.report import REPORT_FORMAT
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
 
 Key = TypeVar("Key", bound=Hashable)
 Task = TypeVar("Task")
@@ -166,7 +166,7 @@ class Setup:
         return requests_of(self.source, load, seed)
 
     def bound(self, load: float | None) -> float | None:
-        """Requests/s that no scheduler sustains (`engine.bounds`), over the requests of all seeds; None: no bound."""
+        """Requests/s that nobody sustains (`engine.device.bounds`), over the requests of all seeds; None: no bound."""
         work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
         return capacity_bound(np.concatenate(work))
 

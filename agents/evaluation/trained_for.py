@@ -10,10 +10,10 @@ from pathlib import Path
 
 from agents.options import Source
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.policy import Policy
-from engine.requests import Tier
-from engine.workload import Workload, parse_workload
+from engine.demand.requests import Tier
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import LatencyModel
+from engine.server.policy import Policy
 from llmsched_env.codec import knows_device
 
 SHOWN = 3

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import types
 
-from engine._kept import kept
+from engine.compiled.kept import kept
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.policy import KERNEL_SIGNATURE, Policy
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
-from engine.steps import StepLog
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
+from engine.server.policy import KERNEL_SIGNATURE, Policy
+from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 
 RUN_S = 60.0
 """Seconds of the run that are looked at."""

@@ -5,14 +5,14 @@ from dataclasses import replace as dataclass_replace
 
 import numpy as np
 
-from agents.learning.policy import LearnedPolicy
-from engine.latency import load_profile
-from engine.metrics import Report, summarize
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.workload import Workload
+from agents.learning.learned.policy import LearnedPolicy
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import Report, summarize
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
 from llmsched_env.reward import REWARD_TERMS, RewardWeights

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agents.files import write_atomically
+from agents.work.files import write_atomically
 from engine.errors import InputError
 from engine.fields import from_mapping
-from engine.reading import kind_of, read_mapping
+from engine.files.reading import kind_of, read_mapping
 
 CONFIG_FILE = "config.json"
 

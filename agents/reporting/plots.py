@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from agents.evaluation.evaluate import CDF_SHARES
-from agents.progress import OnProgress, unseen
 from agents.reporting.grid import folded
 from agents.reporting.plot_style import (
     ABOVE,
@@ -21,7 +20,8 @@ from agents.reporting.plot_style import (
     style_of,
 )  # fmt: skip
 from agents.reporting.tables import Result, load_label, load_rate
-from engine.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
+from agents.work.progress import OnProgress, unseen
+from engine.runs.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

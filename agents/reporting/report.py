@@ -8,8 +8,6 @@ from typing import Any
 
 from agents.evaluation.comparison import Loads
 from agents.evaluation.evaluate import FORMAT
-from agents.files import json_text, write_atomically
-from agents.progress import OnProgress, unseen
 from agents.reporting.tables import (
     TEXTS,
     Column,
@@ -21,11 +19,13 @@ from agents.reporting.tables import (
     remarks,
     with_interval,
 )
-from engine import metrics
+from agents.work.files import json_text, write_atomically
+from agents.work.progress import OnProgress, unseen
+from engine.demand.tiers import describe_tiers, parse_tiers
 from engine.errors import InputError
 from engine.fields import convert
-from engine.reading import LARGE, kind_of, read_mapping
-from engine.tiers import describe_tiers, parse_tiers
+from engine.files.reading import LARGE, kind_of, read_mapping
+from engine.runs import metrics
 
 RESULT_FILE = "result.json"
 
@@ -42,7 +42,7 @@ CAPTIONS = {
 
 
 def definitions() -> list[tuple[str, str]]:
-    """(term, meaning) of every metric, as `engine.metrics` defines them."""
+    """(term, meaning) of every metric, as `engine.runs.metrics` defines them."""
     text = (metrics.__doc__ or "").partition("\n\n")[2]
     items = re.split(r"\n(?=\S)", text.strip())
     pairs = [" ".join(item.split()).partition(": ") for item in items]

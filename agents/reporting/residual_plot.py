@@ -7,8 +7,8 @@ import numpy as np
 
 from agents.reporting.plot_style import GRID, LIMIT, new_figure, style_of
 from agents.reporting.plots import png
-from engine.fitting import Point, predicted
-from engine.latency import LatencyModel
+from engine.device.fitting import Point, predicted
+from engine.device.latency import LatencyModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,16 +13,16 @@ import numpy as np
 
 import baselines
 from agents.evaluation.statistics import Interval, mean_interval
-from agents.processes import run_tasks
-from agents.progress import OnProgress
+from agents.work.processes import run_tasks
+from agents.work.progress import OnProgress
 from engine.config import EngineConfig
+from engine.demand.length_models import EmpiricalLengths
+from engine.demand.predictions import predict
+from engine.demand.workload import parse_workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.length_models import EmpiricalLengths
-from engine.metrics import summarize
-from engine.predictions import predict
-from engine.simulate import simulate
-from engine.workload import parse_workload
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
 
 PROFILE = "rtx6000ada-mistral-7b"
 

@@ -16,17 +16,17 @@ import numpy as np
 
 import baselines
 from agents.evaluation.capacity import gain_bound
-from agents.progress import OnProgress, unseen
+from agents.work.progress import OnProgress, unseen
 from engine.config import EngineConfig
+from engine.demand.length_models import EmpiricalLengths
+from engine.demand.requests import DEFAULT_TIERS, Requests, draw_tiers
+from engine.demand.traces import trace_lengths
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
-from engine.latency import LatencyModel, load_profile
-from engine.length_models import EmpiricalLengths
-from engine.metrics import summarize
-from engine.report import Report
-from engine.requests import DEFAULT_TIERS, Requests, draw_tiers
-from engine.simulate import simulate
-from engine.traces import trace_lengths
-from engine.workload import Workload
+from engine.runs.metrics import summarize
+from engine.runs.report import Report
+from engine.runs.simulate import simulate
 
 PROFILE = "rtx6000ada-mistral-7b"
 POLICIES = {"sarathi": "Sarathi FCFS", "slai": "SLAI (SPF, dynamic offset, user priority)"}

@@ -11,11 +11,11 @@ from typing import Any
 
 from agents.evaluation.setup import Setup, policy_of, versions
 from agents.evaluation.statistics import mean_interval, paired_interval
-from agents.processes import run_tasks
+from agents.work.processes import run_tasks
+from engine.demand.predictions import errors, parse_channel
 from engine.errors import InputError
-from engine.metrics import summarize
-from engine.predictions import errors, parse_channel
-from engine.report import finite
+from engine.runs.metrics import summarize
+from engine.runs.report import finite
 
 METRICS = {"mean_e2e_s": "mean latency", "mean_ttft_s": "mean TTFT", "p99_ttft_s": "p99 TTFT"}
 """What is measured in each run (s)."""

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 import baselines
-from agents.progress import OnProgress, unseen
+from agents.work.progress import OnProgress, unseen
 from engine.config import EngineConfig
-from engine.latency import LatencyModel, load_profile
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
+from engine.runs.simulate import simulate
 
 CHUNK = 128
 """Prompt tokens per RAD iteration: two tiles."""

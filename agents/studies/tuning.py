@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.cells import CellFile
-from agents.files import config_hash, json_text, locked, write_atomically
 from agents.learning.heldout import record_return
 from agents.options import Source
-from agents.processes import run_tasks
-from agents.progress import OnProgress, unseen
-from agents.resolve import fingerprint
+from agents.policies import fingerprint
+from agents.work.cells import CellFile
+from agents.work.files import config_hash, json_text, locked, write_atomically
+from agents.work.processes import run_tasks
+from agents.work.progress import OnProgress, unseen
 from engine.config import EngineConfig
+from engine.demand.predictions import predict
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.fields import convert
-from engine.latency import LatencyModel
-from engine.metrics import summarize
+from engine.files.reading import read_mapping
 from engine.own_code import parse_place
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.reading import read_mapping
-from engine.simulate import PolicyError, PolicyFault, simulate
+from engine.runs.metrics import summarize
+from engine.runs.simulate import PolicyError, PolicyFault, simulate
+from engine.server.policy import Policy
 from llmsched_env.reward import RewardWeights
 
 TUNING_SEED = 1 << 39

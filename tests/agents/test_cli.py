@@ -275,7 +275,7 @@ def test_comparing_baselines_loads_no_torch() -> None:
     modules = done.stdout.splitlines()[-1]
     for heavy in ("'torch'", "'pandas'", "'matplotlib'", "'stable_baselines3'", "'transformers'"):
         assert heavy not in modules
-    assert "'engine.metrics'" in modules
+    assert "'engine.runs.metrics'" in modules
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import agents.cli
-from agents.files import (
+from agents.work.files import (
     LOCK,
     MARK,
     check_apart,
@@ -22,13 +22,13 @@ from agents.files import (
     new_folder,
     replace_folder,
 )
-from agents.locks import lock
+from agents.work.locks import lock
 from engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time, pathlib
-from agents.files import claimed
+from agents.work.files import claimed
 with claimed(pathlib.Path(sys.argv[1]), "evaluate"):
     pathlib.Path(sys.argv[1], "result").write_text("x")
     print("held", flush=True)
@@ -208,7 +208,7 @@ def test_only_a_folder_of_ours_is_emptied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_folder_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
     if not exchanges:
-        monkeypatch.setattr("agents.files._exchange", lambda one, other: False)
+        monkeypatch.setattr("agents.work.files._exchange", lambda one, other: False)
     folder = tmp_path / "a" / "best"
     for text in ("first", "second"):
         new = new_folder(folder)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from agents.cli import _one_line, main
-from agents.resolve import resolve, split_policies
+from agents.policies import resolve, split_policies
+from engine.demand.traces import read_columns, read_trace
 from engine.errors import InputError
-from engine.traces import read_columns, read_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n"
 TIMED = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,3,4\n"

@@ -12,10 +12,10 @@ import pytest
 
 import agents.cli
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.files import claimed
 from agents.options import Source
+from agents.work.files import claimed
 from engine.config import EngineConfig
-from engine.latency import load_profile
+from engine.device.latency import load_profile
 
 FILES = [
     *("simulate --json", "evaluate --json", "evaluate --report", "capacity --json", "sensitivity --json"),
@@ -36,7 +36,7 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Worked
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["engine.simulate"], "run_in_pieces", work)
+    monkeypatch.setattr(sys.modules["engine.runs.simulate"], "run_in_pieces", work)
     Path("file").write_text("mine")
     Path("folder").mkdir()
     Path("folder/config.json").write_text("mine")
@@ -89,7 +89,7 @@ def test_a_folder_that_is_not_ours(capsys: pytest.CaptureFixture[str], line: str
 def test_a_folder_that_another_run_uses(capsys: pytest.CaptureFixture[str], line: str) -> None:
     kind = line.split()[0]
     program = (
-        "import pathlib, time; from agents.files import claimed\n"
+        "import pathlib, time; from agents.work.files import claimed\n"
         f"with claimed(pathlib.Path('busy'), {kind!r}):\n    print('held', flush=True); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(agents.cli.__file__).parents[1])}

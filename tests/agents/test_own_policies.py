@@ -14,12 +14,12 @@ from agents.cli import main
 from agents.evaluation.capacity import Search, search_capacity
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source
-from agents.resolve import fingerprint, resolve, split_policies
+from agents.policies import fingerprint, resolve, split_policies
 from engine import InputError, Plan, Policy, PolicyFault, View, Workload, load_profile, schedule, simulate
 from engine.config import EngineConfig
-from engine.policy import Kernel
-from engine.simulate import Record
-from engine.state import Memory
+from engine.runs.simulate import Record
+from engine.server.policy import Kernel
+from engine.server.state import Memory
 from tests.agents.own_policies import COMPILED, PLAIN
 
 PROFILE = load_profile("rtx6000ada-mistral-7b")
@@ -119,7 +119,7 @@ def run_cli(arguments: list[str], folder: Path) -> None:
 def test_comparisons_take_specs_and_objects_in_any_number_of_processes(
     files: Path, workers: int, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.processes.start_method", lambda: start)
+    monkeypatch.setattr("agents.work.processes.start_method", lambda: start)
     monkeypatch.setattr("agents.evaluation.setup.start_method", lambda: start)
     (files / "doors_workers.py").write_text(PLAIN)
     setup = evaluation("sarathi", "plain.py:chunk=100", "doors_workers:OneAtATime:chunk=100", Oldest(100))

@@ -9,9 +9,9 @@ import pytest
 
 from agents.cli import main
 from agents.options import Source
-from agents.resolve import resolve
+from agents.policies import resolve
 from engine import InputError, load_profile, parse_tiers, simulate, summarize
-from engine.predictions import predict
+from engine.demand.predictions import predict
 from llmsched_env import EnvConfig, LLMSchedEnv
 
 THREE = ["name=gold,share=0.2,tbt=0.1,ttft=1", "name=silver,share=0.3,tbt=0.3", "name=bronze,share=0.5,tbt=1,ttft=5"]

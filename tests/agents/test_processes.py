@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from agents import processes
-from agents.processes import Interrupted, child_environment, run_tasks, termination_as_interrupt
+from agents.work import processes
+from agents.work.processes import Interrupted, child_environment, run_tasks, termination_as_interrupt
 from engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
 PROGRAM = """
 import dataclasses, os, sys, time
-from agents import cli, processes
+from agents import cli
+from agents.work import processes
 
 def work(k):
     os.write(1, b"working\\n")  # at once: two processes write
@@ -146,10 +147,11 @@ def test_nohup_stays_nohup(start: Start) -> None:
 @needs_proc
 def test_a_command_that_another_starts_ends_with_it(tmp_path: Path) -> None:
     child = (
-        "import time; from agents.processes import end_with_parent as e; e(); print('up', flush=True); time.sleep(99)"
+        "import time; from agents.work.processes import end_with_parent\n"
+        "end_with_parent(); print('up', flush=True); time.sleep(99)"
     )
     parent = (
-        "import subprocess, sys; from agents.processes import child_environment\n"
+        "import subprocess, sys; from agents.work.processes import child_environment\n"
         f"subprocess.run([sys.executable, '-c', {child!r}], env=child_environment())"
     )
     mark = f"LLMSCHED_TEST={tmp_path}"

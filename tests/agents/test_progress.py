@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.progress import bars
+from agents.work.progress import bars
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -17,7 +17,7 @@ SMALL = (
 
 WORK = """
 import sys, time
-from agents.progress import bars
+from agents.work.progress import bars
 with bars({shown}) as bar:
     bar("getting ready", 0, 0)
     for k in range(5):

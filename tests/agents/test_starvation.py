@@ -7,7 +7,7 @@ import pytest
 
 from agents.cli import main
 from agents.commands.starvation import with_ageing
-from agents.resolve import fingerprint, resolve, split_policies
+from agents.policies import fingerprint, resolve, split_policies
 from engine.errors import InputError
 
 

@@ -4,10 +4,10 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.steps import StepLog
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -8,14 +8,14 @@ import pytest
 import baselines
 from baselines.slai import LST
 from engine.config import EngineConfig
-from engine.kv import blocks_for
-from engine.latency import LatencyModel
-from engine.policy import Policy
-from engine.requests import Requests, Tier
-from engine.simulate import Record, simulate
-from engine.state import Memory, Plan, View
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.demand.requests import Requests, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel
+from engine.runs.simulate import Record, simulate
+from engine.runs.steps import StepLog
+from engine.server.kv import blocks_for
+from engine.server.policy import Policy
+from engine.server.state import Memory, Plan, View
 from tests.toys import constant
 
 MODEL = LatencyModel(overhead=0.01, floor=0.0, per_token=1e-4, per_pair=0.0, per_context=0.0)

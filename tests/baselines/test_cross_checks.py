@@ -8,14 +8,14 @@ import pytest
 import baselines
 from baselines.slai import LST
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import DEFAULT_TIERS, Requests
-from engine.simulate import Record, simulate
-from engine.state import FINISHED, Memory, Plan, View
-from engine.workload import Workload
+from engine.demand.predictions import predict
+from engine.demand.requests import DEFAULT_TIERS, Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
+from engine.server.state import FINISHED, Memory, Plan, View
 from tests.toys import constant
 
 MODEL = load_profile("rtx6000ada-mistral-7b")

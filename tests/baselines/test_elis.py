@@ -4,13 +4,13 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.policy import schedule
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import FINISHED, Memory, Plan, View
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
+from engine.server.policy import schedule
+from engine.server.state import FINISHED, Memory, Plan, View
 from tests.toys import Improvised, constant
 
 SECOND = constant(1.0)

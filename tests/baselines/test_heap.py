@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines._heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
+from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 
 AT = 2
 SIZE = 24

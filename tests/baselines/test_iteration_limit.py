@@ -3,12 +3,12 @@
 import pytest
 
 import baselines
-from agents.resolve import resolve
+from agents.policies import resolve
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.predictions import predict
-from engine.simulate import simulate
-from engine.workload import Workload, parse_workload
+from engine.demand.predictions import predict
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import load_profile
+from engine.runs.simulate import simulate
 
 WHOLE_PROMPTS = ("vllm", "orca", "fastertransformer")
 """Policies that do not split prompts: one longer than an iteration is dropped, as vLLM v0 ignores it."""

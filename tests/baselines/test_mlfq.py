@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines._priority import KEY, LISTED, PRIORITY_REQUEST_MEMORY, sort_listed
+from baselines.families.priority import KEY, LISTED, PRIORITY_REQUEST_MEMORY, sort_listed
 from baselines.mlfq import MLFQ
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import Memory
+from engine.runs.simulate import Record, simulate
+from engine.server.state import Memory
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines._peak import add_to_future, peak_tokens
+from baselines.families.peak import add_to_future, peak_tokens
 from baselines.lightllm import LightLLM
 from baselines.past_future import LENGTHS, SORTED, WINDOW, PastFuture, conditioned_output, remember, uniform
 from baselines.vllm import VLLM
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.policy import Policy
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import FINISHED, Memory, Plan, View, load, new_server
-from engine.workload import Workload
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
+from engine.server.state import FINISHED, Memory, Plan, View, load, new_server
 from tests.strategies import DEVICE, configs, fixed, workloads
 
 BUSY = Workload(rate=15.0, num_requests=150, lengths="lognormal:5,0.7,4.5,0.7,1024").generate(5)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.resolve import resolve
+from agents.policies import resolve
 from baselines import names
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.requests import Forecast, Requests, Tier
-from engine.simulate import PolicyError, Record, simulate
-from engine.workload import Workload
+from engine.demand.requests import Forecast, Requests, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.simulate import PolicyError, Record, simulate
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 

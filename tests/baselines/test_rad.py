@@ -7,11 +7,11 @@ import pytest
 import baselines
 from baselines.rad import DECODE_BATCH, RAD
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.steps import StepLog
+from engine.runs.simulate import Record, simulate
+from engine.runs.steps import StepLog
 
 MODEL = LatencyModel(0.01, 0.0, 1e-4, 0.0, 0.0)
 

@@ -5,12 +5,12 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.requests import Requests, Tier
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 BUSY = Workload(rate=1.8, num_requests=500).generate(0)

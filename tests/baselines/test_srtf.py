@@ -5,12 +5,12 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import FINISHED
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.runs.simulate import Record, simulate
+from engine.runs.steps import StepLog
+from engine.server.state import FINISHED
 from tests.toys import constant
 
 SECOND = constant(1.0)

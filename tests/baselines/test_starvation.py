@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.latency import load_profile
-from engine.predictions import predict
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.demand.predictions import predict
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.simulate import simulate
 
 REQUESTS = Workload(rate=2.2, num_requests=2000).generate(1)
 

@@ -5,13 +5,13 @@ import pytest
 
 from baselines.vllm_v1 import VLLMV1
 from engine.config import EngineConfig
-from engine.core import arrive
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import DROP, load, new_server
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
+from engine.server.core import arrive
+from engine.server.state import DROP, load, new_server
 from tests.toys import constant
 
 SECOND = constant(1.0)

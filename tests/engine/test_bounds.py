@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.bounds import bound_note, capacity_bound, least_seconds
 from engine.config import EngineConfig
-from engine.latency import LatencyModel, iteration_seconds, load_profile
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import FINISHED, new_features
-from engine.workload import Workload
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.bounds import bound_note, capacity_bound, least_seconds
+from engine.device.latency import LatencyModel, iteration_seconds, load_profile
+from engine.runs.simulate import simulate
+from engine.server.state import FINISHED, new_features
 
 CONFIG = EngineConfig()
 BURST = Workload(arrivals="burst", num_requests=150).generate(0)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from engine import _cache, _kept
+from engine.compiled import cache, kept
 from engine.errors import CacheWarning
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = "from engine._kept import kept\n\n@kept\ndef double(x):\n    return 2 * x\n"
+SOURCE = "from engine.compiled.kept import kept\n\n@kept\ndef double(x):\n    return 2 * x\n"
 root_only = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/usr/bin/setpriv").exists(),
     reason="only root can act as another user",
@@ -30,13 +30,13 @@ root_only = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has not looked for its cache yet."""
-    monkeypatch.setattr(_cache, "_warned", [])
-    monkeypatch.setattr(_kept.Kept, "full", False)
+    monkeypatch.setattr(cache, "_warned", [])
+    monkeypatch.setattr(kept.Kept, "full", False)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    _cache.place.cache_clear()
+    cache.place.cache_clear()
     yield
     monkeypatch.undo()
-    _cache.place.cache_clear()
+    cache.place.cache_clear()
 
 
 @pytest.fixture
@@ -153,12 +153,12 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytes
     link.symlink_to(tmp_path)
     os.chown(link, 2000, 2000, follow_symlinks=False)
     for folder in (foreign, link):
-        monkeypatch.setattr(_cache, "_warned", [])
-        _cache.place.cache_clear()
+        monkeypatch.setattr(cache, "_warned", [])
+        cache.place.cache_clear()
         monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent))
         with pytest.warns(CacheWarning, match=rf"{folder}: .*it belongs to another user.*NUMBA_CACHE_DIR or XDG"):
-            private = _cache.place()
+            private = cache.place()
         assert private is not None
         assert not private.is_relative_to(tmp_path / "a")
         assert stat.S_IMODE(private.parent.stat().st_mode) == 0o700
@@ -169,12 +169,12 @@ def test_the_folder_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.Monk
     """Also one of an older version, and whatever the umask is."""
     (tmp_path / "old" / "llmsched").mkdir(parents=True, mode=0o777)
     for name, umask in (("old", 0o002), ("new", 0o000), ("none", 0o777)):
-        _cache.place.cache_clear()
+        cache.place.cache_clear()
         (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
         before = os.umask(umask)
         try:
-            place = _cache.place()
+            place = cache.place()
         finally:
             os.umask(before)
         assert place is not None
@@ -182,7 +182,7 @@ def test_the_folder_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.Monk
         assert [stat.S_IMODE(path.stat().st_mode) for path in (place, place.parent)] == [0o700, 0o700]
 
 
-SHOW = "from engine import _cache; print(_cache.place())"
+SHOW = "from engine.compiled import cache; print(cache.place())"
 
 
 def run(code: str, *before: str, **environment: str | None) -> "subprocess.CompletedProcess[str]":
@@ -213,12 +213,12 @@ def test_without_any_place_it_goes_on_with_one_warning(
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    monkeypatch.setattr("engine._cache.tempfile.mkdtemp", nowhere)
+    monkeypatch.setattr("engine.compiled.cache.tempfile.mkdtemp", nowhere)
     with pytest.warns(CacheWarning) as told:
         assert [came_from_the_cache(double()) for _ in range(2)] == [False, False]
     assert len(told) == 1
     assert "file/llmsched: compiled code cannot be kept there (Not a directory)" in str(told[0].message)
-    assert _cache.place() is None
+    assert cache.place() is None
 
 
 def test_a_full_disk_is_one_warning_with_the_folder(
@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_warning_with_the_folder(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_kept, "_write", full)
+    monkeypatch.setattr(kept, "_write", full)
     with pytest.warns(CacheWarning, match=rf"{tmp_path}/cache/llmsched: .*No space left on device") as told:
         assert [came_from_the_cache(double()) for _ in range(2)] == [False, False]
     assert len(told) == 1
@@ -265,9 +265,9 @@ def test_old_folders_are_forgotten_but_not_one_in_use(tmp_path: Path, monkeypatc
         (base / f"old{k}").mkdir(parents=True)
         os.utime(base / f"old{k}", (k, k))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    descriptor = _cache._lock(base / "old0", exclusive=False)
+    descriptor = cache._lock(base / "old0", exclusive=False)
     os.utime(base / "old0", (0, 0))
-    place = _cache.place()
+    place = cache.place()
     assert place is not None
     assert sorted(path.name for path in base.iterdir()) == sorted([place.name, "old0", "old3", "old4", "old5"])
     os.close(descriptor)
@@ -287,9 +287,8 @@ def test_all_compiled_functions_are_kept_this_way() -> None:
 
 def test_the_warning_is_one_line_wherever_the_command_lies(tmp_path: Path) -> None:
     (tmp_path / "llmsched").write_text("a line of the script\n")
-    program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from engine import _cache; _cache.warn('here', OSError())"
-    )
+    begin = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    program = f"{begin}; from engine.compiled import cache; cache.warn('here', OSError())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert "compiled code cannot be kept there" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.closed import Loop, limited, soonest
 from engine.config import EngineConfig
+from engine.demand.closed import Loop, limited, soonest
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import DROPPED, FINISHED, FUTURE
-from engine.workload import Workload, parse_workload
+from engine.runs.metrics import summarize
+from engine.runs.simulate import Record, simulate
+from engine.server.state import DROPPED, FINISHED, FUTURE
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from engine.config import EngineConfig
-from engine.core import (
+from engine.demand.requests import Requests
+from engine.server.core import (
     arrive,
     begin,
     begin_decodes,
@@ -18,9 +19,8 @@ from engine.core import (
     idle,
     is_over,
 )
-from engine.kv import CODE_SHIFT, ILLEGAL, blocks_for
-from engine.requests import Requests
-from engine.state import (
+from engine.server.kv import CODE_SHIFT, ILLEGAL, blocks_for
+from engine.server.state import (
     DROP,
     DROPPED,
     EVICT,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from engine.device.fitting import DECODE, HELD_OUT, PREFILL, TABLE, Batch, Point, fit
+from engine.device.latency import LatencyModel, iteration_seconds, load_profile
 from engine.errors import InputError
-from engine.fitting import DECODE, HELD_OUT, PREFILL, TABLE, Batch, Point, fit
-from engine.latency import LatencyModel, iteration_seconds, load_profile
 
 TRUTH = LatencyModel(
     overhead=0.0,

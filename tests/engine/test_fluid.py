@@ -5,8 +5,9 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
-from engine.errors import InputError
-from engine.fluid import (
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.fluid import (
     Types,
     equilibrium,
     fit_line,
@@ -18,10 +19,9 @@ from engine.fluid import (
     types_of,
     wait_quotas,
 )
-from engine.latency import LatencyModel, load_profile
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
+from engine.errors import InputError
+from engine.runs.simulate import simulate
 
 MIX = Types(np.array([100, 200, 300]), np.full(3, 20.0), np.array([100.0, 200.0, 300.0]), np.array([6.0, 4.0, 2.0]))
 

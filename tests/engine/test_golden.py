@@ -16,11 +16,11 @@ import pytest
 
 from baselines import SLAI, VLLM, FasterTransformer, Orca, Sarathi
 from engine.config import EngineConfig
-from engine.latency import LatencyModel
-from engine.policy import Policy
-from engine.requests import Requests, Tier
-from engine.simulate import Record, simulate
-from engine.state import DROPPED, FINISHED
+from engine.demand.requests import Requests, Tier
+from engine.device.latency import LatencyModel
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
+from engine.server.state import DROPPED, FINISHED
 
 FORMAT = "slai-golden/1"
 SHIPPED = Path(__file__).resolve().parents[1] / "golden"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import baselines
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.goodput import Goodput
-from engine.latency import LatencyModel
-from engine.metrics import summarize
-from engine.requests import Requests
-from engine.simulate import Record, simulate
+from engine.runs.goodput import Goodput
+from engine.runs.metrics import summarize
+from engine.runs.simulate import Record, simulate
 from tests.toys import constant
 
 HAND = LatencyModel(overhead=0.02, floor=0.0, per_token=0.001, per_pair=0.0, per_context=0.0)

@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.real.executor import TransformersExecutor, compile_layers, make_executor
+from engine.device.real.extents import Extents
 from engine.errors import InputError
-from engine.extents import Extents
-from engine.gpu import TransformersExecutor, compile_layers, make_executor
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import Server
-from engine.workload import Workload
+from engine.runs.simulate import simulate
+from engine.server.state import Server
 
 TIGHT = EngineConfig(num_blocks=40, block_size=4, watermark=0.0, max_num_seqs=8, max_model_len=160)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine import gpu_attention
-from engine.gpu_attention import attend, reference
+from engine.device.real import attention as gpu_attention
+from engine.device.real.attention import attend, reference
 
 HEADS, KV_HEADS, DIM, BUFFER = 4, 2, 8, 2000
 CASES = {

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from baselines import SLAI, VLLM, Sarathi
 from engine.config import EngineConfig
-from engine.core import arrive, begin, close, finish, idle, is_over
-from engine.kv import CODE_SHIFT, ILLEGAL, TOO_MANY
-from engine.latency import iteration_seconds
-from engine.policy import Policy
-from engine.requests import Requests
-from engine.state import (
+from engine.demand.requests import Requests
+from engine.device.latency import iteration_seconds
+from engine.server.core import arrive, begin, close, finish, idle, is_over
+from engine.server.kv import CODE_SHIFT, ILLEGAL, TOO_MANY
+from engine.server.policy import Policy
+from engine.server.state import (
     DROP,
     EVICT,
     FINISHED,

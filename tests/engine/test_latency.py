@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from engine.device.fitting import Batch
+from engine.device.latency import NUMBERS, TIMES, LatencyModel, iteration_seconds, load_profile
 from engine.errors import InputError
-from engine.fitting import Batch
-from engine.latency import NUMBERS, TIMES, LatencyModel, iteration_seconds, load_profile
 
 NAME = "rtx6000ada-mistral-7b"
 FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-12}

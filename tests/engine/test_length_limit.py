@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.bounds import least_seconds
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.device.bounds import least_seconds
 from engine.errors import InputError
-from engine.metrics import summarize
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import FINISHED
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
+from engine.server.state import FINISHED
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.demand.length_models import EmpiricalLengths, LogNormalLengths, parse_lengths, table_names
+from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable, measure_table
 from engine.errors import InputError
-from engine.length_models import EmpiricalLengths, LogNormalLengths, parse_lengths, table_names
-from engine.lengths import TABLE_FOLDER, JointQuantileTable, measure_table
 
 # Measured from the public files: rows; mean and p10/p50/p90/p99 of the prompt, of the output; correlation.
 MEASURED = {

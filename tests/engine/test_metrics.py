@@ -6,14 +6,14 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.metrics import Distribution, Report, summarize, ttft_samples
-from engine.policy import drop, schedule
-from engine.requests import Requests, Tier
-from engine.simulate import Record, simulate
-from engine.state import Memory, Plan, View
-from engine.workload import Workload
+from engine.runs.metrics import Distribution, Report, summarize, ttft_samples
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import drop, schedule
+from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 
 QUARTER = constant(0.25)

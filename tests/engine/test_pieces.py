@@ -10,14 +10,14 @@ import pytest
 
 import baselines
 from baselines.sarathi import Sarathi
-from engine import pieces
-from engine.latency import load_profile
-from engine.requests import Requests
-from engine.simulate import PolicyError, Record, simulate
-from engine.steps import OVER
-from engine.workload import Workload
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs import pieces
+from engine.runs.simulate import PolicyError, Record, simulate
+from engine.runs.steps import OVER
 
-simulate_module: Any = sys.modules["engine.simulate"]
+simulate_module: Any = sys.modules["engine.runs.simulate"]
 PROFILE = load_profile("rtx6000ada-mistral-7b")
 
 
@@ -89,7 +89,7 @@ def test_without_a_clock_a_piece_is_sized_by_how_long_the_last_one_took(monkeypa
 
     monkeypatch.setattr(pieces, "HAS_CLOCK", False)
     monkeypatch.setattr(pieces, "FIRST_PIECE", 500)
-    monkeypatch.setattr("engine.pieces.time.perf_counter", lambda: now)
+    monkeypatch.setattr("engine.runs.pieces.time.perf_counter", lambda: now)
     server: Any = None
     assert pieces.run_in_pieces(run, None, server, server, server, 1.0, 10**9) == OVER
     assert asked == [500, 500, 500, 500, 50, 50, 50]

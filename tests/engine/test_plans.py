@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import baselines
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.policy import Policy, schedule
-from engine.simulate import PolicyError, simulate
-from engine.workload import Workload
+from engine.runs.simulate import PolicyError, simulate
+from engine.server.policy import Policy, schedule
 
 PROFILE = load_profile("rtx6000ada-mistral-7b")
 REQUESTS = Workload(rate=4.0, num_requests=30).generate(seed=0)
@@ -78,7 +78,7 @@ CRASH = """
 import numpy as np, sys
 sys.path.insert(0, ".")
 from tests.engine.test_plans import PROFILE, REQUESTS, Writes
-from engine.simulate import PolicyError, simulate
+from engine.runs.simulate import PolicyError, simulate
 found = 0
 def queue(view): view.queue[:] = 10**8
 def running(view): view.running[:] = -(10**8)

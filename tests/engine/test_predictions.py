@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.predictions import channel_descriptions, channel_names, errors, parse_channel, predict
+from engine.demand.requests import Forecast, Requests
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
-from engine.policy import Policy, remaining
-from engine.predictions import channel_descriptions, channel_names, errors, parse_channel, predict
-from engine.requests import Forecast, Requests
-from engine.simulate import simulate
-from engine.state import Memory, Plan, View
-from engine.workload import Workload
+from engine.runs.simulate import simulate
+from engine.server.policy import Policy, remaining
+from engine.server.state import Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads
 
 SHAREGPT = "openchat_sharegpt4"

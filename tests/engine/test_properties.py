@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import baselines
 from engine.config import EngineConfig
-from engine.policy import Policy
-from engine.requests import Forecast, Requests
-from engine.simulate import Record, simulate
-from engine.state import DROPPED, FINISHED, RUNNING, WAITING, Memory, Plan, View
-from engine.workload import Workload
+from engine.demand.requests import Forecast, Requests
+from engine.demand.workload import Workload
+from engine.runs.simulate import Record, simulate
+from engine.server.policy import Policy
+from engine.server.state import DROPPED, FINISHED, RUNNING, WAITING, Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads
 
 ROOT = Path(__file__).resolve().parents[2]

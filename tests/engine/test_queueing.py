@@ -12,10 +12,10 @@ import pytest
 from numba import njit
 
 from engine.config import EngineConfig
-from engine.policy import Kernel, schedule
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import Memory, Plan, View
+from engine.demand.requests import Requests
+from engine.runs.simulate import simulate
+from engine.server.policy import Kernel, schedule
+from engine.server.state import Memory, Plan, View
 from tests.toys import compiled, constant
 
 TOKENS_PER_SECOND = 100

@@ -12,9 +12,9 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.state import DROPPED, FINISHED
+from engine.demand.requests import Requests
+from engine.runs.simulate import Record, simulate
+from engine.server.state import DROPPED, FINISHED
 from tests.toys import constant
 
 SECOND = constant(1.0)

@@ -8,11 +8,11 @@ import pytest
 
 import baselines
 from agents.evaluation.statistics import Interval
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.requests import DEFAULT_TIERS, Requests
-from engine.simulate import Record, simulate
-from engine.workload import Workload
+from engine.demand.requests import DEFAULT_TIERS, Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import Record, simulate
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 

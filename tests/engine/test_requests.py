@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
+from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 from engine.errors import InputError
-from engine.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 
 
 def three(**changes: Any) -> Requests:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.demand.traces import read_trace, trace_lengths
 from engine.errors import InputError
-from engine.traces import read_trace, trace_lengths
 from tests.engine.trace_files import refused, written
 
 SHAREGPT = [

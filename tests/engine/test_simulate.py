@@ -5,12 +5,12 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
-from engine.policy import Kernel, Policy, drop, evict, schedule
-from engine.requests import Requests
-from engine.simulate import PolicyError, simulate
-from engine.state import DROPPED, FINISHED, Memory, Plan, Server, View
+from engine.runs.simulate import PolicyError, simulate
+from engine.server.policy import Kernel, Policy, drop, evict, schedule
+from engine.server.state import DROPPED, FINISHED, Memory, Plan, Server, View
 from tests.toys import Improvised, compiled, constant
 
 SECOND = constant(1.0)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import baselines
-from engine import steps
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.state import Memory, Plan, View
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.demand.predictions import predict
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs import steps
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
+from engine.server.policy import Policy
+from engine.server.state import Memory, Plan, View
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 SMALL = Workload(rate=9.0, num_requests=120, lengths="lognormal:5,1,4,1,2000").generate(0)

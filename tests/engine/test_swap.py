@@ -3,12 +3,12 @@
 import pytest
 
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.metrics import summarize
-from engine.policy import schedule, swap
-from engine.requests import Requests
-from engine.simulate import PolicyError, Record, simulate
-from engine.state import Memory, Plan, View
+from engine.runs.metrics import summarize
+from engine.runs.simulate import PolicyError, Record, simulate
+from engine.server.policy import schedule, swap
+from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 
 GIB = 1 / 2**30

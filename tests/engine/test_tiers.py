@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from engine import DEFAULT_TIERS, InputError, Tier, parse_tiers
-from engine.requests import MAX_TIERS
-from engine.tiers import describe_tiers
+from engine.demand.requests import MAX_TIERS
+from engine.demand.tiers import describe_tiers
 
 
 def test_the_default_tiers_can_be_written() -> None:

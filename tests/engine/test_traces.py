@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.demand.requests import Requests, Tier, draw_tiers
+from engine.demand.traces import read_trace, trace_lengths, write_mooncake
 from engine.errors import InputError
-from engine.requests import Requests, Tier, draw_tiers
-from engine.traces import read_trace, trace_lengths, write_mooncake
 from tests.engine.trace_files import refused, written
 
 TIMED = "arrived_at,num_prefill_tokens,num_decode_tokens\n5.0,100,10\n6.0,200,20\n9.0,300,30\n"

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import arrivals
-from engine.errors import InputError
-from engine.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, table_names
-from engine.requests import DEFAULT_TIERS, Tier
-from engine.workload import (
+from engine.demand import arrivals
+from engine.demand.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, table_names
+from engine.demand.requests import DEFAULT_TIERS, Tier
+from engine.demand.workload import (
     Workload,
     length_descriptions,
     parse_workload,
     workload_descriptions,
     workload_names,
 )
+from engine.errors import InputError
 
 LEVELS = (0.1, 0.5, 0.9, 0.99)
 

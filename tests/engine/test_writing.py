@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.writing import check_writable, is_stdout, text_to_stderr, write_atomically
+from engine.files.writing import check_writable, is_stdout, text_to_stderr, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_devices = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
             return write(descriptor, data[:100])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("engine.writing.os.write", full)
+    monkeypatch.setattr("engine.files.writing.os.write", full)
     with pytest.raises(InputError, match=r"profile.json: cannot write \(No space left on device\)"):
         profile.save(path)
     assert path.read_bytes() == before
@@ -120,7 +120,7 @@ def test_what_cannot_be_replaced_is_written_in_place(tmp_path: Path, monkeypatch
     def busy(*_: object) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr("engine.writing.os.replace", busy)
+    monkeypatch.setattr("engine.files.writing.os.replace", busy)
     write_atomically(path, "new")
     assert (path.read_text(), path.stat().st_ino) == ("new", inode)
     assert leftovers(tmp_path) == []
@@ -161,7 +161,7 @@ def test_protected_files_and_folders_are_refused(tmp_path: Path) -> None:
     code = """
 import os, pathlib
 from engine.errors import InputError
-from engine.writing import check_writable, write_atomically
+from engine.files.writing import check_writable, write_atomically
 here = pathlib.Path("here"); here.mkdir(); (here / "kept").write_text("old"); (here / "kept").chmod(0o444)
 (here / "open").write_text("an older text"); here.chmod(0o555)
 for name in ("kept", "new", "below/new", "open"):
@@ -197,11 +197,11 @@ def test_a_minus_is_standard_output_and_text_goes_to_standard_error(capfd: pytes
 
 def test_the_name_of_a_descriptor_is_written_through(tmp_path: Path) -> None:
     """Not replaced: the file behind it is open, and what is printed later follows what was written."""
-    code = "from engine.writing import write_atomically as w; print('a'); w('/dev/stdout', 'b\\n'); print('c')"
+    code = "from engine.files.writing import write_atomically as w; print('a'); w('/dev/stdout', 'b\\n'); print('c')"
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, cwd=ROOT, check=True)
     assert (tmp_path / "out").read_text() == "a\nb\nc\n"
-    code = "from engine.writing import check_writable as c; c('/dev/fd/77')"
+    code = "from engine.files.writing import check_writable as c; c('/dev/fd/77')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "/dev/fd/77: cannot write (Bad file descriptor)" in done.stderr
 

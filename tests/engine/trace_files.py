@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from engine.demand.traces import read_trace
 from engine.errors import InputError
-from engine.traces import read_trace
 
 
 def written(folder: Path, text: str, name: str = "trace.csv") -> Path:

@@ -5,7 +5,7 @@ import gymnasium
 import pytest
 
 import llmsched_env  # noqa: F401  (registers the environments)
-from engine.workload import Workload
+from engine.demand.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.workload import Workload
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 from llmsched_env.vector import LLMSchedVectorEnv

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baselines
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.requests import Requests
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.runs.simulate import simulate
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 
 SHORT = Workload(rate=3.0, num_requests=12)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import llmsched_env
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 
 SHORT = Workload(rate=3.0, num_requests=6)

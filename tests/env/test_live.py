@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.requests import Requests
-from engine.state import Server
-from engine.workload import Workload
+from engine.server.state import Server
 from llmsched_env import EnvConfig
 from llmsched_env.live import Live
 

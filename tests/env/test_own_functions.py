@@ -165,7 +165,7 @@ def test_names_that_lead_nowhere_are_one_line(parts: Path, changes: dict[str, An
 def test_training_learns_from_them_and_what_is_learned_is_evaluated(parts: Path) -> None:
     pytest.importorskip("torch")
     from agents.cli import main
-    from agents.learning.policy import LearnedPolicy
+    from agents.learning.learned.policy import LearnedPolicy
 
     command = ["train", "--total-timesteps", "128", "--n-envs", "2", "--n-steps", "32", "--batch-size", "32"]
     command += ["--eval-every", "64", "--eval-requests", "16", "--eval-traces", "1", "--run-dir", "run"]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import baselines
-from agents.learning.vec_env import SB3VecEnv
+from agents.learning.ppo.vec_env import SB3VecEnv
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.requests import Tier
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.demand.requests import Tier
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 from tests.toys import constant
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import baselines
-from engine.latency import load_profile
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.simulate import simulate
 from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv
 
 CONFIG = EnvConfig(

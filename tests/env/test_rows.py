@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.workload import Workload
+from engine.demand.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, RewardWeights
 
 ROOT = Path(__file__).resolve().parents[2]

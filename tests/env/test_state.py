@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.workload import Workload
 from llmsched_env import EnvConfig, EnvState, LLMSchedEnv, LLMSchedVectorEnv
 
 SHORT = Workload(rate=3.0, num_requests=16)
@@ -272,8 +272,8 @@ import numpy as np
 import dataclasses
 import llmsched_env
 from engine.errors import InputError
-from engine.integrity import checksum
-from engine.workload import Workload
+from engine.server.integrity import checksum
+from engine.demand.workload import Workload
 from llmsched_env.state import _used
 
 rng = np.random.default_rng(int(sys.argv[1]))

@@ -9,9 +9,9 @@ import pytest
 
 import llmsched_env  # noqa: F401
 from agents.commands.train import on_trace
-from agents.learning.train_config import TrainConfig
+from agents.learning.ppo.train_config import TrainConfig
+from engine.demand.workload import Workload, parse_workload
 from engine.errors import InputError
-from engine.workload import Workload, parse_workload
 from llmsched_env.config import EnvConfig
 
 

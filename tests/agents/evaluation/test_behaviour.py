@@ -9,13 +9,13 @@ import baselines
 from agents.evaluation import behaviour
 from agents.evaluation.behaviour import BINS, behave
 from engine.config import EngineConfig
-from engine.latency import LatencyModel, load_profile
-from engine.policy import Policy
-from engine.predictions import predict
-from engine.requests import DEFAULT_TIERS, Requests, Tier
-from engine.simulate import Record, simulate
-from engine.steps import StepLog
-from engine.workload import Workload
+from engine.demand.predictions import predict
+from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
+from engine.runs.simulate import Record, simulate
+from engine.runs.steps import StepLog
+from engine.server.policy import Policy
 from tests.toys import constant
 
 TIGHT = EngineConfig(num_blocks=1500)

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from agents.cells import CellFile
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import Source, SourceOptions
-from agents.processes import run_tasks
-from agents.resolve import resolve, split_policies
+from agents.policies import resolve, split_policies
+from agents.work.cells import CellFile
+from agents.work.processes import run_tasks
 from engine.config import EngineConfig
+from engine.demand.traces import read_trace
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.traces import read_trace
 
 WORKLOAD = "poisson:lengths=lognormal:5,1,3,1,2000"
 

@@ -12,17 +12,17 @@ import agents.cli
 import baselines
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.trained_for import remark
-from agents.learning.bundle import Bundle
-from agents.learning.policy import LearnedPolicy
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.policy import LearnedPolicy
 from agents.options import Source
+from agents.policies import resolve
 from agents.reporting.report import html_text
-from agents.resolve import resolve
 from engine.config import EngineConfig
-from engine.latency import LatencyModel, load_profile
-from engine.length_models import EmpiricalLengths
-from engine.lengths import measure_table
-from engine.requests import DEFAULT_TIERS, Tier
-from engine.workload import Workload
+from engine.demand.length_models import EmpiricalLengths
+from engine.demand.lengths import measure_table
+from engine.demand.requests import DEFAULT_TIERS, Tier
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
 from llmsched_env import EnvConfig, LLMSchedVectorEnv
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.kernel import OBSERVATION_SIZE, env_params

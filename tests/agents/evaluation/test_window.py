@@ -8,13 +8,13 @@ import pytest
 
 import baselines
 from agents.evaluation.window import decision_seconds
-from agents.resolve import resolve
+from agents.policies import resolve
 from engine.config import EngineConfig
-from engine.latency import load_profile
-from engine.policy import Policy
-from engine.simulate import simulate
-from engine.state import Memory, Plan, View
-from engine.workload import Workload
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.simulate import simulate
+from engine.server.policy import Policy
+from engine.server.state import Memory, Plan, View
 
 Batch = list[tuple[int, int]]
 
@@ -53,7 +53,7 @@ def test_the_decision_that_is_timed_is_the_one_that_is_made(spec: str, monkeypat
     inner, options = resolve(spec), dict[str, Any](horizon_s=12.0)
     requests = Workload(rate=4.0, num_requests=40).generate(0)
     if inner.channel:
-        from engine.predictions import predict
+        from engine.demand.predictions import predict
 
         requests = predict(requests, inner.channel, 0)
     watched = Watched(inner)

@@ -15,18 +15,18 @@ import pytest
 import torch as th
 from safetensors.numpy import load_file, save_file
 
-from agents.learning.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
 from agents.learning.heldout import record_return
-from agents.learning.mixture import LearnedMixture
-from agents.learning.policy import LearnedPolicy, RandomLegal, best, forward, network_params, splitmix
-from agents.learning.rollout import TimedPPO
-from agents.learning.train import build_model, learned_policy, train
-from agents.learning.train_config import TrainConfig
+from agents.learning.learned.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
+from agents.learning.learned.mixture import LearnedMixture
+from agents.learning.learned.policy import LearnedPolicy, RandomLegal, best, forward, network_params, splitmix
+from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.train import build_model, learned_policy, train
+from agents.learning.ppo.train_config import TrainConfig
+from engine.demand.requests import Requests
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.requests import Requests
-from engine.simulate import Record, simulate
-from engine.workload import Workload
+from engine.runs.simulate import Record, simulate
 from llmsched_env import OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
 from llmsched_env.kernel import ACTION_SIZES
 from tests.agents.learning.training import small

@@ -9,15 +9,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import baselines
-from agents.learning.callbacks import SLO_METRICS, Evaluation, scalar_layout
 from agents.learning.heldout import HELD_OUT_SEED, TRAINING_SEED, HeldOut, record_return, reward_terms
-from agents.learning.policy import LearnedPolicy
-from agents.learning.timeline import timeline
-from agents.learning.train import train
-from engine.latency import load_profile
-from engine.metrics import summarize
-from engine.simulate import simulate
-from engine.workload import Workload
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.ppo.callbacks import SLO_METRICS, Evaluation, scalar_layout
+from agents.learning.ppo.timeline import timeline
+from agents.learning.ppo.train import train
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
 from llmsched_env import REWARD_TERMS, EnvConfig, RewardWeights
 from tests.agents.learning.training import small
 

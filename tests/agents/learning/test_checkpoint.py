@@ -19,12 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents.cli
-from agents.files import claimed
-from agents.learning.checkpoint import checkpoints, load_checkpoint
-from agents.learning.checkpoint_file import FORMAT, DamagedCheckpoint
-from agents.learning.rollout import TimedPPO
-from agents.learning.train import CHECKPOINTS, build_model, train
-from agents.learning.train_config import TrainConfig
+from agents.learning.ppo.checkpoint import checkpoints, load_checkpoint
+from agents.learning.ppo.checkpoint_file import FORMAT, DamagedCheckpoint
+from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.train import CHECKPOINTS, build_model, train
+from agents.learning.ppo.train_config import TrainConfig
+from agents.work.files import claimed
 from engine.errors import InputError
 from tests.agents.learning.training import small
 
@@ -278,7 +278,7 @@ def test_another_configuration_is_found_before_a_model_is_built(
     about = json.loads((folder / "config.json").read_text())
     about["config"]["net_arch"] = [4096] * 7
     (folder / "config.json").write_text(json.dumps(about))
-    monkeypatch.setattr("agents.learning.train.build_model", None)
+    monkeypatch.setattr("agents.learning.ppo.train.build_model", None)
     with pytest.raises(InputError, match="belongs to a run of another configuration"):
         train(TrainConfig.of_run(folder))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.learning.evolution import (
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.search.evolution import (
     FEATURES,
     HEADS,
     EvolutionConfig,
@@ -16,7 +17,6 @@ from agents.learning.evolution import (
     score,
     shipped_recipe,
 )
-from agents.learning.policy import LearnedPolicy
 from engine.errors import InputError
 from llmsched_env.action import ACTION_SIZES
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.learning.imitation import imitate
+from agents.learning.ppo.imitation import imitate
+from agents.learning.ppo.train import build_model, learned_policy, train
 from agents.learning.teachers import teacher
-from agents.learning.train import build_model, learned_policy, train
 from engine.errors import InputError
 from llmsched_env import EnvConfig
 from tests.agents.learning.training import small

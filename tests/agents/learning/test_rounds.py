@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import agents.cli
-from agents.learning.bundle import Bundle
-from agents.learning.evolution import EvolutionConfig, evolve
-from agents.learning.policy import network_params
-from agents.learning.rounds import LOG_FILE, ROUNDS_FILE
-from agents.learning.static_mixture import MixtureConfig, learn_mixture
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.policy import network_params
+from agents.learning.search.evolution import EvolutionConfig, evolve
+from agents.learning.search.rounds import LOG_FILE, ROUNDS_FILE
+from agents.learning.search.static_mixture import MixtureConfig, learn_mixture
 from engine.errors import InputError
 
 EVOLUTION = EvolutionConfig(rates=(1.0,), requests=20, generations=4, population=4, workers=1)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import baselines
-from agents.learning.bundle import Bundle
-from agents.learning.mixture import draw
-from agents.learning.policy import LearnedPolicy
-from agents.learning.static_mixture import MixtureConfig, learn_mixture, shares, static_mixture
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.mixture import draw
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.search.static_mixture import MixtureConfig, learn_mixture, shares, static_mixture
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
-from engine.simulate import simulate
-from engine.workload import Workload
+from engine.runs.simulate import simulate
 
 TINY = MixtureConfig(arms=("sarathi", "fastertransformer"), rates=(1.0,), requests=60, pairs=4, updates=3, workers=1)
 DEVICE = load_profile("rtx6000ada-mistral-7b")

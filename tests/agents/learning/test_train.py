@@ -15,15 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 import agents.cli
-from agents.files import MARK
-from agents.learning.checkpoint import checkpoints
-from agents.learning.normalize import TimedNormalize
-from agents.learning.policy import LearnedPolicy
-from agents.learning.rollout import TimedPPO, TimedRolloutBuffer
-from agents.learning.snapshot import restore, snapshot
-from agents.learning.train import CHECKPOINTS, train
-from agents.learning.train_config import TrainConfig
-from agents.learning.vec_env import SB3VecEnv
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.ppo.checkpoint import checkpoints
+from agents.learning.ppo.normalize import TimedNormalize
+from agents.learning.ppo.rollout import TimedPPO, TimedRolloutBuffer
+from agents.learning.ppo.snapshot import restore, snapshot
+from agents.learning.ppo.train import CHECKPOINTS, train
+from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.vec_env import SB3VecEnv
+from agents.work.files import MARK
 from engine.errors import InputError
 from llmsched_env import LLMSchedVectorEnv
 from tests.agents.learning.training import Echo, small
@@ -329,7 +329,7 @@ def test_ctrl_c_ends_the_command_with_130(
     def interrupted(self: BaseCallback) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agents.learning.callbacks.TrainingLog._on_step", interrupted)
+    monkeypatch.setattr("agents.learning.ppo.callbacks.TrainingLog._on_step", interrupted)
     assert agents.cli.main(["train", "--run-dir", str(tmp_path / "run"), "--no-progress", "--n-envs", "32"]) == 130
     captured = capsys.readouterr()
     assert f"llmsched train --resume --run-dir {tmp_path / 'run'} goes on from step-" in captured.out

@@ -10,9 +10,9 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.learning.vec_env import SB3VecEnv, row_info
+from agents.learning.ppo.vec_env import SB3VecEnv, row_info
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.workload import Workload
 from llmsched_env import EnvConfig, LLMSchedVectorEnv
 
 

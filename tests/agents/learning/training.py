@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agents.learning.train_config import TrainConfig
-from engine.workload import Workload
+from agents.learning.ppo.train_config import TrainConfig
+from engine.demand.workload import Workload
 from llmsched_env import EnvConfig
 
 

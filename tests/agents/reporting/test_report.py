@@ -16,8 +16,8 @@ from agents.reporting.plots import PLOTS, draw_all, png
 from agents.reporting.report import definitions, html_text, load_result, write_report
 from agents.reporting.tables import csv_text, latex_text, load_label, print_tables
 from engine.config import EngineConfig
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
 
 
 def make(loads: tuple[float | None, ...], seeds: int, workload: str = "poisson") -> dict[str, Any]:

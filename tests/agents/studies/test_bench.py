@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import baselines
+from agents.bench import speed
 from agents.commands.bench import Command
-from agents.studies import bench
 from engine.errors import InputError
 
 
@@ -19,64 +19,64 @@ def test_peers_are_measured_in_turn_and_give_medians() -> None:
         calls.append(name)
         return next(values[name])
 
-    found = bench.alternate(3, {"ours": lambda: rate("ours"), "peer": lambda: rate("peer")})
+    found = speed.alternate(3, {"ours": lambda: rate("ours"), "peer": lambda: rate("peer")})
     assert calls == ["ours", "peer"] * 3
     assert found == {"ours": 2.0, "peer": 20.0}
 
 
 def test_simulation_is_measured_with_sixty_four_running() -> None:
-    found = bench.simulate_rate(0.25)
+    found = speed.simulate_rate(0.25)
     assert found["simulate_iterations_per_s"] == min(found["simulate_iterations_per_s_by_policy"].values())
     # The trace's first and last seconds have fewer; the cap is 64.
     assert 48 < found["simulate_mean_batch_requests"] <= 64
 
 
 def test_every_baseline_is_measured_beside_sarathi() -> None:
-    found = bench.policies(0.002)
+    found = speed.policies(0.002)
     assert list(found["policy_to_sarathi"]) == baselines.names()
     assert found["policy_to_sarathi"]["sarathi"] == 1.0
     assert found["slowest_policy_to_sarathi"] == min(found["policy_to_sarathi"].values()) > 0.0
 
 
 def test_peak_memory_counts_what_a_process_holds() -> None:
-    before = bench.peak_mib()
+    before = speed.peak_mib()
     block = np.ones(64 * 1024 * 1024, np.int8)
     del block
     # The peak stays when the memory is given back, and grows no further by a smaller block.
-    peak = bench.peak_mib()
+    peak = speed.peak_mib()
     assert peak >= max(before, 64.0)
     assert np.ones(1024).sum() == 1024
-    assert bench.peak_mib() - peak < 8.0
+    assert speed.peak_mib() - peak < 8.0
 
 
 def test_each_measurement_runs_in_a_process_of_its_own() -> None:
-    found = bench.measure("peak", 0.02)
+    found = speed.measure("peak", 0.02)
     assert set(found) == {"simulate_peak_mib"}
     assert 20 < found["simulate_peak_mib"] < 2000
 
 
 def test_failed_measurement_says_why() -> None:
     with pytest.raises(RuntimeError, match="bench nonsense: KeyError: 'nonsense'"):
-        bench.measure("nonsense")
+        speed.measure("nonsense")
 
 
 def test_scalar_env_is_compared_with_cartpole_on_equal_terms() -> None:
-    found = bench.scalar_env(0.01)
+    found = speed.scalar_env(0.01)
     ratio = found["scalar_env_steps_per_s"] / found["cartpole_steps_per_s"]
     assert found["scalar_to_cartpole"] == ratio > 0.0
 
 
 @pytest.mark.slow
 def test_ppo_is_compared_with_an_environment_that_costs_nothing() -> None:
-    found = bench.measure("ppo", 0.01)
+    found = speed.measure("ppo", 0.01)
     assert found["ppo_to_null_env"] == found["ppo_fps"] / found["ppo_null_env_fps"] > 0.0
     assert found["ppo_plain_sb3_null_env_fps"] > 0.0
 
 
 def test_command_prints_and_writes_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Command(only="peak,vector", scale=0.02, json=tmp_path / "bench.json").run()
+    Command(only="peak,vector", scale=0.02, json=tmp_path / "speed.json").run()
     printed = capsys.readouterr().out
-    written = json.loads((tmp_path / "bench.json").read_text())
+    written = json.loads((tmp_path / "speed.json").read_text())
     for key in ("simulate_peak_mib", "vector_env_steps_per_s"):
         assert math.isfinite(written[key])
         assert key in printed

@@ -8,11 +8,11 @@ import pytest
 
 import baselines
 from agents.cli import main
-from agents.progress import unseen
 from agents.studies import directions
 from agents.studies.directions import METRICS, STUDIES, Study, chosen, measure
+from agents.work.progress import unseen
+from engine.demand.workload import parse_workload
 from engine.errors import InputError
-from engine.workload import parse_workload
 
 
 def brief(study: Study) -> Study:

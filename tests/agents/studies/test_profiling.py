@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.studies import profiling
-from agents.studies.profiling import Limits
+from agents.device import profiling
+from agents.device.profiling import Limits
+from engine.device.fitting import HELD_OUT
 from engine.errors import InputError
-from engine.fitting import HELD_OUT
 
 SMALL = "--grid.tokens 128 --grid.context 600 --grid.decodes 16 --grid.kv-tokens 8000 --grid.thin 5 --rounds 2"
 LIMITS = Limits(tokens=128, context=600, decodes=16, kv_tokens=8000, thin=5)

@@ -7,8 +7,8 @@ import pytest
 
 from agents.commands.reproduce import Command
 from agents.studies import reproduce
+from engine.demand.length_models import EmpiricalLengths
 from engine.errors import InputError
-from engine.length_models import EmpiricalLengths
 
 
 def rows_of_lengths(n: int = 400) -> EmpiricalLengths:

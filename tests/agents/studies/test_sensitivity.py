@@ -11,8 +11,8 @@ from agents.evaluation.setup import Setup
 from agents.options import Source
 from agents.studies.sensitivity import sensitivity
 from engine.config import EngineConfig
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.latency import LatencyModel
 
 SLOW = LatencyModel(overhead=0.02, floor=0.0, per_token=1e-5, per_pair=0.0, per_context=0.0, name="slow")
 """Iterations of 20 ms whatever is in them: seats are what is short, so output lengths are what counts."""

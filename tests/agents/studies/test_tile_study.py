@@ -6,8 +6,8 @@ import pytest
 
 from agents.commands.tiles import Command
 from agents.studies import tile_study
+from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.workload import Workload
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from agents.commands.tune import Command
 from agents.options import Source
 from agents.studies import tuning
 from engine.config import EngineConfig
+from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.latency import load_profile
 
 SOURCE = Source(workload="poisson", num_requests=60)
 

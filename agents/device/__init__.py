@@ -1,0 +1,1 @@
+"""Real executors: measured, fitted, compared with their surrogates."""

@@ -1,0 +1,278 @@
+"""Measuring a real executor: the grid of batches, and the table of results as CSV that survives interruptions.
+
+The grid is measured in rounds, each batch a few times in each of them, in a random order; a point is the median of its
+rounds. So a machine that is slow for a minute spoils rounds, not points. Before its repetitions a batch runs once, to
+find its KV where a server's batch finds it, most of which ran in the batch before, too. A row is written as soon as it
+is known, so a profile that was stopped goes on where it was. Beside ``FILE.csv``, ``FILE.csv.json`` says what was
+measured on what.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.work.files import json_text, write_atomically
+from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
+from engine.errors import InputError
+from engine.fields import checked, number, whole
+from engine.files.lines import read_csv
+from engine.files.reading import read_mapping, read_text
+
+FORMAT = "llmsched-measurements/2"
+COLUMNS = (
+    "set",
+    "prefills",
+    "decodes",
+    "tokens",
+    "requests",
+    "prefill_pairs",
+    "prefill_reads",
+    "decode_context",
+    "seconds",
+)
+ROUNDS, WARMUP, REPEATS = 7, 1, 3
+MOST_CHUNKS = 3
+KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
+
+TRIES = 10_000
+"""Random batches that are drawn until one is within the limits."""
+_BOUNDS = {
+    "tokens": whole(64, 2**20),
+    "context": whole(64, 2**24),
+    "decodes": whole(1, 2**16),
+    "kv_tokens": whole(256, 2**40),
+    "thin": whole(1, 10**6),
+}
+_CELL_TOKENS, _CELL_COUNT, _CELL_SECONDS = whole(0, 2**24), whole(1, 2**16), number(0.0, 1e6, above=True)
+
+
+class Measuring(Protocol):
+    """What can be profiled: `engine.device.real.executor.TransformersExecutor`."""
+
+    def measure(self, prefills: Any, decodes: Any, repeats: int, warmup: int) -> np.ndarray:
+        """Seconds of each repetition of one batch."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Device, model and versions."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest batches to measure."""
+
+    tokens: int = 2048
+    """Tokens of a batch."""
+    context: int = 6144
+    """KV tokens of a request."""
+    decodes: int = 128
+    """Decodes of a batch."""
+    kv_tokens: int = 224_000
+    """KV tokens of all requests of a batch."""
+    thin: int = 1
+    """Measure only every so many points of each set (1: all)."""
+
+    def __post_init__(self) -> None:
+        """Check that batches of every set fit.
+
+        Raises:
+            InputError: a limit is out of range.
+        """
+        checked(self, "grid", _BOUNDS)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV buffers for such batches: every request has room for the token that it gets."""
+        return self.kv_tokens + self.decodes + MOST_CHUNKS
+
+
+def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
+    """The batches to measure with their sets; about 300 at full size.
+
+    Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
+    sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
+    """
+    rng = np.random.default_rng(seed)
+    edges = [1, 2, 4, 8, 16, 24, 32, 48, 64]
+    edges += [n for k in range(1, 33) for n in (64 * k, 64 * k + (8 if k < 16 else 16))]
+    contexts = [k for k in (0, 512, 2048, 4096, 6144) if k <= limits.context]
+    sets: dict[str, list[Batch]] = {
+        TABLE: [Batch(((n, 0),)) for n in sorted(set(edges)) if n <= limits.tokens],
+        PREFILL: [
+            *(Batch(((n, k),)) for n in (16, 64, 128, 256, 512, 1024, 2048) for k in contexts if k),
+            *(Batch(((n, 0), (n, k))) for n in (64, 256, 512) for k in contexts),
+        ],
+        DECODE: [Batch((), (k,) * n) for n in (1, 2, 4, 8, 16, 32, 64, 96, 128) for k in (128, 512, 1024, 2048, 4096)],
+    }
+    for kind, count in zip(HELD_OUT, (20, 20, 60), strict=True):
+        sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
+    sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
+    sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
+    sets[PREFILL] += [_random_batch(rng, PREFILL, limits) for _ in range(12)]
+    points = (
+        (kind, batch)
+        for kind, batches in sets.items()
+        for batch in [b for b in batches if _fits(b, limits)][:: limits.thin]
+    )
+    return list(dict.fromkeys(points))
+
+
+def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
+    def log_uniform(low: float, high: float) -> int:
+        return int(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    for _ in range(TRIES):
+        chunks = 0 if "decode" in kind else int(rng.integers(1, MOST_CHUNKS + 1))
+        decodes = 0 if "prefill" in kind else log_uniform(1, limits.decodes)
+        prefills = tuple(
+            (log_uniform(16, limits.tokens / 2), int(rng.integers(2)) * log_uniform(64, limits.context))
+            for _ in range(chunks)
+        )
+        batch = Batch(prefills, tuple(log_uniform(64, limits.context) for _ in range(decodes)))
+        if _fits(batch, limits):
+            return batch
+    raise InputError(f"grid: expected limits that {kind} batches fit, found none in {TRIES} tries within {limits}")
+
+
+def _fits(batch: Batch, limits: Limits) -> bool:
+    longest = max([*batch.decodes, *(n + k for n, k in batch.prefills)])
+    return (
+        batch.tokens <= limits.tokens
+        and len(batch.decodes) <= limits.decodes
+        and batch.kv_tokens <= limits.kv_tokens
+        and longest <= limits.context + limits.tokens
+    )
+
+
+def _cells(kind: str, batch: Batch) -> tuple[str, str, str]:
+    """Set, chunks (``512@0 64@2048``: new tokens and tokens before) and decodes (``1024x8 300``: tokens x requests)."""
+    runs: list[list[int]] = []
+    for context in batch.decodes:
+        if runs and runs[-1][0] == context:
+            runs[-1][1] += 1
+        else:
+            runs.append([context, 1])
+    return (
+        kind,
+        " ".join(f"{n}@{context}" for n, context in batch.prefills),
+        " ".join(f"{context}x{count}" if count > 1 else str(context) for context, count in runs),
+    )
+
+
+def _tokens(text: str) -> int:
+    return int(_CELL_TOKENS.parse(text, "tokens"))
+
+
+def _batch(prefills: str, decodes: str) -> Batch:
+    chunks = tuple((_tokens(n), _tokens(k)) for n, _, k in (part.partition("@") for part in prefills.split()))
+    contexts: list[int] = []
+    for part in decodes.split():
+        context, _, count = part.partition("x")
+        contexts += [_tokens(context)] * int(_CELL_COUNT.parse(count or "1", "decodes"))
+    batch = Batch(chunks, tuple(contexts))
+    if batch.tokens < 1 or min([*contexts, *(n for n, _ in chunks)]) < 1:
+        raise ValueError
+    return batch
+
+
+def read_points(path: Path) -> list[Point]:
+    """Points of a table, each the median over its rounds.
+
+    Raises:
+        InputError: unreadable, not such a table, or a line that is cut off (says which).
+    """
+    rounds: dict[tuple[str, Batch], list[float]] = {}
+    for row in _read_rows(path):
+        rounds.setdefault((row.kind, row.batch), []).append(row.seconds)
+    return [Point(kind, batch, float(np.median(seconds))) for (kind, batch), seconds in rounds.items()]
+
+
+def _read_rows(path: Path) -> list[Point]:
+    rows = read_csv(path, "a table of measurements")
+    if not rows or tuple(rows[0][1]) != COLUMNS:
+        raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
+    points = []
+    for line, row in rows[1:]:
+        try:
+            seconds = float(_CELL_SECONDS.parse(row[-1], "seconds"))
+            if len(row) != len(COLUMNS) or row[0] not in KINDS:
+                raise ValueError
+            points.append(Point(row[0], _batch(row[1], row[2]), seconds))
+        except (ValueError, IndexError):
+            raise InputError(f"{path}, line {line}: expected a measured batch, got {','.join(row)[:200]!r}") from None
+    return points
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What a table was measured on, from the file beside it.
+
+    Raises:
+        InputError: no such file, or not of this format.
+    """
+    beside = path.with_name(path.name + ".json")
+    data = read_mapping(beside, "the description that `llmsched profile` writes")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{beside}: expected format {FORMAT!r}")
+    return {key: value for key, value in data.items() if key != "format"}
+
+
+def todo(
+    path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any], rounds: int = ROUNDS
+) -> list[tuple[str, Batch]]:
+    """What to measure, round after round, each in a random order, less what a table has; makes an empty one if needed.
+
+    A last line that was cut off while it was written is taken off the table.
+
+    Raises:
+        InputError: a table of another device, model or version, or one that cannot be read.
+    """
+    beside = path.with_name(path.name + ".json")
+    if not path.exists():
+        write_atomically(beside, json_text({"format": FORMAT, **provenance}))
+        write_atomically(path, ",".join(COLUMNS) + "\n")
+    known = read_provenance(path)
+    for key, value in provenance.items():
+        if key != "date" and known.get(key) != value:
+            raise InputError(f"{path}: {key}: expected a table of {value!r}, got one of {known.get(key)!r}")
+    text = read_text(path, "a table of measurements")
+    if not text.endswith("\n"):
+        write_atomically(path, text[: text.rfind("\n") + 1])
+    done = Counter((row.kind, row.batch) for row in _read_rows(path))
+    orders = (np.random.default_rng(k).permutation(len(wanted)) for k in range(rounds))
+    return [wanted[j] for k, order in enumerate(orders) for j in order if done[wanted[j]] <= k]
+
+
+def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) -> Iterator[Point]:
+    """Measure points one after the other, each appended to the table before it is yielded.
+
+    Raises:
+        InputError: the device cannot run a batch; what was measured before stays.
+    """
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for kind, batch in points:
+            seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP)))
+            f = batch.features()
+            features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.prefill_reads[0], f.decode_context[0])
+            writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
+            file.flush()
+            yield Point(kind, batch, seconds)
+
+
+def estimate_s(executor: Measuring, points: list[tuple[str, Batch]]) -> float:
+    """Seconds that measuring the points will take: from the smallest and the largest, linear in tokens."""
+    if not points:
+        return 0.0
+
+    def size(point: tuple[str, Batch]) -> int:
+        return point[1].tokens
+
+    ends = (min(points, key=size)[1], max(points, key=size)[1])
+    low, high = (float(np.median(executor.measure(b.prefills, b.decodes, 3, 1))) for b in ends)
+    span = max(1, ends[1].tokens - ends[0].tokens)
+    each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
+    return float(sum(each)) * (WARMUP + REPEATS)

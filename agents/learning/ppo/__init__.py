@@ -1,0 +1,1 @@
+"""Training with PPO: learner, rollouts, checkpoints, what is seen of it."""

@@ -1,0 +1,339 @@
+"""What happens beside learning: TensorBoard, evaluation on held-out traces, checkpoints, progress bar.
+
+All of it happens between updates and draws no random numbers, so a run learns the same with or without it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+import baselines
+from agents.learning.heldout import HeldOut, Score
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.ppo.checkpoint import Checkpoint, capture
+from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.timeline import timeline
+from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.vec_env import SB3VecEnv
+from engine.errors import InputError
+from engine.runs.simulate import simulate
+from llmsched_env.reward import REWARD_TERMS
+
+HEADS = {"allocation": ("budget", "decode_rule", "prefill_order"), "mixture": ("arm",)}
+"""Names of the action heads, for histograms."""
+NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "env_id")
+"""How the names of fields begin that say how to run, not what is learned."""
+SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
+TIMELINE_REQUESTS = 40
+COPY_EVERY, COPY_FREE_S = 100.0, 0.005
+"""Copies of the state in memory are so many times their own cost apart (1 % of the time), unless they cost nothing."""
+EVENTS = "events.out.tfevents."
+"""How the names of TensorBoard's files begin; the second of their making follows."""
+EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "slo_goodput", "evictions")
+
+
+class _Events(TensorBoardOutputFormat):
+    """TensorBoard's event file of one session; readers forget what earlier ones wrote from `first_step` on."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        hides = first_step > 0 or any(folder.glob(f"{EVENTS}*"))
+        self.writer = SummaryWriter(str(folder), purge_step=first_step if hides else None)
+        self._is_closed = False
+
+
+def tensorboard_logger(folder: Path, first_step: int) -> Logger:
+    """A logger that writes TensorBoard events, hiding what an interrupted run wrote from `first_step` on."""
+    _let_names_sort(folder)
+    return Logger(folder=str(folder), output_formats=[_Events(folder, first_step)])
+
+
+def _let_names_sort(folder: Path) -> None:
+    """Event files are read in the order of their names, which begin with the second: no two sessions in one."""
+    seconds = [int(part) for path in folder.glob(f"{EVENTS}*") if (part := path.name.split(".")[3]).isdecimal()]
+    latest, begun = max(seconds, default=0), time.time()
+    while int(time.time()) <= latest and time.time() < begun + 2.0:
+        time.sleep(0.02)
+
+
+def scalar_layout(tiers: list[str], terms: list[str], rivals: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom-scalars page: deadlines by tier, margins over the baselines, reward terms that count."""
+
+    def lines(*tags: str) -> list[Any]:
+        return ["Multiline", list(tags)]
+
+    layout = {
+        "Service levels": {m: lines(*(f"slo/{tier}/{m}" for tier in tiers)) for m in SLO_METRICS},
+        "Reward": {"terms of one step": lines(*(f"reward/{term}" for term in terms))},
+    }
+    if rivals:
+        layout["Margin over baselines"] = {
+            what: lines(*(f"margin/{name}/{what}" for name in rivals)) for what in ("ttft", "return")
+        }
+    return layout
+
+
+def _writers(logger: Logger) -> list[SummaryWriter]:
+    return [output.writer for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+
+
+class TrainingLog(BaseCallback):
+    """Reward terms, episode numbers and action histograms of each rollout.
+
+    ``reward/<term>`` is the mean over the steps of the rollout, unweighted; ``episode/<metric>`` the mean over the
+    episodes that ended in it; ``action/<head>`` the histogram of what was chosen.
+    """
+
+    def __init__(self, action: str) -> None:
+        super().__init__()
+        self.heads = HEADS[action]
+        self._terms = np.zeros(len(REWARD_TERMS))
+        self._steps = 0
+        self._elapsed = 0.0
+        self._episodes: list[dict[str, float]] = []
+
+    def _on_step(self) -> bool:
+        base = self.training_env.unwrapped
+        assert isinstance(base, SB3VecEnv)
+        infos = base.step_infos
+        if "reward_terms" in infos:
+            self._terms += np.add.reduce(infos["reward_terms"], axis=0)
+        if base.elapsed_s is not None:
+            self._elapsed += float(np.add.reduce(base.elapsed_s))
+        self._steps += base.num_envs
+        if "final_info" in infos:
+            rows = np.flatnonzero(self.locals["dones"])
+            self._episodes += [self.locals["infos"][row]["episode"] for row in rows]
+        return True
+
+    def _choices(self) -> list[int]:
+        space = self.training_env.action_space
+        return [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()  # type: ignore[attr-defined]
+
+    def _on_rollout_end(self) -> None:
+        for name, total in zip(REWARD_TERMS, self._terms, strict=True):
+            self.logger.record(f"reward/{name}", float(total) / self._steps)
+        self.logger.record("rollout/seconds_per_decision", self._elapsed / self._steps)
+        for name in EPISODE_METRICS:
+            found = [episode.get(name, math.nan) for episode in self._episodes]
+            values = [value for value in found if math.isfinite(value)]  # nan: there was no such number
+            if values:
+                self.logger.record(f"episode/{name}", float(np.mean(values)))
+        actions = self.locals["rollout_buffer"].actions
+        for k, (head, choices) in enumerate(zip(self.heads, self._choices(), strict=True)):
+            for writer in _writers(self.logger):
+                bins = (np.arange(choices + 1) - 0.5).tolist()
+                writer.add_histogram(f"action/{head}", actions[..., k].ravel(), self.num_timesteps, bins=bins)
+        self._terms[:] = 0.0
+        self._steps, self._elapsed = 0, 0.0
+        self._episodes.clear()
+
+
+class Evaluation(BaseCallback):
+    """Every `eval_every` decisions: the policy on held-out traces, its margins, a timeline, the best so far.
+
+    ``eval/<number>``, ``slo/<tier>/<metric>`` (means over traces), ``margin/<baseline>/ttft`` (share by which the mean
+    TTFT is shorter) and ``margin/<baseline>/return`` (return for each request, difference), ``timeline``.
+    """
+
+    def __init__(self, config: TrainConfig, learned: Callable[[], LearnedPolicy], best: Path) -> None:
+        super().__init__()
+        self.config = config
+        self.learned = learned
+        self.best_folder = best
+        self.best_return = -np.inf
+        self.held_out = HeldOut(config.env, config.eval_traces, config.eval_requests)
+        self.rivals: dict[str, Score] = {}
+        self.last: dict[str, float] = {}
+        self._next = 0
+        self._latest = -1
+        self._resumed = False
+
+    def _on_training_start(self) -> None:
+        self.rivals = {s: self.held_out.score(baselines.make(s)) for s in self.config.eval_baselines}
+        if self._next == 0:
+            self._next = self.config.eval_every
+        if not self._resumed:
+            self._describe()
+
+    def _describe(self) -> None:
+        """Hyperparameters and the layout of the custom page, once for a run."""
+        numbers = {
+            k: v
+            for k, v in self.config.to_dict().items()
+            if isinstance(v, bool | str | int | float) and not k.startswith(NOT_HYPERPARAMETERS)
+        }
+        metrics = {"eval/return": 0.0, "eval/mean_ttft_s": 0.0}
+        self.logger.record("hparams", HParam(numbers, metrics), exclude=("stdout", "log", "json", "csv"))
+        env = self.config.env
+        terms = [name for name in REWARD_TERMS if getattr(env.reward, name) > 0.0]
+        layout = scalar_layout([t.name for t in env.workload.tiers], terms, self.config.eval_baselines)
+        for writer in _writers(self.logger):
+            writer.add_custom_scalars(layout)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self._next:
+            if self.num_timesteps > self._latest:
+                self.evaluate()
+            self._next = self.num_timesteps + self.config.eval_every
+
+    def _on_training_end(self) -> None:
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Score the present policy, log everything, keep it if it is the best so far."""
+        self._latest = self.num_timesteps
+        policy = self.learned()
+        score = self.held_out.score(policy)
+        self.last = {"eval/return": score.mean_return, "eval/mean_ttft_s": score.mean_ttft_s}
+        self.last["eval/goodput"] = float(np.mean([report.goodput for report in score.reports]))
+        self.last |= self._service_levels(score)
+        for name, rival in self.rivals.items():
+            self.last[f"margin/{name}/ttft"] = 1.0 - score.mean_ttft_s / rival.mean_ttft_s
+            self.last[f"margin/{name}/return"] = score.mean_return - rival.mean_return
+        for tag, value in self.last.items():
+            if np.isfinite(value):
+                self.logger.record(tag, value)
+        requests = self.held_out.traces[-1].head(min(TIMELINE_REQUESTS, self.config.eval_requests))
+        record = simulate(policy, requests, self.held_out.executor, self.config.env.engine, log_steps=True)
+        figure = timeline(record, f"{self.num_timesteps:,} decisions")
+        self.logger.record("timeline", Figure(figure, close=False), exclude=("stdout", "log", "json", "csv"))
+        if score.mean_return > self.best_return:
+            self.best_return = score.mean_return
+            policy.bundle.save(self.best_folder)
+
+    def _service_levels(self, score: Score) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for k, tier in enumerate(self.config.env.workload.tiers):
+            tiers = [report.tiers[k] for report in score.reports]
+            rows = [(t.ttft.p50, t.ttft.p99, t.itl.p99, t.slo_attainment) for t in tiers]
+            for name, values in zip(SLO_METRICS, np.transpose(rows), strict=True):
+                known = values[np.isfinite(values)]
+                found[f"slo/{tier.name}/{name}"] = float(known.mean()) if known.size else float("nan")
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        best = None if self.best_return == -np.inf else self.best_return
+        return {"best_return": best, "next": self._next, "latest": self._latest}
+
+    def load_state(self, state: Any) -> None:
+        """Continue from what `state` gave.
+
+        Raises:
+            InputError: something else.
+        """
+        expected = isinstance(state, dict) and set(state) == {"best_return", "next", "latest"}
+        if not expected or not all(type(state[key]) is int for key in ("next", "latest")):
+            raise InputError("evaluation: expected best_return, next and latest")
+        best = state["best_return"]
+        if best is not None and type(best) not in (int, float):
+            raise InputError("evaluation: best_return: expected a number")
+        self.best_return = -np.inf if best is None else float(best)
+        self._next, self._latest = state["next"], state["latest"]
+        self._resumed = True
+
+
+class Checkpoints(BaseCallback):
+    """A checkpoint every `checkpoint_every` decisions and one at the end, always between two updates.
+
+    The state at one of the latest of these places is kept in memory, so that an interruption loses seconds at most
+    (`save`). It must be the last callback: what all others logged is on the disk before a checkpoint is.
+    """
+
+    model: TimedPPO
+
+    def __init__(self, config: TrainConfig, folder: Path, run: Callable[[], dict[str, Any]]) -> None:
+        super().__init__()
+        self.config, self.folder, self.run = config, folder, run
+        self.latest: Checkpoint | None = None
+        self._saved = -1
+        self._copied, self._cost = 0.0, 0.0
+
+    def _on_training_start(self) -> None:
+        self._saved = self.num_timesteps if self.num_timesteps else -1
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # What the update logged is written at its own step, or a run that goes on from here would not have it.
+        self.logger.dump(self.num_timesteps)
+        due = self.num_timesteps - max(self._saved, 0) >= self.config.checkpoint_every
+        if due or time.perf_counter() - self._copied >= COPY_EVERY * max(0.0, self._cost - COPY_FREE_S):
+            self._copy()
+        if due:
+            self.save()
+
+    def _on_training_end(self) -> None:
+        self.logger.dump(self.num_timesteps)
+        self._copy()
+        self.save()
+
+    def _copy(self) -> None:
+        start = time.perf_counter()
+        self.latest = capture(self.model, self.run())
+        self._copied = time.perf_counter()
+        self._cost = self._copied - start
+
+    def save(self) -> Path | None:
+        """Write the latest state, if it is not written yet; None if there is none."""
+        if self.latest is None or self.latest.num_timesteps == self._saved:
+            return None
+        path = self.latest.save(self.folder, self.config.digest, self.config.keep_checkpoints)
+        self._saved = self.latest.num_timesteps
+        return path
+
+
+class ProgressBar(BaseCallback):
+    """A bar on stderr's terminal with decisions, speed, latest return of an episode and time left."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[result]}"),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        self._bar = Progress(*self._columns, console=console, disable=not console.is_terminal, redirect_stdout=False)
+        self._task = self._bar.add_task("", total=total, speed="", result="")
+
+    def _on_training_start(self) -> None:
+        self._bar.start()
+        self._update()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._update()
+
+    def _update(self) -> None:
+        task = self._bar.tasks[0]
+        episodes = self.model.ep_info_buffer
+        result = f"return {np.mean([e['r'] for e in episodes]):.1f}" if episodes else ""
+        speed = f"{task.speed:,.0f}/s" if task.speed else ""
+        self._bar.update(
+            self._task, completed=min(self.num_timesteps, int(task.total or 0)), speed=speed, result=result
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()

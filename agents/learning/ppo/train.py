@@ -1,0 +1,235 @@
+"""`train`: PPO on the environment, into a run folder that can be evaluated, watched and resumed.
+
+<run_dir>/config.json        the configuration, versions, how it was started
+<run_dir>/checkpoints/       step-<decisions>.safetensors, everything that the next update depends on
+<run_dir>/best, final        policy bundles (`agents.learning.learned.bundle`); the best by held-out traces
+<run_dir>/events.out...      TensorBoard
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+
+import llmsched_env  # noqa: F401 - registers the environments
+from agents.learning.heldout import TRAINING_SEED
+from agents.learning.learned.bundle import export, source_hash, versions
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.ppo.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
+from agents.learning.ppo.checkpoint import checkpoints, load_checkpoint, old_checkpoints
+from agents.learning.ppo.checkpoint_file import DamagedCheckpoint, check_configuration
+from agents.learning.ppo.imitation import imitate
+from agents.learning.ppo.normalize import TimedNormalize
+from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.train_config import NOT_COMPARED, TrainConfig
+from agents.learning.ppo.vec_env import SB3VecEnv
+from agents.learning.run_folder import CONFIG_FILE, refuse_difference, write_about
+from agents.learning.teachers import teacher
+from agents.work.files import claimed
+from engine.device.latency import load_profile
+from engine.errors import InputError
+from llmsched_env.kernel import env_params
+
+CHECKPOINTS = "checkpoints"
+
+
+def _linear(start: float) -> Any:
+    # The last rollout may go past the total.
+    return lambda remaining: max(remaining, 0.0) * start
+
+
+@contextmanager
+def torch_settings(threads: int) -> Iterator[None]:
+    """One thread, and no argument checks in distributions (a fifth of a small network's time)."""
+    before, checked = th.get_num_threads(), th.distributions.Distribution._validate_args
+    th.set_num_threads(threads)
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+        th.distributions.Distribution.set_default_validate_args(checked)
+
+
+def build_model(
+    config: TrainConfig,
+    learner: type[TimedPPO] = TimedPPO,
+    normalizer: type[TimedNormalize] = TimedNormalize,
+    **network: Any,
+) -> TimedPPO:
+    """The learner in front of its environment, not trained yet.
+
+    Args:
+        config: everything about the run.
+        learner: the algorithm.
+        normalizer: the wrapper that normalises, if the configuration says so.
+        network: further `policy_kwargs` of SB3.
+
+    Raises:
+        InputError: the environment cannot be built.
+    """
+    if config.env_id not in gymnasium.registry:
+        raise InputError(f"env_id: expected a registered environment, got {config.env_id!r}")
+    try:
+        envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
+    except TypeError as error:
+        raise InputError(f"env_id: expected an environment like ours, got {config.env_id!r} ({error})") from None
+    env: Any = SB3VecEnv(envs)
+    if config.normalize:
+        env = normalizer(env, config.discount_s)
+    model = learner(
+        "MlpPolicy",
+        env,
+        discount_s=config.discount_s,
+        learning_rate=_linear(config.learning_rate) if config.schedule == "linear" else config.learning_rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl or None,
+        policy_kwargs={
+            "net_arch": list(config.net_arch),
+            "activation_fn": th.nn.Tanh if config.activation == "tanh" else th.nn.ReLU,
+            **network,
+        },
+        seed=config.seed,
+        device=config.device,
+    )
+    env.seed(TRAINING_SEED + (config.seed << 20))
+    return model
+
+
+def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
+    """The model's present actor as a policy for `simulate`."""
+    codec = env_params(load_profile(config.env.profile), config.env.budget, config.env.ageing, config.env.close)
+    bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
+    return LearnedPolicy.of(bundle, name)
+
+
+def _command() -> str:
+    return " ".join(["llmsched", *sys.argv[1:]]) if Path(sys.argv[0]).name == "llmsched" else " ".join(sys.argv)
+
+
+def _prepare(config: TrainConfig) -> list[Path]:
+    """Make the run folder; returns the checkpoints to resume from, oldest first.
+
+    Raises:
+        InputError: the folder holds another run or cannot be written, or there is nothing to resume.
+    """
+    folder = config.run_dir
+    found = checkpoints(folder / CHECKPOINTS)
+    if config.resume:
+        old = old_checkpoints(folder / CHECKPOINTS)
+        if not found and (old or not (folder / CONFIG_FILE).exists()):
+            what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
+            raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
+        refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
+        for path in found:
+            check_configuration(path, config.digest)
+        if not found:
+            print(f"llmsched: {folder} was interrupted before its first decision: begins anew", file=sys.stderr)
+    elif found:
+        raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
+    about = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
+    write_about(folder, about)
+    return found if config.resume else []
+
+
+def _continue(model: TimedPPO, config: TrainConfig, found: list[Path], evaluation: Evaluation) -> None:
+    """Load the newest checkpoint that is whole, saying so where it is not the newest of all.
+
+    Raises:
+        InputError: none is whole, or one belongs to another configuration.
+    """
+    damaged: list[DamagedCheckpoint] = []
+    for path in reversed(found):
+        try:
+            run = load_checkpoint(model, path, config.digest)
+            _load_evaluation(evaluation, run, path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            print(f"llmsched: {damaged[0]}; going on from {path.name}", file=sys.stderr)
+        return
+    more = f"; {len(damaged) - 1} older ones are damaged, too" if len(damaged) > 1 else ""
+    raise InputError(f"resume: expected a whole checkpoint, {damaged[0]}{more}")
+
+
+def _load_evaluation(evaluation: Evaluation, run: dict[str, Any], path: Path) -> None:
+    try:
+        evaluation.load_state(run.get("evaluation"))
+    except InputError as error:
+        raise DamagedCheckpoint(f"{path}: damaged ({error})") from None
+
+
+def train(config: TrainConfig, *extra: BaseCallback) -> Path:
+    """Train PPO and return the run folder.
+
+    With the same configuration, the same versions and one thread the result is the same bit for bit, in one go or
+    resumed from a checkpoint. (With the linear schedule `total_timesteps` must be the same, too.)
+
+    Args:
+        config: everything about the run.
+        extra: further SB3 callbacks.
+
+    Raises:
+        InputError: the configuration does not fit, or the folder holds another run or damaged checkpoints or cannot
+            be written.
+        KeyboardInterrupt: stopped by the user; what was learned up to the last update is in a checkpoint.
+    """
+    with claimed(config.run_dir, "train"):
+        return _train(config, extra)
+
+
+def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
+    choose = teacher(config.teacher, config.env) if config.teacher else None
+    found = _prepare(config)
+    with torch_settings(config.threads):
+        model = build_model(config)
+        evaluation = Evaluation(config, lambda: learned_policy(model, config), config.run_dir / "best")
+        if found:
+            _continue(model, config, found, evaluation)
+        elif choose is not None:
+            taught = imitate(model, choose, config.imitation_steps)
+            print(f"imitated {config.teacher}: {100 * taught['agreement']:.1f} % of its decisions", file=sys.stderr)
+        logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if found else 0)
+        model.set_logger(logger)
+        kept = Checkpoints(config, config.run_dir / CHECKPOINTS, lambda: {"evaluation": evaluation.state()})
+        bar = ProgressBar(config.total_timesteps) if config.progress else None
+        shown: list[BaseCallback] = [bar] if bar else []
+        watch: list[BaseCallback] = [evaluation] if config.eval_every else []
+        callbacks = CallbackList([TrainingLog(config.env.action), *watch, *shown, *extra, kept])
+        try:
+            _learn(model, config, callbacks)
+            learned_policy(model, config).bundle.save(config.run_dir / "final")
+        except KeyboardInterrupt:
+            kept.save()
+            raise
+        finally:
+            if bar:
+                bar.close()
+            logger.close()
+            model.get_env().close()  # type: ignore[union-attr]
+    return config.run_dir
+
+
+def _learn(model: TimedPPO, config: TrainConfig, callbacks: CallbackList) -> None:
+    remaining = config.total_timesteps - model.num_timesteps
+    if remaining > 0:
+        model.learn(remaining, callbacks, reset_num_timesteps=False, log_interval=1)
+
+
+def parameters(model: TimedPPO) -> np.ndarray:
+    """All parameters of the model's networks as one vector, for comparisons."""
+    return np.concatenate([p.detach().cpu().numpy().ravel() for p in model.policy.parameters()])

@@ -1,0 +1,1 @@
+"""Searches without gradients of single decisions: evolution and the static mixture."""

@@ -1,0 +1,314 @@
+"""Policy search by evolution (CMA-ES): a small policy is judged by what it costs in whole runs, on common traces.
+
+What a choice costs in memory shows minutes later, and with the few per cent that are to be gained PPO's advantages
+drown in the noise of arrivals. Here every candidate of a generation serves the same traces to their end, so that
+differences are those of the policies, and the next generation gets new traces, so that none is learned by heart.
+
+The policy is one linear layer: each head's level is ``base + weights x features``, rounded. As logits that is
+``2 j x - j^2`` for level j, which are largest at the level nearest to x; so it is a bundle like any other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.learning.heldout import TRAINING_SEED
+from agents.learning.learned.bundle import Bundle, source_hash, versions
+from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.search.rounds import Rounds, Search
+from agents.learning.search.whole_runs import Trial, measure
+from agents.learning.teachers import teacher
+from agents.work.files import claimed
+from agents.work.processes import run_tasks
+from engine.demand.tiers import parse_tiers
+from engine.demand.workload import Workload, parse_workload
+from engine.device.latency import load_profile
+from engine.errors import InputError
+from engine.fields import RATE, checked, from_mapping, number, whole
+from engine.files.yaml_text import read_yaml
+from llmsched_env.action import ACTION_SIZES
+from llmsched_env.config import EnvConfig
+from llmsched_env.fleet import Fleet
+from llmsched_env.kernel import env_params
+from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+
+FEATURES = (
+    "kv_use",
+    "kv_use_slow",
+    "arrivals_per_batch_slow",
+    "waiting_tokens",
+    "started_tokens",
+    "running_share",
+    "oldest_wait_relaxed",
+    "shortest_prompt",
+)
+"""Observations that the levels depend on, if a configuration names no others."""
+RECIPE = "evolution.yml"
+NOT_COMPARED = ("generations", "workers")
+"""Fields that may differ when a search is resumed."""
+HEADS = len(ACTION_SIZES)
+WEIGHTS = (1.0, 0.5, -2.0)
+"""Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
+CLIP = 5.0
+"""Largest absolute value of a normalised feature."""
+
+_COUNT, _WEIGHT = whole(1, 10**9), number(0.0, 1e9, below=True)
+_BOUNDS = {
+    **dict.fromkeys(("requests", "traces", "generations", "hold", "workers"), _COUNT),
+    **dict.fromkeys(("ageing", "close", "loss_weight"), _WEIGHT),
+    "rates": RATE,
+    "population": whole(4, 10**6),
+    "sigma": number(0.0, 100.0, above=True, below=True),
+    "seed": whole(0, 2**20 - 1),
+}
+"""Ranges of the fields."""
+
+
+@dataclass(frozen=True)
+class EvolutionConfig(Search):
+    """One search as one record; ``agents/learning/hyperparams/evolution.yml`` has the recipe of the shipped policy."""
+
+    run_dir: Path = Path("runs/evolution")
+    """Folder of the run: the policy in final, log.csv, and what it can be resumed from."""
+    teacher: str = "slackfit:tuned"
+    """Baseline to start from."""
+    rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
+    """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
+    others: tuple[str, ...] = ()
+    """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
+    tiers: tuple[Any, ...] = ()
+    """Service tiers of all of them (`engine.demand.tiers.parse_tiers`; none: the default ones)."""
+    requests: int = 3000
+    """Requests in each trace."""
+    traces: int = 1
+    """Traces of each rate that a generation is judged on."""
+    generations: int = 150
+    """New sets of candidates."""
+    population: int = 16
+    """Candidates in each generation."""
+    sigma: float = 0.4
+    """Spread of the first generation, in levels."""
+    hold: int = 8
+    """Iterations for which a choice holds (`EnvConfig.hold`)."""
+    ageing: float = 0.0
+    """Tokens that a prompt counts less for each second since its arrival (`EnvConfig.ageing`)."""
+    close: float = 1.0
+    """When a batch ends early with a finished prompt (`EnvConfig.close`)."""
+    features: tuple[str, ...] = FEATURES
+    """Observations that the levels depend on (none: constant levels)."""
+    loss_weight: float = 2.0
+    """Weight, on top, of what is worse than the teacher at a load: one load must not be won at the cost of another."""
+    seed: int = 0
+    """Seed of the candidates and of the training traces."""
+    workers: int = 2
+    """Processes; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        checked(self, "", _BOUNDS)
+        if unknown := [name for name in self.features if name not in OBSERVATION_NAMES]:
+            raise InputError(f"features: expected names among {', '.join(OBSERVATION_NAMES)}, got {unknown[0]!r}")
+        if not self.rates:
+            raise InputError("rates: expected at least one rate in requests/s, got none")
+        for spec in self.others:
+            parse_workload(spec)
+        parse_tiers(self.tiers)
+
+    @property
+    def loads(self) -> list[Workload]:
+        """What the policies serve: the default workload at every rate, then the others."""
+        tiers = parse_tiers(self.tiers)
+        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in self.rates]
+        return own + [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
+
+    @classmethod
+    def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
+        """The configuration of a YAML file, a mapping of these fields.
+
+        Raises:
+            InputError: no such file, an unknown key, or a value that does not fit.
+        """
+        data = read_yaml(path, "a recipe")
+        return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
+
+    def env(self) -> EnvConfig:
+        """The environment whose action and observation the policy has."""
+        return EnvConfig(
+            budget="slackfit",
+            skip_decode_only=True,
+            hold=self.hold,
+            ageing=self.ageing,
+            close=self.close,
+            rates=self.rates,
+            workload=self.loads[0],
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all candidates share: environment, normalisation, the teacher's levels."""
+
+    env: EnvConfig
+    mean: np.ndarray
+    std: np.ndarray
+    base: np.ndarray  # float64[heads]
+    features: tuple[str, ...] = FEATURES
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
+        """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
+        knobs = x.reshape(HEADS, 1 + len(self.features))
+        columns = [OBSERVATION_NAMES.index(feature) for feature in self.features]
+        weight = np.zeros((sum(ACTION_SIZES), OBSERVATION_SIZE), np.float32)
+        bias = np.zeros(sum(ACTION_SIZES), np.float32)
+        at = 0
+        for head, size in enumerate(ACTION_SIZES):
+            levels = np.arange(size, dtype=np.float64)
+            weight[at : at + size, columns] = 2.0 * np.outer(levels, knobs[head, 1:])
+            bias[at : at + size] = 2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2
+            at += size
+        codec = env_params(load_profile(self.env.profile), self.env.budget, self.env.ageing, self.env.close)
+        layers = ((weight, bias),)
+        return LearnedPolicy.of(Bundle(layers, "tanh", self.mean, self.std, CLIP, codec, self.env, **self.about), name)
+
+
+def shipped_recipe() -> Path:
+    """The recipe that ships with the package."""
+    return Path(str(resources.files("agents.learning") / "hyperparams" / RECIPE))
+
+
+def frame(config: EvolutionConfig, command: str = "") -> Frame:
+    """Watch the teacher at every load for the normalisation.
+
+    Raises:
+        InputError: a teacher outside the action space.
+    """
+    env = config.env()
+    choose = teacher(config.teacher, env)
+    seen = []
+    for k, load in enumerate(config.loads):
+        fleet = Fleet(1, replace(env, rates=(), workload=load))
+        fleet.start(0, fleet.draw(np.random.default_rng(_trace_seed(config, 0, k))))
+        while not fleet.outcome.terminated[0]:
+            seen.append(fleet.outcome.observation[0].astype(np.float64))
+            fleet.step(choose(fleet.outcome.observation))
+    observations = np.array(seen)
+    mean, std = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
+    for feature in config.features:
+        column = OBSERVATION_NAMES.index(feature)
+        mean[column], std[column] = observations[:, column].mean(), max(1e-3, observations[:, column].std())
+    base = choose(np.zeros((1, OBSERVATION_SIZE), np.float32))[0].astype(np.float64)
+    about = {"command": command, "versions": versions(), "sources": source_hash()}
+    return Frame(env, mean, std, base, config.features, about)
+
+
+def _trace_seed(config: EvolutionConfig, generation: int, k: int) -> int:
+    return TRAINING_SEED + (config.seed << 20) + generation * 64 + k
+
+
+def measure_all(
+    policies: Sequence[LearnedPolicy | str], config: EvolutionConfig, env: EnvConfig, generation: int
+) -> np.ndarray:
+    """Each policy at each load on the traces of one generation, float64[policies, loads, 3] (see `measure`)."""
+    cells = [(load, k * config.traces + t) for k, load in enumerate(config.loads) for t in range(config.traces)]
+    trials = [
+        Trial(policy, load, _trace_seed(config, 1 + generation, k), env) for policy in policies for load, k in cells
+    ]
+    found = np.zeros((len(trials), 3))
+    for index, values in run_tasks(measure, trials, config.workers):
+        found[index] = values
+    return found.reshape(len(policies), -1, config.traces, 3).mean(2)
+
+
+def score(found: np.ndarray, loss_weight: float = 0.0) -> np.ndarray:
+    """What is minimised, float64[policies - 1]: WEIGHTS x logs relative to policy 0, mean over loads, losses dearer."""
+    relative = np.log(np.maximum(found[1:], 1e-9) / np.maximum(found[0], 1e-9)) @ np.array(WEIGHTS)
+    return np.asarray((relative + loss_weight * np.maximum(relative, 0.0)).mean(1))
+
+
+def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str = "", resume: bool = False) -> Path:
+    """Search; returns the run folder with the policy, the mean of the last generation, in ``final``.
+
+    Args:
+        config: everything that determines the result.
+        progress: called with a line after each generation: the cost of the mean at each load, relative to the teacher.
+        command: how the search was started, for the policy's description.
+        resume: go on with the search that the folder holds; the result is what it would have been in one go.
+
+    Raises:
+        InputError: a configuration that does not fit, a folder that holds another run, or nothing to resume.
+    """
+    with claimed(config.run_dir, "evolve"):
+        return _evolve(config, progress, command, resume)
+
+
+def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
+    names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
+    rounds = Rounds(
+        config.run_dir,
+        config.to_dict(),
+        NOT_COMPARED,
+        command=command,
+        heading=["generation", "seconds", "sigma", *(f"relative_{name}" for name in names)],
+        width=config.population + _MARKS,
+        counter="generations",
+        resume=resume,
+    )
+    shared = frame(config, rounds.command)
+    search = _search(config)
+    for numbers in rounds.finished:
+        _repeat(search, numbers, config.run_dir)
+    for generation in range(len(rounds.finished), config.generations):
+        points = search.ask()
+        candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
+        found = measure_all([config.teacher, *candidates], config, shared.env, generation)
+        costs = score(found, config.loss_weight)[:-1].tolist()
+        search.tell(points, costs)
+        relative = found[-1, :, 0] / found[0, :, 0]
+        rounds.add([*costs, *_marks(points)], [search.sigma, *relative])
+        progress(
+            f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
+            + " ".join(f"{value:.3f}" for value in relative)
+        )
+        if generation % 10 == 9:
+            shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
+    shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
+    return config.run_dir
+
+
+def _search(config: EvolutionConfig) -> Any:
+    import cma
+
+    options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
+    return cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
+
+
+_MARKS = 2
+"""Numbers by which the points of a generation are known again."""
+
+
+def _marks(points: list[np.ndarray]) -> list[float]:
+    flat = np.concatenate(points)
+    return [float(flat.sum()), float(np.abs(flat).sum())]
+
+
+def _repeat(search: Any, numbers: list[float], folder: Path) -> None:
+    """Ask for the points of a finished generation again and tell what they cost: no state of the search is kept.
+
+    Raises:
+        InputError: these are other points, so the search would not be the same.
+    """
+    points, (*costs, total, size) = search.ask(), numbers
+    if _marks(points) != [total, size]:
+        raise InputError(
+            f"resume: {folder}: the search does not repeat here (made with other versions of cma or numpy, or changed)"
+        )
+    search.tell(points, costs)

@@ -1,0 +1,156 @@
+"""The run folder of a search that goes in rounds (generations, updates): what was found survives an interruption.
+
+<run_dir>/config.json     the configuration and how the search was started
+<run_dir>/rounds.jsonl    one line per finished round, from which the search is repeated exactly
+<run_dir>/log.csv         the same for people
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from agents.learning.learned.bundle import source_hash, versions
+from agents.learning.run_folder import plain, read_about, refuse_difference, saved_config, write_about
+from agents.work.cells import CellFile
+from agents.work.files import config_hash, write_atomically
+from engine.errors import InputError
+
+ROUNDS_FILE, LOG_FILE = "rounds.jsonl", "log.csv"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the configurations of searches share: a run folder that is not part of what is searched."""
+
+    run_dir: Path
+    """Folder of the run."""
+
+    @classmethod
+    def of_run(cls, run_dir: Path) -> Self:
+        """The configuration of the search in a folder.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        return replace(saved_config(cls, run_dir), run_dir=Path(run_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the folder."""
+        return {name: value for name, value in asdict(self).items() if name != "run_dir"}
+
+
+class Rounds:
+    """The finished rounds of a search, kept in its folder; whoever uses it has claimed the folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        free: tuple[str, ...],
+        *,
+        command: str,
+        heading: Sequence[str],
+        width: int,
+        counter: str,
+        resume: bool,
+    ) -> None:
+        """Start a folder, or go on with one.
+
+        Args:
+            folder: the run folder.
+            config: the configuration as plain data.
+            free: its entries that may differ when the search goes on.
+            command: how the search was started.
+            heading: columns of log.csv; the second is the seconds since the beginning.
+            width: numbers that a round keeps.
+            counter: the entry that says how many rounds are wanted.
+            resume: go on with what the folder holds.
+
+        Raises:
+            InputError: the folder holds another run, nothing to resume, another configuration, or more rounds already.
+        """
+        self.folder, self.command, self._width, self._heading = folder, command, width, list(heading)
+        config = plain(config)
+        if resume:
+            about = read_about(folder)
+            refuse_difference(config, about["config"], free, folder)
+            self.command = about["command"] if isinstance(about.get("command"), str) else command
+        elif (folder / ROUNDS_FILE).exists() or (folder / LOG_FILE).exists():
+            raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
+        about = {"config": config, "versions": versions(), "command": self.command, "sources": source_hash()}
+        if not resume:
+            write_about(folder, about)
+        path = folder / ROUNDS_FILE
+        fixed = config_hash({key: value for key, value in config.items() if key not in free})
+        self._file = CellFile(path, fixed, resume and path.exists(), key=self._key)
+        self._rows: list[list[Any]] = []
+        self.finished = self._unbroken()
+        if config[counter] < len(self.finished):
+            least = f"at least the {len(self.finished)} that are finished"
+            raise InputError(f"resume: {folder}: {counter}: expected {least}, got {config[counter]}")
+        write_about(folder, about)
+        self._began = time.perf_counter() - (self._rows[-1][0] if self._rows else 0.0)
+        self._write_log()
+
+    def _key(self, cell: dict[str, Any]) -> int:
+        """The number of a round; raises TypeError or KeyError for what is none."""
+        numbers, row = cell["numbers"], cell["row"]
+        if type(cell["round"]) is not int or len(row) != len(self._heading) - 1 or len(numbers) != self._width:
+            raise TypeError
+        known = [*numbers, row[0], *(value for value in row if value is not None)]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in known):
+            raise TypeError
+        return int(cell["round"])
+
+    def _unbroken(self) -> list[list[float]]:
+        """The numbers of the rounds from the first on, as far as none is missing."""
+        by_round = {cell["round"]: cell for cell in self._file.cells}
+        found: list[list[float]] = []
+        while (cell := by_round.get(len(found))) is not None:
+            found.append([float(value) for value in cell["numbers"]])
+            self._rows.append(cell["row"])
+        return found
+
+    def add(self, numbers: Sequence[float], row: Sequence[float]) -> None:
+        """Keep a finished round.
+
+        Args:
+            numbers: what it is repeated from.
+            row: its line of log.csv, but for number and seconds; what is not finite is "nan" there.
+
+        Raises:
+            InputError: a number that is not finite, or the folder cannot be written.
+        """
+        if not all(math.isfinite(value) for value in numbers):
+            raise InputError(f"round {len(self.finished)}: expected finite costs, got one that is not")
+        shown = [float(value) if math.isfinite(value) else None for value in row]
+        self._rows.append([time.perf_counter() - self._began, *shown])
+        kept = [float(value) for value in numbers]
+        self._file.append({"round": len(self.finished), "numbers": kept, "row": self._rows[-1]})
+        self.finished.append(kept)
+        self._write_log()
+
+    def _write_log(self) -> None:
+        lines = [",".join(self._heading)]
+        for number, row in enumerate(self._rows):
+            lines.append(",".join(f"{math.nan if value is None else value:.5g}" for value in [number, *row]))
+        write_atomically(self.folder / LOG_FILE, "\n".join(lines) + "\n")
+
+
+@contextlib.contextmanager
+def going_on(folder: Path, command: str) -> Iterator[None]:
+    """If the work inside is interrupted, say how to go on.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / ROUNDS_FILE).is_file():
+            print(f"finished rounds are kept; llmsched {command} --resume --run-dir {folder} goes on from there")
+        raise

@@ -1,0 +1,37 @@
+"""Policies judged by what they cost in whole runs on training traces: what searches without gradients minimise."""
+
+from dataclasses import dataclass
+
+import baselines
+from agents.learning.heldout import record_return
+from agents.learning.learned.policy import LearnedPolicy
+from engine.demand.predictions import predict
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
+from llmsched_env.config import EnvConfig
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy (or the spec of a baseline) on one trace."""
+
+    policy: LearnedPolicy | str
+    workload: Workload
+    seed: int
+    env: EnvConfig
+
+
+def measure(trial: Trial) -> tuple[float, float, float]:
+    """Cost, median TTFT (s) and requests that met every deadline, per second.
+
+    The cost is seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`).
+    """
+    policy = baselines.make(trial.policy) if isinstance(trial.policy, str) else trial.policy
+    requests = trial.workload.generate(trial.seed)
+    if policy.channel:
+        requests = predict(requests, policy.channel, trial.seed)
+    record = simulate(policy, requests, load_profile(trial.env.profile), trial.env.engine)
+    report = summarize(record)
+    return -record_return(record, trial.env.reward) / len(requests), report.ttft.p50, report.goodput

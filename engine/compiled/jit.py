@@ -1,0 +1,54 @@
+"""`hot` and `inner`: how the functions on the hot path are compiled.
+
+They only read and write arrays that somebody else owns, so counting references to those arrays, which numba does with
+atomic operations at every use, is wasted: without it a simulation takes half the time. Such a function cannot allocate
+(numba refuses at compile time), and one that returns arrays may only be called from another such function: a caller
+that counts would release what was never counted. The switch, ``_nrt=False``, is numba's internal one, hence this single
+place.
+
+Numba also compiles for every function a second one that unpacks Python arguments, and with records of arrays that one
+can take longer than the function itself. `inner` leaves it out for what only compiled code calls often.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from engine.compiled.kept import kept
+
+_OPTIONS = {"_nrt": False}
+
+
+class _Inner:
+    """A function without a compiled entry from Python: numba sees its compiled form, Python runs its source."""
+
+    def __init__(self, dispatcher: Any, source: Callable[..., Any]) -> None:
+        self._dispatcher = dispatcher  # numba's type holds it only weakly
+        self._numba_type_ = types.Dispatcher(dispatcher)
+        self.py_func = source
+
+    def __call__(self, *args: Any) -> Any:
+        return self.py_func(*args)
+
+
+def hot(function: Callable[..., Any], signature: Any = None) -> Any:
+    """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
+    return kept(function, signature, **_OPTIONS)
+
+
+def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None) -> Any:
+    """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
+    dispatcher = kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _Inner(dispatcher, source or function)
+
+
+def compile_kernel(function: Callable[..., Any], signature: Any, allocates: bool) -> Any:
+    """A policy's plan function compiled for the one signature of kernels.
+
+    Args:
+        function: the plan function.
+        signature: of every kernel.
+        allocates: whether it makes arrays, so that references must be counted.
+    """
+    return kept(function, signature, **({} if allocates else _OPTIONS))

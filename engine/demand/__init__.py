@@ -1,0 +1,1 @@
+"""What comes to a server: requests, their arrivals, lengths and predictions; workloads and traces."""

@@ -1,0 +1,385 @@
+"""Requests and service tiers: the immutable input of every simulation, environment episode and report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+from engine.fields import MOST_SECONDS, SEED, SHARE, checked, number
+from engine.files.reading import kind_of
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.demand.closed import Loop
+
+INT32_MAX = int(np.iinfo(np.int32).max)
+LONGEST_PREDICTION = 1e12
+"""Largest prediction (tokens); beyond it kernels could not count with it."""
+MAX_TIERS = 64
+"""Service tiers of a run; each takes 53 KB of a server's memory for its histogram of gaps."""
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int32]
+
+
+_DEADLINE = number(0.0, MOST_SECONDS, above=True, noun="seconds")
+_TIER_BOUNDS = {"share": SHARE, "tbt_s": _DEADLINE, "ttft_s": _DEADLINE, "weight": number(0.0, 1e9)}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of users with its own deadlines.
+
+    Raises:
+        InputError: a field is out of range (an empty name, a share outside 0..1, a deadline that is not
+            positive and finite).
+    """
+
+    name: str
+    """Name of the tier, as reports print it."""
+    share: float
+    """Fraction of the requests that belong to the tier (0..1)."""
+    tbt_s: float
+    """Deadline of every gap between two output tokens (s)."""
+    ttft_s: float = 2.0
+    """Deadline of the first output token, from arrival (s); Sarathi-Serve bounds scheduling delay by 2 s."""
+    weight: float = 1.0
+    """Weight of the tier's requests in rewards (no unit)."""
+    strict: bool = False
+    """Whether these are paying users (`engine.demand.tiers`): SLAI's user priority, short batches of slackfit while one
+    decodes, the strict bucket of observations."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not (isinstance(self.name, str) and self.name.isprintable() and self.name.strip() and len(self.name) <= 60):
+            raise InputError(f"tier name: expected 1 to 60 printable characters, got {kind_of(self.name)}")
+        if set(self.name) & set(".,=/"):
+            raise InputError(f"tier name: expected a name without . , = and /, got {self.name!r}")
+        if not isinstance(self.strict, bool):
+            raise InputError(f"tier {self.name!r} strict: expected true or false, got {self.strict!r}")
+        checked(self, f"tier {self.name!r} ", _TIER_BOUNDS)
+
+
+DEFAULT_TIERS = (Tier("strict", 0.05, 0.1, strict=True), Tier("relaxed", 0.95, 0.5))
+"""Users as in the SLAI evaluation (agrimUT/SLAI): 5 % pay for 0.1 s between tokens, the rest accept 0.5 s."""
+
+
+def check_shares(tiers: tuple[Tier, ...]) -> None:
+    """Check that the tiers can be drawn by share: at least one, distinct names, shares that sum to 1.
+
+    Raises:
+        InputError: one of these does not hold.
+    """
+    total = math.fsum(tier.share for tier in _tiers(tiers))
+    if abs(total - 1.0) > 1e-6:
+        shares = ", ".join(f"{tier.name} {tier.share:g}" for tier in tiers)
+        raise InputError(f"tiers: expected shares that sum to 1, got {total:g} ({shares})")
+
+
+def seeded(seed: int | np.random.Generator) -> np.random.Generator:
+    """Return the generator that a seed stands for; a generator is returned as it is.
+
+    Raises:
+        InputError: the seed is not a whole number >= 0; None, which numpy accepts, is refused too.
+    """
+    if isinstance(seed, np.random.Generator):
+        return seed
+    return np.random.default_rng(SEED.check(seed, "seed"))
+
+
+def draw_tiers(rng: np.random.Generator, n: int, tiers: tuple[Tier, ...]) -> IntArray:
+    """Draw n tier indices, int32[n], by comparing one uniform number per request with the cumulative shares.
+
+    With the default tiers this is the rule of the public SLAI code: a user pays if `rng.random() < 0.05`.
+
+    Raises:
+        InputError: the tiers' shares do not sum to 1.
+    """
+    check_shares(tiers)
+    # The last tier takes the rest, so that a rounding error in the sum cannot yield an index out of range.
+    bounds = np.cumsum([tier.share for tier in tiers[:-1]])
+    return np.searchsorted(bounds, rng.random(n), side="right").astype(np.int32)
+
+
+def _first(bad: npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(bad))
+
+
+def value_error(name: str, expected: str, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> InputError:
+    """The error that names the first bad value of a column."""
+    index = _first(bad)
+    return InputError(f"{name}[{index}]: expected {expected}, got {values[index]}")
+
+
+def number_column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray[Any]:
+    """A column of numbers as an array.
+
+    Raises:
+        InputError: not one-dimensional, of another length (None: any), or no numbers.
+    """
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name}: expected a one-dimensional array of numbers, got a ragged sequence") from None
+    if array.ndim != 1:
+        raise InputError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
+    if length is not None and array.shape[0] != length:
+        raise InputError(f"{name}: expected {length} values (one for each arrival), got {array.shape[0]}")
+    if array.shape[0] and array.dtype.kind not in "iuf":
+        raise InputError(f"{name}: expected numbers, got values of type {array.dtype}")
+    return array
+
+
+def _integers(name: str, values: npt.ArrayLike, length: int, low: int, high: int) -> IntArray:
+    array = number_column(name, values, length)
+    bad = ~((array >= low) & (array <= high))
+    if array.dtype.kind == "f":
+        bad |= array != np.floor(array)
+    if bad.any():
+        raise value_error(name, f"a whole number {low}..{high}", array, bad)
+    return array.astype(np.int32)
+
+
+def _arrivals(values: npt.ArrayLike) -> FloatArray:
+    array = number_column("arrival", values, None)
+    if array.shape[0] == 0:
+        raise InputError("requests: expected at least one request, got none")
+    # Adding 0.0 copies and turns -0.0 into 0.0, so that equal times have equal digests.
+    arrival: FloatArray = array.astype(np.float64) + 0.0
+    bad = ~((arrival >= 0.0) & (arrival <= MOST_SECONDS))
+    if bad.any():
+        raise value_error("arrival", f"seconds >= 0 and <= {MOST_SECONDS:g}", arrival, bad)
+    unsorted = arrival[1:] < arrival[:-1]
+    if unsorted.any():
+        index = _first(unsorted) + 1
+        before, at = float(arrival[index - 1]), float(arrival[index])
+        raise InputError(f"arrival[{index}]: expected times in order, got {at!r} s after {before!r} s")
+    return arrival
+
+
+def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
+    if values is None:
+        return np.full(length, np.nan)
+    prediction: FloatArray = number_column("prediction", values, length).astype(np.float64)
+    missing = np.isnan(prediction)
+    bad = ~(missing | ((prediction > 0.0) & (prediction <= LONGEST_PREDICTION)))
+    if bad.any():
+        raise value_error("prediction", f"tokens > 0 and <= {LONGEST_PREDICTION:g}, or nan", prediction, bad)
+    # One bit pattern for "no prediction", whatever sign or payload the caller's nan had.
+    prediction[missing] = np.nan
+    return prediction
+
+
+def _tiers(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    tiers = tuple(tiers)
+    if not 1 <= len(tiers) <= MAX_TIERS:
+        raise InputError(f"tiers: expected at least one tier and at most {MAX_TIERS}, got {len(tiers) or 'none'}")
+    names = [tier.name for tier in tiers]
+    if len(set(names)) != len(names):
+        raise InputError(f"tiers: expected distinct names, got {', '.join(names)}")
+    return tiers
+
+
+def _tier_indices(tier: npt.ArrayLike | None, tiers: tuple[Tier, ...], length: int) -> IntArray:
+    if tier is not None:
+        return _integers("tier", tier, length, 0, len(tiers) - 1)
+    largest = max(range(len(tiers)), key=lambda index: tiers[index].share)
+    return np.full(length, largest, dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What a predictor says after the first prediction: nothing, or a new one whenever so many tokens are out."""
+
+    channel: str = ""
+    """Spec of the channel that the predictions come from (`engine.demand.predictions`), for reports."""
+    every: int = 0
+    """Output tokens from one prediction of a request to its next (0: the first one stays)."""
+    first: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Place of each request's refreshed predictions in `total`, int64[n + 1]; unused if `every` is 0."""
+    total: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Refreshed predictions of the *total* output in tokens, float32: those of request i after `every`, 2 `every`, ...
+    output tokens are ``total[first[i] : first[i + 1]]``, one for every time that the request goes on after it."""
+    stale_half: bool = False
+    """What remains of a request that has outlived its prediction: half of what it has generated so far (at least one
+    token) instead of one token."""
+
+    def head(self, n: int) -> Forecast:
+        """The forecast of the first n requests."""
+        if self.every == 0:
+            return self
+        return replace(self, first=self.first[: n + 1], total=self.total[: self.first[n]])
+
+    def check(self, output: IntArray) -> None:
+        """Check that the refreshed predictions are those of requests with these outputs.
+
+        Raises:
+            InputError: wrong number of predictions, or one that is not a positive number.
+        """
+        if self.every == 0:
+            return
+        expected = np.concatenate([[0], np.cumsum((output - 1) // self.every)])
+        if self.every < 0 or not np.array_equal(self.first, expected) or self.total.shape[0] != expected[-1]:
+            raise InputError(f"forecast: expected (output - 1) // {self.every} predictions for each request")
+        bad = ~(np.isfinite(self.total) & (self.total > 0.0))
+        if bad.any():
+            raise value_error("forecast", "a positive number of tokens", self.total, bad)
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """A sequence of n requests in order of arrival, as read-only arrays of equal length.
+
+    Build it with `Requests.create`, which validates; the plain constructor does not.
+    """
+
+    arrival: FloatArray
+    """Arrival times, float64[n] (s), finite, >= 0, non-decreasing; equal times are served in index order. In a closed
+    loop when requests are due (limit) or when they would come if serving took no time (users); when they came is in
+    the record."""
+    prompt: IntArray
+    """Prompt lengths, int32[n] (tokens), >= 1."""
+    output: IntArray
+    """True output lengths, int32[n] (tokens), >= 1; a policy must not read them."""
+    tier: IntArray
+    """Index into `tiers` of each request, int32[n]."""
+    prediction: FloatArray
+    """Predicted output lengths, float64[n] (tokens); nan where there is no prediction."""
+    tiers: tuple[Tier, ...]
+    """The service tiers that `tier` refers to."""
+    source: str
+    """One line that says where the requests come from."""
+    forecast: Forecast = field(default_factory=Forecast)
+    """How predictions change while requests are served."""
+    loop: Loop | None = None
+    """How arrivals wait for completions; None: they do not."""
+
+    @classmethod
+    def create(
+        cls,
+        arrival: npt.ArrayLike,
+        prompt: npt.ArrayLike,
+        output: npt.ArrayLike,
+        tier: npt.ArrayLike | None = None,
+        prediction: npt.ArrayLike | None = None,
+        tiers: tuple[Tier, ...] = DEFAULT_TIERS,
+        source: str = "",
+        forecast: Forecast | None = None,
+        loop: Loop | None = None,
+    ) -> Requests:
+        """Convert, copy, validate and freeze.
+
+        Args:
+            arrival: n arrival times (s), non-decreasing.
+            prompt: n prompt lengths (tokens).
+            output: n output lengths (tokens).
+            tier: n indices into `tiers`; None puts every request in the tier with the largest share.
+            prediction: n predicted output lengths (tokens, nan = none); None means no predictions.
+            tiers: the service tiers.
+            source: one line on the origin of the data.
+            forecast: how predictions change while requests are served; None: they do not.
+            loop: how arrivals wait for completions; None: they do not.
+
+        Raises:
+            InputError: no requests, lengths differ, or a value is out of range (names the first offending
+                index).
+        """
+        times = _arrivals(arrival)
+        n = times.shape[0]
+        tiers = _tiers(tiers)
+        prompts = _integers("prompt", prompt, n, 1, INT32_MAX)
+        outputs = _integers("output", output, n, 1, INT32_MAX)
+        indices = _tier_indices(tier, tiers, n)
+        predictions = _predictions(prediction, n)
+        forecast = forecast or Forecast()
+        forecast.check(outputs)
+        for array in (times, prompts, outputs, indices, predictions):
+            array.flags.writeable = False
+        closed = loop.check(n) if loop else None
+        return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast, closed)
+
+    def __repr__(self) -> str:
+        """How many, how fast, how long and whose; not the arrays."""
+        tiers = ", ".join(f"{tier.name} {np.mean(self.tier == k):.1%}" for k, tier in enumerate(self.tiers))
+        lengths = f"median prompt {np.median(self.prompt):.0f}, output {np.median(self.output):.0f} tokens"
+        return f"Requests({len(self)} at {self.rate:.3g}/s, {lengths}, {tiers}; {self.source or 'no source'})"
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return int(self.arrival.shape[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle through `create`, since pickled arrays would come back writable."""
+        columns = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
+        state = (*columns, self.tiers, self.source, self.forecast, self.loop)
+        return (Requests.create, state)
+
+    @property
+    def rate(self) -> float:
+        """Mean arrival rate (requests/s): n - 1 gaps over the span of the arrivals; inf if that is zero."""
+        span = float(self.arrival[-1] - self.arrival[0])
+        return (len(self) - 1) / span if span > 0.0 else math.inf
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits of the SHA-256 of all arrays and tiers; `source` does not count."""
+        digest = hashlib.sha256()
+        for array in (self.arrival, self.prompt, self.output, self.tier, self.prediction):
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        for tier in self.tiers:
+            fields = (tier.name, float(tier.share), float(tier.tbt_s), float(tier.ttft_s), float(tier.weight))
+            digest.update(repr((*fields, bool(tier.strict))).encode())
+        if self.forecast.every or self.forecast.stale_half:
+            digest.update(repr((self.forecast.every, self.forecast.stale_half)).encode())
+            digest.update(self.forecast.total.astype("<f4").tobytes())
+        if self.loop:
+            digest.update(repr((int(self.loop.places), self.loop.think is None)).encode())
+            digest.update(b"" if self.loop.think is None else self.loop.think.astype("<f8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def head(self, n: int) -> Requests:
+        """Return the first n requests.
+
+        Raises:
+            InputError: n is below 1 or above the number of requests.
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
+        arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
+        arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
+        forecast = self.forecast.head(n)
+        loop = self.loop.head(n) if self.loop else None
+        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source, forecast, loop)
+
+    def replace(self, **changes: Any) -> Requests:
+        """Return a copy in which the named fields are changed, validated as in `create`.
+
+        Raises:
+            InputError: an unknown field name, or a value that `create` refuses.
+        """
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        unknown = sorted(set(changes) - set(fields))
+        if unknown:
+            raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
+        return Requests.create(**(fields | changes))
+
+    def check_servable(self, config: EngineConfig) -> None:
+        """Check that a server with these limits can serve every request (`EngineConfig.unservable`).
+
+        Raises:
+            InputError: names the first request that it cannot serve, says why, and counts them.
+        """
+        bad = config.unservable(self.prompt, self.output)
+        if not bad.any():
+            return
+        index = _first(bad)
+        prompt, output = int(self.prompt[index]), int(self.output[index])
+        raise InputError(
+            f"request {index}: expected {config.required_of(prompt)}, got {prompt} + {output}; "
+            f"{int(bad.sum())} of {len(self)} requests can never be served"
+        )

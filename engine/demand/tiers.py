@@ -1,0 +1,110 @@
+"""Service tiers from what a person writes: ``name=strict,share=0.05,tbt=0.1,ttft=2``, or the same keys in YAML.
+
+`name` and `tbt` (s, every gap between tokens) are needed; `ttft` is 2 s and `weight` 1 unless given. One tier may leave
+out its `share` and gets what the others leave. `strict` says who counts as a paying user: SLAI and `strict_spf` serve
+these first, slackfit and the learned policies keep batches short while one of them decodes, the observation counts
+them apart. Unless given, tiers with at most STRICT_TBT_S between tokens are strict, since without a strict
+user those policies run batches of up to 0.15 s.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.demand.requests import DEFAULT_TIERS, Tier, check_shares
+from engine.errors import InputError
+from engine.fields import number
+
+STRICT_TBT_S = 0.2
+"""Up to this deadline between tokens (s) a tier is strict unless it says otherwise."""
+KEYS = ("name", "share", "tbt", "ttft", "weight", "strict")
+_NUMBER = number(noun="a finite number")
+_LONG = {"tbt_s": "tbt", "ttft_s": "ttft"}
+_FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+def parse_tiers(given: Sequence[Any], where: str = "tiers") -> tuple[Tier, ...]:
+    """The tiers that a list describes; an empty one stands for the default tiers.
+
+    Args:
+        given: for each tier its text, a mapping of the same keys, or a `Tier`.
+        where: what a message calls the list.
+
+    Raises:
+        InputError: an unknown key, a value out of range, a name twice, shares that do not sum to 1.
+    """
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        raise InputError(f"{where}: expected a list of tiers, got {given!r}")
+    if not given:
+        return DEFAULT_TIERS
+    parts = [one if isinstance(one, Tier) else _values(one, where) for one in given]
+    without = [part for part in parts if isinstance(part, dict) and "share" not in part]
+    if len(without) == 1:
+        others = (part.share if isinstance(part, Tier) else part["share"] for part in parts if part is not without[0])
+        # Rounded, so that 1 - 0.05 is the 0.95 that a person would have written.
+        without[0]["share"] = max(0.0, round(1.0 - math.fsum(others), 12))
+    elif without:
+        raise InputError(f"{where}: expected share=FRACTION in all tiers but one, got none in {without[0]['name']!r}")
+    tiers = tuple(part if isinstance(part, Tier) else _tier(part) for part in parts)
+    check_shares(tiers)
+    return tiers
+
+
+def _values(given: Any, where: str) -> dict[str, Any]:
+    pairs = _pairs(given, where) if isinstance(given, str) else given
+    if not isinstance(pairs, Mapping):
+        raise InputError(f"{where}: expected name=...,share=...,tbt=... or a mapping of these, got {given!r}")
+    values: dict[str, Any] = {}
+    for key, value in pairs.items():
+        short = _LONG.get(key, key)
+        if short not in KEYS:
+            raise InputError(f"{where}: expected keys among {', '.join(KEYS)}, got {key!r}")
+        if short in values:
+            raise InputError(f"{where}: expected each key once, got {short!r} twice")
+        values[short] = _value(short, value, where, isinstance(given, str))
+    for key in ("name", "tbt"):
+        if key not in values:
+            raise InputError(f"{where}: expected {key}=..., got none in {given!r}")
+    return values
+
+
+def _pairs(text: str, where: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise InputError(f"{where}: expected key=value with keys among {', '.join(KEYS)}, got {part!r}")
+        if key in pairs:
+            raise InputError(f"{where}: expected each key once, got {key!r} twice")
+        pairs[key] = value
+    return pairs
+
+
+def _value(key: str, value: Any, where: str, written: bool) -> Any:
+    if key == "name":
+        if not isinstance(value, str):
+            raise InputError(f"{where}: name: expected a word, got {value!r}")
+        return value
+    if key == "strict":
+        found = value if isinstance(value, bool) else _FLAGS.get(str(value).lower())
+        if found is None:
+            raise InputError(f"{where}: strict: expected yes or no, got {value!r}")
+        return found
+    read = _NUMBER.parse if written else _NUMBER.check  # in YAML text is no number
+    return float(read(value, f"{where}: {key}"))
+
+
+def _tier(values: dict[str, Any]) -> Tier:
+    tbt = values["tbt"]
+    strict = values.get("strict", tbt <= STRICT_TBT_S)
+    further = {key: values[short] for short, key in (("ttft", "ttft_s"), ("weight", "weight")) if short in values}
+    return Tier(values["name"], values["share"], tbt, strict=strict, **further)
+
+
+def describe_tiers(tiers: tuple[Tier, ...]) -> str:
+    """The tiers in one line, for reports."""
+    return "; ".join(
+        f"{tier.name}{' (strict)' if tier.strict and tier.name != 'strict' else ''} {100 * tier.share:.4g} %, "
+        f"TTFT {tier.ttft_s:g} s, TBT {tier.tbt_s:g} s{'' if tier.weight == 1.0 else f', weight {tier.weight:g}'}"
+        for tier in tiers
+    )

@@ -1,0 +1,1 @@
+"""How long an iteration takes: latency profiles, their fit and bounds, and a real device."""

@@ -1,0 +1,157 @@
+"""From measured batches to a `LatencyModel`: a table for the linear layers, non-negative terms for the rest.
+
+The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
+measured alone), and non-negative multiples of the other features (TERMS). All of it is one non-negative least squares
+on relative errors.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.device.latency import LatencyModel, iteration_seconds
+from engine.errors import InputError
+from engine.server.state import QUERY_TILE, Features, new_features
+
+TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
+"""Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
+TERMS = ("per_request", "per_chunk", "any_chunk", "per_pair", "per_read", "per_context", "per_uncached")
+"""Coefficients of a `LatencyModel` that are fitted beside its table."""
+CACHED = (0, *(1024 << k for k in range(9)))
+"""KV tokens that caches may hold; the fit takes the best."""
+HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
+"""Sets that are not."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is in a batch."""
+
+    prefills: tuple[tuple[int, int], ...] = ()
+    """New tokens and KV tokens before of each prompt chunk."""
+    decodes: tuple[int, ...] = ()
+    """KV tokens that each decode reads, its own included."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens through the linear layers."""
+        return sum(n for n, _ in self.prefills) + len(self.decodes)
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens held after the batch."""
+        return sum(n + context for n, context in self.prefills) + sum(self.decodes)
+
+    def features(self) -> Features:
+        """What its latency depends on."""
+        features = new_features()
+        features.tokens[0] = self.tokens
+        features.requests[0] = len(self.prefills) + len(self.decodes)
+        features.decodes[0] = len(self.decodes)
+        features.prefill_pairs[0] = sum(n * (context + (n + 1) / 2) for n, context in self.prefills)
+        features.prefill_reads[0] = sum((context + n) * math.ceil(n / QUERY_TILE) for n, context in self.prefills)
+        features.decode_context[0] = sum(self.decodes)
+        return features
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured batch."""
+
+    kind: str
+    """TABLE, PREFILL, DECODE, MIXED or one of HELD_OUT."""
+    batch: Batch
+    seconds: float
+    """Median duration (s)."""
+
+
+def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> LatencyModel:
+    """Fit a profile; residuals of every set and the range of the points go into its provenance.
+
+    Raises:
+        InputError: fewer than two token counts measured alone, or no points with decodes.
+    """
+    fitted = [p for p in points if p.kind in (TABLE, PREFILL, DECODE, MIXED)]
+    nodes = np.array(sorted({p.batch.tokens for p in fitted if p.kind == TABLE}), np.float64)
+    if len(nodes) < 2 or not any(p.kind == DECODE for p in fitted):
+        raise InputError(
+            f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
+            f"got {len(nodes)} and {sum(p.kind == DECODE for p in fitted)}"
+        )
+    from scipy.optimize import nnls
+
+    seconds = np.array([p.seconds for p in fitted])
+    tried = []
+    for cached in CACHED:
+        rows = np.array([_terms(p.batch, nodes, cached) for p in fitted])
+        tried.append((*nnls(rows / seconds[:, None], np.ones(len(fitted))), cached))
+    solution, _, cached = min(tried, key=lambda found: found[1])
+    smallest = 1e-9  # a table needs seconds > 0
+    model = LatencyModel(
+        overhead=0.0,
+        floor=0.0,
+        per_token=0.0,
+        **dict(zip(TERMS, solution[len(nodes) :].tolist(), strict=True)),
+        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
+        cached=float(cached),
+        name=name,
+    )
+    return LatencyModel(
+        **{
+            **vars(model),
+            "provenance": {
+                **provenance,
+                "fit": "non-negative least squares on relative errors; linear table at the measured token counts",
+                "residuals": residuals(model, points),
+                "validity": validity(points),
+            },
+        }
+    )
+
+
+def _terms(batch: Batch, nodes: np.ndarray, cached: int) -> np.ndarray:
+    """Weights of the table's nodes at this token count, then the features in the order of TERMS."""
+    features = batch.features()
+    k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
+    share = (batch.tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
+    table = np.zeros(len(nodes))
+    table[k], table[k + 1] = 1.0 - share, share
+    chunks = len(batch.prefills)
+    counts = (features.requests[0], chunks, min(chunks, 1))
+    context = features.decode_context[0]
+    attention = (features.prefill_pairs[0], features.prefill_reads[0], context, max(0, context - cached))
+    return np.array([*table, *counts, *attention])
+
+
+def predicted(model: LatencyModel, points: Sequence[Point]) -> np.ndarray:
+    """What the model says of each point (s)."""
+    compiled = model.compiled()
+    return np.array([iteration_seconds(compiled, p.batch.features()) for p in points])
+
+
+def residuals(model: LatencyModel, points: Sequence[Point]) -> dict[str, dict[str, float]]:
+    """Relative errors of each set, %: mean, 95th percentile and largest of their absolute values, and how many."""
+    found = {}
+    for kind in dict.fromkeys(p.kind for p in points):
+        chosen = [p for p in points if p.kind == kind]
+        seconds = np.array([p.seconds for p in chosen])
+        error = 100.0 * np.abs(predicted(model, chosen) / seconds - 1.0)
+        found[kind] = {
+            "mape": float(error.mean()),
+            "p95": float(np.quantile(error, 0.95)),
+            "max": float(error.max()),
+            "points": len(chosen),
+        }
+    return found
+
+
+def validity(points: Sequence[Point]) -> dict[str, list[int]]:
+    """The range that was measured: smallest and largest batch tokens and requests, KV tokens of a request."""
+    return {
+        "tokens": [1, max(p.batch.tokens for p in points)],
+        "requests": [1, max(len(p.batch.prefills) + len(p.batch.decodes) for p in points)],
+        "context_tokens": [0, max(max([*p.batch.decodes, *(n + k for n, k in p.batch.prefills)]) for p in points)],
+    }

@@ -1,0 +1,308 @@
+"""`LatencyModel`: seconds of one iteration from the features of its batch.
+
+    t = overhead + per_request x requests + per_chunk x prompt chunks + any_chunk if there is one
+      + max(floor, per_token x tokens rounded up to tiles)      linear layers: weight load or arithmetic,
+                                                                or a table of seconds at token counts, linear between
+      + per_pair x prefill_pairs + per_read x prefill_reads     attention of the prompt chunks: arithmetic, KV read
+      + per_context x decode_context                            KV read by the decodes,
+      + per_uncached x max(0, decode_context - cached)          dearer where caches do not hold it
+      + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
+
+A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
+measured, residuals, and the range in which they hold.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numba import typeof
+
+from engine.compiled.jit import hot, inner
+from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.errors import InputError
+from engine.fields import checked, convert, from_mapping, number, whole
+from engine.files.reading import kind_of, parse_json, read_json
+from engine.files.writing import write_atomically
+from engine.server.state import Features, Server
+
+FORMAT = "llmsched-profile/1"
+
+COEFFICIENTS = np.dtype(
+    [
+        ("overhead", "f8"),  # s per iteration
+        ("per_request", "f8"),  # s per batch item
+        ("per_chunk", "f8"),  # s per item that is a prompt chunk, on top
+        ("any_chunk", "f8"),  # s, on top, of a batch with a prompt chunk
+        ("floor", "f8"),  # s, reading the weights once
+        ("per_token", "f8"),  # s per token through the linear layers
+        ("tile", "f8"),  # tokens, columns of a GeMM tile; 1 = no steps
+        ("per_pair", "f8"),  # s per (query, key) pair of prefill attention
+        ("per_read", "f8"),  # s per KV token read by a tile of queries of a prompt chunk
+        ("per_context", "f8"),  # s per KV token read by decodes
+        ("cached", "f8"),  # KV tokens read by decodes that caches hold
+        ("per_uncached", "f8"),  # s, on top, per KV token beyond that
+        ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
+        ("decision", "f8"),  # s charged for each scheduling decision
+        ("decision_per_request", "f8"),  # s charged for each request in the batch
+        ("per_swapped", "f8"),  # s to move half a KV block between device and host
+    ],
+    align=True,
+)
+
+
+TIMES = (
+    "overhead",
+    "per_request",
+    "per_chunk",
+    "any_chunk",
+    "floor",
+    "per_token",
+    "per_pair",
+    "per_read",
+    "per_context",
+    "per_uncached",
+    "tick",
+)
+"""Coefficients that a profile gives in seconds."""
+NUMBERS = (*TIMES, "tile", "cached")
+"""All that it gives; the others come from the config."""
+RANGES = ("tokens", "requests", "context_tokens")
+"""Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
+_BOUNDS = {
+    **dict.fromkeys(TIMES, number(0.0, 1e6)),
+    "tile": whole(1, noun="whole tokens"),
+    "cached": number(0.0),
+    "table": number(0.0, 1e9),
+}
+_SPEED = number(0.0, 1e6, above=True)
+
+
+class Latency(NamedTuple):
+    """Parameters in the form that compiled loops take."""
+
+    coefficient: np.ndarray  # COEFFICIENTS[1]
+    table: np.ndarray  # float64[k, 2], tokens and seconds through the linear layers; k = 0: floor and per_token
+
+
+class Executor(Protocol):
+    """Anything that can say how long the batch planned on a server takes: a model of a device, or the device."""
+
+    @property
+    def real_time(self) -> bool:
+        """Whether it measures: then the time that the policy takes is measured, too, and added."""
+
+    def start(self, requests: Requests) -> None:
+        """Forget every earlier run and get ready for this trace."""
+
+    def seconds(self, server: Server) -> float:
+        """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds."""
+
+
+@inner
+def interpolate(table: np.ndarray, tokens: float) -> float:
+    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part.
+
+    Before the first row a token never costs less than there; beyond the last one, where the last part falls, it costs
+    as much as there: noise at the end of a table must not make large batches free.
+    """
+    low, high = 0, table.shape[0] - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if table[middle, 0] <= tokens:
+            low = middle
+        else:
+            high = middle
+    slope = (table[high, 1] - table[low, 1]) / (table[high, 0] - table[low, 0])
+    if tokens > table[high, 0] and slope <= 0.0:
+        return float(table[high, 1] / table[high, 0] * tokens)
+    seconds = table[low, 1] + slope * (tokens - table[low, 0])
+    if tokens < table[low, 0]:
+        seconds = max(seconds, table[low, 1] / table[low, 0] * tokens)
+    return float(seconds)
+
+
+@hot
+def iteration_seconds(latency: Latency, features: Features) -> float:
+    """Duration of one iteration in seconds; the formula of the module docstring."""
+    c = latency.coefficient[0]
+    tokens = float(features.tokens[0])
+    if c.tile > 1.0:
+        tokens = np.ceil(tokens / c.tile) * c.tile
+    linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
+    t = c.overhead + c.per_request * features.requests[0] + linear
+    chunks = features.requests[0] - features.decodes[0]
+    t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
+    t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
+    t = t + features.prefill_reads[0] * c.per_read + max(0.0, features.decode_context[0] - c.cached) * c.per_uncached
+    if c.tick > 0.0:
+        t = np.rint(t / c.tick) * c.tick
+    return float(t + c.decision + c.decision_per_request * features.requests[0] + c.per_swapped * features.swapped[0])
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """A surrogate of one device running one model (seconds, tokens)."""
+
+    overhead: float
+    """Fixed seconds per iteration (launches, sampling, host)."""
+    floor: float
+    """Seconds to read the weights once; the linear layers never take less."""
+    per_token: float
+    """Seconds per token through the linear layers."""
+    per_pair: float
+    """Seconds per (query, key) pair of prefill attention."""
+    per_context: float
+    """Seconds per KV token that decodes read."""
+    per_request: float = 0.0
+    """Seconds per item in the batch."""
+    tile: int = 1
+    """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
+    tick: float = 0.0
+    """Results are rounded to multiples of this many seconds (0: not rounded)."""
+    per_chunk: float = 0.0
+    """Seconds per item that is a prompt chunk, on top of per_request."""
+    any_chunk: float = 0.0
+    """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
+    per_read: float = 0.0
+    """Seconds per KV token that a tile of queries of a prompt chunk reads."""
+    per_uncached: float = 0.0
+    """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
+    cached: float = 0.0
+    """KV tokens that decodes read from caches."""
+    table: tuple[tuple[float, float], ...] = ()
+    """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
+    name: str = "custom"
+    """Name of the profile."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Device, model, versions, how it was measured, residuals, validity range."""
+
+    real_time: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check signs and finiteness.
+
+        Raises:
+            InputError: a parameter is negative, not finite, or everything is zero.
+        """
+        if not isinstance(self.name, str) or not self.name.isprintable() or not 1 <= len(self.name) <= 300:
+            raise InputError(f"profile: name: expected up to 300 printable characters, got {kind_of(self.name)}")
+        where = f"profile {self.name!r}: "
+        checked(self, where, _BOUNDS)
+        self._check_table(where)
+        self._check_validity(where)
+        if self.overhead + self.floor + self.per_token == 0.0 and not self.table:
+            raise InputError(f"{where}an iteration would take no time at all")
+
+    def _check_table(self, where: str) -> None:
+        rows = np.array(self.table, np.float64).reshape(-1, 2)
+        rises = len(rows) > 1 and bool((np.diff(rows[:, 0]) > 0).all() and (rows[:, 1] > 0.0).all())
+        if len(rows) and not (rises and (rows[:, 0] >= 0.0).all()):
+            raise InputError(f"{where}table: expected 2 or more pairs of rising tokens, seconds > 0")
+        object.__setattr__(self, "table", tuple((float(n), float(t)) for n, t in rows))
+
+    def _check_validity(self, where: str) -> None:
+        """The ranges that comparisons warn beyond: pairs of numbers by name."""
+        ranges = convert(self.provenance.get("validity", {}), dict[str, Any], f"{where}provenance.validity")
+        for name in RANGES:
+            if name in ranges:
+                convert(ranges[name], tuple[float, float], f"{where}provenance.validity.{name}")
+
+    def scaled(self, factor: float) -> "LatencyModel":
+        """The same device slower by a factor (0.5: twice as fast): every time of the model times `factor`."""
+        table = tuple((n, t * factor) for n, t in self.table)
+        return replace(self, **{name: factor * getattr(self, name) for name in TIMES}, table=table)
+
+    def compiled(self, config: EngineConfig | None = None) -> Latency:
+        """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""
+        coefficient = np.zeros(1, COEFFICIENTS).view(np.recarray)
+        for name in NUMBERS:
+            coefficient[name] = getattr(self, name)
+        if config is not None:
+            coefficient["decision"] = config.decision_s
+            coefficient["decision_per_request"] = config.decision_per_request_s
+            coefficient["per_swapped"] = config.half_block_s
+        return Latency(coefficient, np.array(self.table, np.float64).reshape(-1, 2))
+
+    def start(self, requests: Requests) -> None:
+        """Nothing to prepare: the model has no memory."""
+
+    def seconds(self, server: Server) -> float:
+        """Duration in seconds of the batch planned on `server`."""
+        return float(iteration_seconds(self.compiled(), server.features))
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON, completely or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str) -> "LatencyModel":
+        """Build a model from a parsed profile.
+
+        Raises:
+            InputError: another format, an unknown or a missing key, a value of another type or out of range.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(f"{where}: expected a profile with format {FORMAT!r}")
+        return from_mapping(cls, {k: v for k, v in data.items() if k != "format"}, where)
+
+
+@dataclass(frozen=True)
+class Charged:
+    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
+
+    executor: Executor
+    config: EngineConfig
+
+    @property
+    def real_time(self) -> bool:
+        """Whether the executor's seconds are those of a clock."""
+        return self.executor.real_time
+
+    def seconds(self, server: Server) -> float:
+        """Run the planned batch; its seconds with these costs."""
+        config, features = self.config, server.features
+        if self.real_time:
+            return self.executor.seconds(server)
+        seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
+        seconds += config.decision_per_request_s * float(features.requests[0])
+        return seconds + config.half_block_s * float(features.swapped[0])
+
+    def start(self, requests: Requests) -> None:
+        """Get ready for this trace."""
+        self.executor.start(requests)
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    folder = resources.files("engine") / "data" / "profiles"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_profile(name: str) -> LatencyModel:
+    """A shipped profile by name, or a profile file by path; ``NAME:speed=2`` is a device twice as fast.
+
+    Raises:
+        InputError: no such profile, unreadable or foreign file, or a speed that is not positive.
+    """
+    base, faster, text = name.partition(":speed=")
+    if faster:
+        speed = _SPEED.parse(text, f"profile {name!r}: speed")
+        return replace(load_profile(base).scaled(1.0 / speed), name=name)
+    if name in profile_names():
+        text = (resources.files("engine") / "data" / "profiles" / f"{name}.json").read_text(encoding="utf-8")
+        return LatencyModel.from_json(parse_json(text, name), name)
+    if not name.endswith(".json"):
+        raise InputError(f"profile: expected one of {', '.join(profile_names())} or a .json file, got {name!r}")
+    return LatencyModel.from_json(read_json(name, "a profile"), name)
+
+
+LATENCY_TYPE = typeof(LatencyModel(1.0, 0.0, 0.0, 0.0, 0.0).compiled())

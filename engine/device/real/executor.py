@@ -1,0 +1,377 @@
+"""`TransformersExecutor`: a server's batches on a real model, `MistralForCausalLM` of `transformers`, in real time.
+
+One forward runs a whole hybrid batch, prompt chunks and decodes of many requests. Tokens are real: prompts are drawn at
+random, outputs are the model's own (greedy), as many as the trace says. Random weights of the same shape take the same
+time as trained ones. Needs torch, as gpu_attention.py and gpu_model.py do and nothing else in `engine`: import this
+module only to run it.
+"""
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import MistralConfig
+from transformers import __version__ as transformers_version
+
+from engine.config import EngineConfig
+from engine.demand.requests import Requests
+from engine.device.real.attention import Layout
+from engine.device.real.extents import Extents
+from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
+from engine.errors import InputError
+from engine.server.state import RUNNING, Server, load, new_server
+
+GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
+"""Decode-only batches are padded to these sizes, each a CUDA graph."""
+
+ROOM = 1.5
+"""KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
+
+Item = tuple[int, int, int]
+"""One request's part of a batch: start of its extent, KV tokens before, new tokens."""
+
+
+class TransformersExecutor:
+    """An `engine.device.latency.Executor` that runs each batch and returns the seconds that it took.
+
+    The scheduler's KV blocks stay logical. Physically each running request has an extent for its prompt and its whole
+    output; requests that together need more than the buffers are an error. An eviction gives the extent back, a swap
+    copies it to the host's memory.
+    """
+
+    real_time: ClassVar[bool] = True
+
+    def __init__(self, model: Any, capacity_tokens: int, name: str = "transformers", seed: int = 0) -> None:
+        """Put KV buffers beside a model that was built with this module's attention.
+
+        Args:
+            model: a `MistralForCausalLM` (`build` makes one).
+            capacity_tokens: KV tokens that the buffers hold.
+            name: for reports.
+            seed: draws the prompts.
+
+        Raises:
+            InputError: the device has no memory for the buffers.
+        """
+        self.model, self.name, self.seed = model.eval(), name, seed
+        self.device = next(model.parameters()).device
+        self.extents = Extents(capacity_tokens)
+        self.emitted: list[int] = []
+        """Requests that got a token in the latest batch."""
+        self.logits = torch.empty(0)
+        """Their logits, [emitted, vocabulary]."""
+        self._caches: list[torch.Tensor] = []
+        config = model.config
+        shape = (capacity_tokens + 1, config.num_key_value_heads, config.head_dim)  # the last one is for padding
+        with enough_memory(f"KV buffers of {capacity_tokens} tokens"):
+            for layer in model.model.layers:
+                for cache in ("k_cache", "v_cache"):
+                    zeros = torch.zeros(shape, dtype=model.dtype, device=self.device)
+                    layer.self_attn.register_buffer(cache, zeros, persistent=False)
+                self._caches += [layer.self_attn.k_cache, layer.self_attn.v_cache]
+        self._graphs: dict[int, _DecodeGraph] = {}
+        if self.device.type == "cuda":
+            compile_layers(model)
+        self._requests: Requests | None = None
+        self._text: dict[int, np.ndarray] = {}
+        self._host: dict[int, list[torch.Tensor]] = {}
+        self._evictions: dict[int, int] = {}
+
+    def start(self, requests: Requests) -> None:
+        """Forget every earlier run and get ready for this trace.
+
+        Raises:
+            InputError: a request does not fit the buffers or the model's positions.
+        """
+        length = int((requests.prompt.astype(np.int64) + requests.output).max())
+        limit = min(self.extents.size, int(self.model.config.max_position_embeddings))
+        if length > limit:
+            raise InputError(f"executor {self.name}: expected requests of at most {limit} tokens, got one of {length}")
+        self.extents = Extents(self.extents.size)
+        self._requests = requests
+        self._text, self._host, self._evictions = {}, {}, {}
+
+    def seconds(self, server: Server) -> float:
+        """Run the batch in ``server.plan`` (already through `begin`) and return its duration in seconds.
+
+        Raises:
+            InputError: the buffers are too small for the requests that run, or semantics in which the last prompt
+                iteration emits no token or evictions take tokens back.
+        """
+        begin = time.perf_counter()
+        row = server.visible.row[0]
+        if not (row.prompt_emits and row.eviction_keeps_output):
+            raise InputError(
+                f"executor {self.name}: expected --semantics default (prompt_emits, eviction_keeps_output)"
+            )
+        self._release(server)
+        entry = server.plan.entry[: server.plan.size[0]]
+        entry = entry[entry["tokens"] > 0]
+        state = server.visible.request[entry["request"]]
+        is_chunk = state["prefilled"] < state["prompt"]
+        order = np.argsort(is_chunk, kind="stable")
+        entry, state, is_chunk = entry[order], state[order], is_chunk[order]
+        before = np.where(is_chunk, state["prefilled"], state["length"] - 1)
+        emits = ~is_chunk | (before + entry["tokens"] == state["prompt"])
+        ids, items = [], []
+        columns = (column.tolist() for column in (entry["request"], before, entry["tokens"], state["evictions"]))
+        for i, done, n, evictions in zip(*columns, strict=True):
+            ids.append(self._known(i)[done : done + n])
+            items.append((self._extent(i), done, n))
+            self._evictions[i] = evictions
+        new = self._forward(np.concatenate(ids), items, int((~is_chunk).sum()), emits)
+        self.emitted = entry["request"][emits].tolist()
+        lengths = state["length"][emits]
+        for i, length, token in zip(self.emitted, lengths.tolist(), new.tolist(), strict=True):
+            self._text[i][length] = token
+        return time.perf_counter() - begin
+
+    def tokens(self, i: int) -> np.ndarray:
+        """Output tokens of request `i`, int64[output]; -1 where not generated."""
+        assert self._requests is not None
+        return self._known(i)[int(self._requests.prompt[i]) :].copy()
+
+    def prompt(self, i: int) -> np.ndarray:
+        """Prompt tokens of request `i`, int64[prompt]."""
+        assert self._requests is not None
+        return self._known(i)[: int(self._requests.prompt[i])].copy()
+
+    def measure(
+        self, prefills: Sequence[tuple[int, int]], decodes: Sequence[int], repeats: int = 5, warmup: int = 2
+    ) -> np.ndarray:
+        """Seconds of one made-up batch, run several times.
+
+        Args:
+            prefills: (new tokens, KV tokens before) of each prompt chunk.
+            decodes: KV tokens that each decode reads, its own included.
+            repeats: measured runs.
+            warmup: runs before them that do not count.
+
+        Returns:
+            float64[repeats], s.
+
+        Raises:
+            InputError: an empty batch, or one that the buffers do not hold.
+        """
+        parts = [(context - 1, 1) for context in decodes] + [(context, n) for n, context in prefills]
+        if not parts or min(min(n, 1 + done) for done, n in parts) < 1:
+            raise InputError(f"executor {self.name}: expected a batch of items with tokens >= 1, got {parts}")
+        server = self._made_up(parts, len(decodes))
+        seconds = np.empty(warmup + repeats)
+        with enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
+            for k in range(warmup + repeats):
+                seconds[k] = TransformersExecutor.seconds(self, server)
+        return seconds[warmup:]
+
+    def _made_up(self, parts: Sequence[tuple[int, int]], decodes: int) -> Server:
+        """A server about to run items of (KV tokens before, new tokens), the first so many of them decodes."""
+        done, new = np.array(parts, np.int64).T
+        decoding = np.arange(len(parts)) < decodes
+        prompt = np.where(decoding & (done > 0), done, done + new)  # a decode of 1 KV token: its own prompt
+        requests = Requests.create(np.zeros(len(parts)), prompt, 1 + decoding)
+        self.start(requests)
+        for i in range(len(parts)):
+            self._known(i)[prompt[i] :] = 0
+        server = new_server(len(parts), len(requests.tiers), 0)
+        load(server, EngineConfig(), requests)
+        state, entry = server.visible.request, server.plan.entry
+        state["status"], state["prefilled"], state["length"] = RUNNING, np.where(decoding, prompt, done), done + new
+        server.plan.size[0] = len(parts)
+        entry["request"][: len(parts)], entry["tokens"][: len(parts)] = np.arange(len(parts)), new
+        return server
+
+    def provenance(self) -> dict[str, Any]:
+        """Device, model and versions that a measurement belongs to."""
+        cuda = self.device.type == "cuda"
+        config = self.model.config
+        return {
+            "executor": self.name,
+            "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
+            "threads": None if cuda else torch.get_num_threads(),
+            "model": {key: getattr(config, key, None) for key in MISTRAL_7B if key != "rope_theta"},
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if cuda else None,
+            "transformers": transformers_version,
+        }
+
+    def _known(self, i: int) -> np.ndarray:
+        """Prompt and output of a request, -1 where not generated yet."""
+        if i not in self._text:
+            assert self._requests is not None
+            prompt, output = int(self._requests.prompt[i]), int(self._requests.output[i])
+            text = np.full(prompt + output, -1, np.int64)
+            text[:prompt] = np.random.default_rng([self.seed, i]).integers(self.model.config.vocab_size, size=prompt)
+            self._text[i] = text
+        return self._text[i]
+
+    def _release(self, server: Server) -> None:
+        """Follow what happened to the KV since the last batch: who left, was evicted or swapped."""
+        held = list(self.extents)
+        columns = (server.visible.request[name][held].tolist() for name in ("status", "host", "evictions"))
+        for i, status, host, evictions in zip(held, *columns, strict=True):
+            if status != RUNNING and host > 0:
+                r = server.visible.request[i]
+                start, count = self.extents.start(i), int(r.prefilled + r.length - r.prompt)
+                self._host[i] = [cache[start : start + count].to("cpu", copy=True) for cache in self._caches]
+                self.extents.release(i)
+            elif status != RUNNING or evictions != self._evictions[i]:
+                self.extents.release(i)
+
+    def _extent(self, i: int) -> int:
+        """Start of a request's KV, taken (and filled from the host) if it has none."""
+        if i in self.extents:
+            return self.extents.start(i)
+        length = len(self._known(i))
+        start = self.extents.take(i, length)
+        if start is None:
+            for source, target, count in self.extents.compact():
+                for cache in self._caches:
+                    cache[target : target + count] = cache[source : source + count].clone()
+            start = self.extents.take(i, length)
+            assert start is not None
+        if i in self._host:
+            for cache, saved in zip(self._caches, self._host.pop(i), strict=True):
+                cache[start : start + len(saved)] = saved.to(self.device)
+        return start
+
+    @torch.inference_mode()
+    def _forward(self, ids: np.ndarray, items: Sequence[Item], decodes: int, emits: np.ndarray) -> np.ndarray:
+        """Run a batch; returns the greedy tokens of the items that emit one, int64[emitted]."""
+        if self.device.type == "cuda" and decodes == len(items) <= GRAPH_SIZES[-1]:
+            size = next(size for size in GRAPH_SIZES if size >= decodes)
+            if size not in self._graphs:
+                self._graphs[size] = _DecodeGraph(self.model, size, self.extents.size)
+            self.logits = self._graphs[size].run(ids, items)
+        else:
+            packed, sizes = _pack(ids, items)
+            batch = _unpack(torch.from_numpy(packed).to(self.device), len(ids), len(items), decodes, *sizes)
+            last = np.cumsum([n for _, _, n in items])[emits] - 1
+            self.logits = _logits(self.model, *batch, torch.from_numpy(last).to(self.device))
+        return self.logits.argmax(-1).cpu().numpy()
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Compile each layer for any batch; the layers share the compiled code."""
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, fullgraph=True, backend=backend)
+
+
+def _logits(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:
+    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep, layout=layout)
+    return out.logits[0]
+
+
+def _pack(ids: np.ndarray, items: Sequence[Item]) -> tuple[np.ndarray, tuple[int, int]]:
+    """All index arrays of a batch in one, so that one copy takes them to the device; (int32[...], (max_q, max_k))."""
+    start, done, n = np.array(items, np.int32).T
+    first = np.concatenate([[0], np.cumsum(n)])
+    positions = np.arange(first[-1]) - np.repeat(first[:-1], n) + np.repeat(done, n)
+    parts = (ids, positions, positions + np.repeat(start, n), first, start, [0], done + n)
+    return np.concatenate(parts).astype(np.int32), (int(n.max()), int((done + n).max()))
+
+
+def _unpack(
+    packed: torch.Tensor, tokens: int, items: int, decodes: int, max_q: int, max_k: int
+) -> tuple[torch.Tensor, torch.Tensor, Layout]:
+    """Token ids, positions and layout from what `_pack` made."""
+    sizes = [tokens, tokens, tokens, items + 1, items + 1, items]
+    ids, positions, write, cu_q, start, used = torch.split(packed, sizes)
+    return ids, positions, Layout(write.long(), cu_q, start, used, decodes, max_q, max_k)
+
+
+class _DecodeGraph:
+    """A CUDA graph of one decode-only batch size; smaller batches are padded with rows that touch only scratch KV."""
+
+    def __init__(self, model: Any, size: int, scratch: int) -> None:
+        self.size, self.scratch = size, scratch
+        limit = min(scratch, int(model.config.max_position_embeddings))
+        packed, _ = _pack(np.zeros(size, np.int64), [(scratch, 0, 1)] * size)
+        self._host = torch.from_numpy(packed).pin_memory()
+        self._device = self._host.cuda()
+        keep = torch.arange(size, device="cuda")
+
+        def once() -> torch.Tensor:
+            return _logits(model, *_unpack(self._device, size, size, size, 1, limit), keep)
+
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                once()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = once()
+
+    def run(self, ids: np.ndarray, items: Sequence[Item]) -> torch.Tensor:
+        """Logits of the batch, [items, vocabulary]."""
+        spare = self.size - len(items)
+        padded = [*items, *[(self.scratch, 0, 1)] * spare]
+        packed, _ = _pack(np.concatenate([ids, np.zeros(spare, np.int64)]), padded)
+        self._host.numpy()[...] = packed
+        self._device.copy_(self._host, non_blocking=True)
+        self._graph.replay()
+        return self._logits[: len(items)]
+
+
+def _check_cuda(dtype: str) -> None:
+    """Flash attention needs bf16 and compute capability 8.0.
+
+    Raises:
+        InputError: another dtype, no CUDA device, or one that is too old.
+    """
+    if dtype != "bf16":
+        raise InputError(f"executor: dtype: expected bf16 on CUDA (flash attention takes no other), got {dtype!r}")
+    if not torch.cuda.is_available():
+        raise InputError("executor: expected a CUDA device, found none: use transformers:tiny, or add device=cpu")
+    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+        raise InputError(
+            f"executor: expected a CUDA device of capability 8.0 or more (Ampere, Hopper), got {capability[0]}."
+            f"{capability[1]} ({torch.cuda.get_device_name()}): use transformers:tiny, or add device=cpu"
+        )
+
+
+def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> TransformersExecutor:
+    """Build an executor from its spec.
+
+    Args:
+        spec: ``transformers`` (Mistral-7B with random weights on CUDA), ``transformers:tiny`` (a small model of the
+            same architecture, on the CPU) or ``transformers:FOLDER``; then ``,dtype=bf16|fp32`` and
+            ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit; ``,threads=N`` for torch on
+            a CPU (of the whole process; tiny: 1, which neighbours on the machine disturb least).
+        capacity_tokens: KV tokens of the buffers (ROOM times what the scheduler may use).
+        seed: draws weights and prompts.
+
+    Raises:
+        InputError: another spec, no such device or folder, a dtype that does not fit, not enough memory.
+    """
+    name, *settings = spec.split(",")
+    kind, _, source = name.partition(":")
+    options = dict(part.partition("=")[::2] for part in settings)
+    if kind != "transformers" or not set(options) <= {"dtype", "device", "threads"}:
+        raise InputError(
+            "executor: expected transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and "
+            f"threads=; got {spec!r}"
+        )
+    device = options.get("device", "cpu" if source == "tiny" else "cuda")
+    if device not in ("cuda", "cpu"):
+        raise InputError(f"executor: device: expected cuda or cpu, got {device!r}")
+    dtype = options.get("dtype", "bf16" if device == "cuda" else "fp32")
+    if dtype not in DTYPES:
+        raise InputError(f"executor: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if device == "cuda":
+        _check_cuda(dtype)
+    if device == "cpu" and (threads := options.get("threads", "1" if source == "tiny" else "")):
+        if not threads.isdecimal() or int(threads) < 1:
+            raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
+        torch.set_num_threads(int(threads))
+    if source in ("", "tiny"):
+        model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed)
+    else:
+        model = from_folder(Path(source), DTYPES[dtype], device)
+    return TransformersExecutor(model, capacity_tokens, spec, seed)

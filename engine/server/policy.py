@@ -1,0 +1,250 @@
+"""What a scheduler is: a small class with parameters and one method, `plan`.
+
+A policy reads a `View`, remembers what it likes in a `Memory`, and lists the next iteration in a `Plan`:
+
+    schedule(plan, i, 1)        decode one token of request i
+    schedule(plan, i, n)        prefill a chunk of n tokens of request i (admits it if it waits)
+    evict(plan, i)              take the KV of request i away; it goes to the head of the queue
+    swap(plan, i)               move the KV of request i to the host; it goes to the head of the queue, to go on there
+    drop(plan, i)               refuse to serve the waiting request i
+
+Requests that the plan does not name are held: they keep their KV. A policy with a compiled `kernel` runs inside
+compiled loops; one that overrides `plan` in plain Python works everywhere too, only slower, with the same results.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import types
+
+from engine.compiled.jit import compile_kernel, hot, inner
+from engine.compiled.own_cache import settle
+from engine.config import EngineConfig
+from engine.demand.requests import INT32_MAX
+from engine.errors import InputError
+from engine.fields import Bounds, checked
+from engine.own_code import blame, is_ours
+from engine.server.state import (
+    DROP,
+    EVICT,
+    MEMORY_TYPE,
+    PLAN_TYPE,
+    SWAP,
+    SWAP_COMPRESSED,
+    VIEW_TYPE,
+    Memory,
+    Plan,
+    View,
+)
+
+KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
+
+
+class Kernel:
+    """A plan function that compiles at first use: ``@Kernel def plan(view, memory, plan): ...``."""
+
+    def __init__(self, function: Callable[[Any, Any, Any], None], allocates: bool = True) -> None:
+        """Remember the function; nothing is compiled yet.
+
+        Args:
+            function: the plan function.
+            allocates: whether it makes arrays; without, it is compiled as the engine's own hot path is (`HotKernel`).
+        """
+        self.function = function
+        self.allocates = allocates
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> Any:
+        """The compiled function, all of one type, so that one compiled loop serves every policy.
+
+        Raises:
+            InputError: the kernel of a user cannot be compiled (names the line).
+        """
+        if self._compiled is None:
+            try:
+                settle(self.function)
+                self._compiled = compile_kernel(self.function, KERNEL_SIGNATURE, self.allocates)
+            except Exception as error:
+                if is_ours(self.function.__code__.co_filename):
+                    raise
+                raise InputError(
+                    f"kernel {self.__name__!r}: cannot be compiled: {blame(error, self._place)}"
+                ) from error
+        return self._compiled
+
+    @property
+    def _place(self) -> str:
+        return f"{self.function.__code__.co_filename}, line {self.function.__code__.co_firstlineno}"
+
+    def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Plan once, compiled."""
+        self.compiled(view, memory, plan)
+
+
+def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
+    """A kernel that makes no arrays, without numba's reference counting: about twice as fast."""
+    return Kernel(function, allocates=False)
+
+
+@inner
+def _exact(value: Any, otherwise: int) -> int:
+    """A number as the 32 bits of an entry hold it; `otherwise` for what is no whole number or does not fit."""
+    if -INT32_MAX <= value and value <= INT32_MAX and int(value) == value:
+        return int(value)
+    return otherwise
+
+
+@hot
+def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
+    """Add `tokens` of a request to the next iteration.
+
+    Args:
+        plan: the plan under construction.
+        request: index of the request.
+        tokens: 1 for a decode, the chunk size in tokens for a prefill.
+        reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs); negative: so many
+            for its whole life, if they hold max_model_len tokens.
+    """
+    k = plan.size[0]
+    if k < plan.entry.shape[0]:
+        e = plan.entry[k]
+        e.request = _exact(request, -1)
+        e.tokens = _exact(tokens, 0)
+        e.reserve = _exact(reserve, INT32_MAX)
+    plan.size[0] = k + 1
+
+
+@hot
+def evict(plan: Plan, request: int) -> None:
+    """Take the KV of a request away before the next iteration."""
+    schedule(plan, request, EVICT)
+
+
+@hot
+def swap(plan: Plan, request: int, compressed: bool = False) -> None:
+    """Move the KV of a request to the host, as it is or in 8-bit numbers (`kv.host_need` says what it takes)."""
+    schedule(plan, request, SWAP_COMPRESSED if compressed else SWAP)
+
+
+@hot
+def drop(plan: Plan, request: int) -> None:
+    """Refuse to serve a waiting request."""
+    schedule(plan, request, DROP)
+
+
+@hot
+def remaining(row: Any, r: Any) -> float:
+    """Output tokens that request `r` is predicted to lack still, >= 1; nan without a prediction.
+
+    A prediction counts down with every token; what remains of one that is outlived is set by the run (`Forecast`).
+    """
+    left = r.prediction - r.generated
+    if left < 1.0:
+        left = max(1.0, 0.5 * r.generated) if row.stale_half else 1.0
+    return float(left)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A scheduler. Subclass it as a frozen dataclass: the fields are the parameters, in the order of `params`."""
+
+    name: ClassVar[str] = "policy"
+    """Short name, as in `llmsched policies` and in reports."""
+    paper: ClassVar[str] = ""
+    """Where the policy comes from."""
+    knows: ClassVar[str] = "prompt length"
+    """What it knows about a request."""
+    prediction: ClassVar[str] = ""
+    """Channel of length predictions that its paper has (`engine.demand.predictions`); "" if it needs none."""
+    eviction: ClassVar[str] = "none"
+    """Which requests it evicts."""
+    evidence: ClassVar[str] = ""
+    """How sure we are that this is the published policy."""
+    request_memory: ClassVar[int] = 0
+    """float64 cells that the policy remembers for each request."""
+    row_memory: ClassVar[int] = 0
+    """float64 cells that the policy remembers for the server."""
+    kernel: ClassVar[Kernel | None] = None
+    """The compiled form of `plan`, if there is one."""
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """What `llmsched tune` tries: parameter -> values (of the baselines: `agents.studies.tuning.SPACES`)."""
+
+    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
+        """Fill `plan` for the next iteration; it comes in empty.
+
+        Raises:
+            InputError: the subclass gives neither a kernel nor its own `plan`.
+        """
+        if self.kernel is None:
+            raise InputError(f"policy {self.name!r}: expected a kernel or a plan method, found neither")
+        self.kernel(view, memory, plan)
+
+    def params(self, config: EngineConfig) -> np.ndarray:
+        """The parameters as float64, in field order (flags as 0/1); choices are encoded by `encode`."""
+        return np.array([self.encode(f.name, getattr(self, f.name)) for f in fields(self)], np.float64)
+
+    def encode(self, name: str, value: Any) -> float:
+        """One parameter as a number for the kernel (without a kernel: nan for what is none).
+
+        Raises:
+            InputError: there is a kernel, and the parameter is no number.
+        """
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            if self.kernel is None:
+                return float("nan")
+            raise InputError(
+                f"policy {self.name!r}: {name}: expected a number for the kernel, or an `encode` of the class that "
+                f"makes one of {value!r}"
+            ) from None
+
+    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
+        """Fresh memory for one run."""
+        return Memory(
+            self.params(config),
+            np.zeros((num_requests, max(1, self.request_memory))),
+            np.zeros(max(1, self.row_memory)),
+        )
+
+    @property
+    def channel(self) -> str:
+        """Channel of length predictions that this policy is given unless a run says otherwise; "" if it needs none."""
+        return self.prediction
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether the kernel is the policy: there is one, and `plan` was not overridden beside it."""
+        return self.kernel is not None and type(self).plan is Policy.plan
+
+    @property
+    def spec(self) -> str:
+        """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{self.name}:{','.join(changed)}" if changed else self.name
+
+
+def check_parameters(policy: Policy) -> None:
+    """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
+
+    Raises:
+        InputError: one is of another type, not finite, or too large.
+    """
+    whole, real = Bounds(-(2**53), 2**53, whole=True), Bounds(-1e12, 1e12)
+    bounds = {f.name: whole if f.type in (int, "int") else real for f in fields(policy)}
+    checked(policy, f"policy {policy.name!r}: ", bounds)
+
+
+def require(condition: bool, policy: Policy, name: str, expected: str) -> None:
+    """Check one parameter of a policy.
+
+    Raises:
+        InputError: the condition does not hold.
+    """
+    if not condition:
+        raise InputError(f"policy {policy.name!r}: {name}: expected {expected}, got {getattr(policy, name)!r}")
