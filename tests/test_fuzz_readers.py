@@ -174,7 +174,7 @@ class Reader:
 
 
 PROFILE = json.loads(
-    (Path(load_profile.__code__.co_filename).parent / "data/profiles/rtx6000ada-mistral-7b.json").read_text()
+    (Path(load_profile.__code__.co_filename).parents[1] / "data/profiles/rtx6000ada-mistral-7b.json").read_text()
 )
 PROFILE["table"] = [[1, 0.01], [64, 0.02], [128, 0.04]]
 CELLS = b'{"format": "%s", "config_hash": "abc"}\n' % cells.FORMAT.encode() + b"".join(

@@ -90,7 +90,7 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     module = {"evolve": "evolution", "mixture": "static_mixture"}[name]
-    monkeypatch.setattr(f"agents.learning.{module}.run_tasks", interrupted)
+    monkeypatch.setattr(f"agents.learning.search.{module}.run_tasks", interrupted)
     folder = tmp_path / "run"
     small = ["--generations", "1"] if name == "evolve" else ["--updates", "1", "--requests", "12", "--pairs", "1"]
     if name == "evolve":
