@@ -34,18 +34,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bundle": "learning.bundle",
+    "Bundle": "learning.learned.bundle",
     "Evaluation": "evaluation.evaluate",
-    "LearnedPolicy": "learning.policy",
-    "RandomLegal": "learning.policy",
-    "SB3VecEnv": "learning.vec_env",
+    "LearnedPolicy": "learning.learned.policy",
+    "RandomLegal": "learning.learned.policy",
+    "SB3VecEnv": "learning.ppo.vec_env",
     "Search": "evaluation.capacity",
     "Source": "options",
-    "TrainConfig": "learning.train_config",
+    "TrainConfig": "learning.ppo.train_config",
     "evaluate": "evaluation.evaluate",
     "load_result": "reporting.report",
     "search_capacity": "evaluation.capacity",
-    "train": "learning.train",
+    "train": "learning.ppo.train",
     "write_report": "reporting.report",
 }
 
