@@ -1,0 +1,1 @@
+"""A policy serves a trace: `simulate`, its record, its numbers."""
