@@ -1,4 +1,4 @@
-"""Published schedulers as policies: one readable file each.
+"""Published schedulers as policies: one readable file each, and one line of the registry below.
 
 ``make("slai")`` or ``make("slai:token_budget=1024,offset=3")`` builds one; ``names()`` lists them. ``slai:tuned`` is
 its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json), and
@@ -10,54 +10,42 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from baselines.alise import ALISE
-from baselines.elis import ELIS
-from baselines.fastertransformer import FasterTransformer
-from baselines.lightllm import LightLLM
-from baselines.ltr import LTR
-from baselines.mlfq import MLFQ
-from baselines.nested_wait import NestedWAIT
-from baselines.orca import Orca
 from baselines.own import RESERVED, own_policy, parse_settings
-from baselines.past_future import PastFuture
-from baselines.rad import RAD
-from baselines.sarathi import Sarathi
-from baselines.slackfit import Clairvoyant, Slackfit
-from baselines.slai import SLAI
-from baselines.srtf import SRTF
-from baselines.trail import TRAIL
-from baselines.vllm import VLLM
-from baselines.vllm_v1 import VLLMV1
-from baselines.wait import WAIT
 from engine.errors import InputError
 from engine.fields import convert
 from engine.files.reading import is_there, parse_json, read_mapping
 from engine.own_code import parse_place
 from engine.server.policy import Policy
 
-_CLASSES: tuple[type[Policy], ...] = (
-    FasterTransformer,
-    Orca,
-    VLLM,
-    VLLMV1,
-    LightLLM,
-    PastFuture,
-    Sarathi,
-    SLAI,
-    RAD,
-    MLFQ,
-    ALISE,
-    LTR,
-    TRAIL,
-    ELIS,
-    WAIT,
-    NestedWAIT,
-    SRTF,
-    Slackfit,
-    Clairvoyant,
-)
-POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in _CLASSES}
-"""Every baseline by name."""
+# The registry: one line for each baseline, in the order in which lists and tables have them.
+# isort: off
+from baselines.fastertransformer import FasterTransformer as FasterTransformer
+from baselines.orca import Orca as Orca
+from baselines.vllm import VLLM as VLLM
+from baselines.vllm_v1 import VLLMV1 as VLLMV1
+from baselines.lightllm import LightLLM as LightLLM
+from baselines.past_future import PastFuture as PastFuture
+from baselines.sarathi import Sarathi as Sarathi
+from baselines.slai import SLAI as SLAI
+from baselines.rad import RAD as RAD
+from baselines.mlfq import MLFQ as MLFQ
+from baselines.alise import ALISE as ALISE
+from baselines.ltr import LTR as LTR
+from baselines.trail import TRAIL as TRAIL
+from baselines.elis import ELIS as ELIS
+from baselines.wait import WAIT as WAIT
+from baselines.nested_wait import NestedWAIT as NestedWAIT
+from baselines.srtf import SRTF as SRTF
+from baselines.slackfit import Slackfit as Slackfit
+from baselines.slackfit import Clairvoyant as Clairvoyant
+# isort: on
+
+POLICIES: dict[str, type[Policy]] = {
+    cls.name: cls
+    for cls in tuple(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Policy) and cls is not Policy
+}
+"""Every baseline by name: the classes that are imported above."""
 DEFAULT_WORKLOAD = "poisson"
 """Whose tuned settings ``name:tuned`` means: Poisson arrivals, openchat_sharegpt4 lengths."""
 
@@ -149,32 +137,3 @@ def make(spec: str) -> Policy:
     if own is None:
         raise InputError(f"policy: expected one of {', '.join(POLICIES)}, module:Class or FILE.py:Class, got {name!r}")
     return own
-
-
-__all__ = [
-    "ALISE",
-    "ELIS",
-    "LTR",
-    "MLFQ",
-    "POLICIES",
-    "RAD",
-    "SLAI",
-    "SRTF",
-    "TRAIL",
-    "VLLM",
-    "VLLMV1",
-    "WAIT",
-    "Clairvoyant",
-    "FasterTransformer",
-    "LightLLM",
-    "NestedWAIT",
-    "Orca",
-    "PastFuture",
-    "Sarathi",
-    "Slackfit",
-    "base_of",
-    "expand",
-    "make",
-    "names",
-    "read_tuned",
-]

@@ -18,8 +18,9 @@ from baselines.families.priority import (
     rekey,
     settle,
 )
+from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LEVELS, FIRST_LEVEL, FACTOR, AGE, PROMPT_TOKEN, PER_CONTEXT, DECODE = range(9)
@@ -133,6 +134,11 @@ class ALISE(Policy):
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "first_level_s": (0.5, 2.0, 8.0),
+        "age_s": (1.0, 3.0, 10.0),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -4,9 +4,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
+from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
+from engine.server.policy import (
+    HotKernel,
+    Kernel,
+    Policy,
+    Space,
+    check_parameters,
+    drop,
+    evict,
+    remaining,
+    require,
+    schedule,
+)
 from engine.server.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
@@ -260,6 +272,7 @@ class ELIS(Policy):
     request_memory: ClassVar[int] = ELIS_REQUEST_MEMORY
     row_memory: ClassVar[int] = ELIS_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"window": (5, 10, 25, 50), "batch_size": BATCH_CAPS, "prompt_budget": (1024, 2048, 4096)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from baselines._fill import FILL_REQUEST_MEMORY
 from baselines.families.reserved import admit_whole, run_all
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 
@@ -35,6 +35,7 @@ class FasterTransformer(Policy):
     evidence: ClassVar[str] = "public code, replayed step by step"
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"batch_cap": (8, 16, 32, 64, 128)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -21,9 +21,10 @@ from baselines.families.peak import (
     prompt_limit,
     running_limit,
 )
+from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 MAX_NEW_TOKENS, TOKEN_RATIO, EXPECTED_TOKENS, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -107,6 +108,12 @@ class LightLLM(Policy):
     request_memory: ClassVar[int] = FUTURES + FUTURE_WIDTH
     row_memory: ClassVar[int] = PEAK_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "max_new_tokens": (256, 512, 1024, 2048),
+        "token_ratio": (0.0, 0.5, 0.8, 1.0),
+        "batch_cap": BATCH_CAPS,
+        "max_wait_tokens": (2, 4, 6, 10),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

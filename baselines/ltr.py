@@ -16,8 +16,9 @@ from baselines.families.priority import (
     rekey,
     settle,
 )
+from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, STARVATION, QUANTUM = 0, 1, 2, 3
@@ -113,6 +114,11 @@ class LTR(Policy):
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 1
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 2
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "batch_cap": (64, 128, 256),
+        "starvation_threshold": (0, 100, 400),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

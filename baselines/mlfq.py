@@ -16,8 +16,9 @@ from baselines.families.priority import (
     rekey,
     settle,
 )
+from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, QUANTUM, FACTOR, LEVELS, PROMOTE_AFTER = 0, 1, 2, 3, 4
@@ -115,6 +116,7 @@ class MLFQ(Policy):
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "quantum_s": (0.03, 0.1, 0.3, 1.0), "levels": (2, 4, 8)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -27,7 +27,7 @@ from baselines.families.quota import (
 )
 from engine.compiled.jit import inner
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 
@@ -91,6 +91,7 @@ class NestedWAIT(Policy):
     request_memory: ClassVar[int] = QUOTA_REQUEST_MEMORY
     row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

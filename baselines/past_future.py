@@ -23,9 +23,10 @@ from baselines.families.peak import (
     prompt_limit,
     running_limit,
 )
+from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import hot, inner
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import DROPPED, FINISHED, Memory, Plan, View
 
 MAX_NEW_TOKENS, LIMIT, SEED, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -228,6 +229,12 @@ class PastFuture(Policy):
     request_memory: ClassVar[int] = PAST_FUTURE_REQUEST_MEMORY
     row_memory: ClassVar[int] = PAST_FUTURE_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "max_new_tokens": (512, 1024, 2048),
+        "limit": (0.8, 0.9, 0.95, 1.0),
+        "batch_cap": BATCH_CAPS,
+        "max_wait_tokens": (2, 4, 6, 10),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

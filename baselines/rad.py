@@ -19,7 +19,7 @@ from baselines._fill import (
 from engine.compiled.jit import inner
 from engine.config import EngineConfig
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, require, schedule
 from engine.server.state import Memory, Plan, View
 
 PREFILLS, CHUNK, DECODE_BATCH, TILE, FULL_DRAIN, PACK_TAIL, RESERVE_OUTPUT = range(7)
@@ -157,6 +157,11 @@ class RAD(Policy):
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     row_memory: ClassVar[int] = RAD_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "prefills": (2, 4, 8, 16, 64),
+        "chunk": (256, 512, 1024),
+        "reserve_output": (256, 512, 1024),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -12,7 +12,8 @@ from baselines._fill import (
     continue_prefills,
     take_decodes_oldest_first,
 )
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from baselines.grids import TOKEN_BUDGETS
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER = 0, 1
@@ -49,6 +50,7 @@ class Sarathi(Policy):
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     row_memory: ClassVar[int] = FILL_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "order": ("fcfs", "spf")}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -13,7 +13,7 @@ from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
 from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, AGEING, CLOSE, FORESIGHT, PROFILE = range(9)
@@ -69,6 +69,14 @@ class Slackfit(Policy):
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     row_memory: ClassVar[int] = FILL_ROW_MEMORY + CLOCK_CELLS
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "strict_limit": (0.04, 0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
+        "relaxed_limit": (0.06, 0.08, 0.1, 0.12, 0.15),
+        "slack": (1.5, 2.0, 3.0, 4.0),
+        "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
+        "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
+        "close": (0.0, 0.25, 0.5, 1.0, 2.0),
+    }
 
     @property
     def _foresight(self) -> float:
@@ -111,6 +119,7 @@ class Clairvoyant(Slackfit):
     name: ClassVar[str] = "clairvoyant"
     knows: ClassVar[str] = "output length, prompt length, tier, batch times, a latency profile"
     prediction: ClassVar[str] = "oracle"
+    space: ClassVar[Space] = {**Slackfit.space, "foresight": (0.5, 1.0, 2.0, 4.0)}
 
     @property
     def _foresight(self) -> float:

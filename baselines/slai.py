@@ -17,8 +17,9 @@ from baselines._fill import (
     is_decode,
     schedule_decode,
 )
+from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
@@ -189,6 +190,13 @@ class SLAI(Policy):
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 2
     row_memory: ClassVar[int] = FILL_ROW_MEMORY + 2
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "order": ("fcfs", "spf", "strict_spf"),
+        "offset": (1.0, 2.0, 3.0, 5.0, 7.0),
+        "pressure_offset": (2.0, 5.0, 10.0, 20.0),
+        "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -12,8 +12,9 @@ from baselines.families.priority import (
     list_changed,
     settle,
 )
+from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, remaining, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, remaining, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP = 0, 1
@@ -56,6 +57,7 @@ class SRTF(Policy):
     request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY
     row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "batch_cap": BATCH_CAPS}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -15,9 +15,21 @@ from baselines._fill import (
     take_decodes_oldest_first,
 )
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
+from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, remaining, require, schedule
+from engine.server.policy import (
+    HotKernel,
+    Kernel,
+    Policy,
+    Space,
+    check_parameters,
+    drop,
+    evict,
+    remaining,
+    require,
+    schedule,
+)
 from engine.server.state import WAITING, Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, WINDOW, MARGIN, MAX_PREEMPTIONS, PROTECT = range(6)
@@ -206,6 +218,7 @@ class TRAIL(Policy):
     request_memory: ClassVar[int] = TRAIL_REQUEST_MEMORY
     row_memory: ClassVar[int] = TRAIL_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "batch_cap": BATCH_CAPS, "c": (0.0, 0.5, 0.8, 1.0)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
+from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, require, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, require, schedule
 from engine.server.state import Memory, Plan, View
 
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
@@ -71,6 +72,7 @@ class VLLM(Policy):
     evidence: ClassVar[str] = "public code, replayed step by step"
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"batch_cap": BATCH_CAPS, "max_batched_tokens": (0, 2048, 4096, 8192)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
+from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, drop, evict, require, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, evict, require, schedule
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LONG_PREFILL = 0, 1, 2
@@ -103,6 +104,11 @@ class VLLMV1(Policy):
     evidence: ClassVar[str] = "public code; defaults depend on the GPU"
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "batch_cap": BATCH_CAPS,
+        "long_prefill_token_threshold": (0, 256, 512, 1024),
+    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""

@@ -25,7 +25,7 @@ from baselines.families.quota import (
     serve_open,
 )
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 
@@ -86,6 +86,7 @@ class WAIT(Policy):
     request_memory: ClassVar[int] = QUOTA_REQUEST_MEMORY
     row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
+    space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
 
     def __post_init__(self) -> None:
         """Check the parameters."""

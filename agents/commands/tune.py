@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 from rich.text import Text
 
+import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.policies import split_policies
@@ -48,7 +49,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         """
         if self.seeds < 1:
             raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
-        names = tuple(tuning.SPACES) if self.policies == "all" else split_policies(self.policies)
+        names = tuple(baselines.names()) if self.policies == "all" else split_policies(self.policies)
         for name in names:
             tuning.space_of(name)
         rates, source, model = parse_rates(self.rates), self.source(), self.model()

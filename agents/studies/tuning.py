@@ -38,56 +38,6 @@ TUNING_SEED = 1 << 39
 PASSES = 2
 """Times that each parameter is gone through, at most."""
 
-Space = dict[str, tuple[Any, ...]]
-_BUDGETS = (256, 384, 512, 768, 1024, 1536, 2048)
-_CAPS = (16, 32, 48, 64, 96, 128)
-_SLACKFIT: Space = {
-    "strict_limit": (0.04, 0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
-    "relaxed_limit": (0.06, 0.08, 0.1, 0.12, 0.15),
-    "slack": (1.5, 2.0, 3.0, 4.0),
-    "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
-    "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
-    "close": (0.0, 0.25, 0.5, 1.0, 2.0),
-}
-SPACES: dict[str, Space] = {
-    "fastertransformer": {"batch_cap": (8, 16, 32, 64, 128)},
-    "orca": {"batch_cap": (8, 16, 32, 64, 128)},
-    "vllm": {"batch_cap": _CAPS, "max_batched_tokens": (0, 2048, 4096, 8192)},
-    "vllm_v1": {"token_budget": _BUDGETS, "batch_cap": _CAPS, "long_prefill_token_threshold": (0, 256, 512, 1024)},
-    "lightllm": {
-        "max_new_tokens": (256, 512, 1024, 2048),
-        "token_ratio": (0.0, 0.5, 0.8, 1.0),
-        "batch_cap": _CAPS,
-        "max_wait_tokens": (2, 4, 6, 10),
-    },
-    "past_future": {
-        "max_new_tokens": (512, 1024, 2048),
-        "limit": (0.8, 0.9, 0.95, 1.0),
-        "batch_cap": _CAPS,
-        "max_wait_tokens": (2, 4, 6, 10),
-    },
-    "sarathi": {"token_budget": _BUDGETS, "order": ("fcfs", "spf", "strict_spf")},
-    "slai": {
-        "token_budget": _BUDGETS,
-        "order": ("fcfs", "spf", "strict_spf"),
-        "offset": (1.0, 2.0, 3.0, 5.0, 7.0),
-        "pressure_offset": (2.0, 5.0, 10.0, 20.0),
-        "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
-    },
-    "rad": {"prefills": (2, 4, 8, 16, 64), "chunk": (256, 512, 1024), "reserve_output": (256, 512, 1024)},
-    "mlfq": {"token_budget": _BUDGETS, "quantum_s": (0.03, 0.1, 0.3, 1.0), "levels": (2, 4, 8)},
-    "alise": {"token_budget": _BUDGETS, "first_level_s": (0.5, 2.0, 8.0), "age_s": (1.0, 3.0, 10.0)},
-    "ltr": {"token_budget": _BUDGETS, "batch_cap": (64, 128, 256), "starvation_threshold": (0, 100, 400)},
-    "trail": {"token_budget": _BUDGETS, "batch_cap": _CAPS, "c": (0.0, 0.5, 0.8, 1.0)},
-    "elis": {"window": (5, 10, 25, 50), "batch_size": _CAPS, "prompt_budget": (1024, 2048, 4096)},
-    "wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
-    "nested_wait": {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")},
-    "srtf": {"token_budget": _BUDGETS, "batch_cap": _CAPS},
-    "slackfit": _SLACKFIT,
-    "clairvoyant": _SLACKFIT | {"foresight": (0.5, 1.0, 2.0, 4.0)},
-}
-"""Values to try of each parameter."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -225,25 +175,24 @@ def tuning_hash(source: Source, model: LatencyModel, config: EngineConfig) -> st
     return config_hash(parts | {"reward": asdict(RewardWeights())})
 
 
-def space_of(name: str) -> Space:
-    """What to try of each parameter: from SPACES, or for a user's class its own attribute `space`.
+def space_of(name: str) -> dict[str, tuple[Any, ...]]:
+    """What to try of each parameter: the attribute `space` of the class.
 
     Raises:
         InputError: there is none, or it does not fit the class.
     """
-    if name in SPACES:
-        return SPACES[name]
-    if parse_place(name) is None:
-        raise InputError(f"policies: expected names among {', '.join(SPACES)}, module:Class or all, got {name!r}")
+    if name not in baselines.POLICIES and parse_place(name) is None:
+        known = ", ".join(baselines.names())
+        raise InputError(f"policies: expected names among {known}, module:Class or all, got {name!r}")
     policy = baselines.make(name)
-    space, known = policy.space, [f.name for f in fields(policy)]
+    space, known_fields = policy.space, [f.name for f in fields(policy)]
     if not isinstance(space, Mapping) or not space:
         raise InputError(f"policy {name}: expected a class with the attribute space = {{parameter: values to try}}")
     for parameter, values in space.items():
-        if parameter not in known or isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        if parameter not in known_fields or isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(
-                f"policy {name}: space: expected a list of values for parameters among {', '.join(known) or 'none'}, "
-                f"got {parameter!r}: {values!r}"
+                f"policy {name}: space: expected a list of values for parameters among "
+                f"{', '.join(known_fields) or 'none'}, got {parameter!r}: {values!r}"
             )
     return dict(space)
 

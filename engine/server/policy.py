@@ -39,6 +39,8 @@ from engine.server.state import (
     View,
 )
 
+Space = Mapping[str, tuple[Any, ...]]
+"""What `llmsched tune` tries: parameter -> values."""
 KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
 
 
@@ -171,8 +173,8 @@ class Policy:
     """float64 cells that the policy remembers for the server."""
     kernel: ClassVar[Kernel | None] = None
     """The compiled form of `plan`, if there is one."""
-    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """What `llmsched tune` tries: parameter -> values (of the baselines: `agents.studies.tuning.SPACES`)."""
+    space: ClassVar[Space] = {}
+    """What `llmsched tune` tries: parameter -> values."""
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Fill `plan` for the next iteration; it comes in empty.
