@@ -20,10 +20,11 @@ demo: $(STAMP)  ## Train a PPO scheduler and compare it with others
 test: $(STAMP)  ## Run the tests, a process for each core
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-lint: $(STAMP)  ## Check format, rules and types
+lint: $(STAMP)  ## Check format, rules, types and measures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/measures.py
 
 bench: $(STAMP)  ## Measure speed beside the named peers
 	$(BIN)/llmsched bench $(ARGS)
