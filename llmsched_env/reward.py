@@ -1,8 +1,10 @@
 """Reward: named terms over one step, then a weighted sum.
 
-Each term is a difference of running totals that the engine keeps, so the terms of an episode add up to a number of the
-report: `ttft` to minus the total time to first token, `e2e` to minus the total latency, `goodput` to the requests that
-met every deadline, `tbt` to minus the total lateness of gaps (in deadlines, weighted by tier).
+Each term is a difference of running totals, so the terms of an episode add up to a number of the report: `ttft` to
+minus the total time to first token, `e2e` to minus the total latency, `goodput` to the requests that met every
+deadline, `tbt` to minus the total lateness of gaps (in deadlines, weighted by tier), `starvation` to minus the total
+wait beyond a limit. A new term is a weight in `RewardWeights` and its total in `add_totals`; everything else goes by
+these names.
 """
 
 from dataclasses import dataclass, fields
@@ -12,11 +14,6 @@ import numpy as np
 
 from engine.compiled.jit import inner
 from engine.fields import NOT_NEGATIVE, checked
-from engine.server.state import Server
-
-REWARD_TERMS = ("ttft", "tbt", "e2e", "goodput", "starvation")
-"""Order of the terms in arrays."""
-NUM_TERMS = len(REWARD_TERMS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class RewardWeights:
     goodput: float = 0.0
     """Weight of each finished request that met every deadline."""
     starvation: float = 0.0
-    """Weight of -(waiting requests older than starvation_s) x seconds."""
+    """Weight of -(requests that wait for their first batch, older than starvation_s) x seconds."""
     starvation_s: float = 10.0
     """Wait in seconds from which a request counts as starving."""
     function: str = ""
@@ -46,44 +43,66 @@ class RewardWeights:
         Raises:
             InputError: one is not.
         """
-        checked(
-            self, "reward", dict.fromkeys((f.name for f in fields(self) if f.type in (float, "float")), NOT_NEGATIVE)
-        )
+        checked(self, "reward", dict.fromkeys(_NUMBERS, NOT_NEGATIVE))
 
     def vector(self) -> np.ndarray:
-        """Weights in the order of REWARD_TERMS, then starvation_s: float64[6]."""
-        return np.array([getattr(self, name) for name in (*REWARD_TERMS, "starvation_s")], np.float64)
+        """The numbers as one record of WEIGHTS: float64[6]."""
+        return np.array([getattr(self, name) for name in WEIGHTS.names or ()], np.float64)
+
+
+_NUMBERS = tuple(f.name for f in fields(RewardWeights) if f.type in (float, "float"))
+REWARD_TERMS = tuple(name for name in _NUMBERS if name != "starvation_s")
+"""Names of the terms, in the order that they have in arrays: that of their weights."""
+NUM_TERMS = len(REWARD_TERMS)
+TERMS = np.dtype((np.record, [(name, "f8") for name in REWARD_TERMS]))
+"""The terms by name: ``terms.view(TERMS)[0].ttft`` of a float64[NUM_TERMS]."""
+WEIGHTS = np.dtype((np.record, [(name, "f8") for name in _NUMBERS]))
+"""The numbers of `RewardWeights` by name."""
 
 
 @inner
-def add_totals(server: Server, tier_weight: np.ndarray, sign: float, out: np.ndarray) -> None:
+def add_totals(
+    visible: Any, hidden: Any, tier_weight: np.ndarray, weights: np.ndarray, sign: float, out: np.ndarray
+) -> None:
     """Add `sign` times the running totals behind the terms; before a step with -1, after it with +1.
 
     Args:
-        server: one row.
+        visible: of one server: `engine.server.state.View`, or a record of a whole run.
+        hidden: of the same: `engine.server.state.Hidden`, or the record.
         tier_weight: float64[tiers].
+        weights: float64, `RewardWeights.vector`; what starvation is, and whether it counts (it takes a look at all).
         sign: +1 or -1.
-        out: float64[NUM_TERMS]; starvation is not a difference of totals and stays as it is.
+        out: float64[NUM_TERMS].
     """
-    row: Any = server.visible.row[0]
+    row, w, terms = visible.row[0], weights.view(WEIGHTS)[0], out.view(TERMS)[0]
     late, good = 0.0, 0
     for k in range(tier_weight.shape[0]):
-        t = server.hidden.tier[k]
-        late += tier_weight[k] * t.late_sum
-        good += t.good
-    out[0] -= sign * row.queue_time
-    out[1] -= sign * late
-    out[2] -= sign * row.present_time
-    out[3] += sign * good
+        tier = hidden.tier[k]
+        late += tier_weight[k] * tier.late_sum
+        good += tier.good
+    terms.ttft -= sign * row.queue_time
+    terms.tbt -= sign * late
+    terms.e2e -= sign * row.present_time
+    terms.goodput += sign * good
+    if w.starvation > 0.0:
+        terms.starvation -= sign * _starved(row, visible.request, hidden.ledger, w.starvation_s)
 
 
 @inner
-def starving(server: Server, limit_s: float) -> int:
-    """Waiting requests without a first token that arrived more than `limit_s` seconds ago."""
-    view = server.visible
-    row, count = view.row[0], 0
-    for k in range(row.num_waiting):
-        r = view.request[view.queue[k]]
-        if not r.has_token and row.now - r.arrival > limit_s:
-            count += 1
-    return count
+def _starved(row: Any, request: Any, ledger: Any, limit_s: float) -> float:
+    """Request-seconds beyond `limit_s` that those who arrived have waited for their first batch."""
+    total = 0.0
+    for i in range(row.next_arrival):
+        started = ledger[i].first_scheduled
+        waited = (started if started >= 0.0 else row.now) - request[i].arrival
+        total += max(waited - limit_s, 0.0)
+    return total
+
+
+@inner
+def weighted(weights: np.ndarray, terms: np.ndarray) -> float:
+    """The weighted sum of the terms, float64[NUM_TERMS]."""
+    reward = 0.0
+    for t in range(NUM_TERMS):
+        reward += weights[t] * terms[t]
+    return reward

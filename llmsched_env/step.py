@@ -16,7 +16,7 @@ from engine.server.rows import new_rows, row_of
 from engine.server.state import Memory, Server
 from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
-from llmsched_env.reward import NUM_TERMS, add_totals, starving
+from llmsched_env.reward import NUM_TERMS, add_totals, weighted
 
 SARATHI_LEVEL = TOKEN_LEVELS.index(512)
 
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 class Rules(NamedTuple):
     """What is the same for every row."""
 
-    weights: np.ndarray  # float64[NUM_TERMS + 1], RewardWeights.vector()
+    weights: np.ndarray  # float64, RewardWeights.vector()
     tier_weight: np.ndarray  # float64[tiers]
     limits: (
         np.ndarray
@@ -148,14 +148,9 @@ def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits
 def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float) -> None:
     """Reward, duration and end of a step that began at `start`."""
     row, terms = server.visible.row[0], outcome.terms[e]
-    add_totals(server, rules.tier_weight, 1.0, terms)
+    add_totals(server.visible, server.hidden, rules.tier_weight, rules.weights, 1.0, terms)
     outcome.elapsed_s[e] = row.now - start
-    if rules.weights[NUM_TERMS - 1] > 0.0:
-        terms[NUM_TERMS - 1] -= starving(server, rules.weights[NUM_TERMS]) * outcome.elapsed_s[e]
-    reward = 0.0
-    for t in range(NUM_TERMS):
-        reward += rules.weights[t] * terms[t]
-    outcome.reward[e] = reward
+    outcome.reward[e] = weighted(rules.weights, terms)
     outcome.steps[e] += 1
     outcome.terminated[e] = is_over(server)
     late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
@@ -169,7 +164,7 @@ def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float)
 def _open_step(server: Server, rules: Rules, terms: np.ndarray) -> float:
     """Note the totals before a step and empty the plan; returns the time."""
     terms[:] = 0.0
-    add_totals(server, rules.tier_weight, -1.0, terms)
+    add_totals(server.visible, server.hidden, rules.tier_weight, rules.weights, -1.0, terms)
     empty(server)
     return float(server.visible.row[0].now)
 

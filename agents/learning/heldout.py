@@ -15,7 +15,7 @@ from engine.runs.simulate import Record, simulate
 from engine.server.policy import Policy
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
-from llmsched_env.reward import REWARD_TERMS, RewardWeights
+from llmsched_env.reward import NUM_TERMS, RewardWeights, add_totals, weighted
 
 HELD_OUT_SEED = 1 << 40
 """Traces for choosing the best model are drawn from this seed on: far from those of evaluations (0, 1, ...)."""
@@ -23,25 +23,16 @@ TRAINING_SEED = 1 << 41
 """Training traces are drawn from this seed on, 2**20 seeds apart for different training seeds."""
 
 
-def reward_terms(record: Record, starvation_s: float) -> np.ndarray:
-    """The environment's reward terms summed over a whole run, float64[terms] in the order of REWARD_TERMS.
-
-    The same totals as in `llmsched_env.reward`; only starvation, which the environment samples once in each step, is
-    taken here from the times in the record: seconds that requests waited unscheduled beyond `starvation_s`.
-    """
-    row, weight = record.row[0], np.array([t.weight for t in record.requests.tiers])
-    started = record.ledger["first_scheduled"]
-    waited = np.where(started >= 0.0, started, float(row["now"])) - record.request["arrival"]
-    starved = np.maximum(waited - starvation_s, 0.0).sum()
-    late = float(weight @ record.tier["late_sum"])
-    good = float(record.tier["good"].sum())
-    return np.array([-float(row["queue_time"]), -late, -float(row["present_time"]), good, -float(starved)])
+def reward_terms(record: Record, weights: RewardWeights) -> np.ndarray:
+    """The environment's reward terms summed over a whole run, float64[terms] in the order of REWARD_TERMS."""
+    terms, tier_weight = np.zeros(NUM_TERMS), np.array([t.weight for t in record.requests.tiers])
+    add_totals(record, record, tier_weight, weights.vector(), 1.0, terms)
+    return terms
 
 
 def record_return(record: Record, weights: RewardWeights) -> float:
     """Undiscounted return of a run under reward weights."""
-    vector = weights.vector()
-    return float(vector[: len(REWARD_TERMS)] @ reward_terms(record, weights.starvation_s))
+    return float(weighted(weights.vector(), reward_terms(record, weights)))
 
 
 @dataclass(frozen=True)

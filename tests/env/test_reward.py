@@ -1,5 +1,6 @@
 """Rewards add up to numbers of the report, and rank policies as the report does."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import baselines
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import simulate
-from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv
+from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv, RewardWeights
+from llmsched_env.reward import NUM_TERMS, add_totals
 
 CONFIG = EnvConfig(
     workload=Workload(rate=1.9, num_requests=200),
@@ -69,3 +71,26 @@ def test_return_ranks_policies_as_the_report_does() -> None:
         returns.append(np.mean([sums["ttft"] for _, sums, *_ in runs]))
         ttft.append(np.mean([report["mean_ttft_ms"] for *_, report, _ in runs]))
     assert np.argsort(-np.array(returns)).tolist() == np.argsort(ttft).tolist()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_terms_of_an_episode_are_the_totals_of_the_run(skip: bool) -> None:
+    """Each term, starvation included, adds up to that of the same run outside, however long the steps are."""
+    weights = RewardWeights(ttft=1.0, tbt=0.5, e2e=0.25, goodput=2.0, starvation=1.0, starvation_s=1.0)
+    config = replace(CONFIG, reward=weights, skip_decode_only=skip)
+    env = LLMSchedEnv(config)
+    requests = env.fleet.draw(np.random.default_rng(4))
+    env.reset(options={"requests": requests})
+    total, sums, terminated = 0.0, np.zeros(NUM_TERMS), False
+    while not terminated:
+        _, reward, terminated, _, info = env.step(2)
+        total += reward
+        sums += list(info["reward_terms"].values())
+    record = simulate(baselines.make(CONFIG.arms[2]), requests, load_profile(config.profile), config.engine)
+    found, tier_weight = np.zeros(NUM_TERMS), np.array([t.weight for t in requests.tiers])
+    add_totals(record, record, tier_weight, weights.vector(), 1.0, found)
+    waited = record.ledger["first_scheduled"] - record.request["arrival"]
+    assert found[REWARD_TERMS.index("starvation")] == pytest.approx(-np.maximum(waited - 1.0, 0.0).sum())
+    assert (found != 0.0).all()
+    np.testing.assert_allclose(sums, found, rtol=1e-9)
+    assert total == pytest.approx(float(weights.vector()[:NUM_TERMS] @ found))

@@ -127,7 +127,7 @@ def test_held_out_traces_are_not_those_of_training_or_evaluation() -> None:
 def test_return_of_a_record_is_minus_total_ttft_and_lateness() -> None:
     requests = Workload(rate=1.8, num_requests=100).generate(1)
     record = simulate(baselines.make("vllm"), requests, MODEL)
-    ttft, tbt, e2e, goodput, starvation = reward_terms(record, 1.0)
+    ttft, tbt, e2e, goodput, starvation = reward_terms(record, RewardWeights(starvation=1.0, starvation_s=1.0))
     times = record.ledger["first_token"] - requests.arrival
     assert -ttft == pytest.approx(times.sum())
     assert -e2e == pytest.approx((record.ledger["completed"] - requests.arrival).sum())
