@@ -1,7 +1,5 @@
 """What each of the published policies does on small traces."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -14,20 +12,14 @@ from engine.device.latency import LatencyModel
 from engine.runs.simulate import Record, simulate
 from engine.runs.steps import StepLog
 from engine.server.kv import blocks_for
-from engine.server.policy import Policy
 from engine.server.state import Memory, Plan, View
-from tests.toys import constant
+from tests.toys import Observed, burst, constant, planned
 
 MODEL = LatencyModel(overhead=0.01, floor=0.0, per_token=1e-4, per_pair=0.0, per_context=0.0)
 SECOND = constant(1.0)
 BUSY = Workload(rate=40.0, num_requests=150, lengths="lognormal:5,0.7,4,0.7,1024").generate(5)
 ROOMY = EngineConfig(num_blocks=4000, max_model_len=1024)
 TIGHT = EngineConfig(num_blocks=100, max_model_len=1024)
-
-
-def burst(prompts: list[int], outputs: list[int], tiers: list[int] | None = None) -> Requests:
-    """Requests that are all there at time 0."""
-    return Requests.create([0.0] * len(prompts), prompts, outputs, tiers)
 
 
 def with_deadline(requests: Requests, tbt_s: float) -> Requests:
@@ -67,27 +59,6 @@ def evictions(record: Record) -> list[int]:
     return [i for evicted in steps_of(record).evicted for i in evicted]
 
 
-class Observed(Policy):
-    """Another policy, with a look at each plan it made."""
-
-    def __init__(self, spec: str, look: Callable[[View, Memory, list[tuple[int, int]]], None]) -> None:
-        """Wrap the policy of this spec; `look` gets the view, its memory, and its (request, tokens)."""
-        object.__setattr__(self, "inner", baselines.make(spec))
-        object.__setattr__(self, "look", look)
-
-    inner: Policy
-    look: Callable[[View, Memory, list[tuple[int, int]]], None]
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """What the wrapped policy remembers."""
-        return self.inner.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Plan, then look."""
-        self.inner.plan(view, memory, plan)
-        self.look(view, memory, [(int(e["request"]), int(e["tokens"])) for e in plan.entry[: plan.size[0]]])
-
-
 def running(view: View) -> list[int]:
     """Requests that hold KV."""
     return [int(i) for i in view.running[: view.row[0].num_running]]
@@ -102,15 +73,15 @@ def test_vllm_never_mixes_prompts_and_decodes_and_prefers_prompts() -> None:
     cap = 40
     kinds: set[bool] = set()
 
-    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
-        present = decodes(view)
-        kinds.update(i in present for i, _ in planned)
-        named = {i for i, _ in planned}
+    def look(view: View, memory: Memory, plan: Plan) -> None:
+        present, chosen = decodes(view), planned(plan)
+        kinds.update(i in present for i, _ in chosen)
+        named = {i for i, _ in chosen}
         if named & present:
             assert named == present == set(running(view))
             assert not view.row[0].num_waiting or len(present) == cap
 
-    simulate(Observed(f"vllm:batch_cap={cap}", look), BUSY, MODEL, ROOMY)
+    simulate(Observed(f"vllm:batch_cap={cap}", after=look), BUSY, MODEL, ROOMY)
     assert kinds == {False, True}
 
 
@@ -124,17 +95,17 @@ def test_vllm_prefills_whole_prompts_up_to_its_limit_and_drops_longer_ones() -> 
 def test_sarathi_runs_every_decode_and_fills_the_rest_of_its_budget_with_prompts() -> None:
     budget, totals = 128, []
 
-    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
-        present = decodes(view)
-        assert present == {i for i, _ in planned[: len(present)]}
+    def look(view: View, memory: Memory, plan: Plan) -> None:
+        present, chosen = decodes(view), planned(plan)
+        assert present == {i for i, _ in chosen[: len(present)]}
         assert len(present) < budget
-        totals.append(sum(n for _, n in planned))
+        totals.append(sum(n for _, n in chosen))
         assert totals[-1] <= budget
         if totals[-1] < budget:
-            named = {i for i, _ in planned}
+            named = {i for i, _ in chosen}
             assert {int(i) for i in view.queue[: view.row[0].num_waiting]} <= named, "nobody waits in vain"
 
-    simulate(Observed(f"sarathi:token_budget={budget}", look), BUSY, MODEL, ROOMY)
+    simulate(Observed(f"sarathi:token_budget={budget}", after=look), BUSY, MODEL, ROOMY)
     assert totals.count(budget) > 50
 
 
@@ -205,16 +176,16 @@ def test_requests_that_join_midway_are_served_sooner_than_in_closed_batches() ->
 def test_slai_without_deadlines_has_no_critical_decode() -> None:
     patient = with_deadline(BUSY, 1e9)
 
-    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
-        present = decodes(view)
+    def look(view: View, memory: Memory, plan: Plan) -> None:
+        present, chosen = decodes(view), planned(plan)
         assert all(memory.request[i, LST] > view.row[0].now for i in present)
-        prompts = [i not in present for i, _ in planned]
+        prompts = [i not in present for i, _ in chosen]
         assert prompts == sorted(prompts, reverse=True), "prompts come first"
-        if sum(n for i, n in planned if i not in present) == 128:
+        if sum(n for i, n in chosen if i not in present) == 128:
             full.append(len(present))
 
     full: list[int] = []
-    simulate(Observed("slai:order=fcfs,offset=0,pressure_offset=0,token_budget=128", look), patient, MODEL, ROOMY)
+    simulate(Observed("slai:order=fcfs,offset=0,pressure_offset=0,token_budget=128", after=look), patient, MODEL, ROOMY)
     assert sum(n > 0 for n in full) > 20, "prompts displaced decodes"
 
 

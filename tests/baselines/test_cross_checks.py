@@ -14,9 +14,8 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
 from engine.runs.simulate import Record, simulate
-from engine.server.policy import Policy
 from engine.server.state import FINISHED, Memory, Plan, View
-from tests.toys import constant
+from tests.toys import Observed, constant
 
 MODEL = load_profile("rtx6000ada-mistral-7b")
 SHORT, LONG = "lognormal:5,0.7,4.5,0.7,1024", "lognormal:7,0.7,4.5,0.7,8192"
@@ -42,29 +41,6 @@ def test_1_orca_and_sarathi_are_stable_where_fastertransformer_is_and_beyond(len
     assert all(stable(policy, lengths, 1.15 * limit) for policy in ("orca", "sarathi"))
 
 
-class LSTWatch(Policy):
-    """SLAI, counting the decodes that are past their last schedulable time."""
-
-    def __init__(self, spec: str) -> None:
-        """Wrap this SLAI."""
-        object.__setattr__(self, "slai", baselines.make(spec))
-        object.__setattr__(self, "critical", [])
-
-    slai: Policy
-    critical: list[bool]
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """SLAI's."""
-        return self.slai.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Let SLAI plan, then look at the decodes."""
-        self.slai.plan(view, memory, plan)
-        running = view.running[: view.row[0].num_running]
-        for i in running[view.request["prefilled"][running] == view.request["prompt"][running]]:
-            self.critical.append(bool(view.row[0].now >= memory.request[i, LST]))
-
-
 def with_deadline(seconds: float) -> Requests:
     """A trace whose tiers all have this TBT deadline."""
     tiers = tuple(replace(tier, tbt_s=seconds) for tier in DEFAULT_TIERS)
@@ -73,10 +49,16 @@ def with_deadline(seconds: float) -> Requests:
 
 def test_2_slai_without_deadlines_has_no_critical_decodes_and_with_them_at_0_only_such() -> None:
     for seconds, critical in ((1e9, False), (1e-300, True)):
-        watch = LSTWatch("slai:offset=0,pressure_offset=0")
-        simulate(watch, with_deadline(seconds), MODEL)
-        assert len(watch.critical) > 1000
-        assert set(watch.critical) == {critical}
+        past: list[bool] = []
+
+        def look(view: View, memory: Memory, plan: Plan, past: list[bool] = past) -> None:
+            running = view.running[: view.row[0].num_running]
+            for i in running[view.request["prefilled"][running] == view.request["prompt"][running]]:
+                past.append(bool(view.row[0].now >= memory.request[i, LST]))
+
+        simulate(Observed("slai:offset=0,pressure_offset=0", after=look), with_deadline(seconds), MODEL)
+        assert len(past) > 1000
+        assert set(past) == {critical}
 
 
 def test_2_slai_with_deadlines_at_0_is_sarathi_with_all_decodes_first() -> None:

@@ -20,6 +20,7 @@ from engine.runs.simulate import Record, simulate
 from engine.server.policy import Policy
 from engine.server.state import FINISHED, Memory, Plan, View, load, new_server
 from tests.strategies import DEVICE, configs, fixed, workloads
+from tests.toys import Observed, burst
 
 BUSY = Workload(rate=15.0, num_requests=150, lengths="lognormal:5,0.7,4.5,0.7,1024").generate(5)
 TIGHT = EngineConfig(num_blocks=400, max_model_len=1024)
@@ -34,29 +35,6 @@ POLICIES: list[Policy] = [
     PastFuture(batch_max_tokens=30, batch_cap=3, seed=9),
 ]
 policies = st.sampled_from(POLICIES)
-
-
-def burst(prompts: list[int], outputs: list[int]) -> Requests:
-    """Requests that are all there at time 0."""
-    return Requests.create([0.0] * len(prompts), prompts, outputs)
-
-
-class Observed(Policy):
-    """Another policy, with a look at each plan it made: the view, its memory, (request, tokens)."""
-
-    def __init__(self, policy: Policy, look: Callable[[View, Memory, list[tuple[int, int]]], None]) -> None:
-        object.__setattr__(self, "inner", policy)
-        object.__setattr__(self, "look", look)
-
-    inner: Policy
-    look: Callable[[View, Memory, list[tuple[int, int]]], None]
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        return self.inner.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        self.inner.plan(view, memory, plan)
-        self.look(view, memory, [(int(e["request"]), int(e["tokens"])) for e in plan.entry[: plan.size[0]]])
 
 
 def batches(policy: Policy, requests: Requests, config: EngineConfig) -> list[tuple[dict[int, int], list[int]]]:
@@ -174,14 +152,14 @@ def test_the_history_follows_the_requests_that_finish() -> None:
     seen: list[list[float]] = []
     finished: list[list[int]] = []
 
-    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
+    def look(view: View, memory: Memory, plan: Plan) -> None:
         n = int(memory.row[LENGTHS])
         seen.append(memory.row[SORTED : SORTED + n].tolist())
         done = view.request["status"] == FINISHED
         finished.append(requests.output[done].tolist())
 
     policy = PastFuture(max_new_tokens=700, limit=3.0)
-    record = simulate(Observed(policy, look), requests, DEVICE, TIGHT)
+    record = simulate(Observed(policy, after=look), requests, DEVICE, TIGHT)
     assert record.row["evictions"][0] > 0
     for history, outputs in zip(seen, finished, strict=True):
         if len(outputs) <= WINDOW // 2:
@@ -201,12 +179,12 @@ def test_requests_that_another_policy_admitted_count_too() -> None:
             else:
                 super().plan(view, memory, plan)
 
-    def look(view: View, memory: Memory, planned: list[tuple[int, int]]) -> None:
+    def look(view: View, memory: Memory, plan: Plan) -> None:
         n = int(memory.row[LENGTHS])
         seen.append(memory.row[SORTED : SORTED + n].tolist())
 
     requests = Requests.create([0.0, 0.0, 0.1], [10, 10, 10], [40, 41, 90])
-    simulate(Handover(PastFuture(max_new_tokens=500), look), requests, DEVICE, ROOMY)
+    simulate(Handover(PastFuture(max_new_tokens=500), after=look), requests, DEVICE, ROOMY)
     assert seen[-1] == [40, 41, *[500] * (WINDOW // 2)]
 
 
@@ -243,7 +221,7 @@ def test_the_source_of_the_kernel_plans_as_the_kernel(policy: Policy) -> None:
             source(view, memory, plan)
 
     requests = BUSY.head(25)
-    interpreted = simulate(Interpreted(policy, lambda *_: None), requests, DEVICE, TIGHT)
+    interpreted = simulate(Interpreted(policy), requests, DEVICE, TIGHT)
     assert same(interpreted, simulate(policy, requests, DEVICE, TIGHT))
 
 

@@ -12,12 +12,9 @@ from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.simulate import Record, simulate
 from engine.runs.steps import StepLog
+from tests.toys import burst
 
 MODEL = LatencyModel(0.01, 0.0, 1e-4, 0.0, 0.0)
-
-
-def burst(n: int, prompt: int, output: int) -> Requests:
-    return Requests.create(np.zeros(n), np.full(n, prompt), np.full(n, output))
 
 
 def steps_of(record: Record) -> StepLog:
@@ -47,12 +44,12 @@ def iterations(spec: str, requests: Requests, config: EngineConfig | None = None
 
 @pytest.mark.parametrize("drain", ["carry", "full"])
 def test_iterations_are_prompts_or_decodes_never_both(drain: str) -> None:
-    run = iterations(f"rad:prefills=3,chunk=64,decode_batch=4,drain={drain}", burst(20, 100, 9))
+    run = iterations(f"rad:prefills=3,chunk=64,decode_batch=4,drain={drain}", burst([100] * 20, [9] * 20))
     assert all(bool(it.prompts) != bool(it.decodes) for it in run)
 
 
 def test_carry_runs_exact_batches_while_prompts_wait() -> None:
-    run = iterations("rad:prefills=3,chunk=64,decode_batch=4,drain=carry", burst(20, 100, 9))
+    run = iterations("rad:prefills=3,chunk=64,decode_batch=4,drain=carry", burst([100] * 20, [9] * 20))
     last_prompt = max(k for k, it in enumerate(run) if it.prompts)
     assert {len(it.decodes) for it in run[:last_prompt] if it.decodes} == {4}
     # Nobody waits for company once the queue is empty.
@@ -61,14 +58,14 @@ def test_carry_runs_exact_batches_while_prompts_wait() -> None:
 
 
 def test_full_drain_empties_the_pool_before_the_next_prompts() -> None:
-    run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=full", burst(9, 100, 5))
+    run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=full", burst([100] * 9, [5] * 9))
     for before, after in pairwise(run):
         if before.decodes and after.prompts:
             assert after.running == 0
 
 
 def test_prefill_mode_admits_at_most_n_requests() -> None:
-    run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=full", burst(10, 100, 5))
+    run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=full", burst([100] * 10, [5] * 10))
     modes: list[set[int]] = [set()]
     for it in run:
         if it.prompts:
@@ -79,14 +76,14 @@ def test_prefill_mode_admits_at_most_n_requests() -> None:
 
 
 def test_decodes_take_turns() -> None:
-    run = iterations("rad:prefills=6,chunk=64,decode_batch=4,drain=full", burst(6, 10, 13))
+    run = iterations("rad:prefills=6,chunk=64,decode_batch=4,drain=full", burst([10] * 6, [13] * 6))
     decodes = [it.decodes for it in run if it.decodes]
     assert decodes[:3] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
 
 
 def test_packed_tails_fill_every_chunk_but_the_last() -> None:
-    loose = iterations("rad:chunk=64,decode_batch=4", burst(8, 100, 2))
-    packed = iterations("rad:chunk=64,decode_batch=4,pack_tail=true", burst(8, 100, 2))
+    loose = iterations("rad:chunk=64,decode_batch=4", burst([100] * 8, [2] * 8))
+    packed = iterations("rad:chunk=64,decode_batch=4,pack_tail=true", burst([100] * 8, [2] * 8))
     chunks = [sum(it.prompts.values()) for it in packed if it.prompts]
     assert chunks == [64] * 12 + [32]
     assert [sum(it.prompts.values()) for it in loose if it.prompts] == [64, 36] * 8
@@ -98,7 +95,7 @@ def test_default_decode_batch_is_the_largest_tile_multiple(max_num_seqs: int, ba
 
 
 def test_admission_holds_the_reserved_blocks() -> None:
-    requests, config = burst(10, 160, 100), EngineConfig(num_blocks=60, watermark=0.0)
+    requests, config = burst([160] * 10, [100] * 10), EngineConfig(num_blocks=60, watermark=0.0)
     steps = steps_of(simulate(RAD(reserve_output=160), requests, MODEL, config, log_steps=True))
     # 10 blocks of prompt + 10 reserved: three requests fill the 60 blocks, and none is ever evicted.
     assert steps.running.max() == 3
@@ -107,12 +104,12 @@ def test_admission_holds_the_reserved_blocks() -> None:
 
 
 def test_reservation_that_can_never_fit_does_not_block_the_queue() -> None:
-    record = simulate(RAD(reserve_output=1_000_000), burst(5, 160, 20), MODEL, EngineConfig(num_blocks=60))
+    record = simulate(RAD(reserve_output=1_000_000), burst([160] * 5, [20] * 5), MODEL, EngineConfig(num_blocks=60))
     assert record.row["finished"][0] == 5
 
 
 def test_outgrown_reservation_evicts_the_youngest() -> None:
-    requests, config = burst(6, 160, 300), EngineConfig(num_blocks=70, watermark=0.0)
+    requests, config = burst([160] * 6, [300] * 6), EngineConfig(num_blocks=70, watermark=0.0)
     steps = steps_of(simulate(RAD(reserve_output=0), requests, MODEL, config, log_steps=True))
     first = next(evicted for evicted in steps.evicted if evicted)
     assert first[0] == 5

@@ -12,15 +12,10 @@ from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.core import arrive
 from engine.server.state import DROP, load, new_server
-from tests.toys import constant
+from tests.toys import burst, constant
 
 SECOND = constant(1.0)
 SMALL = EngineConfig(block_size=4, num_blocks=4, watermark=0.0, max_model_len=16)
-
-
-def burst(prompts: list[int], outputs: list[int]) -> Requests:
-    """Requests that are all there at time 0."""
-    return Requests.create([0.0] * len(prompts), prompts, outputs)
 
 
 def steps(policy: VLLMV1, requests: Requests, config: EngineConfig | None = None) -> StepLog:

@@ -35,6 +35,7 @@ from engine.server.state import (
     load,
     new_server,
 )
+from tests.toys import burst
 
 SMALL = EngineConfig(block_size=4, num_blocks=10, watermark=0.0, max_num_seqs=3, max_batched_tokens=20)
 
@@ -45,11 +46,6 @@ def serve(config: EngineConfig, requests: Requests) -> Server:
     load(server, config, requests)
     arrive(server)
     return server
-
-
-def burst(prompts: list[int], outputs: list[int]) -> Requests:
-    """Requests that are all there at time 0."""
-    return Requests.create([0.0] * len(prompts), prompts, outputs)
 
 
 def book(server: Server, *entries: tuple[int, ...], strict: bool = True) -> int:

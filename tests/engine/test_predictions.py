@@ -3,7 +3,6 @@
 import functools
 import math
 import pickle
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,9 +17,10 @@ from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.simulate import simulate
-from engine.server.policy import Policy, remaining
+from engine.server.policy import remaining
 from engine.server.state import Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads
+from tests.toys import Observed
 
 SHAREGPT = "openchat_sharegpt4"
 LOGNORMAL = "lognormal:5,0.7,5,0.8,4096"
@@ -46,27 +46,6 @@ SPECS = [
 """Every channel, and settings at their ends."""
 
 specs = st.sampled_from(SPECS)
-
-
-class Observed(Policy):
-    """Another policy, with a look at what it sees before each of its decisions."""
-
-    def __init__(self, spec: str, look: Callable[[View], None]) -> None:
-        """Wrap the policy of this spec."""
-        object.__setattr__(self, "inner", baselines.make(spec))
-        object.__setattr__(self, "look", look)
-
-    inner: Policy
-    look: Callable[[View], None]
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """What the wrapped policy remembers."""
-        return self.inner.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Look, then plan."""
-        self.look(view)
-        self.inner.plan(view, memory, plan)
 
 
 @functools.cache
@@ -475,7 +454,7 @@ def test_a_policy_sees_a_new_prediction_exactly_at_multiples_of_every(channel: s
     forecast = requests.forecast
     seen: set[tuple[int, int]] = set()
 
-    def look(view: View) -> None:
+    def look(view: View, memory: Memory, plan: Plan) -> None:
         for i in map(int, [*view.running[: view.row[0].num_running], *view.queue[: view.row[0].num_waiting]]):
             generated = int(view.request[i].generated)
             number = generated // forecast.every if forecast.every else 0
@@ -483,7 +462,7 @@ def test_a_policy_sees_a_new_prediction_exactly_at_multiples_of_every(channel: s
             assert view.request[i].prediction == np.float32(expected), (i, generated)
             seen.add((i, generated))
 
-    record = simulate(Observed(spec, look), requests, MODEL, ROOMY.replace(num_blocks=50, max_model_len=512))
+    record = simulate(Observed(spec, before=look), requests, MODEL, ROOMY.replace(num_blocks=50, max_model_len=512))
     if spec == "vllm":
         assert record.row["evictions"][0] > 0
     last = [max(tokens for j, tokens in seen if j == i) for i in range(len(requests))]
@@ -496,9 +475,11 @@ def test_what_remains_counts_down_between_predictions_and_follows_the_stale_rule
     forecast = Forecast("by hand", 4, np.array([0, 3]), np.array([8.0, 7.0, 13.5], np.float32), stale_half)
     requests = few([14], [2.0], forecast)
     seen: list[float] = []
-    simulate(
-        Observed("vllm", lambda view: seen.append(remaining(view.row[0], view.request[0]))), requests, MODEL, ROOMY
-    )
+
+    def look(view: View, memory: Memory, plan: Plan) -> None:
+        seen.append(remaining(view.row[0], view.request[0]))
+
+    simulate(Observed("vllm", before=look), requests, MODEL, ROOMY)
     outlived = [1.0, 1.5, 4.0, 4.5, 5.0, 5.5] if stale_half else [1.0] * 6
     assert seen == [
         2.0,
@@ -531,11 +512,11 @@ def test_refreshed_predictions_do_not_give_an_output_length_away(
     ends = []
     for log, output in zip(seen, (requests.output, other), strict=True):
 
-        def look(view: View, log: list[tuple[float, bytes]] = log) -> None:
+        def look(view: View, memory: Memory, plan: Plan, log: list[tuple[float, bytes]] = log) -> None:
             log.append((float(view.row[0].now), b"".join(part.tobytes() for part in view)))
 
         told = requests.replace(output=output, prediction=guess, forecast=by_hand(output, every, stale_half))
-        ends.append(simulate(Observed(spec, look), told, DEVICE, config).ledger["completed"])
+        ends.append(simulate(Observed(spec, before=look), told, DEVICE, config).ledger["completed"])
     differs = requests.output != other
     first_end = np.minimum(*ends)[differs].min() if differs.any() else np.inf
     a, b = ([view for time, view in log if time < first_end] for log in seen)

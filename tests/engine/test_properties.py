@@ -21,6 +21,7 @@ from engine.runs.simulate import Record, simulate
 from engine.server.policy import Policy
 from engine.server.state import DROPPED, FINISHED, RUNNING, WAITING, Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads
+from tests.toys import Observed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,34 +79,25 @@ def predicted(requests: Requests, every: int) -> Requests:
     return requests.replace(prediction=first, forecast=Forecast("test", every, place, total.astype(np.float32), True))
 
 
-class Watched(Policy):
-    """Another policy, with a look at the server before each of its decisions."""
+class Watched(Observed):
+    """Another policy, with the server checked before each of its decisions, and a digest of all that it could see."""
 
     def __init__(self, inner: Policy) -> None:
         """Wrap a policy; the views' clocks and digests are kept."""
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "clock", [])
-        object.__setattr__(self, "seen", [])
-        object.__setattr__(self, "generated", None)
+        super().__init__(inner, before=self._check, after=self._keep)
+        self.clock: list[float] = []
+        self.seen: list[bytes] = []
+        self.generated: np.ndarray | None = None
 
-    inner: Policy
-    clock: list[float]
-    seen: list[bytes]
-    generated: np.ndarray | None
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """What the wrapped policy remembers."""
-        return self.inner.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Check the view, let the wrapped policy plan, and keep a digest of all that it could see."""
+    def _check(self, view: View, memory: Memory, plan: Plan) -> None:
         check_view(view)
         generated = view.request["generated"].copy()
         if self.generated is not None:
             assert (generated >= self.generated).all(), "an eviction took delivered tokens away"
-        object.__setattr__(self, "generated", generated)
+        self.generated = generated
+
+    def _keep(self, view: View, memory: Memory, plan: Plan) -> None:
         self.clock.append(float(view.row["now"][0]))
-        self.inner.plan(view, memory, plan)
         parts = [*view, *memory, plan.entry[: plan.size[0]], plan.wake]
         self.seen.append(hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest())
 
@@ -260,7 +252,7 @@ def test_a_kernel_plans_the_same_without_the_compiler(name: str) -> None:
     assert policy.kernel is not None
     source = policy.kernel.function
 
-    class Interpreted(Watched):
+    class Interpreted(Observed):
         """Runs the source of the kernel; only the moves it calls are compiled."""
 
         def plan(self, view: View, memory: Memory, plan: Plan) -> None:

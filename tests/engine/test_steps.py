@@ -1,8 +1,7 @@
 """The log of a run: the compiled loop writes the same as the loop in Python, whatever the room of its buffers."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ from engine.device.latency import load_profile
 from engine.runs import steps
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
-from engine.server.policy import Policy
-from engine.server.state import Memory, Plan, View
+from tests.toys import Observed
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 SMALL = Workload(rate=9.0, num_requests=120, lengths="lognormal:5,1,4,1,2000").generate(0)
@@ -25,26 +23,12 @@ _INIT = steps.Steps.__init__
 TIGHT = EngineConfig(num_blocks=130, max_model_len=2000)
 
 
-@dataclass(frozen=True)
-class _FromPython(Policy):
-    """A policy whose overridden `plan` makes `simulate` drive it step by step."""
-
-    inner: Policy
-    name: ClassVar[str] = "from-python"
-
-    def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        return self.inner.memory(config, num_requests)
-
-    def plan(self, view: View, memory: Memory, plan: Plan) -> None:
-        self.inner.plan(view, memory, plan)
-
-
 def _both(name: str, requests: Requests, config: EngineConfig, **options: Any) -> tuple[StepLog, StepLog]:
     policy = baselines.make(name)
     requests = predict(requests, policy.channel, 0) if policy.channel else requests
     assert policy.runs_compiled
-    assert not _FromPython(policy).runs_compiled
-    records = [simulate(p, requests, DEVICE, config, log_steps=True, **options) for p in (policy, _FromPython(policy))]
+    assert not Observed(policy).runs_compiled
+    records = [simulate(p, requests, DEVICE, config, log_steps=True, **options) for p in (policy, Observed(policy))]
     for name in ("request", "ledger", "row"):
         assert getattr(records[0], name).tobytes() == getattr(records[1], name).tobytes()
     assert records[0].steps is not None
