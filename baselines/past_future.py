@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from baselines._fill import take_decodes_oldest_first
 from baselines.families.peak import (
     FUTURE_WIDTH,
@@ -24,7 +22,8 @@ from baselines.families.peak import (
     running_limit,
 )
 from baselines.grids import BATCH_CAPS
-from engine.compiled.jit import hot, inner
+from engine.compiled.jit import inner
+from engine.compiled.random import uniform
 from engine.server.kv import blocks_for
 from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import DROPPED, FINISHED, Memory, Plan, View
@@ -40,16 +39,6 @@ NUM_WATCHED, SEEN_LEFT, DRAWS, LENGTHS, OLDEST, RING = (PEAK_ROW_MEMORY + k for 
 """Cells of the row memory: watched requests, requests that had left when they were last looked at, random numbers
 drawn, lengths in the history, place of the oldest; then the history as it came, and sorted."""
 SORTED, PAST_FUTURE_ROW_MEMORY = RING + WINDOW, RING + 2 * WINDOW
-
-
-@hot
-def uniform(seed: int, counter: int) -> float:
-    """Number `counter` of the random sequence `seed`, in [0, 1): splitmix64."""
-    z = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(counter + 1) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return float(z >> np.uint64(11)) * 2.0**-53
 
 
 @inner

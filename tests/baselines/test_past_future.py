@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baselines.families.peak import add_to_future, peak_tokens
 from baselines.lightllm import LightLLM
-from baselines.past_future import LENGTHS, SORTED, WINDOW, PastFuture, conditioned_output, remember, uniform
+from baselines.past_future import LENGTHS, SORTED, WINDOW, PastFuture, conditioned_output, remember
 from baselines.vllm import VLLM
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
@@ -110,23 +110,6 @@ def test_an_output_drawn_for_a_running_request_exceeds_what_it_has(
     expected = [np.interp(u * (len(points) - 1), range(len(points)), points) for u in sorted(quantiles)]
     assert all(x > generated for x in drawn)
     assert np.abs(np.array(drawn) - np.maximum(expected, generated + 1)).max() <= 0.5 + 1e-9
-
-
-def test_the_random_numbers_are_uniform_and_differ_between_seeds() -> None:
-    numbers = np.array([[uniform(seed, k) for k in range(4000)] for seed in (0, 1, 2**53 - 1)])
-    assert ((numbers >= 0.0) & (numbers < 1.0)).all()
-    shares = np.array([np.histogram(line, 10, (0.0, 1.0))[0] for line in numbers]) / 4000
-    assert np.abs(shares - 0.1).max() < 0.02
-    assert np.abs(np.corrcoef(numbers) - np.eye(3)).max() < 0.06
-    assert np.abs([np.corrcoef(line[1:], line[:-1])[0, 1] for line in numbers]).max() < 0.06
-
-
-def test_the_first_numbers_are_those_of_splitmix64() -> None:
-    assert [int(uniform(0, k) * 2.0**53) for k in range(3)] == [
-        0xE220A8397B1DCDAF >> 11,
-        0x6E789E6AA1B965F4 >> 11,
-        0x06C45D188009454F >> 11,
-    ]
 
 
 def equal_outputs(output: int) -> Requests:

@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 import baselines
-from agents.learning.learned.policy import LearnedPolicy, best, forward, is_asked, splitmix
+from agents.learning.learned.policy import LearnedPolicy, best, forward, is_asked
+from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.server.core import begin
 from engine.server.state import Memory, Plan, Server, View, new_server
@@ -29,7 +30,7 @@ class MixtureMemory(NamedTuple):
 def draw(logits: np.ndarray, iteration: int) -> int:
     """An arm with the odds of softmax(logits); a run depends on nothing but the trace."""
     odds = np.cumsum(np.exp(logits - logits.max()))
-    uniform = float(splitmix(np.uint64(iteration))) / 2.0**64
+    uniform = float(splitmix64(np.uint64(iteration))) / 2.0**64
     return min(int(np.searchsorted(odds, uniform * odds[-1], side="right")), len(logits) - 1)
 
 

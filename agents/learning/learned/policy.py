@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.learning.learned.bundle import ACTIVATIONS, MAX_LAYERS, POLICY_FILE, Bundle
 from engine.compiled.kept import kept
+from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
@@ -117,22 +118,13 @@ def _learned(view: View, memory: Memory, plan: Plan) -> None:
     act(view, memory, choice, plan)
 
 
-@kept
-def splitmix(x: np.uint64) -> np.uint64:
-    """One output of SplitMix64 (Steele, Lea, Flood 2014) for the state `x`."""
-    x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
-    x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
-    x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
-    return np.uint64(x ^ (x >> np.uint64(31)))
-
-
 @Kernel
 def _random(view: View, memory: Memory, plan: Plan) -> None:
     choice = np.zeros(NUM_HEADS, np.int64)
     if is_asked(view, memory):
-        word = splitmix(np.uint64(int(memory.params[SEED])))
+        word = splitmix64(np.uint64(int(memory.params[SEED])))
         for h in range(NUM_HEADS):
-            word = splitmix(np.uint64(word + np.uint64(NUM_HEADS * view.row[0].iterations + h)))
+            word = splitmix64(np.uint64(word + np.uint64(NUM_HEADS * view.row[0].iterations + h)))
             choice[h] = np.int64(word % np.uint64(HEADS[h]))
     act(view, memory, choice, plan)
 

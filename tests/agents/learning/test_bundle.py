@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 from agents.learning.heldout import record_return
 from agents.learning.learned.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
 from agents.learning.learned.mixture import LearnedMixture
-from agents.learning.learned.policy import LearnedPolicy, RandomLegal, best, forward, network_params, splitmix
+from agents.learning.learned.policy import LearnedPolicy, RandomLegal, best, forward, network_params
 from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.train import build_model, learned_policy, train
 from agents.learning.ppo.train_config import TrainConfig
+from engine.compiled.random import splitmix64
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
@@ -353,10 +354,10 @@ def test_random_legal_serves_everybody_under_memory_pressure() -> None:
 
 def test_random_legal_uses_every_choice_about_equally() -> None:
     counts = [np.zeros(n) for n in ACTION_SIZES]
-    word = splitmix(np.uint64(5))
+    word = splitmix64(np.uint64(5))
     for iteration in range(9000):
         for h, head in enumerate(counts):
-            drawn = splitmix(np.uint64((int(word) + 3 * iteration + h) % 2**64))
+            drawn = splitmix64(np.uint64((int(word) + 3 * iteration + h) % 2**64))
             head[int(drawn) % len(head)] += 1
     for head in counts:
         assert np.abs(head / 9000 - 1 / len(head)).max() < 0.02
