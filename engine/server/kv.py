@@ -6,10 +6,10 @@ generated tokens again. A swap gives them back too, but the KV waits in the host
 block as it is, one for a compressed one), and the request goes on where it was when it is admitted again.
 """
 
-from typing import Any
+import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.server.state import DROP, DROPPED, EVICT, RUNNING, SWAP, SWAP_COMPRESSED, WAITING, Server
+from engine.server.state import DROP, DROPPED, EVICT, RUNNING, SWAP, SWAP_COMPRESSED, WAITING, Server, View
 
 ILLEGAL = (
     "",
@@ -27,8 +27,10 @@ ILLEGAL = (
     "is the last one that fits: the plan names more entries than it holds",
 )
 """What a plan entry did wrong; the index is the error code of `begin`."""
+_NO_KV, _NOT_WAITING, _TWICE, _ABSENT, _SEATS, _BLOCKS, _TOKENS, _CHUNK, _DECODE, _COUNT, _HOST, TOO_MANY = range(
+    1, len(ILLEGAL)
+)
 CODE_SHIFT = len(ILLEGAL)
-TOO_MANY = CODE_SHIFT - 1
 
 
 @hot
@@ -38,38 +40,38 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 
 @hot
-def decode_need(r: Any, block_size: int) -> int:
+def decode_need(r: np.record, block_size: int) -> int:
     """KV blocks that the next decode of request `r` takes: 1 if its last block is full, else 0."""
     return 1 if r.length > r.blocks * block_size else 0
 
 
 @hot
-def growth(r: Any, block_size: int) -> int:
+def growth(r: np.record, block_size: int) -> int:
     """As `decode_need`, 0 for who was admitted with the KV of the longest request, also past max_model_len."""
     return decode_need(r, block_size) & (1 - r.reserved)  # no branch: this is asked for every token
 
 
 @hot
-def blocks_to_admit(r: Any, block_size: int) -> int:
+def blocks_to_admit(r: np.record, block_size: int) -> int:
     """KV blocks that the waiting request `r` needs: those of its prompt, swapped in the middle of its output more."""
     return blocks_for(r.length, block_size)
 
 
 @hot
-def tokens_left(r: Any) -> int:
+def tokens_left(r: np.record) -> int:
     """Tokens that request `r` can take in one iteration: the rest of its prompt, then 1."""
     return max(1, r.prompt - r.prefilled)
 
 
 @hot
-def _stored_tokens(row: Any, r: Any) -> int:
+def _stored_tokens(row: np.record, r: np.record) -> int:
     """Tokens whose KV a running request holds; the latest output token has not been processed yet."""
     stored = r.prefilled + r.length - r.prompt
     return stored - row.prompt_emits if r.prefilled == r.prompt else stored
 
 
 @hot
-def host_need(row: Any, r: Any, compressed: bool) -> int:
+def host_need(row: np.record, r: np.record, compressed: bool) -> int:
     """Half blocks that the KV of the running request `r` takes in the host's memory."""
     used = min(r.blocks, blocks_for(_stored_tokens(row, r), row.block_size))
     return used if compressed else 2 * used
@@ -95,7 +97,7 @@ def free_place(server: Server) -> None:
 
 
 @inner
-def _leave_queue(view: Any, i: int) -> None:
+def _leave_queue(view: View, i: int) -> None:
     row = view.row[0]
     k = 0
     while view.queue[k] != i:
@@ -106,7 +108,7 @@ def _leave_queue(view: Any, i: int) -> None:
 
 
 @inner
-def _requeue(view: Any, i: int) -> None:
+def _requeue(view: View, i: int) -> None:
     """Take the blocks of a running request away and put it at the head of the queue."""
     row, r = view.row[0], view.request[i]
     k = 0
@@ -175,7 +177,7 @@ def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
 
 
 @inner
-def _leave_host(row: Any, r: Any) -> None:
+def _leave_host(row: np.record, r: np.record) -> None:
     row.free_host += r.host
     r.host = 0
 
@@ -196,37 +198,86 @@ def _drop(server: Server, i: int) -> None:
 
 
 @inner
-def _fault(view: Any, i: int, tokens: int, reserve: int, used_tokens: int) -> int:  # noqa: C901 - a list of rules
+def _release_fault(row: np.record, r: np.record, tokens: int) -> int:
+    """What is wrong with an eviction, a refusal or a swap; 0: nothing."""
+    if tokens == DROP:
+        return 0 if r.status == WAITING else _NOT_WAITING
+    if r.status != RUNNING:
+        return _NO_KV
+    if r.last_run == row.iterations:
+        return _TWICE
+    if tokens == EVICT:
+        return 0
+    return _HOST if host_need(row, r, tokens == SWAP_COMPRESSED) > row.free_host else 0
+
+
+@inner
+def _tokens_fault(row: np.record, r: np.record, tokens: int, used_tokens: int) -> int:
+    """What is wrong with serving so many tokens of a request; 0: nothing."""
+    if r.status != WAITING and r.status != RUNNING:
+        return _ABSENT
+    if r.last_run == row.iterations:
+        return _TWICE
+    if used_tokens + tokens > row.max_batched_tokens:
+        return _TOKENS
+    if tokens > tokens_left(r):
+        return _DECODE if r.prefilled == r.prompt else _CHUNK
+    return 0
+
+
+@inner
+def _memory_fault(row: np.record, r: np.record, reserve: int) -> int:
+    """What a request that is served lacks, a seat or KV blocks; 0: nothing."""
+    if r.status == WAITING:
+        if row.num_running >= row.max_num_seqs:
+            return _SEATS
+        return _BLOCKS if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
+    return _BLOCKS if r.prefilled == r.prompt and growth(r, row.block_size) > row.free_blocks else 0
+
+
+@inner
+def _fault(view: View, i: int, tokens: int, reserve: int, used_tokens: int) -> int:
     """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
     row = view.row[0]
     if i < 0 or i >= row.next_arrival:
-        return 4
+        return _ABSENT
     r = view.request[i]
-    if tokens == EVICT:
-        return (0 if r.last_run < row.iterations else 3) if r.status == RUNNING else 1
-    if tokens == DROP:
-        return 0 if r.status == WAITING else 2
-    if tokens == SWAP or tokens == SWAP_COMPRESSED:
-        if r.status != RUNNING:
-            return 1
-        if r.last_run == row.iterations:
-            return 3
-        return 11 if host_need(row, r, tokens == SWAP_COMPRESSED) > row.free_host else 0
+    if tokens == EVICT or tokens == DROP or tokens == SWAP or tokens == SWAP_COMPRESSED:
+        return _release_fault(row, r, tokens)
     if tokens <= 0:
-        return 10
-    if r.status != WAITING and r.status != RUNNING:
-        return 4
-    if r.last_run == row.iterations:
-        return 3
-    if used_tokens + tokens > row.max_batched_tokens:
-        return 7
-    if tokens > tokens_left(r):
-        return 9 if r.prefilled == r.prompt else 8
-    if r.status == WAITING:
-        if row.num_running >= row.max_num_seqs:
-            return 5
-        return 6 if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
-    return 6 if r.prefilled == r.prompt and growth(r, row.block_size) > row.free_blocks else 0
+        return _COUNT
+    code = _tokens_fault(row, r, tokens, used_tokens)
+    return code if code != 0 else _memory_fault(row, r, reserve)
+
+
+@inner
+def _cut(view: View, i: int, tokens: int, used_tokens: int) -> int:
+    """As many of the tokens asked for as request `i` can take in this batch."""
+    row = view.row[0]
+    if tokens <= 0 or i < 0 or i >= row.next_arrival:
+        return tokens
+    r = view.request[i]
+    if r.prefilled < r.prompt:
+        return min(tokens, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
+    return 1 if r.status == RUNNING or r.status == WAITING else tokens
+
+
+@inner
+def _carry_out(server: Server, i: int, tokens: int, reserve: int) -> None:
+    """Do what a legal entry asks for outside the batch itself."""
+    row, r = server.visible.row[0], server.visible.request[i]
+    if tokens == EVICT:
+        _evict(server, i)
+    elif tokens == DROP:
+        _drop(server, i)
+    elif tokens < 0:
+        _swap(server, i, tokens == SWAP_COMPRESSED)
+    elif r.status == WAITING:
+        _admit(server, i, max(abs(reserve), blocks_to_admit(r, row.block_size)), reserve)
+    elif r.prefilled == r.prompt:
+        need = growth(r, row.block_size)
+        r.blocks += need
+        row.free_blocks -= need
 
 
 @inner
@@ -236,32 +287,15 @@ def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, i
     Returns:
         (tokens that the entry adds to the batch, error code); without `strict` there is no error, only 0 tokens.
     """
-    view = server.visible
-    row, entry = view.row[0], server.plan.entry[k]
+    view, entry = server.visible, server.plan.entry[k]
     i, n = entry.request, entry.tokens
-    if not strict and n > 0 and 0 <= i < row.next_arrival:
-        r = view.request[i]
-        if r.prefilled < r.prompt:
-            n = min(n, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
-        elif r.status == RUNNING or r.status == WAITING:
-            n = 1
+    if not strict:
+        n = _cut(view, i, n, used_tokens)
     code = _fault(view, i, n, entry.reserve, used_tokens)
     if code != 0:
         if not strict:
             entry.tokens = 0
         return 0, code if strict else 0
     entry.tokens = n
-    r = view.request[i]
-    if n == EVICT:
-        _evict(server, i)
-    elif n == DROP:
-        _drop(server, i)
-    elif n < 0:
-        _swap(server, i, n == SWAP_COMPRESSED)
-    elif r.status == WAITING:
-        _admit(server, i, max(abs(entry.reserve), blocks_to_admit(r, row.block_size)), entry.reserve)
-    elif r.prefilled == r.prompt:
-        need = growth(r, row.block_size)
-        r.blocks += need
-        row.free_blocks -= need
+    _carry_out(server, i, n, entry.reserve)
     return max(n, 0), 0
