@@ -4,7 +4,7 @@ import copy
 import hashlib
 import pickle
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from engine.fields import SEED, number
 from engine.files.reading import is_there
 from engine.own_code import file_place, parse_place, source_digest
 from engine.server.policy import Policy
+from engine.spec import Spec, read_settings, split_specs
 
 RANDOM = "random"
 """Name of the random-legal policy, the floor that every learner must beat."""
@@ -55,18 +56,18 @@ def label_of(policy: str | Policy) -> str:
     if not isinstance(policy, Policy):
         given = f"the class {policy.__name__}" if isinstance(policy, type) else type(policy).__name__
         raise InputError(f"policies: expected specs or objects of subclasses of engine.Policy, got {given}")
-    cls, settings = type(policy), policy.spec.partition(":")[2]
+    cls, settings = type(policy), Spec.parse(policy.spec).rest
     if cls in baselines.POLICIES.values():
         return policy.spec
     if place := file_place(cls):
-        return f"{place}:{settings}" if settings else place
+        return str(Spec(place, settings))
     if cls.name in RESERVED:
         return (
             policy.spec if is_there(_split(policy.spec)[0]) or cls.name == RANDOM else PolicyLabel(policy.spec, policy)
         )
     check_class(cls, f"policy {cls.__name__}", (*baselines.POLICIES, *RESERVED))
     name = cls.__name__ if cls.name == Policy.name else cls.name
-    return PolicyLabel(f"{name}:{settings}" if settings else name, policy)
+    return PolicyLabel(str(Spec(name, settings)), policy)
 
 
 def labels_of(policies: Iterable[str | Policy]) -> tuple[str, ...]:
@@ -104,9 +105,7 @@ def check_sendable(label: str, start_method: str) -> None:
 
 def with_setting(spec: str, key: str, value: str) -> str:
     """The spec of the same policy with another value of one parameter."""
-    name, settings = baselines.base_of(baselines.expand(spec))
-    others = [part for part in settings.split(",") if part and part.partition("=")[0] != key]
-    return f"{name}:{','.join([*others, f'{key}={value}'])}"
+    return str(Spec(*baselines.base_of(baselines.expand(spec))).with_setting(key, value))
 
 
 def pretrained_folder() -> Path:
@@ -116,24 +115,13 @@ def pretrained_folder() -> Path:
 
 def _split(spec: str) -> tuple[Path, str]:
     """The folder of a learned policy and the settings behind it."""
-    name, _, settings = (spec, "", "") if is_there(spec) else spec.partition(":")
-    return pretrained_folder() if name == PRETRAINED else Path(name), settings
+    parsed = Spec(spec) if is_there(spec) else Spec.parse(spec)
+    return pretrained_folder() if parsed.name == PRETRAINED else Path(parsed.name), parsed.rest
 
 
-def _is_start(part: str) -> bool:
-    """Whether a part of a comma-separated list begins a new policy (and does not go on with parameters)."""
-    key, equals, _ = part.partition("=")
-    # A parameter's name has no colon in it; a spec with parameters has one before them.
-    return not equals or ":" in key or is_there(_split(part)[0])
-
-
-def _parts(parts: list[str]) -> Iterator[str]:
-    """The parts of a list, those together that are the name of a file or folder with commas in it."""
-    while parts:
-        joined = [",".join(parts[:n]) for n in range(1, min(len(parts), 8) + 1)]
-        n = next((n for n, text in enumerate(joined, 1) if is_there(_split(text)[0])), 1) if parts[0] else 1
-        yield joined[n - 1]
-        parts = parts[n:]
+def _is_folder(spec: str) -> bool:
+    """Whether a spec names a learned policy that is there."""
+    return is_there(_split(spec)[0])
 
 
 def split_policies(text: str) -> tuple[str, ...]:
@@ -144,20 +132,13 @@ def split_policies(text: str) -> tuple[str, ...]:
     Raises:
         InputError: an empty list, or one policy twice.
     """
-    specs: list[str] = []
-    for part in _parts([part.strip() for part in text.split(",")]):
-        if not part:
-            continue
-        if specs and not _is_start(part):
-            specs[-1] = f"{specs[-1]},{part}"
-        else:
-            specs.append(part)
+    specs = split_specs(text, _is_folder)
     if not specs:
         raise InputError(f"policies: expected at least one, got {text!r}")
     for spec in specs:
         if specs.count(spec) > 1:
             raise InputError(f"policies: expected each once, got {spec!r} twice")
-    return tuple(specs)
+    return specs
 
 
 def resolve(spec: str) -> Policy:
@@ -173,15 +154,15 @@ def resolve(spec: str) -> Policy:
     if isinstance(spec, PolicyLabel):
         # What one run leaves in an object must not reach the next one.
         return copy.deepcopy(spec.policy)
-    name, _, settings = spec.partition(":")
-    if name in baselines.POLICIES:
+    parsed = Spec.parse(spec)
+    if parsed.name in baselines.POLICIES:
         return baselines.make(spec)
-    if name == RANDOM:
-        return _random(settings)
+    if parsed.name == RANDOM:
+        return _random(parsed)
     folder, settings = _split(spec)
     if parse_place(spec) and not (is_there(folder) and folder.is_dir()):
         return baselines.make(spec)
-    if name and is_there(folder):
+    if parsed.name and is_there(folder):
         from agents.learning.learned.policy import LearnedPolicy
 
         return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
@@ -192,24 +173,16 @@ def resolve(spec: str) -> Policy:
 
 
 def _numbers(spec: str, settings: str) -> dict[str, float]:
-    found = {}
-    for part in filter(None, settings.split(",")):
-        key, _, text = part.partition("=")
-        if key not in ADJUSTABLE:
-            raise InputError(f"policy {spec!r}: expected {' or '.join(ADJUSTABLE)} = a number, got {part!r}")
-        found[key] = float(number(0.0, 1e9).parse(text, f"policy {spec!r}: {key}"))
-    return found
+    where = f"policy {spec!r}"
+    given = read_settings(settings, where, ADJUSTABLE, f"{' or '.join(ADJUSTABLE)} = a number")
+    return {key: float(number(0.0, 1e9).parse(text, f"{where}: {key}")) for key, text in given.items()}
 
 
-def _random(settings: str) -> Policy:
+def _random(spec: Spec) -> Policy:
     from agents.learning.learned.policy import RandomLegal
 
-    key, _, value = settings.partition("=")
-    if not settings:
-        return RandomLegal()
-    if key != "seed":
-        raise InputError(f"policy 'random': expected seed=WHOLE NUMBER, got {settings!r}")
-    return RandomLegal(seed=int(SEED.parse(value, "policy 'random': seed")))
+    given = spec.settings("policy 'random'", ("seed",), "seed=WHOLE NUMBER")
+    return RandomLegal(**{key: int(SEED.parse(text, f"policy 'random': {key}")) for key, text in given.items()})
 
 
 def fingerprint(spec: str) -> str:
@@ -217,7 +190,7 @@ def fingerprint(spec: str) -> str:
     if isinstance(spec, PolicyLabel):
         return f"{spec}@{spec.digest}"
     path, _ = _split(spec)
-    if spec.partition(":")[0] in (*baselines.POLICIES, RANDOM):
+    if Spec.parse(spec).name in (*baselines.POLICIES, RANDOM):
         return baselines.expand(spec)
     if not (is_there(path) and path.is_dir()):
         expanded = baselines.expand(spec)

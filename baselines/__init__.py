@@ -16,6 +16,7 @@ from engine.fields import convert
 from engine.files.reading import is_there, parse_json, read_mapping
 from engine.own_code import parse_place
 from engine.server.policy import Policy
+from engine.spec import Spec
 
 # The registry: one line for each baseline, in the order in which lists and tables have them.
 # isort: off
@@ -46,6 +47,8 @@ POLICIES: dict[str, type[Policy]] = {
     if isinstance(cls, type) and issubclass(cls, Policy) and cls is not Policy
 }
 """Every baseline by name: the classes that are imported above."""
+TUNED = "tuned"
+"""What stands for the best known setting in a spec."""
 DEFAULT_WORKLOAD = "poisson"
 """Whose tuned settings ``name:tuned`` means: Poisson arrivals, openchat_sharegpt4 lengths."""
 
@@ -64,11 +67,11 @@ def tuned_settings() -> dict[str, dict[str, str]]:
 
 def base_of(spec: str) -> tuple[str, str]:
     """A spec as what names the policy (a baseline, a place in a user's code) and the parameters behind it."""
-    place = None if spec.partition(":")[0] in POLICIES else parse_place(spec)
+    place = None if Spec.parse(spec).name in POLICIES else parse_place(spec)
     if place is not None:
         return place.text, place.settings
-    name, _, settings = spec.partition(":")
-    return name, settings
+    parsed = Spec.parse(spec)
+    return parsed.name, parsed.rest
 
 
 def expand(spec: str) -> str:
@@ -81,12 +84,13 @@ def expand(spec: str) -> str:
         InputError: there is no such setting of this policy.
     """
     name, settings = base_of(spec)
-    word, _, which = settings.partition("=")
-    if word != "tuned":
+    setting = Spec.parse(settings, "=")
+    if setting.name != TUNED:
         return spec
-    file, _, workload = which.partition(":")
-    if file and is_there(file):
-        return _from_file(Path(file), name, workload, spec)
+    which = setting.rest
+    place = Spec.parse(which)
+    if place.name and is_there(place.name):
+        return _from_file(Path(place.name), name, place.rest, spec)
     row = tuned_settings().get(which or DEFAULT_WORKLOAD, {})
     if name not in row:
         known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
@@ -117,7 +121,8 @@ def _from_file(path: Path, name: str, workload: str, spec: str) -> str:
     if len(found) > 1:
         raise InputError(f"policy {spec!r}: expected :WORKLOAD behind the file, one of {', '.join(found)}")
     (setting,) = found.values()
-    if base_of(setting)[0] != name or base_of(setting)[1].partition("=")[0] == "tuned":
+    place, settings = base_of(setting)
+    if place != name or Spec.parse(settings, "=").name == TUNED:
         raise InputError(f"{path}: expected a setting of {name}, got {setting!r}")
     return setting
 
@@ -129,7 +134,7 @@ def make(spec: str) -> Policy:
         InputError: unknown name or parameter, or a value that does not fit.
     """
     spec = expand(spec)
-    name, _, settings = spec.partition(":")
+    name, settings = base_of(spec)
     if name in POLICIES:
         cls = POLICIES[name]
         return cls(**parse_settings(cls, settings, f"policy {name!r}"))

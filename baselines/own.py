@@ -6,38 +6,17 @@ tries: parameter -> values.
 """
 
 import inspect
-import types
 from dataclasses import FrozenInstanceError
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from engine import fields
 from engine.demand.predictions import parse_channel
 from engine.errors import InputError
 from engine.own_code import Place, blame, load_module, load_object, own_objects, parse_place
 from engine.server.policy import Kernel, Policy
+from engine.spec import parse_value, read_settings
 
 RESERVED = ("random", "pretrained", "learned")
 """Names of policies that are no baselines."""
-
-
-def parse_value(kind: Any, text: str, where: str) -> Any:
-    """A parameter from its text, by the type of the field: bool, int, float, str, a Literal, any of them or None.
-
-    Raises:
-        InputError: the text is no such value, or the type is none that a text can give.
-    """
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() == "none":
-        return None
-    (kind, *more) = [option for option in options if option is not type(None)]
-    if get_origin(kind) is Literal:
-        found = [choice for choice in get_args(kind) if str(choice) == text]
-        if not found:
-            raise InputError(f"{where}: expected one of {', '.join(map(str, get_args(kind)))}, got {text!r}")
-        return found[0]
-    if more or kind not in (bool, int, float, str):
-        raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
-    return fields.parse_value(text, kind, where)
 
 
 def parse_settings(cls: type[Policy], text: str, where: str) -> dict[str, Any]:
@@ -47,16 +26,9 @@ def parse_settings(cls: type[Policy], text: str, where: str) -> dict[str, Any]:
         InputError: an unknown parameter, one twice, or a value that does not fit.
     """
     known = _parameters(cls)
-    values: dict[str, Any] = {}
-    for setting in filter(None, text.split(",")):
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
-            some = ", ".join(known) or "no parameter: those of a class are the fields of a @dataclass(frozen=True)"
-            raise InputError(f"{where}: expected one of {some} as name=value, got {setting!r}")
-        if key in values:
-            raise InputError(f"{where}: expected each parameter once, got {key!r} twice")
-        values[key] = parse_value(_type_of(cls, known[key], where), value, f"{where}: {key}")
-    return values
+    some = ", ".join(known) or "no parameter: those of a class are the fields of a @dataclass(frozen=True)"
+    given = read_settings(text, where, known, f"one of {some} as name=value")
+    return {k: parse_value(value, _type_of(cls, known[k], where), f"{where}: {k}") for k, value in given.items()}
 
 
 def _parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:

@@ -125,22 +125,6 @@ def parse_number(text: str) -> int | float | None:
     return None
 
 
-def parse_value(text: str, kind: type, where: str, bounds: Bounds | None = None) -> Any:
-    """A setting of a spec as the type of its field: true/false/1/0, a whole number, a number, or the text itself.
-
-    Raises:
-        InputError: it is not one, or not in the bounds.
-    """
-    if kind is bool:
-        known = {"true": True, "1": True, "false": False, "0": False}
-        if text.strip().lower() not in known:
-            raise InputError(f"{where}: expected true or false, got {kind_of(text)}")
-        return known[text.strip().lower()]
-    if kind in (int, float):
-        return (bounds or Bounds(-(2**53), 2**53, whole=kind is int)).parse(text, where)
-    return _text(text, where)
-
-
 def number(low: float = -MOST, high: float = MOST, **options: Any) -> Bounds:
     """Any number from `low` to `high`."""
     return Bounds(low, high, **options)

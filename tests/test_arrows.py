@@ -29,7 +29,7 @@ OURS = {
 
 ROOMS = {
     "engine": (
-        *("errors", "files", "machine", "fields", "own_code", "compiled", "config"),
+        *("errors", "files", "machine", "fields", "spec", "own_code", "compiled", "config"),
         *("demand", "server", "device", "runs", "__init__"),
     ),
     "agents": (

@@ -31,6 +31,7 @@ from engine.own_code import parse_place
 from engine.runs.metrics import summarize
 from engine.runs.simulate import PolicyError, PolicyFault, simulate
 from engine.server.policy import Policy
+from engine.spec import Spec
 from llmsched_env.reward import RewardWeights
 
 TUNING_SEED = 1 << 39
@@ -199,9 +200,7 @@ def space_of(name: str) -> dict[str, tuple[Any, ...]]:
 
 def spec_of(name: str, policy: Policy) -> str:
     """The spec that builds this policy again, whose class is called by the name (a baseline's, or a place)."""
-    settings = policy.spec.partition(":")[2]
-    place = baselines.base_of(name)[0]
-    return f"{place}:{settings}" if settings else place
+    return str(Spec(baselines.base_of(name)[0], Spec.parse(policy.spec).rest))
 
 
 def realised_rates(source: Source, rates: Sequence[float], seeds: int) -> list[tuple[float, float]]:

@@ -17,6 +17,7 @@ from engine.fields import number, whole
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.policy import drop, evict, schedule
 from engine.server.state import Memory, Plan, View
+from engine.spec import Spec
 
 MAX_CLASSES = 32
 _BOUND, _QUOTA = number(0.0, INT32_MAX, above=True, noun="tokens"), whole(0, above=True, noun="requests")
@@ -39,11 +40,11 @@ def parse_quotas(text: str, where: str) -> list[tuple[float, int]]:
     """
     quotas: list[tuple[float, int]] = []
     for part in text.split(";"):
-        bound, colon, quota = part.partition(":")
-        if not colon:
+        pair = Spec.parse(part)
+        if not pair.rest:
             raise InputError(f"{where}: expected tokens:requests;tokens:requests, got {part!r}")
-        last = math.inf if bound.strip() == "inf" else _BOUND.parse(bound, where)
-        quotas.append((last, _QUOTA.parse(quota, where)))
+        last = math.inf if pair.name.strip() == "inf" else _BOUND.parse(pair.name, where)
+        quotas.append((last, _QUOTA.parse(pair.rest, where)))
     bounds = [0.0, *(bound for bound, _ in quotas)]
     if not all(a < b for a, b in itertools.pairwise(bounds)):
         raise InputError(f"{where}: expected rising token counts > 0, got {text!r}")

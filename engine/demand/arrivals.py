@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, number
+from engine.spec import Spec
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -112,10 +113,10 @@ def parse_think(spec: str) -> tuple[str, float]:
     Raises:
         InputError: neither exp:SECONDS nor fixed:SECONDS.
     """
-    kind, colon, text = spec.partition(":")
-    if kind not in ("exp", "fixed") or not colon:
+    parsed = Spec.parse(spec)
+    if parsed.name not in ("exp", "fixed") or not parsed.rest:
         raise InputError(f"think: expected exp:SECONDS (exponential, of this mean) or fixed:SECONDS, got {spec!r}")
-    return kind, float(_SECONDS.parse(text, "think"))
+    return parsed.name, float(_SECONDS.parse(parsed.rest, "think"))
 
 
 def think_times(rng: np.random.Generator, n: int, spec: str) -> FloatArray:

@@ -22,6 +22,7 @@ from engine.demand.prediction_bins import (
 )
 from engine.demand.requests import INT32_MAX, FloatArray
 from engine.fields import SHARE, checked, number, whole
+from engine.spec import short, write_spec
 
 Places = npt.NDArray[np.int64]
 
@@ -87,8 +88,7 @@ class Channel:
         """The channel in canonical form: the name and the settings that differ from the defaults."""
         values = {field.name: getattr(self, field.name) for field in settings_of(type(self))}
         defaults = {field.name: field.default for field in fields(self)}
-        changed = {name: value for name, value in values.items() if value != defaults[name]}
-        return f"{self.name}:{as_settings(changed)}" if changed else self.name
+        return write_spec(self.name, {k: value for k, value in values.items() if value != defaults[k]}, short)
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
         """Predictions for requests with these true outputs (tokens, float64[n])."""
@@ -333,15 +333,3 @@ def settings_of(cls: type[Channel]) -> list[Any]:
     """Fields of a channel, its own before those that all have."""
     common = len(fields(Channel))
     return [*fields(cls)[common:], *fields(cls)[:common]]
-
-
-def as_settings(values: dict[str, Any]) -> str:
-    """Values as a spec has them: ``key=value,key=value``."""
-    return ",".join(f"{name}={_text(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(int(value) if isinstance(value, bool) else value)
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)

@@ -13,6 +13,7 @@ from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel,
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
 from engine.fields import checked, number, whole
+from engine.spec import Spec
 
 LENGTH_FORMS = {
     "fixed:PROMPT,OUTPUT": "every request has PROMPT and OUTPUT tokens",
@@ -137,12 +138,12 @@ def parse_lengths(spec: str) -> LengthModel:
     Raises:
         InputError: an unknown name (lists the known ones), bad numbers, or an unreadable table file.
     """
-    name, colon, rest = spec.partition(":")
-    if name == "fixed" and colon:
-        prompt, output = _numbers(spec, rest, 2, 2)
+    parsed = Spec.parse(spec)
+    if parsed.name == "fixed" and parsed.rest:
+        prompt, output = _numbers(parsed, 2, 2)
         return FixedLengths(prompt, output)  # type: ignore[arg-type]  # checked there
-    if name == "lognormal" and colon:
-        prompt_mu, prompt_sigma, output_mu, output_sigma, *total = _numbers(spec, rest, 4, 5)
+    if parsed.name == "lognormal" and parsed.rest:
+        prompt_mu, prompt_sigma, output_mu, output_sigma, *total = _numbers(parsed, 4, 5)
         limit = total[0] if total else LogNormalLengths.max_total_tokens
         return LogNormalLengths(prompt_mu, prompt_sigma, output_mu, output_sigma, limit)  # type: ignore[arg-type]
     if spec in table_names():
@@ -153,9 +154,9 @@ def parse_lengths(spec: str) -> LengthModel:
     raise InputError(f"lengths: expected one of {known}; got {spec!r}")
 
 
-def _numbers(spec: str, text: str, fewest: int, most: int) -> list[float]:
-    parts = text.split(",")
+def _numbers(spec: Spec, fewest: int, most: int) -> list[float]:
+    parts, where = spec.rest.split(","), f"lengths {str(spec)!r}"
     if not fewest <= len(parts) <= most:
         count = str(fewest) if fewest == most else f"{fewest} or {most}"
-        raise InputError(f"lengths {spec!r}: expected {count} numbers, got {len(parts)}")
-    return [number().parse(part, f"lengths {spec!r}") for part in parts]
+        raise InputError(f"{where}: expected {count} numbers, got {len(parts)}")
+    return [number().parse(part, where) for part in parts]

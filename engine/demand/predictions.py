@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.demand.channels import CHANNELS, Channel, as_settings, refreshes_of, settings_of
+from engine.demand.channels import CHANNELS, Channel, refreshes_of, settings_of
 from engine.demand.requests import LONGEST_PREDICTION, FloatArray, Forecast, Requests
 from engine.errors import InputError
-from engine.fields import SEED, parse_value
+from engine.fields import SEED
+from engine.spec import Spec, parse_value, short, write_settings
 
 _STREAM = 0x4C454E47
 """Second word of the seed: keeps the noise apart from the numbers that the trace itself was drawn from."""
@@ -30,7 +31,7 @@ def channel_names() -> tuple[str, ...]:
 def channel_descriptions() -> dict[str, str]:
     """Return one line for each channel: what it says, and the keys that its spec takes with their defaults."""
     return {
-        name: f"{cls.about} ({as_settings({f.name: f.default for f in settings_of(cls)})})"
+        name: f"{cls.about} ({write_settings({f.name: f.default for f in settings_of(cls)}, short)})"
         for name, cls in CHANNELS.items()
     }
 
@@ -41,22 +42,13 @@ def parse_channel(spec: str) -> Channel:
     Raises:
         InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
     """
-    name, _, settings = spec.partition(":")
-    if name not in CHANNELS:
-        raise InputError(f"channel: expected one of {', '.join(CHANNELS)}; got {name!r}")
-    cls = CHANNELS[name]
+    parsed = Spec.parse(spec)
+    if parsed.name not in CHANNELS:
+        raise InputError(f"channel: expected one of {', '.join(CHANNELS)}; got {parsed.name!r}")
+    cls, where = CHANNELS[parsed.name], f"channel {parsed.name!r}"
     kinds: dict[str, Any] = {field.name: field.type for field in settings_of(cls)}
-    values: dict[str, Any] = {}
-    for setting in filter(None, settings.split(",")):
-        key, equals, text = (part.strip() for part in setting.partition("="))
-        if not equals or key not in kinds:
-            raise InputError(
-                f"channel {name!r}: expected key=value with a key among {', '.join(kinds)}; got {setting!r}"
-            )
-        if key in values:
-            raise InputError(f"channel {name!r}: expected each key once, got {key!r} twice")
-        values[key] = parse_value(text, kinds[key], f"channel {name!r}: {key}")
-    return cls(**values)
+    given = parsed.settings(where, kinds)
+    return cls(**{key: parse_value(text, kinds[key], f"{where}: {key}") for key, text in given.items()})
 
 
 def predict(requests: Requests, channel: str, seed: int) -> Requests:

@@ -14,6 +14,7 @@ from typing import Any
 from engine.demand.requests import DEFAULT_TIERS, Tier, check_shares
 from engine.errors import InputError
 from engine.fields import number
+from engine.spec import read_settings
 
 STRICT_TBT_S = 0.2
 """Up to this deadline between tokens (s) a tier is strict unless it says otherwise."""
@@ -51,7 +52,8 @@ def parse_tiers(given: Sequence[Any], where: str = "tiers") -> tuple[Tier, ...]:
 
 
 def _values(given: Any, where: str) -> dict[str, Any]:
-    pairs = _pairs(given, where) if isinstance(given, str) else given
+    expected = f"key=value with keys among {', '.join(KEYS)}"
+    pairs = read_settings(given, where, None, expected) if isinstance(given, str) else given
     if not isinstance(pairs, Mapping):
         raise InputError(f"{where}: expected name=...,share=...,tbt=... or a mapping of these, got {given!r}")
     values: dict[str, Any] = {}
@@ -66,18 +68,6 @@ def _values(given: Any, where: str) -> dict[str, Any]:
         if key not in values:
             raise InputError(f"{where}: expected {key}=..., got none in {given!r}")
     return values
-
-
-def _pairs(text: str, where: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for part in text.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise InputError(f"{where}: expected key=value with keys among {', '.join(KEYS)}, got {part!r}")
-        if key in pairs:
-            raise InputError(f"{where}: expected each key once, got {key!r} twice")
-        pairs[key] = value
-    return pairs
 
 
 def _value(key: str, value: Any, where: str, written: bool) -> Any:

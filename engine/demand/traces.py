@@ -22,7 +22,10 @@ from engine.fields import COUNT, RATE
 from engine.files.lines import lines_of, open_text
 from engine.files.writing import write_atomically
 from engine.machine import check_memory
+from engine.spec import Spec
 
+_NOT_OF_ARRIVALS = {"rate", "num_requests", "lengths", "trace", "unservable"}
+"""Keys of a workload that say more than how requests arrive."""
 _START = 1 << 16
 """Characters from which the format is found."""
 
@@ -89,11 +92,11 @@ def read_trace(
         raise InputError(
             f"rate_scale: expected recorded arrival times to scale, got synthetic ones for {path} (use rate)"
         )
-    if (arrivals or "").partition(":")[0] == "recorded":
+    spec = Spec.parse(arrivals or "poisson")
+    if spec.name == "recorded":
         raise InputError("arrivals: expected a process that draws times, got recorded (leave it out)")
-    workload = parse_workload(arrivals or "poisson", tiers)
-    given = _given_keys(arrivals or "") & {"rate", "num_requests", "lengths", "trace", "unservable"}
-    if given or workload.arrivals == "toy":
+    workload = parse_workload(str(spec), tiers)
+    if spec.given & _NOT_OF_ARRIVALS or workload.arrivals == "toy":
         raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}")
     if rate is None and workload.arrivals != "burst":
         raise InputError(f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none")
@@ -237,11 +240,6 @@ def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | 
     if num_requests is not None:
         COUNT.check(num_requests, "num_requests")
         check_memory(num_requests, BYTES_PER_REQUEST, "num_requests")
-
-
-def _given_keys(spec: str) -> set[str]:
-    parts = spec.partition(":")[2].split(",")
-    return {part.partition("=")[0].strip() for part in parts}
 
 
 def _recorded(

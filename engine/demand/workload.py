@@ -21,6 +21,7 @@ from engine.errors import InputError
 from engine.fields import MOST_SECONDS, RATE, checked, number, whole
 from engine.files.reading import file_digest, kind_of
 from engine.machine import check_memory
+from engine.spec import Spec
 
 if TYPE_CHECKING:
     Lengths = str | LengthModel
@@ -332,34 +333,13 @@ def parse_workload(spec: str, tiers: tuple[Tier, ...] = DEFAULT_TIERS) -> Worklo
     Raises:
         InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
     """
-    name, _, rest = spec.partition(":")
+    parsed, where = Spec.parse(spec), f"workload {spec!r}"
+    name = parsed.name
     if name not in _KEYS:
         raise InputError(f"workload: expected one of {', '.join(workload_names())}; got {name!r}")
-    values: dict[str, Any] = {}
-    for key, text in _pairs(spec, rest):
-        if key not in _KEYS[name]:
-            raise InputError(f"workload {spec!r}: expected keys among {', '.join(_KEYS[name])}; got {key!r}")
-        if key in values:
-            raise InputError(f"workload {spec!r}: expected each key once, got {key!r} twice")
-        values[key] = _value(spec, key, text)
+    given = parsed.settings(where, _KEYS[name], commas=True)
+    values = {
+        key: _BOUNDS[key].parse(text, f"{where}: {key}") if key in _BOUNDS else text for key, text in given.items()
+    }
     defaults = _TOY_DEFAULTS if name == "toy" else {}
     return Workload(**{**defaults, **values, "arrivals": name, "tiers": tiers})
-
-
-def _pairs(spec: str, text: str) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    for part in text.split(",") if text else ():
-        key, equals, value = part.partition("=")
-        if equals:
-            pairs.append((key.strip(), value.strip()))
-        elif pairs:
-            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]},{part.strip()}")
-        else:
-            raise InputError(f"workload {spec!r}: expected key=value after the colon, got {part!r}")
-    return pairs
-
-
-def _value(spec: str, key: str, text: str) -> Any:
-    if key in ("lengths", "trace", "unservable", "think"):
-        return text
-    return _BOUNDS[key].parse(text, f"workload {spec!r}: {key}")

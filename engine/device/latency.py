@@ -29,6 +29,7 @@ from engine.fields import checked, convert, from_mapping, number, whole
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
 from engine.server.state import Features, Server
+from engine.spec import Spec
 
 FORMAT = "llmsched-profile/1"
 
@@ -293,10 +294,11 @@ def load_profile(name: str) -> LatencyModel:
     Raises:
         InputError: no such profile, unreadable or foreign file, or a speed that is not positive.
     """
-    base, faster, text = name.partition(":speed=")
-    if faster:
-        speed = _SPEED.parse(text, f"profile {name!r}: speed")
-        return replace(load_profile(base).scaled(1.0 / speed), name=name)
+    spec = Spec.of_place(name, ("speed",))
+    if spec.rest:
+        where = f"profile {name!r}"
+        speed = _SPEED.parse(spec.settings(where, ("speed",))["speed"], f"{where}: speed")
+        return replace(load_profile(spec.name).scaled(1.0 / speed), name=name)
     if name in profile_names():
         text = (resources.files("engine") / "data" / "profiles" / f"{name}.json").read_text(encoding="utf-8")
         return LatencyModel.from_json(parse_json(text, name), name)

@@ -38,6 +38,7 @@ from engine.server.state import (
     Plan,
     View,
 )
+from engine.spec import write_spec
 
 Space = Mapping[str, tuple[Any, ...]]
 """What `llmsched tune` tries: parameter -> values."""
@@ -227,8 +228,8 @@ class Policy:
     @property
     def spec(self) -> str:
         """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"{self.name}:{','.join(changed)}" if changed else self.name
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return write_spec(self.name, values)
 
 
 def check_parameters(policy: Policy) -> None:

@@ -200,9 +200,9 @@ def test_lengths_and_tiers_are_those_of_the_open_process() -> None:
         ("closed:think=2", "think: expected exp:SECONDS"),
         ("closed:think=exp:-1", "think"),
         ("closed:think=exp:nan", "think"),
-        ("closed:max_concurrency=3", "expected keys among"),
+        ("closed:max_concurrency=3", "expected key=value with a key among"),
         ("poisson:max_concurrency=-1", "max_concurrency"),
-        ("poisson:think=exp:1", "expected keys among"),
+        ("poisson:think=exp:1", "expected key=value with a key among"),
     ],
 )
 def test_bad_loops_are_refused_in_one_line(spec: str, message: str) -> None:

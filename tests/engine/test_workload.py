@@ -210,9 +210,9 @@ def test_spec_strings_set_the_fields() -> None:
         ("weibull:rate=1", "expected one of poisson, gamma, onoff, ramp, step, burst, toy, recorded, closed; got 'we"),
         (
             "poisson:cv=2",
-            "keys among rate, num_requests, lengths, trace, unservable, max_concurrency, gap_cap; got 'cv'",
+            "key among rate, num_requests, lengths, trace, unservable, max_concurrency, gap_cap; got 'cv=2'",
         ),
-        ("poisson:rate", "expected key=value after the colon, got 'rate'"),
+        ("poisson:rate", "expected key=value with a key among rate, .*; got 'rate'"),
         ("poisson:rate=1,rate=2", "'rate' twice"),
         ("poisson:rate=fast", "rate: expected a number > 0, got 'fast'"),
         ("poisson:num_requests=1.5", "num_requests: expected a whole number >= 1, got 1.5"),

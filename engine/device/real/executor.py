@@ -24,9 +24,12 @@ from engine.device.real.extents import Extents
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
 from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
+from engine.spec import Spec
 
 GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
 """Decode-only batches are padded to these sizes, each a CUDA graph."""
+
+_FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and threads="
 
 ROOM = 1.5
 """KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
@@ -350,14 +353,11 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     Raises:
         InputError: another spec, no such device or folder, a dtype that does not fit, not enough memory.
     """
-    name, *settings = spec.split(",")
-    kind, _, source = name.partition(":")
-    options = dict(part.partition("=")[::2] for part in settings)
-    if kind != "transformers" or not set(options) <= {"dtype", "device", "threads"}:
-        raise InputError(
-            "executor: expected transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and "
-            f"threads=; got {spec!r}"
-        )
+    place = Spec.parse(spec, ",")
+    model_spec = Spec.parse(place.name)
+    if model_spec.name != "transformers":
+        raise InputError(f"executor: expected {_FORMS}; got {spec!r}")
+    source, options = model_spec.rest, place.settings("executor", ("dtype", "device", "threads"), _FORMS)
     device = options.get("device", "cpu" if source == "tiny" else "cuda")
     if device not in ("cuda", "cpu"):
         raise InputError(f"executor: device: expected cuda or cpu, got {device!r}")
