@@ -15,7 +15,7 @@ import numpy as np
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, PLACE, TIE, put, take_out
 from engine.compiled.jit import hot, inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import drop, evict, schedule
+from engine.server.plan import drop, evict, schedule
 from engine.server.state import WAITING, Memory, Plan, View
 
 FCFS, SPF, STRICT_SPF, WEIGHED = 0, 1, 2, 3

@@ -7,18 +7,9 @@ from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import (
-    HotKernel,
-    Kernel,
-    Policy,
-    Space,
-    check_parameters,
-    drop,
-    evict,
-    remaining,
-    require,
-    schedule,
-)
+from engine.server.moves import remaining
+from engine.server.plan import drop, evict, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)

@@ -19,7 +19,8 @@ from baselines._fill import (
 from engine.compiled.jit import inner
 from engine.config import EngineConfig
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, require, schedule
+from engine.server.plan import drop, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 PREFILLS, CHUNK, DECODE_BATCH, TILE, FULL_DRAIN, PACK_TAIL, RESERVE_OUTPUT = range(7)

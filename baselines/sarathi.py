@@ -3,29 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from baselines._fill import (
-    FCFS,
-    FILL_REQUEST_MEMORY,
-    FILL_ROW_MEMORY,
-    SPF,
-    admit_chunks,
-    continue_prefills,
-    take_decodes_oldest_first,
-)
 from baselines.grids import TOKEN_BUDGETS
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.moves import admit_chunks, continue_prefills, decode_oldest_first
 from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, Queue
 from engine.server.state import Memory, Plan, View
-
-TOKEN_BUDGET, ORDER = 0, 1
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    budget = min(int(memory.params[TOKEN_BUDGET]), view.row[0].max_batched_tokens)
-    tokens, free, victims, last = take_decodes_oldest_first(view, memory, plan)
-    tokens = continue_prefills(view, plan, last, tokens, budget)
-    order = int(memory.params[ORDER])
-    admit_chunks(view, memory, plan, order, victims, tokens, budget, free, view.row[0].num_running - victims, True)
+    p, queue = _params(memory.params), Queue(_row(memory.row), _requests(memory.request))
+    budget = min(int(p.token_budget), view.row[0].max_batched_tokens)
+    last = decode_oldest_first(view, plan)
+    continue_prefills(view, plan, last, budget)
+    admit_chunks(view, plan, queue, int(p.order), budget, True)
 
 
 @dataclass(frozen=True)
@@ -47,8 +39,8 @@ class Sarathi(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    row_memory: ClassVar[int] = FILL_ROW_MEMORY
+    request_memory: ClassVar[int] = cells_of(QUEUED)
+    row_memory: ClassVar[int] = cells_of(QUEUE)
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "order": ("fcfs", "spf")}
 
@@ -61,3 +53,6 @@ class Sarathi(Policy):
     def encode(self, name: str, value: Any) -> float:
         """The order as the number that the kernel compares."""
         return float({"fcfs": FCFS, "spf": SPF}[value] if name == "order" else value)
+
+
+_params, _row, _requests = record(params_of(Sarathi)), record(QUEUE), records(QUEUED)

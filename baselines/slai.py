@@ -3,31 +3,36 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from baselines._fill import (
-    FCFS,
-    FILL_REQUEST_MEMORY,
-    FILL_ROW_MEMORY,
-    SPF,
-    STRICT_SPF,
-    admit_chunks,
-    continue_prefills,
-    evict_into,
-    fits_decode,
-    insert_sorted,
-    is_decode,
-    schedule_decode,
-)
+import numpy as np
+
 from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.moves import (
+    admit_chunks,
+    continue_prefills,
+    decode,
+    fits_decode,
+    is_decode,
+    take_kv,
+)
 from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, STRICT_SPF, Queue
+from engine.server.sorting import SORTED, insert_sorted
 from engine.server.state import Memory, Plan, View
 
-TOKEN_BUDGET, ORDER, OFFSET, PRESSURE_OFFSET, MEMORY_LIMIT, FIXED_OFFSET, MAX_DECODES = range(7)
+SEEN = np.dtype(
+    [
+        ("queue", QUEUE),
+        ("batches", "f8"),  # iterations counted
+        ("mean_s", "f8"),  # mean of their durations, s
+    ],
+    align=True,
+)
+"""What SLAI remembers of the server."""
 
-LST, LISTED = FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 1
-"""Columns of the request memory: last schedulable time of the next decode (s), a list of requests being sorted."""
-BATCHES, MEAN = FILL_ROW_MEMORY, FILL_ROW_MEMORY + 1
-"""Cells of the row memory: iterations counted, mean of their durations, s."""
+DECODE = np.dtype([("queue", QUEUED), ("lst", SORTED)], align=True)
+"""What it remembers of a request: its key is the last schedulable time of its next decode, s."""
 
 
 @inner
@@ -37,21 +42,21 @@ def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
     Returns:
         (decodes past their LST, other decodes).
     """
-    row, p, cells = view.row[0], memory.params, memory.request
-    if row.iterations > memory.row[BATCHES]:
-        memory.row[BATCHES] += 1.0
-        memory.row[MEAN] += (row.last_duration - memory.row[MEAN]) / memory.row[BATCHES]
-    under_pressure = (row.num_blocks - row.free_blocks) / row.num_blocks >= p[MEMORY_LIMIT]
-    offset = p[PRESSURE_OFFSET] if under_pressure and not p[FIXED_OFFSET] else p[OFFSET]
-    lead, now, previous = offset * memory.row[MEAN], row.now, row.iterations - 1
+    row, p, seen, lst = view.row[0], _params(memory.params), _seen(memory.row), _decodes(memory.request).lst
+    if row.iterations > seen.batches:
+        seen.batches += 1.0
+        seen.mean_s += (row.last_duration - seen.mean_s) / seen.batches
+    under_pressure = (row.num_blocks - row.free_blocks) / row.num_blocks >= p.memory_limit
+    offset = p.pressure_offset if under_pressure and not p.fixed_offset else p.offset
+    lead, now, previous = offset * seen.mean_s, row.now, row.iterations - 1
     critical, rest = 0, 0
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
         if is_decode(r):
             if r.last_run == previous:
-                cells[i, LST] = now + r.tbt - lead
-            if now >= cells[i, LST]:
+                lst[i].key = now + r.tbt - lead
+            if now >= lst[i].key:
                 critical += 1
             else:
                 rest += 1
@@ -59,102 +64,89 @@ def _update_deadlines(view: View, memory: Memory) -> tuple[int, int]:
 
 
 @inner
-def _candidates(view: View, memory: Memory, critical: bool) -> int:
-    """List the decodes on one side of their LST in column LISTED, by (LST, arrival); returns how many."""
+def _sort(view: View, lst: np.ndarray, critical: bool) -> int:
+    """List the decodes on one side of their LST by (LST, arrival); returns how many."""
     row = view.row[0]
     n = 0
     for j in range(row.num_running):
         i = view.running[j]
-        if is_decode(view.request[i]) and (row.now >= memory.request[i, LST]) == critical:
-            insert_sorted(memory.request, LISTED, LST, n, i)
+        if is_decode(view.request[i]) and (row.now >= lst[i].key) == critical:
+            insert_sorted(lst, n, i)
             n += 1
     return n
 
 
 @inner
-def _take_critical(view: View, memory: Memory, plan: Plan, limit: int, last: int) -> tuple[int, int, int, int]:
-    """Critical decodes in order, evicting for blocks: the last started prefill first, else the decode itself.
+def _take_critical(view: View, plan: Plan, lst: np.ndarray, limit: int) -> int:
+    """Critical decodes in order, taking KV for them: of the last started prefill first, else of the decode itself.
 
     Returns:
-        (tokens planned, KV blocks free, victims, started prefills are those among ``running[:last]``).
+        Started prefills are those among so many of `running`.
     """
-    row = view.row[0]
-    n = _candidates(view, memory, True)
-    free, tokens, victims = row.free_blocks, 0, 0
-    for k in range(n):
-        if tokens >= limit:
+    last, draft = view.row[0].num_running, plan.draft[0]
+    for k in range(_sort(view, lst, True)):
+        if draft.tokens >= limit:
             break
-        i = int(memory.request[k, LISTED])
-        r = view.request[i]
-        fits = fits_decode(row, r, free)
+        i = lst[k].listed
+        fits = fits_decode(view, plan, i)
         while not fits:
             while last > 0 and is_decode(view.request[view.running[last - 1]]):
                 last -= 1
             if last == 0:
-                free += evict_into(plan, memory, view, i, victims)
-                victims += 1
+                take_kv(view, plan, i)
                 break
             last -= 1
-            free += evict_into(plan, memory, view, view.running[last], victims)
-            victims += 1
-            fits = fits_decode(row, r, free)
+            take_kv(view, plan, view.running[last])
+            fits = fits_decode(view, plan, i)
         if fits:
-            free -= schedule_decode(plan, row, i, r)
-            tokens += 1
-    return tokens, free, victims, last
+            decode(view, plan, i)
+    return last
 
 
 @inner
-def _take_rest(view: View, memory: Memory, plan: Plan, room: int, free: int, victims: int) -> None:
+def _take_rest(view: View, plan: Plan, lst: np.ndarray, room: int) -> None:
     """Non-critical decodes in order while there is room; one that finds no block evicts itself."""
-    row = view.row[0]
-    n = _candidates(view, memory, False)
-    for k in range(n):
+    for k in range(_sort(view, lst, False)):
         if room == 0:
             break
-        i = int(memory.request[k, LISTED])
-        r = view.request[i]
-        if fits_decode(row, r, free):
-            free -= schedule_decode(plan, row, i, r)
+        i = lst[k].listed
+        if fits_decode(view, plan, i):
+            decode(view, plan, i)
             room -= 1
         else:
-            free += evict_into(plan, memory, view, i, victims)
-            victims += 1
+            take_kv(view, plan, i)
 
 
 @inner
-def _take_all(view: View, memory: Memory, plan: Plan, critical: bool, free: int) -> int:
+def _take_all(view: View, plan: Plan, lst: np.ndarray, critical: bool) -> None:
     """Every decode on one side of its LST; for when neither blocks nor the budget can run out."""
     row = view.row[0]
     for j in range(row.num_running):
         i = view.running[j]
-        r = view.request[i]
-        if is_decode(r) and (row.now >= memory.request[i, LST]) == critical:
-            free -= schedule_decode(plan, row, i, r)
-    return free
+        if is_decode(view.request[i]) and (row.now >= lst[i].key) == critical:
+            decode(view, plan, i)
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row, p = view.row[0], memory.params
-    budget, max_decodes = min(int(p[TOKEN_BUDGET]), row.max_batched_tokens), int(p[MAX_DECODES])
+    row, p, draft = view.row[0], _params(memory.params), plan.draft[0]
+    requests = _decodes(memory.request)
+    queue, lst, last = Queue(_seen(memory.row).queue, requests.queue), requests.lst, row.num_running
+    budget, max_decodes = min(int(p.token_budget), row.max_batched_tokens), int(p.max_decodes)
     critical, rest = _update_deadlines(view, memory)
-    free, victims, last = row.free_blocks, 0, row.num_running
     limit = min(budget, max_decodes)
-    if critical <= limit and critical <= free:
-        tokens = critical
-        free = _take_all(view, memory, plan, True, free)
+    if critical <= limit and critical <= draft.free:
+        _take_all(view, plan, lst, True)
     else:
-        tokens, free, victims, last = _take_critical(view, memory, plan, limit, last)
-    decodes = tokens
-    tokens = continue_prefills(view, plan, last, tokens, budget)
-    active = row.num_running - victims
-    tokens, free = admit_chunks(view, memory, plan, int(p[ORDER]), victims, tokens, budget, free, active)
-    room = min(budget - tokens, max_decodes - decodes)
-    if rest <= min(room, free):
-        _take_all(view, memory, plan, False, free)
+        last = _take_critical(view, plan, lst, limit)
+    decodes = draft.tokens
+    continue_prefills(view, plan, last, budget)
+    admit_chunks(view, plan, queue, int(p.order), budget)
+    room = min(budget - draft.tokens, max_decodes - decodes)
+    if rest <= min(room, draft.free):
+        _take_all(view, plan, lst, False)
     elif room > 0:
-        _take_rest(view, memory, plan, room, free, victims)
+        _take_rest(view, plan, lst, room)
 
 
 @dataclass(frozen=True)
@@ -187,8 +179,8 @@ class SLAI(Policy):
     knows: ClassVar[str] = "prompt length, tier, batch times"
     eviction: ClassVar[str] = "started prefill, else the decode itself, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY + 2
-    row_memory: ClassVar[int] = FILL_ROW_MEMORY + 2
+    request_memory: ClassVar[int] = cells_of(DECODE)
+    row_memory: ClassVar[int] = cells_of(SEEN)
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {
         "token_budget": TOKEN_BUDGETS,
@@ -211,3 +203,6 @@ class SLAI(Policy):
     def encode(self, name: str, value: Any) -> float:
         """The order as the number that the kernel compares."""
         return float({"fcfs": FCFS, "spf": SPF, "strict_spf": STRICT_SPF}[value] if name == "order" else value)
+
+
+_params, _seen, _decodes = record(params_of(SLAI)), record(SEEN), records(DECODE)

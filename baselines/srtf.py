@@ -14,7 +14,8 @@ from baselines.families.priority import (
 )
 from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, remaining, require
+from engine.server.moves import remaining
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP = 0, 1

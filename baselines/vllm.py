@@ -7,7 +7,8 @@ from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, 
 from baselines.grids import BATCH_CAPS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, require, schedule
+from engine.server.plan import drop, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1

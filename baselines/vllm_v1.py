@@ -7,7 +7,8 @@ from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
 from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, drop, evict, require, schedule
+from engine.server.plan import drop, evict, schedule
+from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
 from engine.server.state import Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, LONG_PREFILL = 0, 1, 2

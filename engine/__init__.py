@@ -1,6 +1,7 @@
 """One LLM server as arrays: requests, limits, physics, metrics."""
 
 from engine.compiled.jit import inner
+from engine.compiled.records import cells_of, params_of, record, records
 from engine.config import EngineConfig
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.tiers import parse_tiers
@@ -10,11 +11,35 @@ from engine.device.latency import Executor, LatencyModel, load_profile, profile_
 from engine.errors import CacheWarning, InputError
 from engine.runs.metrics import summarize
 from engine.runs.simulate import PolicyError, PolicyFault, Record, simulate
-from engine.server.policy import HotKernel, Kernel, Policy, drop, evict, remaining, schedule, swap
+from engine.server.moves import (
+    admit,
+    admit_chunks,
+    chunk,
+    continue_prefills,
+    decode,
+    decode_oldest_first,
+    fits,
+    fits_decode,
+    is_decode,
+    remaining,
+    take_kv,
+)
+from engine.server.plan import drop, evict, is_named, schedule, swap
+from engine.server.policy import HotKernel, Kernel, Policy
+from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, STRICT_SPF, WEIGHED, Queue, first_waiting, next_waiting
+from engine.server.sorting import HEAP, SORTED, insert_sorted
 from engine.server.state import Memory, Plan, View
 
 __all__ = [
     "DEFAULT_TIERS",
+    "FCFS",
+    "HEAP",
+    "QUEUE",
+    "QUEUED",
+    "SORTED",
+    "SPF",
+    "STRICT_SPF",
+    "WEIGHED",
     "CacheWarning",
     "EngineConfig",
     "Executor",
@@ -27,23 +52,42 @@ __all__ = [
     "Policy",
     "PolicyError",
     "PolicyFault",
+    "Queue",
     "Record",
     "Requests",
     "Tier",
     "View",
     "Workload",
+    "admit",
+    "admit_chunks",
+    "cells_of",
+    "chunk",
+    "continue_prefills",
+    "decode",
+    "decode_oldest_first",
     "drop",
     "evict",
+    "first_waiting",
+    "fits",
+    "fits_decode",
     "inner",
+    "insert_sorted",
+    "is_decode",
+    "is_named",
     "load_profile",
+    "next_waiting",
+    "params_of",
     "parse_tiers",
     "parse_workload",
     "profile_names",
     "read_trace",
+    "record",
+    "records",
     "remaining",
     "schedule",
     "simulate",
     "summarize",
     "swap",
+    "take_kv",
     "write_mooncake",
 ]

@@ -35,7 +35,7 @@ from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_pa
 from engine.compiled.jit import hot, inner
 from engine.device.latency import LatencyModel
 from engine.server.kv import blocks_to_admit, tokens_left
-from engine.server.policy import schedule
+from engine.server.plan import schedule
 from engine.server.state import Memory, Plan, View
 from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
 

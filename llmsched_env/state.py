@@ -64,7 +64,19 @@ def config_digest(config: EnvConfig, model: LatencyModel) -> str:
 class StateCodec:
     """Reads rows of a fleet into states and writes them back."""
 
-    __slots__ = ("_bytes", "_columns", "_gaps", "_limits", "_record", "_scratch", "_used", "_words", "digest", "layout")
+    __slots__ = (
+        "_bytes",
+        "_columns",
+        "_gaps",
+        "_limits",
+        "_named",
+        "_record",
+        "_scratch",
+        "_used",
+        "_words",
+        "digest",
+        "layout",
+    )
 
     def __init__(self, servers: Server, memories: Memories, outcome: Outcome, sums: dict[str, np.ndarray]) -> None:
         """Lay the record out.
@@ -86,6 +98,7 @@ class StateCodec:
             "release": hidden.release,
             "tier": hidden.tier,
             "swapped": servers.features.swapped,
+            "draft": servers.plan.draft,
             "memory_request": memories.request,
             "memory_row": memories.row,
             **outcome._asdict(),
@@ -104,7 +117,7 @@ class StateCodec:
             size, at = array[0].nbytes, int(self.layout.fields[name][1])
             rows = array.reshape(len(array), -1).view(np.uint8)
             self._columns.append((rows, self._bytes[at : at + size]))
-        self._gaps = hidden.gaps
+        self._gaps, self._named = hidden.gaps, servers.plan.named
         self._limits = np.zeros(1, ROW).view(np.recarray)
         self._scratch = self._server()
 
@@ -162,7 +175,8 @@ class StateCodec:
         if code != 0:
             raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
         one = self._record
-        if not memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]):
+        legal = memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0])
+        if not legal or not 0 <= one["draft"]["number"][0, 0] < 2**53:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
 
@@ -197,6 +211,7 @@ class StateCodec:
         generator = _generator(state.generator, generator)
         for rows, cell in self._columns:
             rows[e] = cell
+        self._named[e] = 0  # plans are numbered on from the state's
         flat = self._gaps[e].reshape(-1)
         flat[:] = 0
         flat[state.gaps[:, 0]] = state.gaps[:, 1]

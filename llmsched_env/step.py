@@ -110,6 +110,7 @@ def _run_plan(server: Server, observer: Memory, latency: Latency) -> None:
     """Run the planned batch. Without one: try again after evictions, wait, or (nothing to wait for) do as Sarathi."""
     _run_batch(server, latency)
     if server.features.requests[0] == 0 and not pause(server):
+        empty(server)
         _choose(observer, SARATHI_LEVEL, 0, 0)
         allocate_batch(server.visible, observer, server.plan)
         _run_batch(server, latency)

@@ -14,6 +14,7 @@ from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
+from engine.server.plan import clear
 from engine.server.policy import KERNEL_SIGNATURE, Policy
 from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 
@@ -35,8 +36,7 @@ def _repeat() -> Any:
         for _ in range(n):
             memory.request[:] = before.request
             memory.row[:] = before.row
-            plan.size[0] = 0
-            plan.wake[0] = np.inf
+            clear(view, plan)
             if plans:
                 kernel(view, memory, plan)
 
@@ -70,7 +70,7 @@ class _Timed(Policy):
         due = self.calls[0] % EVERY == 0
         if due and self.inner.runs_compiled:
             self.seconds.append(decision_seconds(self.inner, view, memory, plan))
-            plan.size[0], plan.wake[0] = 0, np.inf
+            clear(view, plan)
         start = time.perf_counter()
         self.inner.plan(view, memory, plan)
         if due and not self.inner.runs_compiled:

@@ -25,7 +25,7 @@ from baselines._fill import (
 from engine.compiled.jit import inner
 from engine.device.latency import LatencyModel
 from engine.server.kv import blocks_to_admit, tokens_left
-from engine.server.policy import schedule
+from engine.server.plan import schedule
 from engine.server.state import Memory, Plan, View
 
 OVERHEAD, FLOOR, PER_TOKEN, PER_PAIR, PER_CONTEXT, PROFILE_PARAMS = range(6)

@@ -9,7 +9,7 @@ from typing import Any
 from baselines._fill import FCFS, FILL_REQUEST_MEMORY, continue_prefills, insert_sorted, is_decode, next_waiting
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_for
-from engine.server.policy import drop, schedule
+from engine.server.plan import drop, schedule
 from engine.server.state import Memory, Plan, View
 
 KV, FUTURES = FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 1

@@ -15,7 +15,7 @@ from typing import Any
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, before, put, take_out
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, host_need, tokens_left
-from engine.server.policy import drop, evict, schedule, swap
+from engine.server.plan import drop, evict, schedule, swap
 from engine.server.state import RUNNING, WAITING, Memory, Plan, View
 
 LISTED, IS_LISTED, HEAP, TIMER = 0, 1, 2, 2 + HEAP_COLUMNS

@@ -3,7 +3,7 @@
 from baselines._fill import FCFS, is_decode, next_waiting
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_for
-from engine.server.policy import drop, schedule
+from engine.server.plan import drop, schedule
 from engine.server.state import Memory, Plan, View
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from numba import types
 
 from engine.compiled.jit import hot
-from engine.device.latency import Executor, Latency
 from engine.demand.requests import Requests
-from engine.server.state import Memory, Server
+from engine.device.latency import Executor, Latency
 from engine.runs.steps import LIMIT
+from engine.server.state import Memory, Server
 
 PAUSED = -4
 """A compiled loop ended a piece; it goes on when called again."""

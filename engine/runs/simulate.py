@@ -12,16 +12,16 @@ from numba import types
 
 from engine.compiled.jit import hot
 from engine.config import EngineConfig
-from engine.server.core import arrive, begin, close, empty, explain, finish, is_over, pause
-from engine.errors import InputError
-from engine.server.integrity import FAULTS, lists_fault
+from engine.demand.requests import Requests
 from engine.device.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
+from engine.errors import InputError
 from engine.own_code import blame
 from engine.runs.pieces import PAUSED, OnProgress, Watched, run_in_pieces, second
-from engine.server.policy import Policy
-from engine.demand.requests import Requests
-from engine.server.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
 from engine.runs.steps import HORIZON, KERNEL_TYPE, LIMIT, OVER, STALLED, StepLog, Steps
+from engine.server.core import arrive, begin, close, empty, explain, finish, is_over, pause
+from engine.server.integrity import FAULTS, lists_fault
+from engine.server.policy import Policy
+from engine.server.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
 
 
 class PolicyError(RuntimeError):
@@ -301,7 +301,9 @@ def simulate(
     if config.eviction_keeps_output:
         requests.check_servable(config)
     if policy.channel and np.isnan(requests.prediction).any():
-        raise InputError(f"policy {policy.name!r}: expected requests with predictions (`engine.demand.predictions.predict`)")
+        raise InputError(
+            f"policy {policy.name!r}: expected requests with predictions (`engine.demand.predictions.predict`)"
+        )
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
     memory = _memory(policy, config, len(requests))

@@ -9,8 +9,8 @@ import numpy as np
 from numba import typeof, types
 
 from engine.compiled.jit import hot
-from engine.server.core import arrive, begin, empty, finish, is_over, pause
 from engine.device.latency import LATENCY_TYPE, Latency, iteration_seconds
+from engine.server.core import arrive, begin, empty, finish, is_over, pause
 from engine.server.policy import KERNEL_SIGNATURE
 from engine.server.state import DROP, EVICT, MEMORY_TYPE, SERVER_TYPE, SWAP, Memory, Server
 

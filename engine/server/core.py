@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.compiled.jit import hot, inner
 from engine.server.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, free_place, growth
+from engine.server.plan import clear
 from engine.server.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
@@ -297,8 +298,7 @@ def pause(server: Server) -> bool:
 @hot
 def empty(server: Server) -> None:
     """Take everything out of the plan."""
-    server.plan.size[0] = 0
-    server.plan.wake[0] = np.inf
+    clear(server.visible, server.plan)
 
 
 @hot

@@ -4,7 +4,6 @@ Compiled code checks no index. Arrays that come from outside (a stored state, a 
 write to (a policy in plain Python gets the live view), pass here first.
 """
 
-
 import numpy as np
 
 from engine.compiled.jit import hot, inner

@@ -19,25 +19,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import types
 
-from engine.compiled.jit import compile_kernel, hot, inner
+from engine.compiled.jit import compile_kernel
 from engine.compiled.own_cache import settle
 from engine.config import EngineConfig
-from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
 from engine.fields import Bounds, checked
 from engine.own_code import blame, is_ours
-from engine.server.state import (
-    DROP,
-    EVICT,
-    MEMORY_TYPE,
-    PLAN_TYPE,
-    SWAP,
-    SWAP_COMPRESSED,
-    VIEW_TYPE,
-    Memory,
-    Plan,
-    View,
-)
+from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 from engine.spec import write_spec
 
 Space = Mapping[str, tuple[Any, ...]]
@@ -92,64 +80,6 @@ class Kernel:
 def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
     """A kernel that makes no arrays, without numba's reference counting: about twice as fast."""
     return Kernel(function, allocates=False)
-
-
-@inner
-def _exact(value: Any, otherwise: int) -> int:
-    """A number as the 32 bits of an entry hold it; `otherwise` for what is no whole number or does not fit."""
-    if -INT32_MAX <= value and value <= INT32_MAX and int(value) == value:
-        return int(value)
-    return otherwise
-
-
-@hot
-def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
-    """Add `tokens` of a request to the next iteration.
-
-    Args:
-        plan: the plan under construction.
-        request: index of the request.
-        tokens: 1 for a decode, the chunk size in tokens for a prefill.
-        reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs); negative: so many
-            for its whole life, if they hold max_model_len tokens.
-    """
-    k = plan.size[0]
-    if k < plan.entry.shape[0]:
-        e = plan.entry[k]
-        e.request = _exact(request, -1)
-        e.tokens = _exact(tokens, 0)
-        e.reserve = _exact(reserve, INT32_MAX)
-    plan.size[0] = k + 1
-
-
-@hot
-def evict(plan: Plan, request: int) -> None:
-    """Take the KV of a request away before the next iteration."""
-    schedule(plan, request, EVICT)
-
-
-@hot
-def swap(plan: Plan, request: int, compressed: bool = False) -> None:
-    """Move the KV of a request to the host, as it is or in 8-bit numbers (`kv.host_need` says what it takes)."""
-    schedule(plan, request, SWAP_COMPRESSED if compressed else SWAP)
-
-
-@hot
-def drop(plan: Plan, request: int) -> None:
-    """Refuse to serve a waiting request."""
-    schedule(plan, request, DROP)
-
-
-@hot
-def remaining(row: Any, r: Any) -> float:
-    """Output tokens that request `r` is predicted to lack still, >= 1; nan without a prediction.
-
-    A prediction counts down with every token; what remains of one that is outlived is set by the run (`Forecast`).
-    """
-    left = r.prediction - r.generated
-    if left < 1.0:
-        left = max(1.0, 0.5 * r.generated) if row.stale_half else 1.0
-    return float(left)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def row_of(servers: Server, e: int) -> Server:
     return Server(
         View(v.request[e], v.queue[e], v.running[e], v.row[e]),
         Hidden(h.ledger[e], h.output[e], h.tier[e], h.gaps[e], h.refresh[e], h.release[e]),
-        Plan(p.entry[e], p.size[e], p.wake[e]),
+        Plan(p.entry[e], p.size[e], p.wake[e], p.draft[e], p.victim[e], p.named[e]),
         Features(
             f.tokens[e],
             f.requests[e],

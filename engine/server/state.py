@@ -133,6 +133,18 @@ ENTRY = np.dtype(
     align=True,
 )
 
+DRAFT = np.dtype(
+    [
+        ("tokens", "i8"),  # of the batch
+        ("free", "i8"),  # KV blocks free once the plan is done
+        ("seats", "i8"),  # requests that hold KV then
+        ("victims", "i8"),  # requests whose KV the plan takes away
+        ("taken", "i8"),  # requests that it takes from the queue: admits or drops
+        ("number", "i8"),  # of this plan, counted from the start of the run
+    ],
+    align=True,
+)
+
 GAP_BUCKETS_PER_OCTAVE = 512
 GAP_MIN_EXPONENT, GAP_MAX_EXPONENT = -14, 12  # 61 us ... 4096 s
 NUM_GAP_BUCKETS = (GAP_MAX_EXPONENT - GAP_MIN_EXPONENT) * GAP_BUCKETS_PER_OCTAVE + 2
@@ -149,11 +161,17 @@ class View(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The next iteration: a list of (request, tokens), in the order in which the engine takes them."""
+    """The next iteration: a list of (request, tokens), in the order in which the engine takes them, with its books.
+
+    What is not in the list is for policies only: the engine does not look at it.
+    """
 
     entry: np.ndarray  # ENTRY[capacity]
     size: np.ndarray  # int64[1], filled part of `entry`
     wake: np.ndarray  # float64[1], s: with an empty plan, wake at this time (inf: at the next arrival)
+    draft: np.ndarray  # DRAFT[1], what the batch and the server will be like
+    victim: np.ndarray  # int32[requests]; victim[:draft.victims] lose their KV, in this order
+    named: np.ndarray  # int64[requests], number of the latest plan that serves or drops the request
 
 
 class Memory(NamedTuple):
@@ -205,8 +223,15 @@ def _records(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def new_plan(num_requests: int) -> Plan:
-    """An empty plan with room for an eviction and a chunk of every request."""
-    return Plan(_records(2 * num_requests + 1, ENTRY), np.zeros(1, np.int64), np.full(1, np.inf))
+    """A plan with room for an eviction and a chunk of every request (`engine.server.plan.clear` opens it)."""
+    return Plan(
+        _records(2 * num_requests + 1, ENTRY),
+        np.zeros(1, np.int64),
+        np.full(1, np.inf),
+        _records(1, DRAFT),
+        np.zeros(num_requests, np.int32),
+        np.zeros(num_requests, np.int64),
+    )
 
 
 def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Server:
@@ -267,8 +292,8 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     _load_loop(server, requests)
     _load_forecast(server, requests.forecast)
     server.features.swapped[0] = 0
-    server.plan.size[0] = 0
-    server.plan.wake[0] = np.inf
+    server.plan.draft.view(np.uint8)[...] = 0
+    server.plan.named[...] = 0
 
 
 def _load_loop(server: Server, requests: Requests) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import baselines
-from baselines.slai import LST
+from baselines.slai import DECODE
+from engine.compiled.records import records
 from engine.config import EngineConfig
 from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
@@ -178,7 +179,7 @@ def test_slai_without_deadlines_has_no_critical_decode() -> None:
 
     def look(view: View, memory: Memory, plan: Plan) -> None:
         present, chosen = decodes(view), planned(plan)
-        assert all(memory.request[i, LST] > view.row[0].now for i in present)
+        assert all(records(DECODE)(memory.request)[i].lst.key > view.row[0].now for i in present)
         prompts = [i not in present for i, _ in chosen]
         assert prompts == sorted(prompts, reverse=True), "prompts come first"
         if sum(n for i, n in chosen if i not in present) == 128:

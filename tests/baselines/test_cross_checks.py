@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import baselines
-from baselines.slai import LST
+from baselines.slai import DECODE
+from engine.compiled.records import records
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.demand.requests import DEFAULT_TIERS, Requests
@@ -54,7 +55,7 @@ def test_2_slai_without_deadlines_has_no_critical_decodes_and_with_them_at_0_onl
         def look(view: View, memory: Memory, plan: Plan, past: list[bool] = past) -> None:
             running = view.running[: view.row[0].num_running]
             for i in running[view.request["prefilled"][running] == view.request["prompt"][running]]:
-                past.append(bool(view.row[0].now >= memory.request[i, LST]))
+                past.append(bool(view.row[0].now >= records(DECODE)(memory.request)[i].lst.key))
 
         simulate(Observed("slai:offset=0,pressure_offset=0", after=look), with_deadline(seconds), MODEL)
         assert len(past) > 1000

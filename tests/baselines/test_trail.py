@@ -12,7 +12,7 @@ from engine.demand.workload import Workload
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
-from engine.server.policy import evict, schedule
+from engine.server.plan import evict, schedule
 from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 

@@ -14,7 +14,7 @@ from baselines import SLAI, VLLM, Sarathi
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import iteration_seconds
-from engine.server.core import arrive, begin, close, finish, idle, is_over
+from engine.server.core import arrive, begin, close, empty, finish, idle, is_over
 from engine.server.kv import CODE_SHIFT, ILLEGAL, TOO_MANY
 from engine.server.policy import Policy
 from engine.server.state import (
@@ -284,7 +284,7 @@ def drive_policies(policy: Policy, plain: PlainPolicy, config: EngineConfig, req
     for _ in range(3000):
         if reference.is_over:
             break
-        put(server, [])
+        empty(server)
         policy.plan(server.visible, memory, server.plan)
         kernel_plan = [tuple(e) for e in server.plan.entry[: server.plan.size[0]].tolist()]
         plan = plain.plan(reference)

@@ -12,7 +12,7 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.metrics import Distribution, Report, summarize, ttft_samples
 from engine.runs.simulate import Record, simulate
-from engine.server.policy import drop, schedule
+from engine.server.plan import drop, schedule
 from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 

@@ -13,7 +13,8 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import PolicyError, simulate
-from engine.server.policy import Policy, schedule
+from engine.server.plan import schedule
+from engine.server.policy import Policy
 
 PROFILE = load_profile("rtx6000ada-mistral-7b")
 REQUESTS = Workload(rate=4.0, num_requests=30).generate(seed=0)

@@ -17,7 +17,7 @@ from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.simulate import simulate
-from engine.server.policy import remaining
+from engine.server.moves import remaining
 from engine.server.state import Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads
 from tests.toys import Observed

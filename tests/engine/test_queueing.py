@@ -14,7 +14,8 @@ from numba import njit
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.runs.simulate import simulate
-from engine.server.policy import Kernel, schedule
+from engine.server.plan import schedule
+from engine.server.policy import Kernel
 from engine.server.state import Memory, Plan, View
 from tests.toys import compiled, constant
 

@@ -9,7 +9,8 @@ from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.simulate import PolicyError, simulate
-from engine.server.policy import Kernel, Policy, drop, evict, schedule
+from engine.server.plan import drop, evict, schedule
+from engine.server.policy import Kernel, Policy
 from engine.server.state import DROPPED, FINISHED, Memory, Plan, Server, View
 from tests.toys import Improvised, compiled, constant
 

@@ -7,7 +7,7 @@ from engine.demand.requests import Requests
 from engine.errors import InputError
 from engine.runs.metrics import summarize
 from engine.runs.simulate import PolicyError, Record, simulate
-from engine.server.policy import schedule, swap
+from engine.server.plan import schedule, swap
 from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 

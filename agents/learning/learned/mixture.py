@@ -10,6 +10,7 @@ from agents.learning.learned.policy import LearnedPolicy, best, forward, is_aske
 from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.server.core import begin
+from engine.server.plan import clear
 from engine.server.state import Memory, Plan, Server, View, new_server
 from llmsched_env.kernel import ENV_ROW_MEMORY, OBSERVATION_SIZE, act, encode
 
@@ -89,4 +90,5 @@ class LearnedMixture(LearnedPolicy):
         row = view.row[0]
         stuck = plan.size[0] == 0 and row.num_waiting + row.num_running > 0
         if stuck and row.next_arrival == row.num_requests and plan.wake[0] == np.inf:
+            clear(view, plan)
             act(view, own, SARATHI_CHOICE, plan)

@@ -12,6 +12,7 @@ from engine.demand.predictions import predict
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import simulate
+from engine.server.plan import clear
 from engine.server.state import Memory, Plan, View
 from tests.toys import Observed, planned
 
@@ -35,7 +36,7 @@ def test_the_decision_that_is_timed_is_the_one_that_is_made(spec: str, monkeypat
         assert decision_seconds(inner, view, memory, plan) >= 0.0
         assert all(np.array_equal(a, b) for a, b in zip(before, memory, strict=True))
         timed.append(planned(plan))
-        plan.size[0], plan.wake[0] = 0, np.inf
+        clear(view, plan)
 
     def note(view: View, memory: Memory, plan: Plan) -> None:
         made.append(planned(plan))
