@@ -37,7 +37,7 @@ from engine.device.latency import LatencyModel
 from engine.server.kv import blocks_to_admit, tokens_left
 from engine.server.plan import schedule
 from engine.server.state import Memory, Plan, View
-from llmsched_env.observation import BATCH_TIME, OBSERVER_ROW_MEMORY
+from llmsched_env.observation import OBSERVER_ROW_MEMORY, seen_before
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
@@ -201,7 +201,7 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
         fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, min(limit, STRICT_LIMIT_S), relaxed, longest, *rules)
         return
     budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
-    slack = p[_SLACKS + int(m[RULE])] * max(m[BATCH_TIME], seconds)
+    slack = p[_SLACKS + int(m[RULE])] * max(seen_before(memory).batch_time, seconds)
     order = int(m[ORDER])
     tokens, free, victims = take_urgent(view, memory, plan, slack, row.free_blocks, 0)
     if budget > tokens and row.num_waiting + row.num_prefilling > 0:

@@ -3,6 +3,9 @@
 Counts and token amounts are square roots or shares of the server's limits, slack is in units of the recent batch time,
 waits in units of the TTFT deadline, so that the same numbers mean the same on a faster card or with longer deadlines.
 What a single snapshot cannot show (recent batch time, recent arrival rate) is kept in the policy's own memory.
+
+A new entry is a line in OBSERVATION and the line that writes it; names, order and size come from there. Trained
+policies go by the names, so that they stay as they are (`agents.learning.learned.bundle`).
 """
 
 from typing import Any
@@ -18,77 +21,110 @@ PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
 SLACK_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0)
 """Upper edges of the slack buckets, recent batch times; the last bucket is open."""
 
-NUM_PROMPT, NUM_SLACK = len(PROMPT_BUCKETS) + 1, len(SLACK_BUCKETS) + 1
-_WAITING, _SLACK = 0, 2 * NUM_PROMPT
-_GLOBAL = _SLACK + 2 * NUM_SLACK
+TIERS = ("relaxed", "strict")
+"""The two kinds of users, in the order of the flag `strict` of a request."""
+_NUM_PROMPT, _NUM_SLACK = len(PROMPT_BUCKETS) + 1, len(SLACK_BUCKETS) + 1
 
-GLOBAL_FEATURES = (
-    "kv_use",
-    "kv_room_for_head",
-    "running_share",
-    "started_prompts",
-    "started_tokens",
-    "waiting_tokens",
-    "oldest_wait_relaxed",
-    "oldest_wait_strict",
-    "least_slack_relaxed",
-    "least_slack_strict",
-    "shortest_prompt",
-    "head_prompt",
-    "mean_context",
-    "arrivals_per_batch",
-    "batch_time",
-    "last_batch_time",
-    "last_batch_tokens",
-    "mean_output_so_far",
-    "arrivals_per_batch_slow",
-    "kv_use_slow",
+OBSERVATION = np.dtype(
+    (
+        np.record,
+        [
+            ("waiting", "f4", (2, _NUM_PROMPT)),  # sqrt of the waiting requests, by TIERS and bucket of the prompt
+            ("decodes", "f4", (2, _NUM_SLACK)),  # 4 x share of max_num_seqs, by TIERS and bucket of the slack
+            ("kv_use", "f4"),  # share of the KV blocks
+            ("kv_room_for_head", "f4"),  # 1: the prompt of the queue's head fits above the watermark
+            ("running_share", "f4"),  # of max_num_seqs
+            ("started_prompts", "f4"),  # sqrt of their number
+            ("started_tokens", "f4"),  # sqrt of the tokens that they lack / 512
+            ("waiting_tokens", "f4"),  # sqrt of the prompt tokens in the queue / 512
+            ("oldest_wait_relaxed", "f4"),  # sqrt of the longest wait for a first token in deadlines
+            ("oldest_wait_strict", "f4"),
+            ("least_slack_relaxed", "f4"),  # deadlines; 1: nobody decodes
+            ("least_slack_strict", "f4"),
+            ("shortest_prompt", "f4"),  # sqrt of its tokens / 512
+            ("head_prompt", "f4"),  # sqrt of the tokens of the queue's head / 512
+            ("mean_context", "f4"),  # tokens of a decode / 1024
+            ("arrivals_per_batch", "f4"),  # recent arrivals in the time of a recent batch
+            ("batch_time", "f4"),  # recent batches, in 0.1 s
+            ("last_batch_time", "f4"),  # in recent batches
+            ("last_batch_tokens", "f4"),  # / 512
+            ("mean_output_so_far", "f4"),  # tokens of a decode / 256
+            ("arrivals_per_batch_slow", "f4"),  # arrivals over a longer time
+            ("kv_use_slow", "f4"),  # KV use at arrivals over a longer time
+        ],
+    )
 )
-OBSERVATION_NAMES = (
-    *(f"waiting_{c}_{k}" for c in ("relaxed", "strict") for k in (*PROMPT_BUCKETS, "more")),
-    *(f"decodes_{c}_slack_{k}" for c in ("relaxed", "strict") for k in (*SLACK_BUCKETS, "more")),
-    *GLOBAL_FEATURES,
-)
+"""The observation by name: ``out.view(OBSERVATION)[0].kv_use`` of a float32[OBSERVATION_SIZE]."""
+_BUCKETS = {"waiting": ("waiting_{}_{}", PROMPT_BUCKETS), "decodes": ("decodes_{}_slack_{}", SLACK_BUCKETS)}
+
+
+def _names(field: str) -> list[str]:
+    """The names of the entries of a field: its own, or one for each bucket of each tier."""
+    if field not in _BUCKETS:
+        return [field]
+    template, edges = _BUCKETS[field]
+    return [template.format(tier, edge) for tier in TIERS for edge in (*edges, "more")]
+
+
+OBSERVATION_NAMES = tuple(name for field in OBSERVATION.names or () for name in _names(field))
 """Name of each entry of the observation."""
 OBSERVATION_SIZE = len(OBSERVATION_NAMES)
 OBSERVATION_LIMIT = 10.0
 """Every entry is clipped to +- this."""
 
-SEEN_ITERATIONS, BATCH_TIME, SEEN_ARRIVED, ARRIVAL_GAP, LAST_SEEN, SLOW_GAP, SLOW_USE = range(
-    FILL_ROW_MEMORY, FILL_ROW_MEMORY + 7
+SEEN = np.dtype(
+    (
+        np.record,
+        [
+            ("iterations", "f8"),  # of the server, at the last look
+            ("batch_time", "f8"),  # s, running mean over the latest batches
+            ("arrived", "f8"),  # requests, at the last look
+            ("arrival_gap", "f8"),  # s, running mean between arrivals
+            ("arrival_time", "f8"),  # s, of the last look that saw new arrivals
+            ("arrival_gap_slow", "f8"),  # s, over a longer time
+            ("kv_use_slow", "f8"),  # share of the KV blocks at arrivals, over a longer time
+        ],
+    )
 )
-"""Cells of the row memory: what `remember` keeps between decisions."""
-OBSERVER_ROW_MEMORY = FILL_ROW_MEMORY + 7
+"""What `remember` keeps between decisions, in the cells of the row memory from OBSERVER on."""
+OBSERVER, OBSERVER_ROW_MEMORY = FILL_ROW_MEMORY, FILL_ROW_MEMORY + SEEN.itemsize // 8
 _FORGET, _FORGET_SLOWLY = 0.1, 0.01
 """Weight of the last batch or arrival in running means; the slow ones begin as means of all so far."""
 _FIRST_BATCH_TIME_S = 0.03
 
 
+@inner
+def seen_before(memory: Memory) -> Any:
+    """What `remember` has kept: a record of SEEN, in place."""
+    return memory.row[OBSERVER:OBSERVER_ROW_MEMORY].view(SEEN)[0]
+
+
 @hot
 def remember(view: View, memory: Memory) -> None:
     """Update the running means of batch time and time between arrivals; call once before each decision."""
-    row, m = view.row[0], memory.row
-    if m[BATCH_TIME] == 0.0:
-        m[BATCH_TIME], m[ARRIVAL_GAP] = _FIRST_BATCH_TIME_S, 1.0
-    if row.iterations > m[SEEN_ITERATIONS]:
-        m[BATCH_TIME] += _FORGET * (row.last_duration - m[BATCH_TIME])
-        m[SEEN_ITERATIONS] = row.iterations
-    arrived = row.next_arrival - m[SEEN_ARRIVED]
+    row, seen = view.row[0], seen_before(memory)
+    if seen.batch_time == 0.0:
+        seen.batch_time, seen.arrival_gap = _FIRST_BATCH_TIME_S, 1.0
+    if row.iterations > seen.iterations:
+        seen.batch_time += _FORGET * (row.last_duration - seen.batch_time)
+        seen.iterations = row.iterations
+    arrived = row.next_arrival - seen.arrived
     if arrived > 0:
-        gap = (row.now - m[LAST_SEEN]) / arrived
+        gap = (row.now - seen.arrival_time) / arrived
         keep = (1.0 - _FORGET) ** arrived
-        m[ARRIVAL_GAP] = keep * m[ARRIVAL_GAP] + (1.0 - keep) * gap
+        seen.arrival_gap = keep * seen.arrival_gap + (1.0 - keep) * gap
         slow = max(_FORGET_SLOWLY, 1.0 / row.next_arrival)
         kept = (1.0 - slow) ** arrived
-        m[SLOW_GAP] = kept * m[SLOW_GAP] + (1.0 - kept) * gap
+        seen.arrival_gap_slow = kept * seen.arrival_gap_slow + (1.0 - kept) * gap
         use = 1.0 - row.free_blocks / row.num_blocks
-        m[SLOW_USE] = kept * m[SLOW_USE] + (1.0 - kept) * use
-        m[SEEN_ARRIVED] = row.next_arrival
-        m[LAST_SEEN] = row.now
+        seen.kv_use_slow = kept * seen.kv_use_slow + (1.0 - kept) * use
+        seen.arrived = row.next_arrival
+        seen.arrival_time = row.now
 
 
 @inner
-def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
+def _show_waiting(view: View, o: Any) -> None:
+    """The queue: prompts, waits, the head."""
     row = view.row[0]
     tokens, relaxed, strict, shortest = 0, 0.0, 0.0, 1 << 30
     for k in range(row.num_waiting):
@@ -96,7 +132,7 @@ def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
         bucket = 0
         for edge in PROMPT_BUCKETS:
             bucket += r.prompt > edge
-        out[_WAITING + r.strict * NUM_PROMPT + bucket] += 1.0
+        o.waiting[r.strict, bucket] += 1.0
         tokens += r.prompt
         shortest = min(shortest, r.prompt)
         if not r.has_token:
@@ -105,12 +141,21 @@ def _count_waiting(view: View, out: Any) -> tuple[int, float, float, int]:
                 strict = max(strict, wait)
             else:
                 relaxed = max(relaxed, wait)
-    return tokens, relaxed, strict, shortest
+    for tier in range(2):
+        for bucket in range(_NUM_PROMPT):
+            o.waiting[tier, bucket] = np.sqrt(o.waiting[tier, bucket])
+    head = view.request[view.queue[0]].prompt if row.num_waiting > 0 else 0
+    room = (row.free_blocks - row.watermark_blocks) * row.block_size
+    o.kv_room_for_head = 1.0 if room >= head else 0.0
+    o.waiting_tokens = np.sqrt(tokens / 512.0)
+    o.oldest_wait_relaxed, o.oldest_wait_strict = np.sqrt(relaxed), np.sqrt(strict)
+    o.shortest_prompt = np.sqrt(shortest / 512.0) if row.num_waiting > 0 else 0.0
+    o.head_prompt = np.sqrt(head / 512.0)
 
 
 @inner
-def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, float, float]:
-    """Slack histogram; returns (tokens left in started prompts, context and output of decodes, least slacks)."""
+def _show_running(view: View, unit: float, o: Any) -> None:
+    """The requests that hold KV: started prompts, decodes by slack in units of a recent batch."""
     row = view.row[0]
     left, context, output = 0, 0, 0
     relaxed, strict = 1.0, 1.0
@@ -122,17 +167,25 @@ def _count_running(view: View, unit: float, out: Any) -> tuple[int, int, int, fl
             continue
         slack = r.last_token + r.tbt - row.now
         units = slack * per_unit
-        bucket = _SLACK + r.strict * NUM_SLACK
+        bucket = 0
         for edge in SLACK_BUCKETS:
             bucket += units > edge
-        out[bucket] += 1.0
+        o.decodes[r.strict, bucket] += 1.0
         context += r.length
         output += r.generated
         if r.strict:
             strict = min(strict, slack / r.tbt)
         else:
             relaxed = min(relaxed, slack / r.tbt)
-    return left, context, output, relaxed, strict
+    for tier in range(2):
+        for bucket in range(_NUM_SLACK):
+            o.decodes[tier, bucket] = 4.0 * o.decodes[tier, bucket] / row.max_num_seqs
+    decodes = row.num_running - row.num_prefilling
+    o.started_prompts = np.sqrt(float(row.num_prefilling))
+    o.started_tokens = np.sqrt(left / 512.0)
+    o.least_slack_relaxed, o.least_slack_strict = relaxed, strict
+    o.mean_context = context / (1024.0 * decodes) if decodes > 0 else 0.0
+    o.mean_output_so_far = output / (256.0 * decodes) if decodes > 0 else 0.0
 
 
 @hot
@@ -144,38 +197,18 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
         memory: holds what `remember` keeps.
         out: float32[OBSERVATION_SIZE], overwritten.
     """
-    row, m = view.row[0], memory.row
-    unit = m[BATCH_TIME]
+    row, seen, o = view.row[0], seen_before(memory), out.view(OBSERVATION)[0]
+    unit = seen.batch_time
     out[:] = 0.0
-    tokens, wait_relaxed, wait_strict, shortest = _count_waiting(view, out)
-    left, context, output, slack_relaxed, slack_strict = _count_running(view, unit, out)
-    decodes = row.num_running - row.num_prefilling
-    for k in range(_SLACK):
-        out[k] = np.sqrt(out[k])
-    for k in range(_SLACK, _GLOBAL):
-        out[k] = 4.0 * out[k] / row.max_num_seqs
-    g = _GLOBAL
-    head = view.request[view.queue[0]].prompt if row.num_waiting > 0 else 0
-    room = (row.free_blocks - row.watermark_blocks) * row.block_size
-    out[g] = 1.0 - row.free_blocks / row.num_blocks
-    out[g + 1] = 1.0 if room >= head else 0.0
-    out[g + 2] = row.num_running / row.max_num_seqs
-    out[g + 3] = np.sqrt(float(row.num_prefilling))
-    out[g + 4] = np.sqrt(left / 512.0)
-    out[g + 5] = np.sqrt(tokens / 512.0)
-    out[g + 6] = np.sqrt(wait_relaxed)
-    out[g + 7] = np.sqrt(wait_strict)
-    out[g + 8] = slack_relaxed
-    out[g + 9] = slack_strict
-    out[g + 10] = np.sqrt(shortest / 512.0) if row.num_waiting > 0 else 0.0
-    out[g + 11] = np.sqrt(head / 512.0)
-    out[g + 12] = context / (1024.0 * decodes) if decodes > 0 else 0.0
-    out[g + 13] = unit / max(m[ARRIVAL_GAP], 1e-3)
-    out[g + 14] = 10.0 * unit
-    out[g + 15] = row.last_duration / unit
-    out[g + 16] = row.batch_tokens / 512.0
-    out[g + 17] = output / (256.0 * decodes) if decodes > 0 else 0.0
-    out[g + 18] = unit / max(m[SLOW_GAP], 1e-3)
-    out[g + 19] = m[SLOW_USE]
+    _show_waiting(view, o)
+    _show_running(view, unit, o)
+    o.kv_use = 1.0 - row.free_blocks / row.num_blocks
+    o.running_share = row.num_running / row.max_num_seqs
+    o.arrivals_per_batch = unit / max(seen.arrival_gap, 1e-3)
+    o.batch_time = 10.0 * unit
+    o.last_batch_time = row.last_duration / unit
+    o.last_batch_tokens = row.batch_tokens / 512.0
+    o.arrivals_per_batch_slow = unit / max(seen.arrival_gap_slow, 1e-3)
+    o.kv_use_slow = seen.kv_use_slow
     for k in range(OBSERVATION_SIZE):
         out[k] = min(max(out[k], -OBSERVATION_LIMIT), OBSERVATION_LIMIT)

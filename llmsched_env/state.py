@@ -23,7 +23,7 @@ from engine.server.state import ROW, Features, Hidden, Server, View, new_feature
 from llmsched_env.action import ACTION_SIZES, BUDGET, ORDER, RULE
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import is_whole, show
-from llmsched_env.observation import OBSERVATION_LIMIT, SEEN_ITERATIONS
+from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVER
 from llmsched_env.step import Memories, Outcome
 
 GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -268,7 +268,7 @@ def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndar
     for k in range(SEEN_ARRIVALS, SEEN_ORDER):
         if cells[k] < 0 or (k < SEEN_EVICTIONS and cells[k] > n):
             return False
-    for k in range(SEEN_ITERATIONS, BUDGET):
+    for k in range(OBSERVER, BUDGET):
         if cells[k] < 0:
             return False
     for i in range(n):
