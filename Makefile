@@ -1,6 +1,6 @@
 # `make` prints this list. Every target that runs something sets itself up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint docs bench clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -25,6 +25,10 @@ lint: $(STAMP)  ## Check format, rules, types and measures
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/measures.py
+
+docs: $(STAMP)  ## Build the guide into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'The guide: build/site/index.html'
 
 bench: $(STAMP)  ## Measure speed beside the named peers
 	$(BIN)/llmsched bench $(ARGS)

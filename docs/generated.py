@@ -1,0 +1,186 @@
+"""What the guide makes of the code when it is built: policies, commands, the map of the rooms, the API of every room.
+
+A hook of mkdocs (see mkdocs.yml). In a page, `<!-- generated: NAME -->` stands where a piece goes; the pages of the API
+are whole ones. Docstrings are read from the sources (griffe), so that nothing heavy is imported for them.
+"""
+
+import ast
+import contextlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import agents
+import baselines
+import llmsched_env
+from agents.cli import commands, main
+from agents.commands.policies import COLUMNS, cells
+from agents.policies import RANDOM, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
+"""In the order of the imports between them."""
+HELP_COLUMNS = 84
+"""Width of the help texts; as wide as a page of the site."""
+MARK = re.compile(r"<!-- generated: (\w+) -->")
+
+
+def rooms() -> list[Path]:
+    """The folders with code of every package, from the root."""
+    found = [folder for package in PACKAGES for folder in (ROOT / package, *sorted((ROOT / package).rglob("*")))]
+    return [folder.relative_to(ROOT) for folder in found if (folder / "__init__.py").is_file()]
+
+
+def modules(room: Path) -> list[str]:
+    """The public modules of a room."""
+    return sorted(file.stem for file in (ROOT / room).glob("*.py") if not file.stem.startswith("_"))
+
+
+def tree_of(file: Path) -> ast.Module:
+    """A source file, parsed; its path is from the root."""
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
+def first_line(file: Path) -> str:
+    """The first line of a module's docstring, fit for a cell of a table."""
+    return cell((ast.get_docstring(tree_of(file)) or "").partition("\n")[0])
+
+
+def cell(text: str) -> str:
+    """A text in one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(*heads: str) -> list[str]:
+    """The first lines of a table."""
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+
+
+def policies() -> str:
+    """A section for each policy that `llmsched policies` knows."""
+    lines = []
+    for kind in (*baselines.POLICIES.values(), type(resolve(RANDOM))):
+        values = dict(zip(COLUMNS, cells(kind), strict=True))
+        summary = (kind.__doc__ or "").partition("\n\n")[0]
+        lines += [f"## {values.pop('policy')}", "", " ".join(summary.split()), "", *table("", "")]
+        lines += [f"| {title} | {cell(text)} |" for title, text in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def help_texts() -> str:
+    """The help of every command, a section each."""
+    return "\n".join(f"## llmsched {name}\n\n```text\n{_help(name)}\n```\n" for name in commands())
+
+
+def _help(name: str) -> str:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(HELP_COLUMNS)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            main([name, "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+    return out.getvalue().strip()
+
+
+def room_map() -> str:
+    """Every room with its files, each with the first line of its docstring."""
+    lines = []
+    for room in rooms():
+        dotted = ".".join(room.parts)
+        heading = "##" if room.parent == Path() else "###"
+        about = f"[{dotted}](api/{dotted}.md): {first_line(room / '__init__.py')}"
+        files = [f"| `{module}.py` | {first_line(room / f'{module}.py')} |" for module in modules(room)]
+        lines += [f"{heading} {room.as_posix()}", "", about, "", *(table("file", "") + files if files else []), ""]
+    return "\n".join(lines)
+
+
+def observation() -> str:
+    """The entries of the observation; neighbours whose names begin alike share a line."""
+    lines = table("entries", "names")
+    for _, group in groupby(enumerate(llmsched_env.OBSERVATION_NAMES), key=lambda entry: entry[1].split("_")[:2]):
+        found = list(group)
+        first, last = found[0][0], found[-1][0]
+        where = str(first) if first == last else f"{first} to {last}"
+        lines.append(f"| {where} | {', '.join(f'`{name}`' for _, name in found)} |")
+    return "\n".join(lines)
+
+
+PIECES: dict[str, Callable[[], str]] = {
+    "policies": policies,
+    "commands": help_texts,
+    "rooms": room_map,
+    "observation": observation,
+}
+"""What a page can ask for."""
+
+
+def api_page(room: Path) -> str:
+    """The modules of a room, and the names that the package itself exports."""
+    dotted = ".".join(room.parts)
+    lines = [f"# {dotted}", "", *_directive(dotted, members=False)]
+    if public := exports(room):
+        lines += ["", "## Public names", ""]
+        for name, place in sorted(public.items(), key=lambda pair: pair[0].lower()):
+            lines.append(f'- <autoref identifier="{place}" optional>`{name}`</autoref>')
+    for module in modules(room):
+        lines += ["", f"## {dotted}.{module}", "", *_directive(f"{dotted}.{module}")]
+    return "\n".join(lines) + "\n"
+
+
+def _directive(name: str, members: bool = True) -> list[str]:
+    options = ["show_root_heading: false", "show_root_toc_entry: false", *([] if members else ["members: false"])]
+    return [f"::: {name}", "    options:", *(f"      {option}" for option in options)]
+
+
+def exports(room: Path) -> dict[str, str]:
+    """Where the names that a package takes from its rooms are defined."""
+    if room == Path("agents"):
+        return {name: f"agents.{module}.{name}" for name, module in agents._MODULES.items()}
+    tree = tree_of(room / "__init__.py")
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return {name: found[name] for name in _listed(tree) if name in found}
+
+
+def _listed(tree: ast.Module) -> list[str]:
+    """The names in `__all__`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def api_pages() -> Iterator[tuple[str, str]]:
+    """Path below docs/ and text of every page of the API."""
+    for room in rooms():
+        yield f"api/{'.'.join(room.parts)}.md", api_page(room)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the API into the navigation."""
+    config.nav = [*(config.nav or []), {"API": [path for path, _ in api_pages()]}]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the API."""
+    for path, text in api_pages():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill the generated pieces of a page in."""
+    return MARK.sub(lambda found: PIECES[found[1]](), markdown)
