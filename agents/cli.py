@@ -189,25 +189,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
-    given = [argument for argument in given if argument != DEBUG]
-    if not given or given[0] in ("-h", "--help", "help"):
+    name, *rest = [argument for argument in given if argument != DEBUG] or ["help"]
+    if name in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    if given[0] in ("--version", "-V"):
+    if name in ("--version", "-V"):
         from importlib import metadata
 
         print(f"llmsched {metadata.version('llmsched')}")
         return 0
-    name = given[0]
     if name not in commands():
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
+    return _run_to_the_end(name, rest, debug)
+
+
+def _run_to_the_end(name: str, arguments: list[str], debug: bool) -> int:
+    """Run a command; signals end it in one line. Returns the exit code."""
     from agents.work.processes import Terminated, end_with_parent, termination_as_interrupt
 
     end_with_parent()
     try:
         with termination_as_interrupt():
-            return _run(name, given[1:], debug)
+            return _run(name, arguments, debug)
     except Terminated as signal:
         print(f"llmsched: terminated ({signal})", file=sys.stderr)
         return signal.exit_code

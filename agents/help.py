@@ -66,16 +66,19 @@ def _lines(name: str, text: str, width: int, everything: bool) -> Iterator[str]:
     first = next((k for k, line in enumerate(lines) if line.startswith("╭")), len(lines))
     for line in lines[:first]:
         yield from textwrap.wrap(line, width) or [""]
-    more = []
-    for box in _boxes(lines[first:]):
-        if everything or box.title in OWN:
-            yield from box.lines
-        else:
-            more.append(box)
-    if more:
+    boxes = list(_boxes(lines[first:]))
+    shown = [box for box in boxes if everything or box.title in OWN]
+    for box in shown:
+        yield from box.lines
+    if len(shown) < len(boxes):
         yield ""
-        for box in more:
-            about = f": {box.about}" if box.about else ""
-            line = f"--{box.title.removesuffix(' options')}.*{about}."
-            yield from textwrap.wrap(line, width, subsequent_indent="    ")
+        for box in boxes:
+            if box not in shown:
+                yield from textwrap.wrap(_short(box), width, subsequent_indent="    ")
         yield from textwrap.wrap(f"llmsched {name} {ALL} lists these, too.", width)
+
+
+def _short(box: Box) -> str:
+    """A group of options in a line."""
+    about = f": {box.about}" if box.about else ""
+    return f"--{box.title.removesuffix(' options')}.*{about}."

@@ -95,13 +95,21 @@ def check_class(cls: type[Policy], where: str, taken: tuple[str, ...]) -> None:
         cells = getattr(cls, name)
         if isinstance(cells, bool) or not isinstance(cells, int) or not 0 <= cells <= 1 << 20:
             raise InputError(f"{where}: {name}: expected a whole number of cells from 0 to 2**20, got {cells!r}")
-    if not isinstance(cls.prediction, str):
-        raise InputError(f"{where}: prediction: expected the spec of a channel, got {cls.prediction!r}")
-    if cls.prediction:
+    _check_prediction(cls.prediction, where)
+    _check_plan(cls, where)
+
+
+def _check_prediction(spec: object, where: str) -> None:
+    if not isinstance(spec, str):
+        raise InputError(f"{where}: prediction: expected the spec of a channel, got {spec!r}")
+    if spec:
         try:
-            parse_channel(cls.prediction)
+            parse_channel(spec)
         except InputError as error:
             raise InputError(f"{where}: prediction: {error}") from None
+
+
+def _check_plan(cls: type[Policy], where: str) -> None:
     if cls.kernel is not None:
         _check_arguments(cls.kernel.function, where, "kernel", 0)
     if cls.plan is not Policy.plan:

@@ -164,11 +164,15 @@ def _where(error: BaseException, text: str) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    own = [f for f in frames if not (is_ours(f[0]) or _is_installed(f[0]) or f[0].startswith("<frozen"))]
+    own = [(file, line) for file, line in frames if not _is_passed_over(file)]
     # The compiler of kernels writes the place into the message.
     compiled = [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
     found = own or compiled
     return f"{found[-1][0]}, line {found[-1][1]}" if found else ""
+
+
+def _is_passed_over(file: str) -> bool:
+    return is_ours(file) or _is_installed(file) or file.startswith("<frozen")
 
 
 _loaded: dict[str, tuple[Any, bytes]] = {}
@@ -193,14 +197,25 @@ def modules_behind(module: ModuleType) -> list[ModuleType]:
     top, found, todo = module.__name__.partition(".")[0], {}, [module]
     while todo:
         one = todo.pop()
-        file = getattr(one, "__file__", None)
-        foreign = file is None or is_ours(file) or (_is_installed(file) and one.__name__.partition(".")[0] != top)
-        if one.__name__ in found or (foreign and one is not module):
-            continue
-        found[one.__name__] = one
-        owners = (v if isinstance(v, ModuleType) else sys.modules.get(_module_of(v)) for v in list(vars(one).values()))
-        todo += [owner for owner in owners if owner is not None]
+        if one.__name__ not in found and (one is module or _is_users(one, top)):
+            found[one.__name__] = one
+            todo += _owners(one)
     return list(found.values())
+
+
+def _is_users(module: ModuleType, top: str) -> bool:
+    """Whether a module is a user's: a file that is neither ours nor installed, unless in the user's package `top`."""
+    file = getattr(module, "__file__", None)
+    if file is None or is_ours(file):
+        return False
+    return module.__name__.partition(".")[0] == top or not _is_installed(file)
+
+
+def _owners(module: ModuleType) -> list[ModuleType]:
+    """The modules that a module has among its names, and those that its names come from."""
+    values = list(vars(module).values())
+    owners = [v if isinstance(v, ModuleType) else sys.modules.get(_module_of(v)) for v in values]
+    return [owner for owner in owners if owner is not None]
 
 
 def _module_of(value: Any) -> str:

@@ -43,6 +43,17 @@ class CellFile:
         lines = read_bytes(self.path, "cells to resume", LARGE).splitlines(keepends=True)
         # A line that ends without a newline was cut off while it was written.
         header, *found = [_parsed(line) for line in lines if line.endswith(b"\n")] or [None]
+        self._check_header(header)
+        cells = [cell for cell in found if cell is not None and self._is_ours(cell)]
+        if left_out := len(found) - len(cells):
+            print(
+                f"llmsched: {self.path}: {left_out} lines are damaged or of another configuration; "
+                "their cells are run again",
+                file=sys.stderr,
+            )
+        return cells
+
+    def _check_header(self, header: dict[str, Any] | None) -> None:
         if header is None:
             raise InputError(f"{self.path}: expected a cells file, got something else")
         if header.get("format") != FORMAT:
@@ -52,14 +63,6 @@ class CellFile:
                 f"{self.path}: expected cells of configuration {self.config_hash} to resume, "
                 f"got those of {header.get('config_hash')}"
             )
-        cells = [cell for cell in found if cell is not None and self._is_ours(cell)]
-        if left_out := len(found) - len(cells):
-            print(
-                f"llmsched: {self.path}: {left_out} lines are damaged or of another configuration; "
-                "their cells are run again",
-                file=sys.stderr,
-            )
-        return cells
 
     def _is_ours(self, cell: dict[str, Any]) -> bool:
         """Whether a line is a cell of this configuration; takes the note of that off it."""

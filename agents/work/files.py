@@ -149,14 +149,22 @@ def check_apart(named: Mapping[str, object]) -> None:
     """
     seen: dict[str, str] = {}
     for name, value in named.items():
-        if not isinstance(value, Path) and not (isinstance(value, str) and os.path.isfile(value)):
-            continue
-        if os.path.isdir(value) or (os.path.exists(value) and not is_stdout(value) and not os.path.isfile(value)):
-            continue
-        place = str(STDOUT) if is_stdout(value) else os.path.realpath(value)
+        place = _file_of(value)
         if place in seen:
             raise InputError(f"{seen[place]}, {name}: expected two files, got {value} for both")
-        seen[place] = name
+        if place is not None:
+            seen[place] = name
+
+
+def _file_of(value: object) -> str | None:
+    """The file that the value of an option names, as one name for each file; None for folders and other values."""
+    if isinstance(value, str):
+        return os.path.realpath(value) if os.path.isfile(value) else None
+    if not isinstance(value, Path):
+        return None
+    if is_stdout(value):
+        return str(STDOUT)
+    return os.path.realpath(value) if os.path.isfile(value) or not os.path.exists(value) else None
 
 
 def empty_folder(folder: Path, *kinds: str) -> None:

@@ -237,16 +237,16 @@ def check_depth(data: Any, where: str | Path, brackets: int = MAX_DEPTH + 1) -> 
         return
     level = [data]
     for _ in range(MAX_DEPTH):
-        inside: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inside.extend(v for v in item.values() if isinstance(v, dict | list))
-            elif isinstance(item, list):
-                inside.extend(v for v in item if isinstance(v, dict | list))
-        if not inside:
+        level = [inner for item in level for inner in _inside(item)]
+        if not level:
             return
-        level = inside
     raise InputError(f"{where}: expected at most {MAX_DEPTH} brackets inside each other, got more")
+
+
+def _inside(item: Any) -> list[Any]:
+    """The dictionaries and lists that lie directly in one."""
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return [part for part in parts if isinstance(part, dict | list)]
 
 
 def _check_surrogates(data: Any, where: str | Path) -> None:
