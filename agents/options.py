@@ -13,9 +13,9 @@ from engine.demand.closed import limited
 from engine.demand.predictions import parse_channel
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.tiers import parse_tiers
-from engine.demand.trace_rows import TraceOptions, Unservable
-from engine.demand.trace_values import TimeUnit
-from engine.demand.traces import has_times, read_columns, read_trace, trace_lengths, trace_options
+from engine.demand.trace_files import has_times, read_columns
+from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
+from engine.demand.traces import read_trace, trace_lengths
 from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError

@@ -37,7 +37,7 @@ from engine.demand.length_models import parse_lengths
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
 from engine.demand.predictions import parse_channel
 from engine.demand.requests import Requests
-from engine.demand.trace_rows import parse_window
+from engine.demand.trace_options import parse_window
 from engine.demand.traces import read_trace
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import NUMBERS as COEFFICIENTS

@@ -8,8 +8,8 @@ import tyro
 from agents.learning.ppo.train_config import TrainConfig
 from agents.options import TierTexts
 from engine.demand.tiers import parse_tiers
-from engine.demand.trace_rows import Unservable
-from engine.demand.traces import has_times
+from engine.demand.trace_files import has_times
+from engine.demand.trace_options import Unservable
 from engine.files.reading import file_digest
 
 DEFAULT = "LLMSched-v0"

@@ -4,15 +4,8 @@ from dataclasses import dataclass
 
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine.demand.predictions import channel_descriptions
+from engine.demand.trace_formats import FORMATS
 from engine.demand.workload import length_descriptions, workload_descriptions
-
-TRACES = {
-    "lengths csv": "num_prefill_tokens,num_decode_tokens; arrivals are drawn (--rate)",
-    "timed lengths csv": "arrived_at,num_prefill_tokens,num_decode_tokens (s)",
-    "Azure csv": "TIMESTAMP,ContextTokens,GeneratedTokens",
-    "BurstGPT csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
-    "Mooncake jsonl": "timestamp (ms), input_length, output_length",
-}
 
 
 def _part(title: str, lines: dict[str, str]) -> Part:
@@ -29,7 +22,7 @@ class Command:
             _part("Arrivals, as --workload name:key=value,...", workload_descriptions()),
             _part("Lengths, as --workload poisson:lengths=...", length_descriptions()),
             _part("Predictions of output lengths, as --prediction name:key=value,...", channel_descriptions()),
-            _part("Trace files, as --trace FILE", TRACES),
+            _part("Trace files, as --trace FILE", {form.name: form.about for form in FORMATS}),
         ]
         for part in parts:
             show(Grid((Head("name", "name"), Head("what it is", "prose")), [part]), terminal_console())

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.demand.trace_rows import RawTrace, TraceOptions
+from engine.demand.raw_trace import RawTrace, Start, Tokenizer, TraceFile
 from engine.errors import InputError
 from engine.files.lines import read_jsonl
 from engine.files.reading import LARGE, MIB, kind_of, read_bytes, read_json
-
-Tokenizer = Callable[[str], int]
-"""Returns the number of tokens of a text."""
 
 MAX_TOTAL_TOKENS = 8192
 """Largest prompt + output of a turn (tokens), as in the data of the Sarathi-Serve evaluation."""
@@ -75,43 +73,52 @@ def _mistral() -> Path:
     return found[-1]
 
 
-def read_sharegpt(
-    path: Path, tokenizer: Tokenizer | str | Path | None, options: TraceOptions, lines: bool = False
-) -> RawTrace:
-    """Read conversations: each assistant turn is a request, its prompt is everything said before.
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations: each assistant turn is a request, its prompt is everything said before.
 
     Known shapes: a list of objects (or one object per line) with `conversations` (or `messages`, `items`), a list of
     turns with `from` and `value` (or `role` and `content`). A content may be text, nothing (a call of a tool), or a
     list of parts, of which those with text count. Turns are counted one by one, without a chat template.
     Left out and counted: turns with an empty prompt or output, and turns above 8192 tokens in total.
-
-    Args:
-        path: the file.
-        tokenizer: as `load_tokenizer` takes it, which is asked once there is a conversation.
-        options: whether conversations of another shape may be left out.
-        lines: whether each line is a conversation, instead of the file a list of them.
-
-    Raises:
-        InputError: not such a file (names the conversation), or no tokenizer.
     """
-    raw = RawTrace(path, "ShareGPT json", ("", "prompt", "output"), "conversation")
-    count: Tokenizer | None = None
-    seen: Counter[str] = Counter()
-    for index, conversation in _conversations(path, lines):
-        where = f"{path}, {'line' if lines else 'conversation'} {index}"
-        try:
-            turns = _turns(where, conversation, seen)
-        except InputError:
-            if options.unservable == "refuse":
-                raise
-            raw.left_out["conversations of another shape"] += 1
-            continue
-        count = count or load_tokenizer(tokenizer)
-        _add_turns(raw, index, turns, count)
-    raw.notes += ["tokens are words between white space"] if count is count_words else []
-    if seen["parts"]:
-        raw.notes.append(f"{seen['parts']} parts that are not text count nothing")
-    return raw
+
+    name: str = "ShareGPT json"
+    """Name of the format."""
+    about: str = "conversations, a list of them or one a line; --tokenizer counts their tokens, arrivals are drawn"
+    """What is in such a file."""
+    is_text: bool = True
+    """Tokens are to be counted."""
+
+    def recognises(self, start: Start) -> bool:
+        """A list, or lines of JSON with turns."""
+        return start.first == "[" or (start.first == "{" and any(f'"{key}"' in start.line for key in KEYS))
+
+    def read(self, file: TraceFile) -> RawTrace:
+        """Read the conversations; a tokenizer is asked for once there is one.
+
+        Raises:
+            InputError: not such a file (names the conversation), or no tokenizer.
+        """
+        lines = file.start.first != "["
+        raw = RawTrace(file.path, self.name, ("", "prompt", "output"), "conversation")
+        count: Tokenizer | None = None
+        seen: Counter[str] = Counter()
+        for index, conversation in _conversations(file.path, lines):
+            where = f"{file.path}, {'line' if lines else 'conversation'} {index}"
+            try:
+                turns = _turns(where, conversation, seen)
+            except InputError:
+                if file.options.unservable == "refuse":
+                    raise
+                raw.left_out["conversations of another shape"] += 1
+                continue
+            count = count or load_tokenizer(file.tokenizer)
+            _add_turns(raw, index, turns, count)
+        raw.notes += ["tokens are words between white space"] if count is count_words else []
+        if seen["parts"]:
+            raw.notes.append(f"{seen['parts']} parts that are not text count nothing")
+        return raw
 
 
 def _conversations(path: Path, lines: bool) -> Iterable[tuple[int, Any]]:

@@ -1,172 +1,248 @@
-"""Parsers of trace files: each turns a public format into the same raw rows and knows the line of every one.
+"""Formats of trace files: every one is an entry of `FORMATS`, which says how it is recognised and how it is read.
 
-Formats: `num_prefill_tokens,num_decode_tokens` with and without `arrived_at` (Vidur, Sarathi-Serve, SLAI);
-Azure LLM inference traces; BurstGPT; Mooncake jsonl. ShareGPT conversations are in `engine.demand.sharegpt`, results of
-`vllm bench serve` in `engine.demand.vllm_results`; what of the rows can be served, `engine.demand.trace_rows` says.
+Tables of lengths, as csv or as lines of JSON, are entries that name their columns; a format of another shape is a class
+of its own, as conversations (`engine.demand.sharegpt`) and results of `vllm bench serve` (`engine.demand.vllm_results`)
+are. What of the rows can be served, `engine.demand.trace_rows` says.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from engine.demand.trace_rows import RawTrace, TraceOptions
+from engine.demand.raw_trace import WHAT, RawTrace, Start, TraceFile, TraceFormat, names_of
+from engine.demand.sharegpt import Conversations
+from engine.demand.vllm_results import VllmResults
 from engine.errors import InputError
 from engine.fields import parse_number
 from engine.files.lines import csv_rows, lines_of
 from engine.files.reading import parse_json
 
-WHAT = "a trace"
-"""What a trace is called in messages."""
-MOONCAKE_KEYS = ("timestamp", "input_length", "output_length")
-"""Keys that every row of a Mooncake trace has; their times are milliseconds."""
-HASHES = "hash_ids"
-"""Key of Mooncake's prefix hashes, which it may have besides."""
 _EPOCH_FLOAT = 1e7
+_SHOWN = 5
+"""Unknown keys that a note names."""
 
 
 @dataclass(frozen=True)
-class CsvFormat:
-    """Columns of a csv format."""
+class TableFormat:
+    """A format whose rows have columns of lengths and perhaps of times."""
 
     name: str
     """Name of the format in source lines."""
+    about: str
+    """What is in such a file, for lists of formats."""
     prompt: str
     """Column of prompt lengths (tokens)."""
     output: str
     """Column of output lengths (tokens)."""
     arrival: str = ""
-    """Column of arrival times; empty for lengths only."""
+    """Column of arrival times; empty for lengths only, which are read whole whatever the limit."""
     time_unit: str = "s"
     """Unit of arrival times, ``iso``: dates in UTC."""
-    zero_output_failed: bool = False
-    """Whether an output of 0 tokens marks a failed request, to be left out."""
+
+    @property
+    def is_text(self) -> bool:
+        """Lengths are in tokens."""
+        return False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that the format needs."""
         return (*((self.arrival,) if self.arrival else ()), self.prompt, self.output)
 
+    def raw(self, path: Path) -> RawTrace:
+        """No rows yet."""
+        return RawTrace(path, self.name, (self.arrival, self.prompt, self.output), unit=self.time_unit)
 
-# Of two formats that fit a header, the earlier one counts.
-CSV_FORMATS = (
-    CsvFormat("timed lengths csv", "num_prefill_tokens", "num_decode_tokens", "arrived_at"),
-    CsvFormat("lengths csv", "num_prefill_tokens", "num_decode_tokens"),
-    CsvFormat("Azure csv", "ContextTokens", "GeneratedTokens", "TIMESTAMP", time_unit="iso"),
-    CsvFormat("BurstGPT csv", "Request tokens", "Response tokens", "Timestamp", zero_output_failed=True),
-)
-
-
-def read_csv(path: Path, file: TextIO, options: TraceOptions, limit: int | None = None) -> RawTrace:
-    """Read a csv trace whose header names one of `CSV_FORMATS`; further columns are ignored.
-
-    Args:
-        path: name of the file, for messages.
-        file: the open file, at its beginning.
-        options: whether rows that are cut short may be left out.
-        limit: stop after this many rows of a timed format; a file of lengths is always read whole.
-
-    Raises:
-        InputError: unknown columns, or a row with another number of columns than the header.
-    """
-    rows = csv_rows(file, path, WHAT)
-    header = [name.strip().lstrip("\ufeff") for name in next(rows, (1, []))[1]]
-    form = _csv_format(path, header)
-    if twice := [column for column in form.columns if header.count(column) > 1]:
-        raise InputError(f"{path}, line 1: expected each column once, got {twice[0]} twice")
-    *timed, prompt, output = (header.index(column) for column in form.columns)
-    raw = RawTrace(path, form.name, (form.arrival, form.prompt, form.output), unit=form.time_unit)
-    if not form.arrival and len(header) > len(form.columns):
-        others = [name for name in header if name not in form.columns]
-        raw.notes.append(f"without {', '.join(others)[:200]}")
-    limit = limit if form.arrival else None
-    for line, row in rows:
-        if len(row) != len(header):
-            if options.unservable == "refuse":
-                raise InputError(
-                    f"{path}, line {line}: expected {len(header)} columns, got {len(row)} (truncated row?): "
-                    "unservable='skip' (--unservable skip) leaves such rows out and counts them"
-                )
-            raw.left_out["with another number of columns"] += 1
-        elif form.zero_output_failed and parse_number(row[output]) == 0:
-            raw.left_out["failed requests"] += 1
-        else:
-            raw.add(line, row[timed[0]] if timed else None, row[prompt], row[output])
-        if len(raw.numbers) == limit:
-            break
-    return raw
+    def limit(self, file: TraceFile) -> int | None:
+        """Rows after which reading may stop."""
+        return file.limit if self.arrival else None
 
 
-def read_mooncake(path: Path, file: TextIO, limit: int | None = None) -> RawTrace:
-    """Read a Mooncake trace: lines of JSON with `timestamp` (ms), `input_length`, `output_length` (tokens).
+@dataclass(frozen=True)
+class CsvFormat(TableFormat):
+    """A csv format: its columns are in the header, in any order and among others, which are ignored."""
 
-    Mooncake's files have these keys and perhaps `hash_ids`, which are ignored. A file with further keys is not one of
-    its, and the unit of its times is not known.
+    zero_output_failed: bool = False
+    """Whether an output of 0 tokens marks a failed request, to be left out."""
 
-    Args:
-        path: name of the file, for messages.
-        file: the open file, at its beginning.
-        limit: stop after this many rows.
+    def missing(self, start: Start) -> int:
+        """Columns that the beginning of a file does not have."""
+        return len(set(self.columns) - set(start.header))
 
-    Raises:
-        InputError: a line that is not such an object (names file and line).
-    """
-    raw = RawTrace(path, "Mooncake jsonl", MOONCAKE_KEYS, unit="ms")
-    foreign: dict[str, None] = {}
-    hashes = False
-    for line, text in lines_of(file, path, WHAT):
-        if text.isspace():
-            continue
-        row = mooncake_row(path, line, text)
-        foreign |= dict.fromkeys(key for key in row if key not in MOONCAKE_KEYS and key != HASHES)
-        hashes = hashes or bool(row.get(HASHES))
-        raw.add(line, _exact(row["timestamp"], text), row["input_length"], row["output_length"])
-        if len(raw.numbers) == limit:
-            break
-    if hashes:
-        raw.notes.append(f"prefix hashes ({HASHES}) ignored")
-    if foreign:
-        raw.name, raw.unit = "jsonl", None
-        raw.notes.append(f"keys beyond Mooncake's: {', '.join(list(foreign)[:5])[:200]}")
-    return raw
+    def recognises(self, start: Start) -> bool:
+        """Every column is in the header."""
+        return start.first not in ("{", "[") and not self.missing(start)
+
+    def read(self, file: TraceFile) -> RawTrace:
+        """Read the rows; failed requests are left out and counted.
+
+        Raises:
+            InputError: unknown columns, or a row with another number of columns than the header.
+        """
+        rows = csv_rows(file.file, file.path, WHAT)
+        header = names_of(next(rows, (1, []))[1])
+        self._check(file.path, header)
+        *timed, prompt, output = (header.index(column) for column in self.columns)
+        raw, limit = self.raw(file.path), self.limit(file)
+        if not self.arrival and len(header) > len(self.columns):
+            others = [name for name in header if name not in self.columns]
+            raw.notes.append(f"without {', '.join(others)[:200]}")
+        for line, row in rows:
+            if self._is_row(file, raw, line, row, len(header)):
+                if self.zero_output_failed and parse_number(row[output]) == 0:
+                    raw.left_out["failed requests"] += 1
+                else:
+                    raw.add(line, row[timed[0]] if timed else None, row[prompt], row[output])
+            if len(raw.numbers) == limit:
+                break
+        return raw
+
+    def _is_row(self, file: TraceFile, raw: RawTrace, line: int, row: list[str], width: int) -> bool:
+        """Whether a row is as wide as the header; others are refused, or left out and counted."""
+        if len(row) == width:
+            return True
+        if file.options.unservable == "refuse":
+            raise InputError(
+                f"{file.path}, line {line}: expected {width} columns, got {len(row)} (truncated row?): "
+                "unservable='skip' (--unservable skip) leaves such rows out and counts them"
+            )
+        raw.left_out["with another number of columns"] += 1
+        return False
+
+    def _check(self, path: Path, header: list[str]) -> None:
+        """Find what of the columns the header lacks or has twice."""
+        where, missing = f"{path}, line 1", [column for column in self.columns if column not in header]
+        if twice := [column for column in self.columns if header.count(column) > 1]:
+            raise InputError(f"{where}: expected each column once, got {twice[0]} twice")
+        if not missing:
+            return
+        came = ", ".join(header) if header else "an empty file"
+        if len(missing) < len(self.columns):
+            raise InputError(f"{where}: missing column {', '.join(missing)} of the {self.name} format; came: {came}")
+        raise InputError(f"{where}: expected a header with columns {_known_columns()}; came: {came}")
 
 
-def mooncake_row(path: Path, line: int, text: str) -> dict[str, Any]:
-    """One line as an object with Mooncake's keys, whose values are numbers or nothing."""
-    where = f"{path}, line {line}"
-    row = parse_json(text, where)
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, got {text.strip()[:60]!r}")
-    if missing := [key for key in MOONCAKE_KEYS if key not in row]:
-        raise InputError(f"{where}: expected keys {', '.join(MOONCAKE_KEYS)}; missing {', '.join(missing)}")
-    for key in MOONCAKE_KEYS:
-        value = row[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"{where}: expected a finite number for {key}, got {str(value)[:40]!r}")
-    return row
+@dataclass(frozen=True)
+class JsonlFormat(TableFormat):
+    """A format with one JSON object a line, whose keys are the columns; their values are numbers."""
+
+    ignored: tuple[tuple[str, str], ...] = ()
+    """Further keys that such files have, and what they are called in the note that they are ignored."""
+    closed: bool = True
+    """Whether a file with keys beyond these is none of the format's, so that the unit of its times is not known."""
+
+    def missing(self, start: Start) -> int:
+        """Columns that the beginning of a file does not have."""
+        return sum(f'"{column}"' not in start.line for column in self.columns)
+
+    def recognises(self, start: Start) -> bool:
+        """Every column is a key in the first line."""
+        return start.first == "{" and not self.missing(start)
+
+    def read(self, file: TraceFile) -> RawTrace:
+        """Read the lines; what is not read because of a limit says nothing about the format either.
+
+        Raises:
+            InputError: a line that is not such an object (names file and line).
+        """
+        raw, limit, ignored = self.raw(file.path), self.limit(file), dict(self.ignored)
+        further: dict[str, None] = {}
+        full: set[str] = set()
+        for line, text, row in self._rows(file):
+            further |= dict.fromkeys(key for key in row if key not in self.columns and key not in ignored)
+            full |= {key for key in ignored if row.get(key)}
+            time = exact(row[self.arrival], self.arrival, text) if self.arrival else None
+            raw.add(line, time, row[self.prompt], row[self.output])
+            if len(raw.numbers) == limit:
+                break
+        raw.notes += [f"{what} ({key}) ignored" for key, what in self.ignored if key in full]
+        if further and self.closed:
+            owner = self.name.removesuffix(" jsonl")
+            raw.name, raw.unit = "jsonl", None
+            raw.notes.append(f"keys beyond {owner}'s: {', '.join(list(further)[:_SHOWN])[:200]}")
+        return raw
+
+    def _rows(self, file: TraceFile) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Number, text and object of every line that is not empty."""
+        for line, text in lines_of(file.file, file.path, WHAT):
+            if not text.isspace():
+                yield line, text, self._row(f"{file.path}, line {line}", text)
+
+    def _row(self, where: str, text: str) -> dict[str, Any]:
+        """One line as an object with the format's keys, whose values are numbers or nothing."""
+        row = parse_json(text, where)
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected a JSON object, got {text.strip()[:60]!r}")
+        if missing := [key for key in self.columns if key not in row]:
+            raise InputError(f"{where}: expected keys {', '.join(self.columns)}; missing {', '.join(missing)}")
+        for key in self.columns:
+            value = row[key]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise InputError(f"{where}: expected a finite number for {key}, got {str(value)[:40]!r}")
+        return row
 
 
-def _exact(stamp: Any, text: str) -> Any:
+def exact(stamp: Any, key: str, text: str) -> Any:
     """A time with the digits that its line has: a float has lost some of those of seconds since 1970."""
     if isinstance(stamp, float) and stamp >= _EPOCH_FLOAT:
-        found = re.search(r'"timestamp"\s*:\s*([0-9.eE+-]+)', text)
+        found = re.search(rf'"{re.escape(key)}"\s*:\s*([0-9.eE+-]+)', text)
         if found and float(found[1]) == stamp:
             return Decimal(found[1])
     return stamp
 
 
-def _csv_format(path: Path, header: list[str]) -> CsvFormat:
-    for form in CSV_FORMATS:
-        if set(form.columns) <= set(header):
-            return form
-    came = ", ".join(header) if header else "an empty file"
-    nearest = min(CSV_FORMATS, key=lambda form: len(set(form.columns) - set(header)))
-    if set(nearest.columns) & set(header):
-        missing = ", ".join(column for column in nearest.columns if column not in header)
-        raise InputError(f"{path}, line 1: missing column {missing} of the {nearest.name} format; came: {came}")
-    # The two lengths formats differ by an optional column only.
-    known = "; ".join(", ".join(form.columns) for form in CSV_FORMATS[1:])
-    raise InputError(f"{path}, line 1: expected a header with columns {known}; came: {came}")
+_TIMES, _PROMPTS, _OUTPUTS = "arrived_at", "num_prefill_tokens", "num_decode_tokens"
+MOONCAKE = JsonlFormat(
+    "Mooncake jsonl",
+    "timestamp (ms), input_length, output_length",
+    arrival="timestamp",
+    prompt="input_length",
+    output="output_length",
+    time_unit="ms",
+    ignored=(("hash_ids", "prefix hashes"),),
+)
+"""Traces of Mooncake (Kimi), and what `engine.demand.traces.write_mooncake` writes."""
+FORMATS: tuple[TraceFormat, ...] = (
+    VllmResults(),
+    Conversations(),
+    MOONCAKE,
+    CsvFormat("timed lengths csv", f"{_TIMES},{_PROMPTS},{_OUTPUTS} (s)", _PROMPTS, _OUTPUTS, _TIMES),
+    CsvFormat("lengths csv", f"{_PROMPTS},{_OUTPUTS}; arrivals are drawn (--rate)", _PROMPTS, _OUTPUTS),
+    CsvFormat(
+        "Azure csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        arrival="TIMESTAMP",
+        prompt="ContextTokens",
+        output="GeneratedTokens",
+        time_unit="iso",
+    ),
+    CsvFormat(
+        "BurstGPT csv",
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
+        arrival="Timestamp",
+        prompt="Request tokens",
+        output="Response tokens",
+        zero_output_failed=True,
+    ),
+)
+"""Every known format; of several that recognise a file the first one counts."""
+
+
+def format_of(start: Start) -> TraceFormat:
+    """The format of a file that begins like this; where none recognises it, the nearest, whose `read` says why not."""
+    found = next((form for form in FORMATS if form.recognises(start)), None)
+    if found is not None:
+        return found
+    kind = JsonlFormat if start.first == "{" else CsvFormat
+    return min((form for form in FORMATS if isinstance(form, kind)), key=lambda form: form.missing(start))
+
+
+def _known_columns() -> str:
+    """The columns of every csv format; those that only add an optional one to another's are left out."""
+    known = [form.columns for form in FORMATS if isinstance(form, CsvFormat)]
+    return "; ".join(", ".join(columns) for columns in known if not any(set(other) < set(columns) for other in known))

@@ -11,71 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EngineConfig
-from engine.demand.trace_values import PER_SECOND, FloatArray, Int64Array, TimeUnit, times_of, tokens_of
+from engine.demand.raw_trace import RawTrace
+from engine.demand.trace_options import TraceOptions
+from engine.demand.trace_values import FloatArray, Int64Array, times_of, tokens_of
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, parse_number
-from engine.files.reading import kind_of
-
-Unservable = Literal["refuse", "skip"]
-
-
-@dataclass(frozen=True)
-class TraceOptions:
-    """How a trace file is to be read."""
-
-    time_unit: TimeUnit | None = None
-    """Unit of the times; None: that of the format, where it has one."""
-    window: tuple[float, float] = (0.0, float("inf"))
-    """Seconds from the first request: only requests from the first up to before the second are taken."""
-    unservable: Unservable = "refuse"
-    """What happens to rows that cannot be served."""
-    max_tokens: int = 0
-    """Longest prompt + output that is taken (tokens); 0: no limit."""
-    server: EngineConfig | None = None
-    """The server that is to take them (`EngineConfig.unservable`); None: any."""
-
-    def __post_init__(self) -> None:
-        """Check the words.
-
-        Raises:
-            InputError: one is not known.
-        """
-        if self.time_unit is not None and self.time_unit not in PER_SECOND:
-            raise InputError(f"time_unit: expected {', '.join(PER_SECOND)}, got {kind_of(self.time_unit)}")
-        if self.unservable not in get_args(Unservable):
-            raise InputError(f"unservable: expected refuse or skip, got {kind_of(self.unservable)}")
-
-    @property
-    def windowed(self) -> bool:
-        """Whether only a part of the file is taken."""
-        return self.window != (0.0, float("inf"))
-
-    def limit(self, rows: int | None) -> int | None:
-        """Rows of the file that have to be read for so many requests; None: all."""
-        return None if self.windowed or self.unservable == "skip" else rows
-
-
-def parse_window(text: str) -> tuple[float, float]:
-    """``START:END`` in seconds from a trace's first request; either may be left out.
-
-    Raises:
-        InputError: not that, or nothing between them.
-    """
-    start, colon, end = text.partition(":")
-    low = parse_number(start) if start.strip() else 0.0
-    high = parse_number(end) if end.strip() else float("inf")
-    good = colon and low is not None and high is not None and 0.0 <= low < high and low <= MOST_SECONDS
-    if not good or (end.strip() and not (high or 0.0) <= MOST_SECONDS):
-        raise InputError(
-            f"window: expected START:END in seconds from the first request, 0 <= START < END, got {text!r}"
-        )
-    return float(low or 0.0), float(high if high is not None else 0.0)
+from engine.fields import MOST_SECONDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,48 +37,6 @@ class TraceColumns:
     """Format, what was assumed, and what was left out, for the source line of the requests."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows that were left out, and those that were put in order, by reason."""
-
-
-@dataclass(eq=False)
-class RawTrace:
-    """The rows of a trace file as they are written."""
-
-    path: Any
-    """The file, for messages."""
-    name: str
-    """Name of the format."""
-    columns: tuple[str, str, str]
-    """Names of the columns of times (empty: none), prompts and outputs, for messages."""
-    place: str = "line"
-    """What a row's number counts: line, request."""
-    numbers: list[int] = field(default_factory=list)
-    """Number of each row."""
-    times: list[Any] = field(default_factory=list)
-    """Times as text or numbers; empty if the file has none."""
-    prompts: list[Any] = field(default_factory=list)
-    """Prompt lengths as text or numbers, None or empty where there is none."""
-    outputs: list[Any] = field(default_factory=list)
-    """Output lengths in the same way."""
-    unit: str | None = None
-    """Unit of the times: s, ms, us, ns, iso; None: not known."""
-    notes: list[str] = field(default_factory=list)
-    """What else the source line should say."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Rows that the format itself leaves out, and rows that were cut short, by reason."""
-    in_order: bool = True
-    """Whether the rows of the file are meant to be in order of time."""
-
-    def add(self, number: int, time: Any, prompt: Any, output: Any) -> None:
-        """Add one row; None for a time in a file without times."""
-        self.numbers.append(number)
-        if self.columns[0]:
-            self.times.append(time)
-        self.prompts.append(prompt)
-        self.outputs.append(output)
-
-    def where(self, index: int) -> str:
-        """File and row, for messages."""
-        return f"{self.path}, {self.place} {self.numbers[index]}"
 
 
 def screen(raw: RawTrace, options: TraceOptions) -> TraceColumns:
@@ -180,8 +83,10 @@ def _faults(
     raw: RawTrace, arrival: FloatArray | None, prompt: Int64Array, output: Int64Array, options: TraceOptions
 ) -> _Fault:
     fault = _Fault(len(prompt))
-    for values, column, what in ((prompt, raw.columns[1], "prompt"), (output, raw.columns[2], "output")):
-        cells = raw.prompts if what == "prompt" else raw.outputs
+    for what, values, column, cells in (
+        ("prompt", prompt, raw.columns[1], raw.prompts),
+        ("output", output, raw.columns[2], raw.outputs),
+    ):
         fault.mark(
             values < 1,
             f"without {what} tokens",
@@ -189,6 +94,16 @@ def _faults(
                 f"expected a whole number of tokens >= 1 for {column}, got {_shown(cells[i])}"
             ),
         )
+    _mark_long(fault, prompt, output, options)
+    if arrival is not None:
+        fault.mark(np.isnan(arrival), "without a time", lambda i: f"expected a time for {raw.columns[0]}, got nothing")
+        if options.unservable == "refuse" and raw.in_order:
+            _mark_late(fault, raw, arrival)
+    return fault
+
+
+def _mark_long(fault: _Fault, prompt: Int64Array, output: Int64Array, options: TraceOptions) -> None:
+    """Note the rows that are longer than the limit, or than the server takes."""
     if options.max_tokens:
         fault.mark(
             prompt + output > options.max_tokens,
@@ -204,20 +119,20 @@ def _faults(
             f"longer than {server.max_request_tokens} tokens",
             lambda i: f"expected {server.required_of(int(prompt[i]))}, got {prompt[i]} + {output[i]}",
         )
-    if arrival is not None:
-        fault.mark(np.isnan(arrival), "without a time", lambda i: f"expected a time for {raw.columns[0]}, got nothing")
-        if options.unservable == "refuse" and raw.in_order:
-            filled = np.where(np.isnan(arrival), -np.inf, arrival)
-            latest = np.concatenate([[-np.inf], np.maximum.accumulate(filled)[:-1]])
-            fault.mark(
-                filled < latest,
-                "out of order",
-                lambda i: (
-                    f"expected times in order (at least {latest[i]:.9g} s after the first) for {raw.columns[0]}, "
-                    f"got {arrival[i]:.9g} s"
-                ),
-            )
-    return fault
+
+
+def _mark_late(fault: _Fault, raw: RawTrace, arrival: FloatArray) -> None:
+    """Note the rows whose time is before that of an earlier row."""
+    filled = np.where(np.isnan(arrival), -np.inf, arrival)
+    latest = np.concatenate([[-np.inf], np.maximum.accumulate(filled)[:-1]])
+    fault.mark(
+        filled < latest,
+        "out of order",
+        lambda i: (
+            f"expected times in order (at least {latest[i]:.9g} s after the first) for {raw.columns[0]}, "
+            f"got {arrival[i]:.9g} s"
+        ),
+    )
 
 
 def _judged(raw: RawTrace, fault: _Fault, options: TraceOptions) -> tuple[npt.NDArray[np.bool_], dict[str, int], str]:

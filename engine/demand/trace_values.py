@@ -5,25 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.demand.raw_trace import RawTrace
 from engine.demand.requests import INT32_MAX
+from engine.demand.trace_options import PER_SECOND, TimeUnit
 from engine.errors import InputError
 from engine.fields import parse_number
 from engine.files.reading import kind_of
 
-if TYPE_CHECKING:
-    from engine.demand.trace_rows import RawTrace
-
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-TimeUnit = Literal["s", "ms", "us", "ns"]
-PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-"""Units of time in files, and how many are a second."""
 _EXACT_BELOW = 1e7
 """Times as floats are exact enough below it; above, digits are subtracted as decimals before they become floats."""
 ISO_UTC = re.compile(r"((?:19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:Z|\+00:00)?", re.ASCII)

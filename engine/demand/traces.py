@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from engine.demand.length_models import EmpiricalLengths
+from engine.demand.raw_trace import Tokenizer
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
-from engine.demand.sharegpt import KEYS, Tokenizer, read_sharegpt
-from engine.demand.trace_formats import WHAT, read_csv, read_mooncake
-from engine.demand.trace_rows import RawTrace, TraceColumns, TraceOptions, Unservable, parse_window, screen
-from engine.demand.trace_values import FloatArray, TimeUnit
-from engine.demand.vllm_results import SUMMARY_KEY, read_vllm_results
+from engine.demand.trace_files import read_columns
+from engine.demand.trace_formats import MOONCAKE
+from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
+from engine.demand.trace_rows import TraceColumns
+from engine.demand.trace_values import FloatArray
 from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
 from engine.errors import InputError
 from engine.fields import COUNT, RATE
-from engine.files.lines import lines_of, open_text
 from engine.files.writing import write_atomically
 from engine.machine import check_memory
 from engine.spec import Spec
 
 _NOT_OF_ARRIVALS = {"rate", "num_requests", "lengths", "trace", "unservable"}
 """Keys of a workload that say more than how requests arrive."""
-_START = 1 << 16
-"""Characters from which the format is found."""
 
 
 def read_trace(
@@ -51,7 +48,8 @@ def read_trace(
     Known formats: csv with `num_prefill_tokens,num_decode_tokens` and perhaps `arrived_at` (s); Azure csv
     (`TIMESTAMP,ContextTokens,GeneratedTokens`, dates in UTC); BurstGPT csv (times in s; failed requests, with 0
     response tokens, are left out and counted in the source line); Mooncake jsonl (`timestamp` in ms, `input_length`,
-    `output_length`, perhaps `hash_ids`, which are ignored; with any further key the unit of time has to be said);
+    `output_length`, perhaps `hash_ids`, which are ignored; with any further key the unit of time has to be said, as far
+    as rows are read: those behind `num_requests` are not);
     ShareGPT json or jsonl (see `engine.demand.sharegpt`); results of ``vllm bench serve --save-detailed``.
 
     A file with arrival times is replayed in its order, times counted from its first request: the first
@@ -106,18 +104,6 @@ def read_trace(
     return dataclasses.replace(workload, rate=rate, num_requests=number, lengths=lengths).generate(seed)
 
 
-def trace_options(
-    time_unit: TimeUnit | None = None, window: str | None = None, unservable: Unservable = "refuse", max_tokens: int = 0
-) -> TraceOptions:
-    """The options of `read_trace` that say how rows are read, checked.
-
-    Raises:
-        InputError: one does not fit.
-    """
-    part = TraceOptions.window if window is None else parse_window(window)
-    return TraceOptions(time_unit=time_unit, window=part, unservable=unservable, max_tokens=max_tokens)
-
-
 def trace_lengths(
     path: str | Path,
     *,
@@ -134,89 +120,6 @@ def trace_lengths(
     return EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
 
 
-def read_columns(
-    path: str | Path,
-    options: TraceOptions | None = None,
-    tokenizer: Tokenizer | str | Path | None = None,
-    limit: int | None = None,
-) -> TraceColumns:
-    """The requests in a trace file as columns; a file is parsed once, until it changes.
-
-    Args:
-        path: the file.
-        options: how its rows are read.
-        tokenizer: as in `read_trace`.
-        limit: rows with recorded times to take; None: all.
-
-    Raises:
-        InputError: as `read_trace`.
-    """
-    options = options or TraceOptions()
-    path = Path(path)
-    try:
-        status = path.stat()
-        version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError):
-        version = (0, 0, 0)  # whoever opens it says why it cannot be read
-    columns = _columns(path, version, options, tokenizer, options.limit(limit))
-    if limit is None or columns.arrival is None or len(columns.prompt) <= limit:
-        return columns
-    first = slice(0, limit)
-    arrival, prompt, output = columns.arrival[first], columns.prompt[first], columns.output[first]
-    return TraceColumns(arrival, prompt, output, columns.note, columns.left_out)
-
-
-@lru_cache(maxsize=4)
-def _columns(
-    path: Path,
-    version: tuple[int, ...],
-    options: TraceOptions,
-    tokenizer: Tokenizer | str | Path | None,
-    limit: int | None,
-) -> TraceColumns:
-    columns = screen(_raw(path, options, tokenizer, limit), options)
-    for array in (columns.arrival, columns.prompt, columns.output):
-        if array is not None:
-            array.flags.writeable = False
-    return columns
-
-
-def has_times(path: str | Path, tokenizer: Tokenizer | str | Path | None = None) -> bool:
-    """Whether a trace file records when its requests arrived.
-
-    Raises:
-        InputError: it cannot be read, is not a trace, or needs a tokenizer.
-    """
-    return bool(_raw(Path(path), TraceOptions(unservable="skip"), tokenizer, 1).columns[0])
-
-
-def _raw(path: Path, options: TraceOptions, tokenizer: Tokenizer | str | Path | None, limit: int | None) -> RawTrace:
-    with open_text(path, WHAT) as file:
-        try:
-            start = file.read(_START)
-        except UnicodeDecodeError:
-            file.seek(0)
-            for _ in lines_of(file, path, WHAT):  # names the line
-                pass
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot read {WHAT} ({error.strerror})") from None
-        first = start.lstrip()[:1]
-        if first == "[":
-            return read_sharegpt(path, tokenizer, options)
-        is_result = first == "{" and f'"{SUMMARY_KEY}"' in start
-        if first == "{" and not is_result and any(f'"{key}"' in start.partition("\n")[0] for key in KEYS):
-            return read_sharegpt(path, tokenizer, options, lines=True)
-        if tokenizer is not None:
-            raise InputError(
-                f"tokenizer: expected conversations beside it, which are text; {path} has lengths in tokens"
-            )
-        if is_result:
-            return read_vllm_results(path)
-        file.seek(0)
-        return read_mooncake(path, file, limit) if first == "{" else read_csv(path, file, options, limit)
-
-
 def write_mooncake(requests: Requests, path: str | Path) -> None:
     """Write requests as Mooncake jsonl, complete or not at all.
 
@@ -227,8 +130,8 @@ def write_mooncake(requests: Requests, path: str | Path) -> None:
     """
     stamps = np.rint(requests.arrival * 1000.0).astype(np.int64).tolist()
     rows = zip(stamps, requests.prompt.tolist(), requests.output.tolist(), strict=True)
-    keys = ("timestamp", "input_length", "output_length")
-    write_atomically(path, "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    lines = (json.dumps(dict(zip(MOONCAKE.columns, row, strict=True))) + "\n" for row in rows)
+    write_atomically(path, "".join(lines))
 
 
 def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | None) -> None:

@@ -7,10 +7,11 @@ are taken, and arrivals need a rate.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.demand.trace_rows import RawTrace
+from engine.demand.raw_trace import RawTrace, Start, TraceFile
 from engine.errors import InputError
 from engine.files.reading import LARGE, kind_of, read_mapping
 
@@ -19,12 +20,42 @@ SUMMARY_KEY = "total_input_tokens"
 """Key of every result of the command, with details or without."""
 
 
-def read_vllm_results(path: Path) -> RawTrace:
-    """Read the requests of a benchmark's result; failed ones are left out and counted.
+@dataclass(frozen=True)
+class VllmResults:
+    """The result of one run of the benchmark."""
 
-    Raises:
-        InputError: not such a result, or one without details.
-    """
+    name: str = "vllm bench serve"
+    """Name of the format."""
+    about: str = "results of --save-detailed: input_lens, output_lens and, of newer versions, start_times (s)"
+    """What is in such a file."""
+    is_text: bool = False
+    """Tokens are counted already."""
+
+    def recognises(self, start: Start) -> bool:
+        """One object with a key that every result has."""
+        return start.first == "{" and f'"{SUMMARY_KEY}"' in start.text
+
+    def read(self, file: TraceFile) -> RawTrace:
+        """Read the requests of the benchmark; failed ones are left out and counted.
+
+        Raises:
+            InputError: not such a result, or one without details.
+        """
+        times, prompts, outputs, errors = _columns(file.path)
+        columns = (KEYS[0] if times else "", *KEYS[1:])
+        raw = RawTrace(file.path, self.name, columns, "request", unit="s", in_order=False)
+        for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+            if output == 0 or (errors and errors[index]):
+                raw.left_out["failed requests"] += 1
+            else:
+                raw.add(index, times[index] if times else None, prompt, output)
+        if not times:
+            raw.notes.append("no start_times in it")
+        return raw
+
+
+def _columns(path: Path) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """Times, prompts, outputs and errors; times and errors are empty where an older version did not write them."""
     data = read_mapping(path, "a result of vllm bench serve", LARGE)
     if missing := [key for key in KEYS[1:] if key not in data]:
         raise InputError(f"{path}: expected {', '.join(missing)}, which vllm bench serve writes with --save-detailed")
@@ -34,16 +65,7 @@ def read_vllm_results(path: Path) -> RawTrace:
         # What an older version does not write is absent; the lengths are always there.
         if len(values) != len(prompts) and (values or key == "output_lens"):
             raise InputError(f"{path}: {key}: expected {len(prompts)} values as in input_lens, got {len(values)}")
-    name = "" if not times else KEYS[0]
-    raw = RawTrace(path, "vllm bench serve", (name, *KEYS[1:]), "request", unit="s", in_order=False)
-    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-        if output == 0 or (errors and errors[index]):
-            raw.left_out["failed requests"] += 1
-        else:
-            raw.add(index, times[index] if times else None, prompt, output)
-    if not times:
-        raw.notes.append("no start_times in it")
-    return raw
+    return times, prompts, outputs, errors
 
 
 def _list(path: Path, data: dict[str, Any], key: str) -> list[Any]:

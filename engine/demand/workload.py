@@ -15,8 +15,9 @@ from engine.demand.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLen
 from engine.demand.lengths import LengthModel
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 from engine.demand.tiers import parse_tiers
-from engine.demand.trace_rows import TraceColumns, TraceOptions, Unservable
-from engine.demand.trace_values import TimeUnit
+from engine.demand.trace_files import read_columns
+from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable
+from engine.demand.trace_rows import TraceColumns
 from engine.errors import InputError
 from engine.fields import MOST_SECONDS, RATE, checked, number, whole
 from engine.files.reading import file_digest, kind_of
@@ -267,8 +268,6 @@ class Workload:
         Raises:
             InputError: it cannot be read, or is not the file that it was.
         """
-        from engine.demand.traces import read_columns
-
         if self.trace_sha256 and file_digest(self.trace) != self.trace_sha256:
             found = file_digest(self.trace)
             raise InputError(f"{self.trace}: expected the trace with SHA-256 {self.trace_sha256}..., got {found}...")

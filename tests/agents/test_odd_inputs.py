@@ -7,7 +7,8 @@ import pytest
 
 from agents.cli import _one_line, main
 from agents.policies import resolve, split_policies
-from engine.demand.traces import read_columns, read_trace
+from engine.demand.trace_files import read_columns
+from engine.demand.traces import read_trace
 from engine.errors import InputError
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from engine.demand.trace_rows import parse_window
+from engine.demand.trace_options import parse_window
 from engine.demand.traces import read_trace
 from engine.errors import InputError
 from tests.engine.trace_files import refused, written
