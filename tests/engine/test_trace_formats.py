@@ -8,7 +8,7 @@ from agents.cli import main
 from engine.demand import trace_formats
 from engine.demand.raw_trace import Start
 from engine.demand.trace_files import has_times
-from engine.demand.trace_formats import FORMATS, JsonlFormat, TableFormat, format_of
+from engine.demand.trace_formats import FORMATS, CsvFormat, JsonlFormat, format_of
 from engine.demand.traces import read_trace
 from tests.engine.trace_files import refused, written
 
@@ -38,9 +38,9 @@ def test_a_second_format_of_json_lines_is_one_entry(
 
 
 @pytest.mark.parametrize(
-    "form", [form for form in FORMATS if isinstance(form, TableFormat)], ids=lambda form: form.name
+    "form", [form for form in FORMATS if isinstance(form, CsvFormat | JsonlFormat)], ids=lambda form: form.name
 )
-def test_a_table_is_recognised_by_its_columns_alone(form: TableFormat) -> None:
+def test_a_table_is_recognised_by_its_columns_alone(form: CsvFormat | JsonlFormat) -> None:
     row = ", ".join(f'"{column}": 1' for column in form.columns)
     text = f"{{{row}}}\n" if isinstance(form, JsonlFormat) else ",".join(form.columns) + "\n"
     assert format_of(Start(text)) is form
