@@ -32,9 +32,7 @@ def main(total_timesteps: int = 300_000, run_dir: Path = Path("runs/example"), n
     for spec in ("sarathi", "slai", str(folder)):
         report = summarize(simulate(resolve(spec), requests, profile, config.env.engine))
         medians[spec] = report.ttft.p50
-        print(
-            f"{spec:16} median TTFT {report.ttft.p50:.3f} s, deadlines met {report.slo_attainment:.1%}"
-        )
+        print(f"{spec:16} median TTFT {report.ttft.p50:.3f} s, deadlines met {report.slo_attainment:.1%}")
     return medians[str(folder)]
 
 

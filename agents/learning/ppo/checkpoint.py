@@ -101,16 +101,8 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
         model: the learner; its environment is an `SB3VecEnv`, inside a `TimedNormalize` or not.
         run: plain data of the run to keep with it (JSON).
     """
-    base, normalizer = _base(model), model.get_vec_normalize_env()
-    arrays = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
-    for k, moments in model.policy.optimizer.state_dict()["state"].items():
-        arrays |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
-    if isinstance(normalizer, TimedNormalize):
-        arrays |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
-    rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **base.state()}
-    arrays |= {f"rows.{name}": np.array(value) for name, value in rows.items()}
-    arrays |= _torch_generators(model)
-    environment = snapshot(base.envs)
+    environment = snapshot(_base(model).envs)
+    arrays = _learner_arrays(model) | _torch_generators(model)
     arrays |= {f"{ENVIRONMENT}{name}": v for name, v in environment.items() if isinstance(v, np.ndarray)}
     about = {
         "num_timesteps": model.num_timesteps,
@@ -123,6 +115,18 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
         "numpy_gauss": _gauss(),
     }
     return Checkpoint(model.num_timesteps, arrays, about)
+
+
+def _learner_arrays(model: TimedPPO) -> dict[str, np.ndarray]:
+    """Network, optimiser, normalisation and the rows that the next rollout begins with."""
+    arrays = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
+    for k, moments in model.policy.optimizer.state_dict()["state"].items():
+        arrays |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
+    normalizer = model.get_vec_normalize_env()
+    if isinstance(normalizer, TimedNormalize):
+        arrays |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
+    rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **_base(model).state()}
+    return arrays | {f"rows.{name}": np.array(value) for name, value in rows.items()}
 
 
 def _array(value: Any) -> np.ndarray:

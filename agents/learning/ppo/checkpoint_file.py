@@ -105,18 +105,17 @@ def check_arrays(
     if set(given) != set(expected):
         other = sorted(set(given) ^ set(expected))[0]
         raise InputError(f"checkpoint: {'unknown' if other in given else 'missing'} array {other[:80]!r}")
-    found = {}
-    for name, like in expected.items():
-        array = given[name]
-        if name.startswith(ENVIRONMENT):
-            found[name] = _decompressed(array, like, name)
-            continue
-        if array.dtype != like.dtype or array.shape != like.shape:
-            raise InputError(f"checkpoint: {name}: expected {like.dtype}{list(like.shape)}, got {_kind(array)}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"checkpoint: {name}: expected finite numbers")
-        found[name] = array
-    return found
+    return {name: _checked(given[name], like, name) for name, like in expected.items()}
+
+
+def _checked(array: np.ndarray, like: np.ndarray, name: str) -> np.ndarray:
+    if name.startswith(ENVIRONMENT):
+        return _decompressed(array, like, name)
+    if array.dtype != like.dtype or array.shape != like.shape:
+        raise InputError(f"checkpoint: {name}: expected {like.dtype}{list(like.shape)}, got {_kind(array)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"checkpoint: {name}: expected finite numbers")
+    return array
 
 
 def _kind(array: np.ndarray) -> str:

@@ -46,18 +46,25 @@ def _memory(value: Any) -> Any:
     return value
 
 
+def _is_new(value: np.ndarray | np.random.Generator, seen: set[int]) -> bool:
+    """Whether an array or a generator has not been seen yet; afterwards it has.
+
+    Views into what is kept as a whole (rows of a stack) need no place of their own.
+    """
+    whole = _memory(value)
+    if {id(value), id(whole)} & seen or getattr(value, "dtype", None) == np.dtype(object):
+        return False
+    seen.add(id(whole) if getattr(value, "nbytes", 0) == getattr(whole, "nbytes", 0) else id(value))
+    return True
+
+
 def _slots(owner: Any, key: Any, value: Any, path: str, seen: set[int]) -> Iterator[_Slot]:
     if isinstance(value, np.ndarray | np.random.Generator):
-        whole = _memory(value)
-        if not {id(value), id(whole)} & seen and getattr(value, "dtype", None) != np.dtype(object):
-            # Views into what is kept as a whole (rows of a stack) need no place of their own.
-            seen.add(id(whole) if getattr(value, "nbytes", 0) == getattr(whole, "nbytes", 0) else id(value))
+        if _is_new(value, seen):
             yield _Slot(path, value, owner, key)
     elif isinstance(value, bool | int | float | np.number | np.bool_):
         yield _Slot(path, value, owner, key)
-    elif isinstance(value, Space | type | ModuleType | str | bytes) or is_dataclass(value) or id(value) in seen:
-        return
-    else:
+    elif not (isinstance(value, Space | type | ModuleType | str | bytes) or is_dataclass(value) or id(value) in seen):
         seen.add(id(value))
         for name, child in _children(value):
             yield from _slots(value, name, child, f"{path}.{name}" if path else str(name), seen)
@@ -75,10 +82,8 @@ def stream_state(bit_generator: Any, text: Any) -> dict[str, Any]:
         InputError: something else, or a state that the generator cannot have.
     """
     name = type(bit_generator).__name__
-    state = json.loads(text) if isinstance(text, str) else None
-    inner = state.get("state") if isinstance(state, dict) and state.get("bit_generator") == name else None
-    if not isinstance(state, dict) or not isinstance(inner, dict):
-        raise InputError(f"checkpoint: expected the state of a {name}")
+    state = _state_of(name, text)
+    inner = state["state"]
     for place, key, most in ((inner, "pos", _MT19937_WORDS), (state, "buffer_pos", _PHILOX_WORDS)):
         if key in place and not (type(place[key]) is int and 0 <= place[key] <= most):
             raise InputError(f"checkpoint: expected the state of a {name}, got {key} = {place[key]!r}")
@@ -87,6 +92,14 @@ def stream_state(bit_generator: Any, text: Any) -> dict[str, Any]:
         if inner["key"].shape != bit_generator.state["state"]["key"].shape:
             raise InputError(f"checkpoint: expected the state of a {name}, got another number of words")
     type(bit_generator)().state = state  # raises where it does not fit
+    return state
+
+
+def _state_of(name: str, text: Any) -> dict[str, Any]:
+    state = json.loads(text) if isinstance(text, str) else None
+    is_one = isinstance(state, dict) and state.get("bit_generator") == name and isinstance(state.get("state"), dict)
+    if not isinstance(state, dict) or not is_one:
+        raise InputError(f"checkpoint: expected the state of a {name}")
     return state
 
 
