@@ -25,7 +25,7 @@ def write_example(path: Path, num_requests: int) -> None:
         num_requests: its rows.
     """
     rng = np.random.default_rng(0)
-    times = np.cumsum(rng.exponential(0.5, num_requests))
+    times = np.cumsum(rng.exponential(0.12, num_requests))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
