@@ -8,8 +8,6 @@ A new entry is a line in OBSERVATION and the line that writes it; names, order a
 policies go by the names, so that they stay as they are (`agents.learning.learned.bundle`).
 """
 
-from typing import Any
-
 import numpy as np
 
 from baselines._fill import FILL_ROW_MEMORY
@@ -94,9 +92,10 @@ _FIRST_BATCH_TIME_S = 0.03
 
 
 @inner
-def seen_before(memory: Memory) -> Any:
+def seen_before(memory: Memory) -> np.record:
     """What `remember` has kept: a record of SEEN, in place."""
-    return memory.row[OBSERVER:OBSERVER_ROW_MEMORY].view(SEEN)[0]
+    seen: np.record = memory.row[OBSERVER:OBSERVER_ROW_MEMORY].view(SEEN)[0]
+    return seen
 
 
 @hot
@@ -123,7 +122,7 @@ def remember(view: View, memory: Memory) -> None:
 
 
 @inner
-def _show_waiting(view: View, o: Any) -> None:
+def _show_waiting(view: View, o: np.record) -> None:
     """The queue: prompts, waits, the head."""
     row = view.row[0]
     tokens, relaxed, strict, shortest = 0, 0.0, 0.0, 1 << 30
@@ -154,7 +153,7 @@ def _show_waiting(view: View, o: Any) -> None:
 
 
 @inner
-def _show_running(view: View, unit: float, o: Any) -> None:
+def _show_running(view: View, unit: float, o: np.record) -> None:
     """The requests that hold KV: started prompts, decodes by slack in units of a recent batch."""
     row = view.row[0]
     left, context, output = 0, 0, 0

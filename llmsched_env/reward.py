@@ -8,12 +8,13 @@ these names.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
 from engine.compiled.jit import inner
 from engine.fields import NOT_NEGATIVE, checked
+from engine.runs.simulate import Record
+from engine.server.state import Hidden, View
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,18 @@ WEIGHTS = np.dtype((np.record, [(name, "f8") for name in _NUMBERS]))
 
 @inner
 def add_totals(
-    visible: Any, hidden: Any, tier_weight: np.ndarray, weights: np.ndarray, sign: float, out: np.ndarray
+    visible: View | Record,
+    hidden: Hidden | Record,
+    tier_weight: np.ndarray,
+    weights: np.ndarray,
+    sign: float,
+    out: np.ndarray,
 ) -> None:
     """Add `sign` times the running totals behind the terms; before a step with -1, after it with +1.
 
     Args:
-        visible: of one server: `engine.server.state.View`, or a record of a whole run.
-        hidden: of the same: `engine.server.state.Hidden`, or the record.
+        visible: of one server, or the record of a whole run.
+        hidden: of the same server, or the same record.
         tier_weight: float64[tiers].
         weights: float64, `RewardWeights.vector`; what starvation is, and whether it counts (it takes a look at all).
         sign: +1 or -1.
@@ -89,7 +95,7 @@ def add_totals(
 
 
 @inner
-def _starved(row: Any, request: Any, ledger: Any, limit_s: float) -> float:
+def _starved(row: np.record, request: np.ndarray, ledger: np.ndarray, limit_s: float) -> float:
     """Request-seconds beyond `limit_s` that those who arrived have waited for their first batch."""
     total = 0.0
     for i in range(row.next_arrival):

@@ -1,4 +1,4 @@
-"""What happens beside learning: TensorBoard, evaluation on held-out traces, checkpoints, progress bar.
+"""What happens beside learning: numbers for TensorBoard, evaluation on held-out traces, checkpoints, progress bar.
 
 All of it happens between updates and draws no random numbers, so a run learns the same with or without it.
 """
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
-from torch.utils.tensorboard import SummaryWriter
+from stable_baselines3.common.logger import Figure, HParam
 
 import baselines
 from agents.learning.heldout import HeldOut, Score
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.checkpoint import Checkpoint, capture
 from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.tensorboard import SLO_METRICS, scalar_layout, writers
 from agents.learning.ppo.timeline import timeline
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
@@ -31,57 +31,10 @@ HEADS = {"allocation": ("budget", "decode_rule", "prefill_order"), "mixture": ("
 """Names of the action heads, for histograms."""
 NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "env_id")
 """How the names of fields begin that say how to run, not what is learned."""
-SLO_METRICS = ("median_ttft_s", "p99_ttft_s", "p99_tbt_s", "attainment")
 TIMELINE_REQUESTS = 40
 COPY_EVERY, COPY_FREE_S = 100.0, 0.005
 """Copies of the state in memory are so many times their own cost apart (1 % of the time), unless they cost nothing."""
-EVENTS = "events.out.tfevents."
-"""How the names of TensorBoard's files begin; the second of their making follows."""
 EPISODE_METRICS = ("median_ttft_ms", "p99_ttft_ms", "slo_goodput", "evictions")
-
-
-class _Events(TensorBoardOutputFormat):
-    """TensorBoard's event file of one session; readers forget what earlier ones wrote from `first_step` on."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        hides = first_step > 0 or any(folder.glob(f"{EVENTS}*"))
-        self.writer = SummaryWriter(str(folder), purge_step=first_step if hides else None)
-        self._is_closed = False
-
-
-def tensorboard_logger(folder: Path, first_step: int) -> Logger:
-    """A logger that writes TensorBoard events, hiding what an interrupted run wrote from `first_step` on."""
-    _let_names_sort(folder)
-    return Logger(folder=str(folder), output_formats=[_Events(folder, first_step)])
-
-
-def _let_names_sort(folder: Path) -> None:
-    """Event files are read in the order of their names, which begin with the second: no two sessions in one."""
-    seconds = [int(part) for path in folder.glob(f"{EVENTS}*") if (part := path.name.split(".")[3]).isdecimal()]
-    latest, begun = max(seconds, default=0), time.time()
-    while int(time.time()) <= latest and time.time() < begun + 2.0:
-        time.sleep(0.02)
-
-
-def scalar_layout(tiers: list[str], terms: list[str], rivals: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom-scalars page: deadlines by tier, margins over the baselines, reward terms that count."""
-
-    def lines(*tags: str) -> list[Any]:
-        return ["Multiline", list(tags)]
-
-    layout = {
-        "Service levels": {m: lines(*(f"slo/{tier}/{m}" for tier in tiers)) for m in SLO_METRICS},
-        "Reward": {"terms of one step": lines(*(f"reward/{term}" for term in terms))},
-    }
-    if rivals:
-        layout["Margin over baselines"] = {
-            what: lines(*(f"margin/{name}/{what}" for name in rivals)) for what in ("ttft", "return")
-        }
-    return layout
-
-
-def _writers(logger: Logger) -> list[SummaryWriter]:
-    return [output.writer for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
 
 
 class TrainingLog(BaseCallback):
@@ -128,7 +81,7 @@ class TrainingLog(BaseCallback):
                 self.logger.record(f"episode/{name}", float(np.mean(values)))
         actions = self.locals["rollout_buffer"].actions
         for k, (head, choices) in enumerate(zip(self.heads, self._choices(), strict=True)):
-            for writer in _writers(self.logger):
+            for writer in writers(self.logger):
                 bins = (np.arange(choices + 1) - 0.5).tolist()
                 writer.add_histogram(f"action/{head}", actions[..., k].ravel(), self.num_timesteps, bins=bins)
         self._terms[:] = 0.0
@@ -175,7 +128,7 @@ class Evaluation(BaseCallback):
         env = self.config.env
         terms = [name for name in REWARD_TERMS if getattr(env.reward, name) > 0.0]
         layout = scalar_layout([t.name for t in env.workload.tiers], terms, self.config.eval_baselines)
-        for writer in _writers(self.logger):
+        for writer in writers(self.logger):
             writer.add_custom_scalars(layout)
 
     def _on_step(self) -> bool:

@@ -36,7 +36,8 @@ from agents.learning.ppo.checkpoint_file import (
 )
 from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO
-from agents.learning.ppo.snapshot import restore, snapshot, stream_state, stream_text
+from agents.learning.ppo.snapshot import restore, snapshot
+from agents.learning.ppo.streams import stream_state, stream_text
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.work.files import write_atomically
 from engine.errors import InputError
@@ -102,14 +103,14 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
         run: plain data of the run to keep with it (JSON).
     """
     environment = snapshot(_base(model).envs)
-    arrays = _learner_arrays(model) | _torch_generators(model)
-    arrays |= {f"{ENVIRONMENT}{name}": v for name, v in environment.items() if isinstance(v, np.ndarray)}
+    rows = {name: value for name, value in environment.items() if isinstance(value, np.ndarray)}
+    arrays = _learner_arrays(model) | {f"{ENVIRONMENT}{name}": value for name, value in rows.items()}
     about = {
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "episodes": list(model.ep_info_buffer or []),
         "run": run,
-        "environment": {name: v for name, v in environment.items() if not isinstance(v, np.ndarray)},
+        "environment": {name: value for name, value in environment.items() if name not in rows},
         "python": random.getstate(),
         "numpy": stream_text(_numpy_stream()),
         "numpy_gauss": _gauss(),
@@ -118,15 +119,16 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
 
 
 def _learner_arrays(model: TimedPPO) -> dict[str, np.ndarray]:
-    """Network, optimiser, normalisation and the rows that the next rollout begins with."""
-    arrays = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
+    """Network, optimiser, normalisation, where the rows stand, generators."""
+    found = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
     for k, moments in model.policy.optimizer.state_dict()["state"].items():
-        arrays |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
+        found |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
     normalizer = model.get_vec_normalize_env()
     if isinstance(normalizer, TimedNormalize):
-        arrays |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
+        found |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
     rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **_base(model).state()}
-    return arrays | {f"rows.{name}": np.array(value) for name, value in rows.items()}
+    found |= {f"rows.{name}": np.array(value) for name, value in rows.items()}
+    return found | _torch_generators(model)
 
 
 def _array(value: Any) -> np.ndarray:

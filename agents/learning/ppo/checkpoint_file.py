@@ -109,6 +109,11 @@ def check_arrays(
 
 
 def _checked(array: np.ndarray, like: np.ndarray, name: str) -> np.ndarray:
+    """An array of a file as it was before it was written.
+
+    Raises:
+        InputError: of another type or shape, or a number of it is not finite.
+    """
     if name.startswith(ENVIRONMENT):
         return _decompressed(array, like, name)
     if array.dtype != like.dtype or array.shape != like.shape:

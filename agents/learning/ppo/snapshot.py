@@ -7,7 +7,6 @@ needs no code of its own for resume, as long as all of its state is in numpy arr
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from types import ModuleType
@@ -15,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.vector import VectorEnv
 
+from agents.learning.ppo.streams import stream_state, stream_text
 from engine.errors import InputError
-
-_MT19937_WORDS, _PHILOX_WORDS = 624, 4
 
 
 class _Slot(NamedTuple):
@@ -46,11 +45,23 @@ def _memory(value: Any) -> Any:
     return value
 
 
-def _is_new(value: np.ndarray | np.random.Generator, seen: set[int]) -> bool:
-    """Whether an array or a generator has not been seen yet; afterwards it has.
+def _slots(slot: _Slot, seen: set[int]) -> Iterator[_Slot]:
+    """The pieces of state from a place on, each once."""
+    value = slot.value
+    if isinstance(value, np.ndarray | np.random.Generator):
+        if _is_new(value, seen):
+            yield slot
+    elif isinstance(value, bool | int | float | np.number | np.bool_):
+        yield slot
+    elif not (isinstance(value, Space | type | ModuleType | str | bytes) or is_dataclass(value) or id(value) in seen):
+        seen.add(id(value))
+        for name, child in _children(value):
+            path = f"{slot.path}.{name}" if slot.path else str(name)
+            yield from _slots(_Slot(path, child, value, name), seen)
 
-    Views into what is kept as a whole (rows of a stack) need no place of their own.
-    """
+
+def _is_new(value: np.ndarray | np.random.Generator, seen: set[int]) -> bool:
+    """Whether an array or generator needs a place; views into what is kept as a whole (rows of a stack) need none."""
     whole = _memory(value)
     if {id(value), id(whole)} & seen or getattr(value, "dtype", None) == np.dtype(object):
         return False
@@ -58,59 +69,18 @@ def _is_new(value: np.ndarray | np.random.Generator, seen: set[int]) -> bool:
     return True
 
 
-def _slots(owner: Any, key: Any, value: Any, path: str, seen: set[int]) -> Iterator[_Slot]:
-    if isinstance(value, np.ndarray | np.random.Generator):
-        if _is_new(value, seen):
-            yield _Slot(path, value, owner, key)
-    elif isinstance(value, bool | int | float | np.number | np.bool_):
-        yield _Slot(path, value, owner, key)
-    elif not (isinstance(value, Space | type | ModuleType | str | bytes) or is_dataclass(value) or id(value) in seen):
-        seen.add(id(value))
-        for name, child in _children(value):
-            yield from _slots(value, name, child, f"{path}.{name}" if path else str(name), seen)
+def _slots_of(environment: VectorEnv[Any, Any, Any]) -> list[_Slot]:
+    return list(_slots(_Slot("", environment, None, None), set()))
 
 
-def stream_text(bit_generator: Any) -> str:
-    """The state of a numpy bit generator as JSON text."""
-    return json.dumps(bit_generator.state, default=lambda a: a.tolist() if hasattr(a, "tolist") else int(a))
-
-
-def stream_state(bit_generator: Any, text: Any) -> dict[str, Any]:
-    """The state that `stream_text` wrote, checked for this kind of generator: numpy itself checks no position.
-
-    Raises:
-        InputError: something else, or a state that the generator cannot have.
-    """
-    name = type(bit_generator).__name__
-    state = _state_of(name, text)
-    inner = state["state"]
-    for place, key, most in ((inner, "pos", _MT19937_WORDS), (state, "buffer_pos", _PHILOX_WORDS)):
-        if key in place and not (type(place[key]) is int and 0 <= place[key] <= most):
-            raise InputError(f"checkpoint: expected the state of a {name}, got {key} = {place[key]!r}")
-    if "key" in inner:
-        inner["key"] = np.array(inner["key"], np.uint32 if name == "MT19937" else np.uint64)
-        if inner["key"].shape != bit_generator.state["state"]["key"].shape:
-            raise InputError(f"checkpoint: expected the state of a {name}, got another number of words")
-    type(bit_generator)().state = state  # raises where it does not fit
-    return state
-
-
-def _state_of(name: str, text: Any) -> dict[str, Any]:
-    state = json.loads(text) if isinstance(text, str) else None
-    is_one = isinstance(state, dict) and state.get("bit_generator") == name and isinstance(state.get("state"), dict)
-    if not isinstance(state, dict) or not is_one:
-        raise InputError(f"checkpoint: expected the state of a {name}")
-    return state
-
-
-def snapshot(environment: Any) -> dict[str, Any]:
+def snapshot(environment: VectorEnv[Any, Any, Any]) -> dict[str, Any]:
     """Copies of all state.
 
     Returns:
         path -> array, JSON text (the state of a generator), or number.
     """
     saved: dict[str, Any] = {}
-    for slot in _slots(None, None, environment, "", set()):
+    for slot in _slots_of(environment):
         if isinstance(slot.value, np.ndarray):
             # By bytes: a copy of records would leave what lies between their fields undefined.
             data = np.ascontiguousarray(slot.value).tobytes()
@@ -122,7 +92,7 @@ def snapshot(environment: Any) -> dict[str, Any]:
     return saved
 
 
-def restore(environment: Any, saved: dict[str, Any]) -> None:
+def restore(environment: VectorEnv[Any, Any, Any], saved: dict[str, Any]) -> None:
     """Put an environment into a saved state; it must be built alike and have been reset.
 
     Everything is checked before anything is changed.
@@ -130,7 +100,7 @@ def restore(environment: Any, saved: dict[str, Any]) -> None:
     Raises:
         InputError: the snapshot belongs to an environment of another shape.
     """
-    slots = list(_slots(None, None, environment, "", set()))
+    slots = _slots_of(environment)
     paths = {slot.path for slot in slots}
     if paths != set(saved):
         other = sorted(paths ^ set(saved))[0]

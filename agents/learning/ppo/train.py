@@ -21,16 +21,17 @@ import llmsched_env  # noqa: F401 - registers the environments
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import export, source_hash, versions
 from agents.learning.learned.policy import LearnedPolicy
-from agents.learning.ppo.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog, tensorboard_logger
+from agents.learning.ppo.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog
 from agents.learning.ppo.checkpoint import checkpoints, load_checkpoint, old_checkpoints
 from agents.learning.ppo.checkpoint_file import DamagedCheckpoint, check_configuration
 from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO
+from agents.learning.ppo.tensorboard import tensorboard_logger
 from agents.learning.ppo.train_config import NOT_COMPARED, TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.run_folder import CONFIG_FILE, refuse_difference, write_about
-from agents.learning.teachers import teacher
+from agents.learning.teachers import Teacher, teacher
 from agents.work.files import claimed
 from engine.device.latency import load_profile
 from engine.errors import InputError
@@ -201,27 +202,29 @@ def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
         if found:
             _continue(model, config, found, evaluation)
         elif choose is not None:
-            taught = imitate(model, choose, config.imitation_steps)
-            print(f"imitated {config.teacher}: {100 * taught['agreement']:.1f} % of its decisions", file=sys.stderr)
+            _imitate(model, choose, config)
         logger = tensorboard_logger(config.run_dir, model.num_timesteps + 1 if found else 0)
         model.set_logger(logger)
         kept = Checkpoints(config, config.run_dir / CHECKPOINTS, lambda: {"evaluation": evaluation.state()})
-        bar = ProgressBar(config.total_timesteps) if config.progress else None
-        shown: list[BaseCallback] = [bar] if bar else []
         watch: list[BaseCallback] = [evaluation] if config.eval_every else []
-        callbacks = CallbackList([TrainingLog(config.env.action), *watch, *shown, *extra, kept])
+        bars = [ProgressBar(config.total_timesteps)] if config.progress else []
         try:
-            _learn(model, config, callbacks)
+            _learn(model, config, CallbackList([TrainingLog(config.env.action), *watch, *bars, *extra, kept]))
             learned_policy(model, config).bundle.save(config.run_dir / "final")
         except KeyboardInterrupt:
             kept.save()
             raise
         finally:
-            if bar:
+            for bar in bars:
                 bar.close()
             logger.close()
             model.get_env().close()  # type: ignore[union-attr]
     return config.run_dir
+
+
+def _imitate(model: TimedPPO, choose: Teacher, config: TrainConfig) -> None:
+    taught = imitate(model, choose, config.imitation_steps)
+    print(f"imitated {config.teacher}: {100 * taught['agreement']:.1f} % of its decisions", file=sys.stderr)
 
 
 def _learn(model: TimedPPO, config: TrainConfig, callbacks: CallbackList) -> None:

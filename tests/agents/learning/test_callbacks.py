@@ -11,7 +11,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 import baselines
 from agents.learning.heldout import HELD_OUT_SEED, TRAINING_SEED, HeldOut, record_return, reward_terms
 from agents.learning.learned.policy import LearnedPolicy
-from agents.learning.ppo.callbacks import SLO_METRICS, Evaluation, scalar_layout
+from agents.learning.ppo.callbacks import Evaluation
+from agents.learning.ppo.tensorboard import SLO_METRICS, scalar_layout
 from agents.learning.ppo.timeline import timeline
 from agents.learning.ppo.train import train
 from engine.demand.workload import Workload
