@@ -229,29 +229,42 @@ def shipped_hyperparams() -> list[str]:
 
 def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:
     values: dict[str, Any] = {"env_id": env_id, "run_dir": Path("runs") / env_id, "env": PRESETS[env_id]}
-    known = {f.name for f in fields(TrainConfig)} - {"env_id", "run_dir", "resume", "env"}
     for key, value in block.items():
-        if key == "n_timesteps":
-            values["total_timesteps"] = value
-        elif key == "policy":
-            if value != "MlpPolicy":
-                raise InputError(f"{where}: policy: expected MlpPolicy, got {kind_of(value)}")
-        elif key == "learning_rate" and isinstance(value, str) and value.startswith("lin_"):
-            values |= {"schedule": "linear", "learning_rate": _rate(value, f"{where}: learning_rate")}
-        elif key == "policy_kwargs":
-            values |= _network(value, where)
-        elif key == "env_kwargs":
-            merged = _merge(PRESETS[env_id].to_dict(), value, f"{where}: env_kwargs")
-            values["env"] = from_mapping(EnvConfig, merged, f"{where}: env")
-        elif key in known:
-            values[key] = value
-        else:
-            names = sorted(known | {"n_timesteps", "policy", "policy_kwargs", "env_kwargs"})
-            raise InputError(f"{where}: {env_id}: unknown key {key!r}, known: {', '.join(names)}")
+        values |= _entry(key, value, env_id, where)
     try:
         return TrainConfig(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _entry(key: str, value: Any, env_id: str, where: str) -> dict[str, Any]:
+    """What one entry of an environment's block says of the configuration."""
+    known = {f.name for f in fields(TrainConfig)} - {"env_id", "run_dir", "resume", "env"}
+    if key == "n_timesteps":
+        return {"total_timesteps": value}
+    if key == "policy":
+        _check_policy(value, where)
+        return {}
+    if key == "learning_rate" and isinstance(value, str) and value.startswith("lin_"):
+        return {"schedule": "linear", "learning_rate": _rate(value, f"{where}: learning_rate")}
+    if key == "policy_kwargs":
+        return _network(value, where)
+    if key == "env_kwargs":
+        return {"env": _environment(env_id, value, where)}
+    if key not in known:
+        names = sorted(known | {"n_timesteps", "policy", "policy_kwargs", "env_kwargs"})
+        raise InputError(f"{where}: {env_id}: unknown key {key!r}, known: {', '.join(names)}")
+    return {key: value}
+
+
+def _check_policy(name: object, where: str) -> None:
+    if name != "MlpPolicy":
+        raise InputError(f"{where}: policy: expected MlpPolicy, got {kind_of(name)}")
+
+
+def _environment(env_id: str, changes: object, where: str) -> EnvConfig:
+    merged = _merge(PRESETS[env_id].to_dict(), changes, f"{where}: env_kwargs")
+    return from_mapping(EnvConfig, merged, f"{where}: env")
 
 
 def _rate(text: str, where: str) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle, source_hash, versions
 from agents.learning.learned.policy import LearnedPolicy
-from agents.learning.search.rounds import Rounds, Search
+from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
 from agents.learning.teachers import teacher
 from agents.work.files import claimed
@@ -252,16 +252,9 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
 
 def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
     names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
-    rounds = Rounds(
-        config.run_dir,
-        config.to_dict(),
-        NOT_COMPARED,
-        command=command,
-        heading=["generation", "seconds", "sigma", *(f"relative_{name}" for name in names)],
-        width=config.population + _MARKS,
-        counter="generations",
-        resume=resume,
-    )
+    heading = ("generation", "seconds", "sigma", *(f"relative_{name}" for name in names))
+    kind = Kind(heading, width=config.population + _MARKS, counter="generations", free=NOT_COMPARED)
+    rounds = Rounds(config, kind, command, resume)
     shared = frame(config, rounds.command)
     search = _search(config)
     for numbers in rounds.finished:

@@ -43,63 +43,77 @@ class Search:
         return {name: value for name, value in asdict(self).items() if name != "run_dir"}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the rounds of one kind of search are like."""
+
+    heading: tuple[str, ...]
+    """Columns of log.csv; the second is the seconds since the beginning."""
+    width: int
+    """Numbers that a round keeps."""
+    counter: str
+    """The entry of the configuration that says how many rounds are wanted."""
+    free: tuple[str, ...]
+    """Entries of the configuration that may differ when the search goes on."""
+
+
 class Rounds:
     """The finished rounds of a search, kept in its folder; whoever uses it has claimed the folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        free: tuple[str, ...],
-        *,
-        command: str,
-        heading: Sequence[str],
-        width: int,
-        counter: str,
-        resume: bool,
-    ) -> None:
+    def __init__(self, search: Search, kind: Kind, command: str, resume: bool) -> None:
         """Start a folder, or go on with one.
 
         Args:
-            folder: the run folder.
-            config: the configuration as plain data.
-            free: its entries that may differ when the search goes on.
+            search: the configuration; its run folder is the one.
+            kind: what the rounds are like.
             command: how the search was started.
-            heading: columns of log.csv; the second is the seconds since the beginning.
-            width: numbers that a round keeps.
-            counter: the entry that says how many rounds are wanted.
             resume: go on with what the folder holds.
 
         Raises:
             InputError: the folder holds another run, nothing to resume, another configuration, or more rounds already.
         """
-        self.folder, self.command, self._width, self._heading = folder, command, width, list(heading)
-        config = plain(config)
+        self.folder, self.command, self._kind = search.run_dir, command, kind
+        config = plain(search.to_dict())
         if resume:
-            about = read_about(folder)
-            refuse_difference(config, about["config"], free, folder)
-            self.command = about["command"] if isinstance(about.get("command"), str) else command
-        elif (folder / ROUNDS_FILE).exists() or (folder / LOG_FILE).exists():
-            raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
+            self._check_run(config)
+        elif any((self.folder / name).exists() for name in (ROUNDS_FILE, LOG_FILE)):
+            raise InputError(
+                f"run_dir: {self.folder} already holds a run; --resume continues it, or choose another folder"
+            )
         about = {"config": config, "versions": versions(), "command": self.command, "sources": source_hash()}
         if not resume:
-            write_about(folder, about)
-        path = folder / ROUNDS_FILE
-        fixed = config_hash({key: value for key, value in config.items() if key not in free})
+            write_about(self.folder, about)
+        path = self.folder / ROUNDS_FILE
+        fixed = config_hash({key: value for key, value in config.items() if key not in kind.free})
         self._file = CellFile(path, fixed, resume and path.exists(), key=self._key)
         self._rows: list[list[Any]] = []
         self.finished = self._unbroken()
-        if config[counter] < len(self.finished):
-            least = f"at least the {len(self.finished)} that are finished"
-            raise InputError(f"resume: {folder}: {counter}: expected {least}, got {config[counter]}")
-        write_about(folder, about)
+        self._check_count(config)
+        write_about(self.folder, about)
         self._began = time.perf_counter() - (self._rows[-1][0] if self._rows else 0.0)
         self._write_log()
+
+    def _check_run(self, config: dict[str, Any]) -> None:
+        """Check that the folder holds a search of this configuration, and take over how it was started."""
+        about = read_about(self.folder)
+        refuse_difference(config, about["config"], self._kind.free, self.folder)
+        if isinstance(about.get("command"), str):
+            self.command = about["command"]
+
+    def _check_count(self, config: dict[str, Any]) -> None:
+        counter, done = self._kind.counter, len(self.finished)
+        if config[counter] < done:
+            least = f"at least the {done} that are finished"
+            raise InputError(f"resume: {self.folder}: {counter}: expected {least}, got {config[counter]}")
 
     def _key(self, cell: dict[str, Any]) -> int:
         """The number of a round; raises TypeError or KeyError for what is none."""
         numbers, row = cell["numbers"], cell["row"]
-        if type(cell["round"]) is not int or len(row) != len(self._heading) - 1 or len(numbers) != self._width:
+        if (
+            type(cell["round"]) is not int
+            or len(row) != len(self._kind.heading) - 1
+            or len(numbers) != self._kind.width
+        ):
             raise TypeError
         known = [*numbers, row[0], *(value for value in row if value is not None)]
         if not all(type(value) in (int, float) and math.isfinite(value) for value in known):
@@ -135,7 +149,7 @@ class Rounds:
         self._write_log()
 
     def _write_log(self) -> None:
-        lines = [",".join(self._heading)]
+        lines = [",".join(self._kind.heading)]
         for number, row in enumerate(self._rows):
             lines.append(",".join(f"{math.nan if value is None else value:.5g}" for value in [number, *row]))
         write_atomically(self.folder / LOG_FILE, "\n".join(lines) + "\n")

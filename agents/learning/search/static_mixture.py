@@ -16,7 +16,7 @@ import numpy as np
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle, source_hash, versions
 from agents.learning.learned.policy import LearnedPolicy
-from agents.learning.search.rounds import Rounds, Search
+from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
@@ -127,17 +127,9 @@ def learn_mixture(
 def _learn(config: MixtureConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
     env, arms = config.env(), len(config.arms)
     static_mixture(env, np.zeros(arms)).memory(env.engine, 1)  # every arm exists
-    heading = ["update", "seconds", "cost", *(f'"{arm}"' for arm in config.arms)]
-    rounds = Rounds(
-        config.run_dir,
-        config.to_dict(),
-        NOT_COMPARED,
-        command=command,
-        heading=heading,
-        width=arms,
-        counter="updates",
-        resume=resume,
-    )
+    heading = ("update", "seconds", "cost", *(f'"{arm}"' for arm in config.arms))
+    kind = Kind(heading, width=arms, counter="updates", free=NOT_COMPARED)
+    rounds = Rounds(config, kind, command, resume)
     rng, theta = np.random.default_rng(config.seed), np.zeros(arms)
     for numbers in rounds.finished:
         _draw_signs(rng, config)  # so that the generator goes on from here
