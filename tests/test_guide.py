@@ -48,7 +48,7 @@ def blocks(page: Path) -> list[Block]:
 
 def lines(block: Block) -> list[list[str]]:
     """The commands of a shell block, in words."""
-    joined = block.text.replace("\\\n", " ").splitlines()
+    joined = block.text.replace("\\\n", "").splitlines()
     return [words for line in joined if (words := shlex.split(line, comments=True))]
 
 
@@ -105,6 +105,11 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
         assert list(ROOT.glob(path)), path
     for module, script in MODULE.findall(text):
         assert (ROOT / script).is_file() if script else importlib.util.find_spec(module), module or script
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=name)
+def test_code_is_not_wider_than_the_page(page: Path) -> None:
+    assert [line for block in blocks(page) for line in block.text.splitlines() if len(line) > 92] == []
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
