@@ -95,10 +95,13 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
     """The command as its flags describe it; leaves with code 2 and one line if they cannot be read."""
     import tyro
 
-    command_class = import_module(f"agents.commands.{name}").Command
+    module = import_module(f"agents.commands.{name}")
+    command_class, registry = module.Command, getattr(module, "registry", None)
 
-    def parse(default: Any) -> Any:
+    def parse(default: Any, is_draft: bool = False) -> Any:
         options = {} if default is None else {"default": default}
+        if registry:
+            options["registry"] = registry(is_draft)
         return tyro.cli(command_class, prog=f"llmsched {name}", args=list(arguments), **options)
 
     if asked := {"-h", "--help", ALL} & set(arguments):
@@ -110,11 +113,11 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            command = parse(None)
+            command = parse(None, is_draft=registry is not None)
             preset = getattr(command, "preset", None)
             # Some flags choose the defaults of others.
             default = preset() if preset else None
-            return command if default is None else parse(default)
+            return command if default is None and not registry else parse(default)
     except SystemExit as leaving:
         if leaving.code:
             print(f"llmsched {name}: {_one_line(errors.getvalue())}", file=sys.stderr)

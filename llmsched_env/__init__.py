@@ -6,6 +6,7 @@
 from gymnasium.envs.registration import register, registry
 
 from engine.demand.workload import Workload
+from llmsched_env.actions import ACTIONS, Action, Allocation, Codec, Mixture, Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
@@ -15,7 +16,7 @@ from llmsched_env.vector import LLMSchedVectorEnv
 
 PRESETS: dict[str, EnvConfig] = {
     "LLMSched-v0": EnvConfig(),
-    "LLMSchedMixture-v0": EnvConfig(action="mixture"),
+    "LLMSchedMixture-v0": EnvConfig(action=Mixture()),
     "LLMSchedAzureConv-v0": EnvConfig(workload=Workload(rate=3.0, num_requests=256, lengths="azure2023_conv")),
     "LLMSchedToy-v0": EnvConfig(workload=Workload(arrivals="toy", rate=0.5, num_requests=8, lengths="fixed:512,8")),
 }
@@ -37,14 +38,20 @@ def register_envs() -> None:
 register_envs()
 
 __all__ = [
+    "ACTIONS",
     "OBSERVATION_NAMES",
     "OBSERVATION_SIZE",
     "PRESETS",
     "REWARD_TERMS",
+    "Action",
+    "Allocation",
+    "Codec",
     "EnvConfig",
     "EnvState",
     "LLMSchedEnv",
     "LLMSchedVectorEnv",
+    "Mixture",
     "RewardWeights",
+    "Slackfit",
     "register_envs",
 ]

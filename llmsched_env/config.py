@@ -1,14 +1,17 @@
 """`EnvConfig`: everything that makes an environment, as one frozen record that can be saved and compared."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
 from engine.demand.workload import TRACE_FIELDS, Workload
 from engine.errors import InputError
-from engine.fields import RATE, SECONDS, checked, from_mapping, number, whole
+from engine.fields import RATE, SECONDS, checked, from_mapping, whole
 from engine.files.reading import file_digest, kind_of
+from llmsched_env.actions import Action, Allocation, Codec
+from llmsched_env.actions.reading import is_setting, read_action, settings
 from llmsched_env.own import OwnFunction, place_of, read_reward
 from llmsched_env.reward import RewardWeights
 
@@ -17,9 +20,6 @@ _BOUNDS = {
     "backlog": whole(0),
     "max_steps": whole(0),
     "horizon_s": SECONDS,
-    "hold": whole(1),
-    "ageing": number(0.0, 1e9, below=True),
-    "close": number(0.0, 1e9, below=True),
 }
 """Ranges of the fields."""
 
@@ -45,19 +45,8 @@ class EnvConfig:
     skip_decode_only: bool = False
     """Run iterations without any prompt work (all decodes) without asking; their time and reward count. Learning is
     easier so, for there is nothing worth deciding in them: the shipped training settings turn it on."""
-    action: Literal["allocation", "mixture"] = "allocation"
-    """Action space: batch size x decode rule x prefill order, or which baseline builds the next batch."""
-    budget: Literal["tokens", "time", "slackfit"] = "tokens"
-    """What `allocation` means: batch sizes in tokens, in predicted seconds, or all choices the knobs of slackfit."""
-    hold: int = 1
-    """Iterations for which a choice of `allocation` holds (those that are skipped do not count): what memory costs is
-    seen only after many seconds, and noise that lasts a second explores more than noise of one batch."""
-    ageing: float = 0.0
-    """Tokens that a prompt counts less for each second since its arrival (slackfit budgets): against starvation."""
-    close: float = 0.0
-    """When a batch ends early with a finished prompt (slackfit budgets; `baselines.slackfit`)."""
-    arms: tuple[str, ...] = ("slai", "sarathi", "sarathi:order=spf", "vllm")
-    """Baselines that `mixture` chooses from."""
+    action: Action = field(default_factory=Allocation)
+    """What the learner chooses, with its settings (`llmsched_env.actions`): an object, or its name."""
     prediction: str = ""
     """Channel of output-length predictions for arms that need them (oracle, rank:tau=0.52, ...): one prediction per
     request, which is not refreshed."""
@@ -68,6 +57,17 @@ class EnvConfig:
     observation_sha256: str = ""
     """Hash that its source must have ("": any); noted where an environment is saved."""
 
+    def __new__(cls, *args: Any, **keywords: Any) -> "EnvConfig":
+        """Refuse the settings of actions, which were fields of this class.
+
+        Raises:
+            InputError: there is one; says where it is now.
+        """
+        for name, kind in settings().items():
+            if name in keywords:
+                raise InputError(f"EnvConfig: {name}: expected as a setting of its action, action={kind.__name__}(...)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Check the fields that are the environment's own.
 
@@ -76,25 +76,21 @@ class EnvConfig:
         """
         if isinstance(self.horizon_s, float) and self.horizon_s == float("inf"):
             object.__setattr__(self, "horizon_s", 0.0)
+        if not isinstance(self.action, Action):
+            object.__setattr__(self, "action", read_action({"action": self.action}, Allocation(), "env"))
         checked(self, "env", _BOUNDS)
         if self.workload.arrivals == "recorded" and self.rates:
             raise InputError(f"env.rates: expected none with recorded arrivals, got {self.rates}")
         if self.workload.trace and not self.workload.max_tokens:
             longest = self.engine.max_request_tokens
             object.__setattr__(self, "workload", replace(self.workload, max_tokens=longest))
-        if self.observation and self.action == "mixture":
-            raise InputError("env.observation: expected none with the mixture action, whose policies see the default")
-        if self.action == "mixture" and not self.arms:
-            raise InputError("env.arms: expected at least one baseline for the mixture action, got none")
+        if self.observation and not isinstance(self.action, Codec):
+            name = self.action.name
+            raise InputError(f"env.observation: expected none with the {name} action, whose policies see the default")
         if self.prediction and parse_channel(self.prediction).refreshes:
             raise InputError(
                 f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
             )
-        if self.hold > 1 and self.action != "allocation":
-            raise InputError(f"env.hold: expected 1 for a mixture, got {self.hold!r}")
-        for name in ("ageing", "close"):
-            if getattr(self, name) > 0.0 and self.budget != "slackfit":
-                raise InputError(f"env.{name}: expected 0 unless budget is slackfit, got {getattr(self, name)!r}")
         if self.workload.is_closed and (self.backlog or self.rates):
             raise InputError("env.backlog, env.rates: expected none for a closed loop, whose users set the rate")
         if self.backlog > self.workload.num_requests:
@@ -111,7 +107,7 @@ class EnvConfig:
         """
         if not isinstance(self.workload.lengths, str):
             raise InputError("env.workload.lengths: expected a name to be able to save it, got an object")
-        data = asdict(self)
+        data = asdict(self) | {"action": self.action.to_dict()}
         if not self.workload.trace:
             for name in TRACE_FIELDS:
                 del data["workload"][name]
@@ -125,13 +121,22 @@ class EnvConfig:
         return data
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "EnvConfig":
+    def from_dict(cls, data: Any, where: str = "env", action: Action | None = None) -> "EnvConfig":
         """Build a configuration from (part of) what `to_dict` gives; what is absent keeps its default.
+
+        Args:
+            data: the mapping; settings of the action may stand in it, too (`llmsched_env.actions.reading`).
+            where: what it is, for messages.
+            action: the action whose settings are meant where the mapping says nothing (None: the default one).
 
         Raises:
             InputError: an unknown key, or a value of the wrong kind.
         """
-        return from_mapping(cls, data, "env")
+        if not isinstance(data, Mapping):
+            raise InputError(f"{where}: expected a mapping, got {kind_of(data)}")
+        given = {name: value for name, value in data.items() if is_setting(name)}
+        rest = {name: value for name, value in data.items() if name not in given}
+        return from_mapping(cls, {**rest, "action": read_action(given, action or Allocation(), where)}, where)
 
 
 def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[str, ...]) -> EnvConfig:
@@ -139,7 +144,7 @@ def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[
 
     Args:
         config: what the keywords change (None: the defaults).
-        changes: fields of `EnvConfig`.
+        changes: fields of `EnvConfig`, and settings of its action.
         further: keywords that the constructor takes besides, for the message.
 
     Raises:
@@ -150,8 +155,9 @@ def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[
     config = config or EnvConfig()
     if not changes:
         return config
-    known = [f.name for f in fields(EnvConfig)]
+    known = [*(f.name for f in fields(EnvConfig)), *settings()]
     for name in changes:
         if name not in known:
             raise InputError(f"{name}: unknown keyword, known: {', '.join([*further, *known])}")
-    return EnvConfig.from_dict({**vars(config), **changes})
+    present = {name: value for name, value in vars(config).items() if name != "action"}
+    return EnvConfig.from_dict({**present, **changes}, action=config.action)

@@ -8,7 +8,7 @@ import numpy as np
 from engine.device.latency import Executor
 from engine.errors import InputError
 from llmsched_env.config import EnvConfig, configure
-from llmsched_env.fleet import Fleet, action_space
+from llmsched_env.fleet import Fleet
 from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
 from llmsched_env.live import Live, find_executor
 from llmsched_env.render import Timeline
@@ -29,7 +29,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     ## Action
     `allocation`: MultiDiscrete([9, 5, 4]): token budget of the iteration, slack below which a decode must run, order of
-    the prompts (see `llmsched_env.action`). `mixture`: Discrete: which baseline builds the batch.
+    the prompts (`llmsched_env.actions`). `mixture`: Discrete: which baseline builds the batch.
 
     ## Observation
     Box float32[OBSERVATION_SIZE]: waiting requests by prompt length and tier, decodes by slack and tier, KV use, waits,
@@ -80,7 +80,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             raise InputError(f"render_mode: expected ansi or rgb_array, got {show(render_mode)}")
         self.config = configure(config, changes, KEYWORDS)
         self.render_mode = render_mode
-        self.action_space = action_space(self.config)
+        self.action_space = self.config.action.space()
         self.live = Live(find_executor(executor, self.config.engine), self.config) if executor is not None else None
         limit = step_limit(max_episode_steps)
         self.fleet = Fleet(1, self.config, live=self.live, batched=False, max_episode_steps=limit)

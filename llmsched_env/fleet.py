@@ -1,12 +1,11 @@
 """`Fleet`: rows of servers with their memories, traces and outcomes, which both environment classes drive."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-import baselines
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel, load_profile
@@ -15,14 +14,7 @@ from engine.server.integrity import check_server
 from engine.server.policy import Policy
 from engine.server.rows import new_rows, row_of
 from engine.server.state import ROW, Server, load, set_limits
-from llmsched_env.action import (
-    ACTION_NAMES,
-    ACTION_SIZES,
-    ALLOCATION_PARAMS,
-    ALLOCATION_REQUEST_MEMORY,
-    ALLOCATION_ROW_MEMORY,
-    allocation_params,
-)
+from llmsched_env.actions import Codec
 from llmsched_env.config import EnvConfig
 from llmsched_env.episode import episode_report
 from llmsched_env.inputs import Actions, needs_reset
@@ -35,10 +27,9 @@ from llmsched_env.step import (
     Memories,
     Rules,
     bundle_arrays,
+    compiled_step,
     new_memories,
     new_outcome,
-    step_allocation,
-    step_mixture,
 )
 
 
@@ -52,34 +43,31 @@ def observation_space(own_size: int = 0) -> spaces.Box:
     return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
 
 
-def action_space(config: EnvConfig) -> spaces.Space[Any]:
-    """MultiDiscrete (budget, decode rule, order) for `allocation`, Discrete (arm) for `mixture`."""
-    if config.action == "mixture":
-        return spaces.Discrete(len(config.arms))
-    return spaces.MultiDiscrete(list(ACTION_SIZES))
-
-
-def _arms(config: EnvConfig) -> list[Policy]:
-    """The baselines of a mixture, none for `allocation`."""
-    arms: list[Policy] = [baselines.make(s) for s in config.arms] if config.action == "mixture" else []
-    for arm in arms:
-        if not arm.runs_compiled:
-            raise InputError(f"env.arms: expected policies with a compiled kernel, got {arm.spec!r}")
-        if arm.channel and not config.prediction:
-            raise InputError(f"env.prediction: expected a channel such as {arm.channel} for {arm.spec!r}, got none")
-    return arms
-
-
-def _memories(rows: int, config: EnvConfig, codec: np.ndarray, arms: list[Policy]) -> Memories:
+def _memories(
+    rows: int, config: EnvConfig, codec: Codec, params: Sequence[np.ndarray], arms: Sequence[Policy]
+) -> Memories:
     """Zeroed memories with the parameters of the codec and of the arms."""
-    params = [codec, *(a.params(config.engine) for a in arms)]
-    cells = max([ALLOCATION_REQUEST_MEMORY, *(a.request_memory for a in arms)])
-    row_cells = max([ALLOCATION_ROW_MEMORY, *(a.row_memory for a in arms)])
-    width = max([ALLOCATION_PARAMS, *(len(p) for p in params)])
-    memories = new_memories(len(params), width, rows, config.workload.num_requests, cells, row_cells)
+    cells = max([codec.request_memory, *(a.request_memory for a in arms)])
+    row_cells = max([codec.row_memory, *(a.row_memory for a in arms)])
+    n, width = config.workload.num_requests, max(len(p) for p in params)
+    memories = new_memories(len(params), width, rows, n, cells, row_cells)
     for k, p in enumerate(params):
         memories.params[k, : len(p)] = p
     return memories
+
+
+def _rules(config: EnvConfig, max_episode_steps: int) -> Rules:
+    """What is the same for every row."""
+    action, codec = config.action, config.action.codec
+    limits = [config.max_steps, config.horizon_s, config.skip_decode_only, action.holds, max_episode_steps]
+    return Rules(
+        config.reward.vector(),
+        np.array([t.weight for t in config.workload.tiers], np.float64),
+        np.array(limits, np.float64),
+        np.array(action.sizes, np.int64),
+        np.array(codec.DECODES, np.int64),
+        np.array(codec.FALLBACK, np.int64),
+    )
 
 
 def _leaves(arrays: Any) -> Iterator[np.ndarray]:
@@ -127,23 +115,19 @@ class Fleet:
         self.rows = rows
         self._model = model
         self.latency = model.compiled(config.engine)
-        arms = _arms(config)
-        codec = allocation_params(model, config.budget, config.ageing, config.close)
-        self.kernels = tuple(a.kernel.compiled for a in arms if a.kernel)
+        action, codec = config.action, config.action.codec
+        arms = action.policies(config.prediction)
+        self.kernels = tuple(kernel.compiled for kernel in (codec.kernel, *(arm.kernel for arm in arms)) if kernel)
+        params = [codec.params(model), *(arm.params(config.engine) for arm in arms)]
         n, tiers = config.workload.num_requests, config.workload.tiers
         try:
-            self.memories = _memories(rows, config, codec, arms)
+            self.memories = _memories(rows, config, codec, params, arms)
             self.servers: Server = new_rows(rows, n, len(tiers))
         except (MemoryError, ValueError) as error:
             raise InputError(f"num_envs: no memory for {rows} rows of {n} requests ({error})") from None
         self.row_servers: list[Server] = [row_of(self.servers, e) for e in range(rows)]
-        space = action_space(config)
-        choices = np.atleast_1d(np.asarray(getattr(space, "nvec", getattr(space, "n", 0)), np.int64))
-        names = ACTION_NAMES if config.action == "allocation" else ("arm",)
-        self.actions = Actions(((rows,) if batched else ()) + (space.shape or ()), rows, choices.tolist(), names)
-        flags = [config.max_steps, config.horizon_s, config.skip_decode_only, config.hold, max_episode_steps]
-        tier_weight = np.array([t.weight for t in tiers], np.float64)
-        self.rules = Rules(config.reward.vector(), tier_weight, np.array(flags, np.float64), choices)
+        self.actions = Actions(action, rows, batched)
+        self.rules = _rules(config, max_episode_steps)
         self.outcome = new_outcome(rows)
         self._prepare_own()
         self.returns = np.zeros(rows)
@@ -151,7 +135,7 @@ class Fleet:
         self.started = False
         self._has_episode = np.zeros(rows, np.bool_)
         sums = {"return": self.returns, "term_sums": self.term_sums}
-        self._codec = StateCodec(self.servers, self.memories, self.outcome, sums)
+        self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec.sizes)
         self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
         self._step = self._stepper(threads > 1)
 
@@ -249,7 +233,7 @@ class Fleet:
         for e in range(self.rows):
             check_server(self.row_servers[e], limits, f"{where}: row {e}")
             memory = self.memories.row[e, 0], self.memories.request[e, 0], self.outcome.observation[e]
-            if not memory_is_sound(*memory):
+            if not memory_is_sound(*memory, np.array(self.config.action.codec.sizes)):
                 raise InputError(f"{where}: row {e}: expected memories as a step leaves them, got others")
 
     def draw(self, rng: np.random.Generator) -> Requests:
@@ -312,11 +296,8 @@ class Fleet:
         arrays, kernels, live = self._arrays, self.kernels, self.live
         if live:
             return lambda action, first, last, opens: live.step(self, action, opens)
-        if not kernels:
-            allocation = step_allocation(parallel)
-            return lambda action, first, last, opens: allocation(action, arrays, first, last, opens)
-        mixture = step_mixture(len(kernels), parallel)
-        return lambda action, first, last, opens: mixture(kernels, action, arrays, first, last, opens)
+        step = compiled_step(len(kernels), parallel)
+        return lambda action, first, last, opens: step(kernels, action, arrays, first, last, opens)
 
     def step(self, given: Any) -> None:
         """Advance every row by one decision; results are in `outcome`.

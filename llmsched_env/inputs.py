@@ -9,6 +9,7 @@ import numpy as np
 from engine.demand.requests import Requests
 from engine.errors import InputError
 from engine.fields import COUNT
+from llmsched_env.actions import Action
 
 
 def is_whole(value: Any) -> bool:
@@ -38,18 +39,17 @@ def needs_reset(what: str) -> ResetNeeded:
 class Actions:
     """Takes actions of one shape as the int64 array that the compiled step reads."""
 
-    def __init__(self, shape: tuple[int, ...], rows: int, choices: Sequence[int], names: Sequence[str]) -> None:
+    def __init__(self, action: Action, rows: int, batched: bool) -> None:
         """Prepare the array.
 
         Args:
-            shape: of an action as callers give it.
+            action: its space is that of one row.
             rows: servers.
-            choices: how many there are in each dimension.
-            names: of the dimensions, for messages.
+            batched: whether callers give one for each row.
         """
-        self.array = np.zeros((rows, len(choices)), np.int64)
-        self._slot = self.array.reshape(shape)
-        ranges = [f"0..{n - 1} ({name})" for n, name in zip(choices, names, strict=True)]
+        self.array = np.zeros((rows, len(action.sizes)), np.int64)
+        self._slot = self.array.reshape(((rows,) if batched else ()) + (action.space().shape or ()))
+        ranges = [f"0..{n - 1} ({name.replace('_', ' ')})" for name, n in action.heads.items()]
         self._expected = " and ".join([", ".join(ranges[:-1]), ranges[-1]] if len(ranges) > 1 else ranges)
 
     def take(self, given: Any) -> np.ndarray:

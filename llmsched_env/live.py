@@ -10,12 +10,9 @@ from engine.demand.requests import Requests
 from engine.device.latency import Charged, Executor
 from engine.errors import InputError
 from engine.server.state import Server
-from llmsched_env.action import ACTION_SIZES, TOKEN_LEVELS
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import show
-from llmsched_env.step import allocation_row, mixture_row
-
-_SARATHI = np.array([[TOKEN_LEVELS.index(512), 0, 0]])
+from llmsched_env.step import Rows, step_row
 
 
 def find_executor(executor: Executor | str, engine: EngineConfig) -> Executor:
@@ -42,7 +39,7 @@ class Live:
 
     def __init__(self, executor: Executor, config: EnvConfig) -> None:
         self.executor = Charged(executor, config.engine)
-        self.sizes = np.array([len(config.arms)] if config.action == "mixture" else ACTION_SIZES)
+        self.sizes = np.array(config.action.sizes)
         self.fallbacks = 0
         self._since = 0.0
 
@@ -77,11 +74,11 @@ class Live:
         """Take one decision on the only row of a fleet (`llmsched_env.fleet.Fleet`); returns -1: none is refused."""
         legal = opens or self._is_legal(action)
         self.fallbacks += not legal
-        arrays = (fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome, 0, opens)
-        if fleet.kernels and legal:
-            mixture_row(fleet.kernels, _whole(action), *arrays)
+        rows = Rows(fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome)
+        if legal:
+            step_row(fleet.kernels, _whole(action), rows, 0, opens)
         else:
-            allocation_row(_whole(action) if legal else _SARATHI, *arrays)
+            step_row(fleet.kernels[:1], fleet.rules.fallback[None], rows, 0, opens)
         return -1
 
     def _is_legal(self, action: Any) -> bool:

@@ -20,7 +20,7 @@ from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.server.integrity import FAULTS, checksum, server_fault
 from engine.server.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
-from llmsched_env.action import ACTION_SIZES, BUDGET, ORDER, RULE
+from llmsched_env.actions.action import LEVELS
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import is_whole, show
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVER
@@ -72,13 +72,21 @@ class StateCodec:
         "_named",
         "_record",
         "_scratch",
+        "_sizes",
         "_used",
         "_words",
         "digest",
         "layout",
     )
 
-    def __init__(self, servers: Server, memories: Memories, outcome: Outcome, sums: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        servers: Server,
+        memories: Memories,
+        outcome: Outcome,
+        sums: dict[str, np.ndarray],
+        sizes: tuple[int, ...],
+    ) -> None:
         """Lay the record out.
 
         Args:
@@ -86,7 +94,9 @@ class StateCodec:
             memories: of all kernels of all rows.
             outcome: of the last step.
             sums: further arrays with one entry for each row.
+            sizes: choices in each dimension of the action's codec.
         """
+        self._sizes = np.array(sizes)
         view, hidden = servers.visible, servers.hidden
         stacked = {
             "row": view.row,
@@ -175,7 +185,8 @@ class StateCodec:
         if code != 0:
             raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
         one = self._record
-        legal = memory_is_sound(one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0])
+        memory = one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]
+        legal = memory_is_sound(*memory, self._sizes)
         if not legal or not 0 <= one["draft"]["number"][0, 0] < 2**53:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
@@ -259,28 +270,53 @@ def _heap_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
 
 
 @hot
-def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
-    """The cells that the codec and the observer index and divide with (kernel 0), and the last observation."""
-    n = request.shape[0]
+def _all_finite(cells: np.ndarray) -> bool:
     for k in range(cells.shape[0]):
         if not np.isfinite(cells[k]):
             return False
+    return True
+
+
+@hot
+def _levels_are_sound(cells: np.ndarray, sizes: np.ndarray) -> bool:
+    for d in range(sizes.shape[0]):
+        if not 0.0 <= cells[LEVELS + d] < sizes[d]:
+            return False
+    return True
+
+
+@hot
+def _marks_are_sound(cells: np.ndarray, n: int) -> bool:
+    """What is known of the queue, and what the observer has counted."""
     for k in range(SEEN_ARRIVALS, SEEN_ORDER):
         if cells[k] < 0 or (k < SEEN_EVICTIONS and cells[k] > n):
             return False
-    for k in range(OBSERVER, BUDGET):
+    for k in range(OBSERVER, LEVELS):
         if cells[k] < 0:
             return False
-    for i in range(n):
-        for k in range(request.shape[1]):
-            if not np.isfinite(request[i, k]):
-                return False
+    return bool(cells[BEST] >= -1 and cells[BEST] < n)
+
+
+@hot
+def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray, sizes: np.ndarray) -> bool:
+    """The cells that the codec and the observer index and divide with (kernel 0), and the last observation.
+
+    Args:
+        cells: row memory.
+        request: memory of the requests.
+        observation: of the row.
+        sizes: choices in each dimension of the codec.
+    """
     for k in range(observation.shape[0]):
         if not abs(observation[k]) <= OBSERVATION_LIMIT:
             return False
-    legal = cells[BEST] >= -1 and cells[BEST] < n and min(cells[BUDGET], cells[RULE], cells[ORDER]) >= 0.0
-    choices = cells[BUDGET] < ACTION_SIZES[0] and cells[RULE] < ACTION_SIZES[1] and cells[ORDER] < ACTION_SIZES[2]
-    return bool(legal and choices and _heap_is_sound(cells, request))
+    return bool(
+        _all_finite(cells)
+        and _all_finite(request.reshape(request.size))
+        and _marks_are_sound(cells, request.shape[0])
+        and _levels_are_sound(cells, sizes)
+        and _heap_is_sound(cells, request)
+    )
 
 
 def _used(kind: np.dtype) -> np.ndarray:

@@ -14,15 +14,23 @@ from engine.server.core import begin, begin_decodes, empty, finish, idle, is_ove
 from engine.server.policy import KERNEL_SIGNATURE
 from engine.server.rows import new_rows, row_of
 from engine.server.state import Memory, Server
-from llmsched_env.action import BUDGET, ORDER, RULE, TOKEN_LEVELS, allocate_batch
+from llmsched_env.actions.action import record
+from llmsched_env.asking import ASKED, DECODES, NOBODY, due, set_levels
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 from llmsched_env.reward import NUM_TERMS, add_totals, weighted
 
-SARATHI_LEVEL = TOKEN_LEVELS.index(512)
+LIMITS = record(
+    ("max_steps", "f8"),  # decisions (0: none)
+    ("horizon_s", "f8"),  # s (0: none)
+    ("skips", "f8"),  # whether iterations without any prompt work pass by themselves
+    ("hold", "f8"),  # iterations
+    ("max_episode_steps", "f8"),  # decisions (0: none)
+)
+"""When an episode ends, and when the learner is asked."""
 
 
 class Memories(NamedTuple):
-    """What the kernels of every row remember: number 0 is the allocation codec and observer, the others are arms."""
+    """What the kernels of every row remember: number 0 is the action's codec and the observer, the others are arms."""
 
     params: np.ndarray  # float64[kernels, p]
     request: np.ndarray  # float64[rows, kernels, requests, k]
@@ -46,10 +54,20 @@ class Rules(NamedTuple):
 
     weights: np.ndarray  # float64, RewardWeights.vector()
     tier_weight: np.ndarray  # float64[tiers]
-    limits: (
-        np.ndarray
-    )  # float64[5]: max_steps, horizon_s (0: none), skip_decode_only, hold, max_episode_steps (0: none)
-    choices: np.ndarray  # int64[dimensions], choices in each dimension of an action
+    limits: np.ndarray  # float64, a record of LIMITS
+    sizes: np.ndarray  # int64[dimensions], choices in each dimension of an action
+    decodes: np.ndarray  # int64[dimensions of the codec], its choice with which all decodes run and nothing else
+    fallback: np.ndarray  # int64[dimensions of the codec], its choice where the learner's leads nowhere
+
+
+class Rows(NamedTuple):
+    """Everything that a step reads and writes; a choice is for row `e` of it."""
+
+    servers: Any  # Server of arrays with a leading axis
+    memories: Memories
+    latency: Any  # Latency, or an executor
+    rules: Rules
+    outcome: Outcome
 
 
 def new_memories(kernels: int, params: int, rows: int, requests: int, request_cells: int, row_cells: int) -> Memories:
@@ -80,10 +98,21 @@ def _memory(memories: Memories, e: int, k: int) -> Memory:
 
 
 @inner
-def _choose(memory: Memory, budget: int, rule: int, order: int) -> None:
-    memory.row[BUDGET] = budget
-    memory.row[RULE] = rule
-    memory.row[ORDER] = order
+def _plan_by_codec(kernels: Any, server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
+    """Plan the batch that the codec makes of a choice of its own."""
+    memory = _memory(memories, e, 0)
+    set_levels(memory, choice)
+    kernels[0](server.visible, memory, server.plan)
+
+
+@inner
+def _plan(kernels: Any, server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
+    """Plan the batch of a choice: that of an arm if there are any, else the codec's."""
+    if len(kernels) > 1:
+        k = 1 + choice[0]
+        kernels[k](server.visible, _memory(memories, e, k), server.plan)
+    else:
+        _plan_by_codec(kernels, server, memories, e, choice)
 
 
 def _by_profile(latency: Any, server: Server) -> float:
@@ -106,42 +135,43 @@ def _run_batch(server: Server, latency: Latency) -> None:
 
 
 @inner
-def _run_plan(server: Server, observer: Memory, latency: Latency) -> None:
-    """Run the planned batch. Without one: try again after evictions, wait, or (nothing to wait for) do as Sarathi."""
-    _run_batch(server, latency)
+def _run_choice(kernels: Any, server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
+    """Plan and run a choice. If nothing can be done: try again after evictions, wait, or else fall back."""
+    _plan(kernels, server, rows.memories, e, choice)
+    _run_batch(server, rows.latency)
     if server.features.requests[0] == 0 and not pause(server):
         empty(server)
-        _choose(observer, SARATHI_LEVEL, 0, 0)
-        allocate_batch(server.visible, observer, server.plan)
-        _run_batch(server, latency)
+        _plan_by_codec(kernels, server, rows.memories, e, rows.rules.fallback)
+        _run_batch(server, rows.latency)
 
 
 @inner
-def _to_next_decision(server: Server, observer: Memory, latency: Latency, limits: np.ndarray, held: float) -> None:
-    """Let time pass until there is something to decide (or the episode ends); the last choice holds until `held`."""
-    row, m = server.visible.row[0], observer.row
-    budget, rule, order = m[BUDGET], m[RULE], m[ORDER]
+def _run_decodes(kernels: Any, server: Server, rows: Rows, e: int) -> None:
+    """Run an iteration in which there is nothing to decide."""
+    if begin_decodes(server):
+        finish(server, _duration(rows.latency, server))
+    else:
+        _plan_by_codec(kernels, server, rows.memories, e, rows.rules.decodes)
+        _run_batch(server, rows.latency)
+
+
+@inner
+def _to_next_decision(kernels: Any, server: Server, rows: Rows, e: int, choice: np.ndarray, left: float) -> None:
+    """Let time pass until the learner is asked (or the episode ends); `choice` holds for `left` iterations more."""
+    row, limits, observer = server.visible.row[0], rows.rules.limits.view(LIMITS)[0], _memory(rows.memories, e, 0)
     remember(server.visible, observer)
-    while not is_over(server) and (limits[1] == 0.0 or row.now < limits[1]):
-        if row.num_waiting + row.num_running == 0:
-            empty(server)
-            idle(server)
-        elif limits[2] > 0.0 and row.num_waiting + row.num_prefilling == 0:
-            empty(server)
-            if begin_decodes(server):
-                finish(server, _duration(latency, server))
-            else:
-                _choose(observer, 0, 0, 0)
-                allocate_batch(server.visible, observer, server.plan)
-                _run_batch(server, latency)
-        elif held < limits[3]:
-            held += 1.0
-            empty(server)
-            _choose(observer, budget, rule, order)
-            allocate_batch(server.visible, observer, server.plan)
-            _run_plan(server, observer, latency)
-        else:
+    while not is_over(server) and (limits.horizon_s == 0.0 or row.now < limits.horizon_s):
+        next_up = due(row, limits.skips > 0.0, left)
+        if next_up == ASKED:
             break
+        empty(server)
+        if next_up == NOBODY:
+            idle(server)
+        elif next_up == DECODES:
+            _run_decodes(kernels, server, rows, e)
+        else:
+            left -= 1.0
+            _run_choice(kernels, server, rows, e, choice)
         remember(server.visible, observer)
 
 
@@ -154,10 +184,11 @@ def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float)
     outcome.reward[e] = weighted(rules.weights, terms)
     outcome.steps[e] += 1
     outcome.terminated[e] = is_over(server)
-    late = rules.limits[1] > 0.0 and row.now >= rules.limits[1]
-    long = rules.limits[0] > 0.0 and outcome.steps[e] >= rules.limits[0]
+    limits = rules.limits.view(LIMITS)[0]
+    late = limits.horizon_s > 0.0 and row.now >= limits.horizon_s
+    long = limits.max_steps > 0.0 and outcome.steps[e] >= limits.max_steps
     outcome.truncated[e] = (late or long) and not outcome.terminated[e]
-    if rules.limits[4] > 0.0 and outcome.steps[e] >= rules.limits[4]:
+    if limits.max_episode_steps > 0.0 and outcome.steps[e] >= limits.max_episode_steps:
         outcome.truncated[e] = True  # also at the step that terminates, as gymnasium.wrappers.TimeLimit does
 
 
@@ -178,40 +209,27 @@ def _open_episode(server: Server, outcome: Outcome, e: int) -> None:
 
 
 @inner
-def allocation_row(
-    action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
-) -> None:
-    """Step row `e` by ``action[e]`` = (budget, decode rule, order); with `opens`, to its first decision."""
-    server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
-    if opens:
-        _open_episode(server, outcome, e)
-    else:
-        start = _open_step(server, rules, outcome.terms[e])
-        _choose(observer, action[e, 0], action[e, 1], action[e, 2])
-        allocate_batch(server.visible, observer, server.plan)
-        _run_plan(server, observer, latency)
-    _to_next_decision(server, observer, latency, rules.limits, rules.limits[3] if opens else 1.0)
-    if not opens:
-        _score(server, rules, outcome, e, start)
-    encode(server.visible, observer, outcome.observation[e])
+def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None:
+    """Step row `e` by the choice ``action[e]``; with `opens`, which reads no choice, to its first decision.
 
-
-@inner
-def mixture_row(
-    kernels: Any, action: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any, e: int, opens: bool
-) -> None:
-    """Step row `e` by ``action[e]`` = (arm,); with `opens`, to its first decision."""
-    server, observer, start = row_of(servers, e), _memory(memories, e, 0), 0.0
+    Args:
+        kernels: that of the action's codec, then those of its arms, if it has any.
+        action: int64[rows, dimensions].
+        rows: all rows.
+        e: which of them.
+        opens: whether the server was loaded just now.
+    """
+    server, start, left = row_of(rows.servers, e), 0.0, 0.0
     if opens:
-        _open_episode(server, outcome, e)
+        _open_episode(server, rows.outcome, e)
     else:
-        start = _open_step(server, rules, outcome.terms[e])
-        kernels[action[e, 0]](server.visible, _memory(memories, e, 1 + action[e, 0]), server.plan)
-        _run_plan(server, observer, latency)
-    _to_next_decision(server, observer, latency, rules.limits, rules.limits[3])
+        start = _open_step(server, rows.rules, rows.outcome.terms[e])
+        left += rows.rules.limits.view(LIMITS)[0].hold - 1.0
+        _run_choice(kernels, server, rows, e, action[e])
+    _to_next_decision(kernels, server, rows, e, action[e], left)
     if not opens:
-        _score(server, rules, outcome, e, start)
-    encode(server.visible, observer, outcome.observation[e])
+        _score(server, rows.rules, rows.outcome, e, start)
+    encode(server.visible, _memory(rows.memories, e, 0), rows.outcome.observation[e])
 
 
 @structref.register
@@ -229,7 +247,7 @@ _FIELDS = {
     "servers": typeof(new_rows(1, 1, 1)),
     "memories": typeof(new_memories(1, 1, 1, 1, 1, 1)),
     "latency": LATENCY_TYPE,
-    "rules": typeof(Rules(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64))),
+    "rules": typeof(Rules(*[np.zeros(1)] * 3, *[np.zeros(1, np.int64)] * 3)),
     "outcome": typeof(new_outcome(1)),
 }
 _FLEET: Any = _FleetType([*_FIELDS.items()])  # type: ignore[no-untyped-call]
@@ -250,62 +268,38 @@ def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any)
 
 
 @inner
-def _first_outside(action: np.ndarray, choices: np.ndarray, first: int, last: int) -> int:
+def _first_outside(action: np.ndarray, sizes: np.ndarray, first: int, last: int) -> int:
     """The first row whose action is not in the space, -1 if there is none."""
-    dimensions = choices.shape[0]
+    dimensions = sizes.shape[0]
     if action.shape[0] < last or action.shape[1] != dimensions:
         return first
     for e in range(first, last):
         for d in range(dimensions):
-            if action[e, d] < 0 or action[e, d] >= choices[d]:
+            if action[e, d] < 0 or action[e, d] >= sizes[d]:
                 return e
     return -1
 
 
 @kept
-def _allocation_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
-    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
-    latency, rules = fleet.latency, fleet.rules
+def _step_rows(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+    rows = Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
     for e in range(first, last):
-        allocation_row(action, servers, memories, latency, rules, outcome, e, opens)
+        step_row(kernels, action, rows, e, opens)
 
 
-@kept
-def _mixture_rows(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
-    servers, memories, outcome = fleet.servers, fleet.memories, fleet.outcome
-    latency, rules = fleet.latency, fleet.rules
-    for e in range(first, last):
-        mixture_row(kernels, action, servers, memories, latency, rules, outcome, e, opens)
-
-
-def _allocate(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
+def _step(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last)
     if bad < 0:
-        _allocation_rows(action, fleet, first, last, opens)
-    return bad
-
-
-def _mix(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad = -1 if opens else _first_outside(action, fleet.rules.choices, first, last)
-    if bad < 0:
-        _mixture_rows(kernels, action, fleet, first, last, opens)
+        _step_rows(kernels, action, fleet, first, last, opens)
     return bad
 
 
 # Numba's parallel loops cannot take tuples of tuples from outside: each part of the rows unpacks the fleet itself.
-def _allocate_in_parallel(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad, rows = -1 if opens else _first_outside(action, fleet.rules.choices, first, last), last - first
+def _step_in_parallel(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+    bad, rows = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last), last - first
     if bad < 0:
         for k in prange(PARTS):
-            _allocation_rows(action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
-    return bad
-
-
-def _mix_in_parallel(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad, rows = -1 if opens else _first_outside(action, fleet.rules.choices, first, last), last - first
-    if bad < 0:
-        for k in prange(PARTS):
-            _mixture_rows(kernels, action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
+            _step_rows(kernels, action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
     return bad
 
 
@@ -316,19 +310,16 @@ def bundle_arrays() -> Any:
 
 
 @functools.cache
-def step_allocation(parallel: bool) -> Any:
-    """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, 3].
+def compiled_step(kernels: int, parallel: bool) -> Any:
+    """``f(kernels, action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, d].
 
     Returns the first row whose action is outside the space, having done nothing, or -1. With `opens` the action is not
-    read: the freshly loaded rows go to their first decision. `parallel` spreads the rows over numba's threads, with the
-    same results.
+    read: the freshly loaded rows go to their first decision.
+
+    Args:
+        kernels: how many there are: the action's codec and its arms.
+        parallel: spreads the rows over numba's threads, with the same results.
     """
-    signature = types.int64(_ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return kept(_allocate_in_parallel, signature, parallel=True) if parallel else kept(_allocate, signature)
-
-
-@functools.cache
-def step_mixture(arms: int, parallel: bool) -> Any:
-    """``f(kernels, action, fleet, first, last, opens)`` with the kernels of all arms and action int64[rows, 1]."""
-    signature = types.int64(types.UniTuple(_KERNEL, arms), _ACTION, _FLEET, types.int64, types.int64, types.boolean)
-    return kept(_mix_in_parallel, signature, parallel=True) if parallel else kept(_mix, signature)
+    tuples = types.UniTuple(_KERNEL, kernels)
+    signature = types.int64(tuples, _ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    return kept(_step_in_parallel, signature, parallel=True) if parallel else kept(_step, signature)

@@ -10,7 +10,7 @@ from gymnasium.vector.utils import batch_space
 from engine.errors import InputError
 from engine.fields import COUNT
 from llmsched_env.config import EnvConfig, configure
-from llmsched_env.fleet import Fleet, action_space
+from llmsched_env.fleet import Fleet
 from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, show, step_limit
 from llmsched_env.state import check_row
 
@@ -54,7 +54,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs = int(COUNT.check(num_envs, "num_envs"))
         self.config = configure(config, changes, KEYWORDS)
         self.render_mode = None
-        self.single_action_space = action_space(self.config)
+        self.single_action_space = self.config.action.space()
         limit = step_limit(max_episode_steps)
         threads = int(COUNT.check(threads, "threads"))
         self.fleet = Fleet(self.num_envs, self.config, threads, max_episode_steps=limit)

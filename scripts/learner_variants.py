@@ -38,6 +38,7 @@ from agents.work.files import json_text, write_atomically
 from engine.compiled.kept import kept
 from engine.demand.requests import Requests
 from engine.server.state import View
+from llmsched_env.actions import Slackfit
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
 from scripts.ablations import BASE, METRICS, RATES, VARIANTS, against_base, figures, table
@@ -179,7 +180,7 @@ class AnchoredPPO(TimedPPO):
 def settings(seed: int, short: bool) -> TrainConfig:
     """Those of the variant ppo-warm-hold."""
     config = TrainConfig.from_yaml()
-    env = replace(config.env, budget="slackfit", close=1.0, hold=8)
+    env = replace(config.env, action=Slackfit(close=1.0, hold=8))
     config = replace(config, env=env, teacher=BASE, seed=seed)
     return replace(config, total_timesteps=8192, imitation_steps=512) if short else config
 

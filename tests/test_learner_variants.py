@@ -21,8 +21,6 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
-from llmsched_env.action import ACTION_SIZES
-from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
 from scripts.ablations import METRICS
@@ -85,8 +83,9 @@ def test_a_played_trace_has_the_figures_of_a_simulated_one() -> None:
     """One constant choice, slackfit:tuned's, as a policy of `simulate` and in the environment."""
     config = settings(0, True)
     choose = teacher(config.teacher, config.env)
-    bias = np.zeros(sum(ACTION_SIZES), np.float32)
-    bias[np.cumsum([0, *ACTION_SIZES[:-1]]) + choose(np.zeros((1, 1)))[0]] = 1.0
+    sizes = config.env.action.sizes
+    bias = np.zeros(sum(sizes), np.float32)
+    bias[np.cumsum([0, *sizes[:-1]]) + choose(np.zeros((1, 1)))[0]] = 1.0
     weight = np.zeros((len(bias), OBSERVATION_SIZE), np.float32)
     profile = load_profile(config.env.profile)
     bundle = Bundle(
@@ -95,7 +94,7 @@ def test_a_played_trace_has_the_figures_of_a_simulated_one() -> None:
         mean=np.zeros(OBSERVATION_SIZE),
         std=np.ones(OBSERVATION_SIZE),
         clip=10.0,
-        codec=env_params(profile, config.env.budget, config.env.ageing, config.env.close),
+        codec=config.env.action.codec.params(profile),
         env=config.env,
     )
     requests = Workload(rate=1.8, num_requests=256).generate(0)

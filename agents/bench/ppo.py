@@ -19,7 +19,7 @@ from agents.learning.ppo.train import build_model
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from llmsched_env import EnvConfig
-from llmsched_env.fleet import action_space, observation_space
+from llmsched_env.fleet import observation_space
 
 NULL_ID = "LLMSchedNull-v0"
 
@@ -32,7 +32,7 @@ class NullVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs = num_envs
         self.render_mode = None
         self.single_observation_space = observation_space()
-        self.single_action_space = action_space(config or EnvConfig())
+        self.single_action_space = (config or EnvConfig()).action.space()
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         shape = (num_envs, *self.single_observation_space.shape)

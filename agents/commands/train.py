@@ -5,12 +5,15 @@ from typing import Annotated, Any, Self
 
 import tyro
 
+from agents.learning.ppo.env_flags import registry
 from agents.learning.ppo.train_config import TrainConfig
 from agents.options import TierTexts
 from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import has_times
 from engine.demand.trace_options import Unservable
 from engine.files.reading import file_digest
+
+__all__ = ["Command", "on_trace", "registry"]
 
 DEFAULT = "LLMSched-v0"
 

@@ -14,7 +14,6 @@ from engine.demand.requests import Tier
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import LatencyModel
 from engine.server.policy import Policy
-from llmsched_env.codec import knows_device
 
 SHOWN = 3
 """Limits of the server that are named; of further ones their number."""
@@ -37,7 +36,7 @@ def remark(
         return ""
     env = bundle.env
     pairs = [_tiers(env.workload.tiers, tiers)]
-    if model is not None and not knows_device(bundle.codec, model):
+    if model is not None and not env.action.codec.knows(bundle.codec, model):
         numbers = " with other numbers" if env.profile == model.name else ""
         pairs.append((f"profile {env.profile}{numbers}", f"profile {model.name}"))
     pairs += _limits(env.engine, config)

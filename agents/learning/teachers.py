@@ -8,7 +8,10 @@ import baselines
 from baselines.sarathi import Sarathi
 from baselines.slackfit import Slackfit
 from engine.errors import InputError
-from llmsched_env.action import ORDERS, SLACK_LEVELS, SLACKFIT_LIMITS_S, SLACKFIT_MEMORY, TOKEN_LEVELS
+from llmsched_env.actions import Allocation
+from llmsched_env.actions import Slackfit as SlackfitAction
+from llmsched_env.actions.allocation import ORDERS, SLACK_LEVELS, TOKEN_LEVELS
+from llmsched_env.actions.slackfit import LIMITS_S, SHARES
 from llmsched_env.config import EnvConfig
 
 Teacher = Callable[[np.ndarray], np.ndarray]
@@ -22,14 +25,15 @@ def teacher(spec: str, env: EnvConfig) -> Teacher:
         InputError: a baseline that is not in this action space.
     """
     policy = baselines.make(spec)
-    if env.action == "allocation" and env.budget == "slackfit" and isinstance(policy, Slackfit):
+    action = env.action
+    if isinstance(action, SlackfitAction) and isinstance(policy, Slackfit):
         return _slackfit(policy)
-    if env.action == "allocation" and env.budget == "tokens" and isinstance(policy, Sarathi):
+    if isinstance(action, Allocation) and action.budget == "tokens" and isinstance(policy, Sarathi):
         order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
         return _constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
     raise InputError(
-        "teacher: expected slackfit (env.budget slackfit) or sarathi (env.budget tokens) with the allocation action, "
-        f"got {spec!r} with {env.action} and budget {env.budget}"
+        "teacher: expected slackfit with the slackfit action or sarathi with the allocation action by tokens, "
+        f"got {spec!r} with {action}"
     )
 
 
@@ -43,6 +47,6 @@ def _constant(*choice: int) -> Teacher:
 
 def _slackfit(policy: Slackfit) -> Teacher:
     """The nearest levels; slackfit itself reacts to the strict tier and to memory, so they do not change."""
-    shares = np.array(SLACKFIT_MEMORY) - np.array([policy.eager_from, policy.memory_limit])
+    shares = np.array(SHARES) - np.array([policy.eager_from, policy.memory_limit])
     slack = 1 + _nearest(SLACK_LEVELS[1:], policy.slack)
-    return _constant(_nearest(SLACKFIT_LIMITS_S, policy.strict_limit), slack, int(np.abs(shares).sum(1).argmin()))
+    return _constant(_nearest(LIMITS_S, policy.strict_limit), slack, int(np.abs(shares).sum(1).argmin()))

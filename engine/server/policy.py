@@ -14,6 +14,7 @@ compiled loops; one that overrides `plan` in plain Python works everywhere too, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,12 +70,26 @@ class Kernel:
         return self._compiled
 
     @property
+    def _numba_type_(self) -> Any:
+        """What numba takes it for: other kernels call it by its name, or where they close over it."""
+        return types.Dispatcher(self.compiled)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its name: numba finds what closes over it in its cache by the pickled form."""
+        return _kernel_named, (self.function.__module__, self.__name__)
+
+    @property
     def _place(self) -> str:
         return f"{self.function.__code__.co_filename}, line {self.function.__code__.co_firstlineno}"
 
     def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
         """Plan once, compiled."""
         self.compiled(view, memory, plan)
+
+
+def _kernel_named(module: str, name: str) -> Any:
+    """The kernel at the top of a module."""
+    return getattr(import_module(module), name)
 
 
 def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:

@@ -21,6 +21,7 @@ from engine.demand.requests import Forecast, Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import PolicyError, Record, simulate
+from llmsched_env.actions import Allocation, Mixture
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv
 
@@ -166,8 +167,7 @@ def _episode(arms: tuple[str, ...], scene: str) -> str:
     config = EnvConfig(
         engine=CONFIGS[scene],
         workload=Workload(num_requests=len(requests), lengths="fixed:500,100", tiers=TIERS),
-        action="mixture" if arms else "allocation",
-        arms=arms or EnvConfig().arms,
+        action=Mixture(arms=arms) if arms else Allocation(),
         prediction="oracle" if arms else "",
     )
     env = LLMSchedEnv(config)

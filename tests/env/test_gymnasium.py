@@ -10,7 +10,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import llmsched_env
 from engine.errors import InputError
-from llmsched_env import PRESETS, EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
+from llmsched_env import PRESETS, EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, Mixture
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 
@@ -88,7 +88,7 @@ def test_bad_options_are_one_clear_line(changes: Any) -> None:
 
 
 def test_config_survives_a_round_trip() -> None:
-    config = EnvConfig(rates=(1.0, 2.0), action="mixture", backlog=3)
+    config = EnvConfig(rates=(1.0, 2.0), action=Mixture(), backlog=3)
     assert EnvConfig.from_dict(config.to_dict()) == config
 
 

@@ -17,10 +17,10 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import simulate
-from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
+from llmsched_env import ACTIONS, EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
 
 SHORT = Workload(rate=3.0, num_requests=12)
-CONFIGS = {kind: EnvConfig(workload=SHORT, action=kind) for kind in ("allocation", "mixture")}
+CONFIGS = {kind: EnvConfig(workload=SHORT, action=ACTIONS[kind]()) for kind in ("allocation", "mixture")}
 SCALAR = {name: LLMSchedEnv(config) for name, config in CONFIGS.items()}
 VECTOR = {name: LLMSchedVectorEnv(3, config) for name, config in CONFIGS.items()}
 SHAPE = {"allocation": (3,), "mixture": ()}

@@ -89,14 +89,12 @@ def test_every_field_is_a_keyword_of_both_faces() -> None:
         "max_steps": 7,
         "horizon_s": 50.0,
         "skip_decode_only": True,
-        "budget": "slackfit",
-        "hold": 3,
-        "ageing": 2.0,
-        "close": 0.5,
+        "action": "slackfit",
         "prediction": "oracle",
         "reward": {"goodput": 1.0},
     }
-    assert {*changes, "action", "arms", "observation", "observation_sha256"} == set(EnvConfig.__dataclass_fields__)
+    assert {*changes, "observation", "observation_sha256"} == set(EnvConfig.__dataclass_fields__)
+    changes |= {"hold": 3, "ageing": 2.0, "close": 0.5}
     single = gymnasium.make("LLMSched-v0", **changes)
     vector = gymnasium.make_vec("LLMSched-v0", num_envs=2, **changes)
     assert isinstance(single.unwrapped, LLMSchedEnv)

@@ -15,10 +15,10 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
-from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv
+from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, Mixture
 from tests.toys import constant
 
-CONFIG = EnvConfig(workload=Workload(rate=2.5, num_requests=80), action="mixture", arms=("sarathi", "slai"))
+CONFIG = EnvConfig(workload=Workload(rate=2.5, num_requests=80), action=Mixture(arms=("sarathi", "slai")))
 
 
 def played(config: EnvConfig, requests: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import baselines
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import simulate
-from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv, RewardWeights
+from llmsched_env import REWARD_TERMS, EnvConfig, LLMSchedEnv, Mixture, RewardWeights
 from llmsched_env.reward import NUM_TERMS, add_totals
 
+ARMS = ("slai", "sarathi", "vllm", "orca", "ltr")
 CONFIG = EnvConfig(
     workload=Workload(rate=1.9, num_requests=200),
-    action="mixture",
-    arms=("slai", "sarathi", "vllm", "orca", "ltr"),
+    action=Mixture(arms=ARMS),
     prediction="rank:tau=0.6",
 )
 
@@ -48,7 +48,7 @@ def test_terms_sum_to_the_report() -> None:
     assert elapsed == pytest.approx(report["duration_s"] - first)
 
 
-@pytest.mark.parametrize("arm", range(len(CONFIG.arms)))
+@pytest.mark.parametrize("arm", range(len(ARMS)))
 def test_one_arm_all_the_time_is_that_baseline(arm: Any) -> None:
     env = LLMSchedEnv(CONFIG)
     env.reset(seed=5)
@@ -57,7 +57,7 @@ def test_one_arm_all_the_time_is_that_baseline(arm: Any) -> None:
     terminated = False
     while not terminated:
         terminated = env.step(arm)[2]
-    record = simulate(baselines.make(CONFIG.arms[arm]), requests, load_profile(CONFIG.profile), CONFIG.engine)
+    record = simulate(baselines.make(ARMS[arm]), requests, load_profile(CONFIG.profile), CONFIG.engine)
     ledger = env.fleet.servers.hidden.ledger[0]
     assert np.array_equal(ledger["completed"], record.ledger["completed"])
     assert np.array_equal(ledger["first_token"], record.ledger["first_token"])
@@ -86,7 +86,7 @@ def test_terms_of_an_episode_are_the_totals_of_the_run(skip: bool) -> None:
         _, reward, terminated, _, info = env.step(2)
         total += reward
         sums += list(info["reward_terms"].values())
-    record = simulate(baselines.make(CONFIG.arms[2]), requests, load_profile(config.profile), config.engine)
+    record = simulate(baselines.make(ARMS[2]), requests, load_profile(config.profile), config.engine)
     found, tier_weight = np.zeros(NUM_TERMS), np.array([t.weight for t in requests.tiers])
     add_totals(record, record, tier_weight, weights.vector(), 1.0, found)
     waited = record.ledger["first_scheduled"] - record.request["arrival"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.demand.workload import Workload
-from llmsched_env import EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, RewardWeights
+from llmsched_env import Allocation, EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, Mixture, RewardWeights
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Workload(rate=3.0, num_requests=24)
@@ -18,10 +18,10 @@ CONFIGS = {
     "allocation": EnvConfig(workload=SHORT, skip_decode_only=True, rates=(1.0, 4.0), backlog=12),
     "every iteration": EnvConfig(workload=SHORT),
     "time budget": EnvConfig(
-        workload=SHORT, skip_decode_only=True, budget="time", reward=RewardWeights(starvation=1.0)
+        workload=SHORT, skip_decode_only=True, action=Allocation(budget="time"), reward=RewardWeights(starvation=1.0)
     ),
     "mixture": EnvConfig(
-        workload=SHORT, skip_decode_only=True, action="mixture", arms=("slai", "sarathi", "orca", "vllm")
+        workload=SHORT, skip_decode_only=True, action=Mixture(arms=("slai", "sarathi", "orca", "vllm"))
     ),
     "horizon": EnvConfig(workload=SHORT, skip_decode_only=True, horizon_s=4.0),
 }

@@ -15,14 +15,14 @@ from gymnasium.wrappers import TimeLimit
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from llmsched_env import EnvConfig, EnvState, LLMSchedEnv, LLMSchedVectorEnv
+from llmsched_env import EnvConfig, EnvState, LLMSchedEnv, LLMSchedVectorEnv, Mixture, Slackfit
 
 SHORT = Workload(rate=3.0, num_requests=16)
 CONFIGS = {
     "allocation": EnvConfig(workload=SHORT, rates=(1.0, 4.0), backlog=8, skip_decode_only=True),
-    "slackfit": EnvConfig(workload=SHORT, skip_decode_only=True, budget="slackfit", hold=3, ageing=5.0),
+    "slackfit": EnvConfig(workload=SHORT, skip_decode_only=True, action=Slackfit(hold=3, ageing=5.0)),
     "mixture": EnvConfig(
-        workload=SHORT, skip_decode_only=True, action="mixture", arms=("slai", "sarathi:order=spf", "mlfq", "vllm")
+        workload=SHORT, skip_decode_only=True, action=Mixture(arms=("slai", "sarathi:order=spf", "mlfq", "vllm"))
     ),
 }
 ENVS = {name: LLMSchedEnv(config) for name, config in CONFIGS.items()}

@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.learned.old_codec import from_old
 from agents.learning.learned.stored_env import from_stored, to_stored
 from agents.work.files import new_folder, replace_folder
 from engine.errors import InputError
 from engine.fields import convert, number
 from engine.files.reading import read_bytes, read_json
-from llmsched_env.action import AGEING, CLOSE
-from llmsched_env.codec import check_codec
+from llmsched_env.actions import Codec, Mixture, Slackfit
+from llmsched_env.actions.action import cells_of
 from llmsched_env.config import EnvConfig
-from llmsched_env.kernel import ACTION_SIZES, ENV_PARAMS
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 FORMAT = "llmsched-policy/1"
@@ -74,7 +74,7 @@ class Bundle:
     clip: float
     """Largest absolute value of a normalised entry."""
     codec: np.ndarray
-    """float64[ENV_PARAMS], parameters of the action codec."""
+    """float64, parameters of the action's codec, in the order of its PARAMS."""
     env: EnvConfig
     """The environment of the training."""
     sampled: bool = False
@@ -95,20 +95,21 @@ class Bundle:
             InputError: they do not, or a number is not finite.
         """
         self._check_layers()
-        for name, size in (("mean", self.inputs), ("std", self.inputs), ("codec", ENV_PARAMS)):
+        codec = self.env.action.codec
+        for name, size in (("mean", self.inputs), ("std", self.inputs), ("codec", cells_of(codec.PARAMS))):
             if getattr(self, name).shape != (size,):
                 raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
-        check_codec(self.codec, self.env.budget)
+        codec.check_params(self.codec)
         for name, array in self.tensors().items():
             # The codec's decode rule "all" is a slack of infinity.
             if np.isnan(array).any() or (name != "codec" and not np.isfinite(array).all()):
                 raise InputError(f"bundle: {name}: expected finite numbers")
-        if self.sampled and self.env.action != "mixture":
-            raise InputError("bundle: sampled: expected a mixture, got the allocation action")
+        if self.sampled and isinstance(self.env.action, Codec):
+            raise InputError(f"bundle: sampled: expected a mixture, got the {self.env.action.name} action")
         if not (self.std > 0.0).all() or not 0.0 < self.clip < float("inf"):
             raise InputError("bundle: expected positive normalisation scales and a positive clip")
-        if len(self.env.arms) > MAX_ARMS:
-            raise InputError(f"bundle: expected at most {MAX_ARMS} arms, got {len(self.env.arms)}")
+        if isinstance(self.env.action, Mixture) and len(self.env.action.arms) > MAX_ARMS:
+            raise InputError(f"bundle: expected at most {MAX_ARMS} arms, got {len(self.env.action.arms)}")
 
     def _check_layers(self) -> None:
         if not 1 <= len(self.layers) <= MAX_LAYERS or self.activation not in ACTIVATIONS:
@@ -130,19 +131,27 @@ class Bundle:
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Choices of each action head: those of the codec, or the number of arms."""
-        return ACTION_SIZES if self.env.action == "allocation" else (len(self.env.arms),)
+        """Choices of each action head."""
+        return self.env.action.sizes
 
     def adjusted(self, ageing: float | None = None, close: float | None = None) -> "Bundle":
-        """The same policy with another `ageing` or `close` (`llmsched_env.EnvConfig`).
+        """The same policy with another `ageing` or `close` (`llmsched_env.Slackfit`).
 
         Raises:
             InputError: a value that does not fit, or a policy whose actions are not slackfit's parameters.
         """
-        codec, env = self.codec.copy(), self.env
-        env = replace(env, ageing=env.ageing if ageing is None else ageing, close=env.close if close is None else close)
-        codec[[AGEING, CLOSE]] = env.ageing, env.close
-        return replace(self, codec=codec, env=env)
+        action = self.env.action
+        if not isinstance(action, Slackfit):
+            raise InputError(f"bundle: expected the slackfit action to change its settings, got {action.name}")
+        action = replace(
+            action,
+            ageing=action.ageing if ageing is None else ageing,
+            close=action.close if close is None else close,
+        )
+        codec = self.codec.copy()
+        parameters = codec.view(action.PARAMS)[0]
+        parameters["ageing"], parameters["close"] = action.ageing, action.close
+        return replace(self, codec=codec, env=replace(self.env, action=action))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All arrays by their names in the weights file."""
@@ -178,7 +187,7 @@ class Bundle:
         return ({} if table is None else {"length_table": table}) | {
             "format": FORMAT,
             "observation": _own_names(self.inputs) if self.env.observation else list(OBSERVATION_NAMES),
-            "action": {"kind": self.env.action, "heads": list(self.heads)},
+            "action": {"kind": self.env.action.name, "heads": list(self.heads)},
             "network": {"widths": [len(bias) for _, bias in self.layers], "activation": self.activation},
             "clip": self.clip,
             "sampled": self.sampled,
@@ -208,14 +217,17 @@ class Bundle:
             raise InputError(f"{where}: expected tensors {sorted(names)}, got {sorted(tensors)}")
         layers = tuple((tensors[f"layer_{k}.weight"], tensors[f"layer_{k}.bias"]) for k in range(len(widths)))
         try:
+            env = from_stored(about["env"], about.get("length_table"))
+            if about["action"].get("heads") != list(env.action.sizes):
+                raise InputError(f"made for actions {about['action'].get('heads')}, expected {list(env.action.sizes)}")
             return cls(
                 layers=layers,
                 mean=tensors["mean"],
                 std=tensors["std"],
-                codec=tensors["codec"],
+                codec=from_old(tensors["codec"], env.action.codec),
                 clip=number(0.0, 1e300, above=True).check(about["clip"], "clip"),
                 activation=convert(about["network"]["activation"], str, "network.activation"),
-                env=from_stored(about["env"], about.get("length_table")),
+                env=env,
                 **{key: convert(about[key], kind, key) for key, kind in _TYPES.items()},
             )
         except InputError as error:
@@ -240,7 +252,7 @@ def _bytes(observations: int, widths: list[int]) -> int:
     """Size of all numbers of a policy with these layers."""
     inputs = [observations, *widths]
     numbers = sum((before + 1) * after for before, after in zip(inputs, widths, strict=False))
-    return 4 * numbers + 8 * (2 * observations + ENV_PARAMS)
+    return 4 * numbers + 8 * 2 * observations
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -266,11 +278,6 @@ def _check_about(about: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path}: network.widths: expected 1 to {MAX_LAYERS} numbers from 1 to {MAX_WIDTH}")
     if not isinstance(action, dict) or not isinstance(about["env"], dict):
         raise InputError(f"{path}: action, env: expected mappings")
-    arms = about["env"].get("arms")
-    arms = arms if isinstance(arms, list) else []
-    expected = list(ACTION_SIZES) if about["env"].get("action") == "allocation" else [len(arms)]
-    if action.get("heads") != expected:
-        raise InputError(f"{path}: made for actions {action.get('heads')}, this version has {expected}")
 
 
 def _read_tensors(path: Path, sha256: Any, limit: int) -> dict[str, np.ndarray]:
@@ -319,7 +326,7 @@ def export(model: Any, normalizer: Any, env: EnvConfig, codec: np.ndarray, comma
         model: an SB3 algorithm with an `ActorCriticPolicy` of plain layers (PPO, A2C).
         normalizer: the `agents.learning.ppo.normalize.TimedNormalize` that it was trained behind, or None.
         env: the environment that it was trained on.
-        codec: parameters of the action codec, `llmsched_env.kernel.env_params`.
+        codec: parameters of the action's codec.
         command: how the training was started.
 
     Raises:

@@ -6,18 +6,16 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 import baselines
-from agents.learning.learned.policy import LearnedPolicy, best, forward, is_asked
+from agents.learning.learned.policy import LearnedPolicy, best, forward
 from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.server.core import begin
 from engine.server.plan import clear
 from engine.server.state import Memory, Plan, Server, View, new_server
-from llmsched_env.kernel import ENV_ROW_MEMORY, OBSERVATION_SIZE, act, encode
-
-DECODES_ONLY = np.zeros(3, np.int64)
-"""Every decode runs: what the environment does where there is nothing to decide."""
-SARATHI_CHOICE = np.array([5, 0, 0])
-"""Decodes first, prompts in order of arrival up to 512 tokens: what the environment falls back to."""
+from llmsched_env.actions import Mixture
+from llmsched_env.actions.action import cells_of
+from llmsched_env.asking import ASKED, due, set_levels
+from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 
 
 class MixtureMemory(NamedTuple):
@@ -64,7 +62,7 @@ class LearnedMixture(LearnedPolicy):
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """Fresh memory for the network and every arm."""
-        arms = tuple(baselines.make(arm).memory(config, num_requests) for arm in self.bundle.env.arms)
+        arms = tuple(baselines.make(arm).memory(config, num_requests) for arm in self._arms)
         own = super().memory(config, num_requests)
         return MixtureMemory(own, arms, new_server(num_requests, 1))  # type: ignore[return-value]
 
@@ -72,18 +70,21 @@ class LearnedMixture(LearnedPolicy):
         """Let the chosen arm plan; if it waits while there is nothing to wait for, the codec plans instead."""
         assert isinstance(memory, MixtureMemory)
         own = memory.own
+        env, codec = self.bundle.env, self.bundle.env.action.codec
         observation, choice = np.empty(OBSERVATION_SIZE, np.float32), np.zeros(1, np.int64)
-        if not is_asked(view, own):
-            act(view, own, DECODES_ONLY, plan)
+        remember(view, own)
+        if due(view.row[0], env.skip_decode_only, 0.0) != ASKED:
+            set_levels(own, np.array(codec.DECODES))
+            codec.kernel(view, own, plan)
             return
         encode(view, own, observation)
-        scratch = own.row[ENV_ROW_MEMORY:]
-        logits = forward(own.params, observation, scratch)
+        scratch = own.row[codec.row_memory + 1 + len(codec.sizes) :]
+        logits = forward(own.params[cells_of(codec.PARAMS) :], observation, scratch)
         if self.bundle.sampled:
             choice[0] = draw(scratch[logits : logits + len(memory.arms)], int(view.row[0].iterations))
         else:
             best(scratch, logits, np.array(self.bundle.heads), choice)
-        kernel = baselines.make(self.bundle.env.arms[choice[0]]).kernel
+        kernel = baselines.make(self._arms[choice[0]]).kernel
         assert kernel is not None
         kernel(view, memory.arms[choice[0]], plan)
         make_legal(view, plan, memory.trial)
@@ -91,4 +92,11 @@ class LearnedMixture(LearnedPolicy):
         stuck = plan.size[0] == 0 and row.num_waiting + row.num_running > 0
         if stuck and row.next_arrival == row.num_requests and plan.wake[0] == np.inf:
             clear(view, plan)
-            act(view, own, SARATHI_CHOICE, plan)
+            set_levels(own, np.array(codec.FALLBACK))
+            codec.kernel(view, own, plan)
+
+    @property
+    def _arms(self) -> tuple[str, ...]:
+        action = self.bundle.env.action
+        assert isinstance(action, Mixture)
+        return action.arms

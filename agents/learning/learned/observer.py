@@ -4,25 +4,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agents.learning.learned.policy import HOLD, SKIP, WIDTHS, LearnedPolicy, is_asked
+from agents.learning.learned.policy import LearnedPolicy
 from engine.config import EngineConfig
 from engine.server.state import Memory, Plan, View
-from llmsched_env.kernel import (
-    CHOICE,
-    ENV_PARAMS,
-    ENV_REQUEST_MEMORY,
-    ENV_ROW_MEMORY,
-    HELD,
-    OBSERVATION_SIZE,
-    act,
-    encode,
-)
+from llmsched_env.asking import ASKED, HELD, due, set_levels
+from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 from llmsched_env.own import OwnFunction, seen_by
 
 
 @dataclass(frozen=True)
 class LearnedObserver(LearnedPolicy):
-    """A trained network behind an observation function (`llmsched_env.own`), for the `allocation` action."""
+    """A trained network behind an observation function (`llmsched_env.own`), for actions that a codec reads."""
 
     kernel = None  # the observation is Python code
 
@@ -40,14 +32,14 @@ class LearnedObserver(LearnedPolicy):
         object.__setattr__(self, "observe", observe)
 
     def params(self, config: EngineConfig) -> np.ndarray:
-        """The codec's, then what says when a choice is due."""
-        header = np.zeros(WIDTHS - ENV_PARAMS)
-        header[SKIP - ENV_PARAMS], header[HOLD - ENV_PARAMS] = self.bundle.env.skip_decode_only, self.bundle.env.hold
-        return np.concatenate([self.bundle.codec, header])
+        """The codec's."""
+        return self.bundle.codec
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """Fresh memory; the layers are not in it."""
-        return Memory(self.params(config), np.zeros((num_requests, ENV_REQUEST_MEMORY)), np.zeros(ENV_ROW_MEMORY))
+        """Fresh memory: the codec's, iterations for which the present choice still holds, the choice."""
+        codec = self.bundle.env.action.codec
+        cells = codec.row_memory + 1 + len(codec.sizes)
+        return Memory(self.params(config), np.zeros((num_requests, codec.request_memory)), np.zeros(cells))
 
     def choose(self, observations: np.ndarray) -> np.ndarray:
         """The choices for observations of the user's kind, float32[n, observations] -> int64[n, heads]."""
@@ -63,13 +55,16 @@ class LearnedObserver(LearnedPolicy):
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Choose as the environment would have asked, and let the codec build the batch."""
-        choice = np.zeros(len(self.bundle.heads), np.int64)
-        if is_asked(view, memory):
-            if memory.row[HELD] % memory.params[HOLD] == 0.0:
-                memory.row[CHOICE:ENV_ROW_MEMORY] = self.choose(self._look(view, memory))[0]
-            memory.row[HELD] += 1.0
-            choice[:] = memory.row[CHOICE:ENV_ROW_MEMORY]
-        act(view, memory, choice, plan)
+        env, codec, m = self.bundle.env, self.bundle.env.action.codec, memory.row
+        left = codec.row_memory
+        remember(view, memory)
+        comes = due(view.row[0], env.skip_decode_only, m[left])
+        if comes == ASKED:
+            m[left], m[left + 1 :] = codec.hold, self.choose(self._look(view, memory))[0]
+        if comes >= HELD:
+            m[left] -= 1.0
+        set_levels(memory, m[left + 1 :] if comes >= HELD else np.array(codec.DECODES))
+        codec.kernel(view, memory, plan)
 
     def _look(self, view: View, memory: Memory) -> np.ndarray:
         observation = np.zeros((1, OBSERVATION_SIZE), np.float32)

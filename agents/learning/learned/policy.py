@@ -5,6 +5,7 @@ learner must clear. Policies that choose among baselines are in `agents.learning
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,28 +19,23 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.server.policy import Kernel, Policy, require
 from engine.server.state import Memory, Plan, View
+from llmsched_env.actions import ACTIONS, Allocation, Codec
+from llmsched_env.actions.action import cells_of, record
+from llmsched_env.asking import ASKED, HELD, due, set_levels
 from llmsched_env.config import EnvConfig
-from llmsched_env.kernel import (
-    ACTION_SIZES,
-    CHOICE,
-    ENV_PARAMS,
-    ENV_REQUEST_MEMORY,
-    ENV_ROW_MEMORY,
-    HELD,
-    OBSERVATION_SIZE,
-    act,
-    encode,
-    env_params,
-    remember,
-)
+from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 
-SKIP, RELU, CLIP, HOLD, NUM_LAYERS, WIDTHS = range(ENV_PARAMS, ENV_PARAMS + 6)
-"""Header of the network in `params`: flags, clip, iterations that a choice holds, number of layers, their
-widths (MAX_LAYERS cells)."""
-NETWORK = WIDTHS + MAX_LAYERS
-"""Then mean and std of the observation, then for each layer the weights [in, out] and the biases."""
-HEADS, NUM_HEADS = np.array(ACTION_SIZES), len(ACTION_SIZES)
-SEED = ENV_PARAMS + 1
+HEADER = record(
+    ("skips", "f8"),  # whether nobody is asked about iterations without any prompt work
+    ("hold", "f8"),  # iterations for which a choice holds
+    ("relu", "f8"),  # whether the activation is relu, not tanh
+    ("clip", "f8"),  # of normalised observations
+    ("layers", "f8"),
+    ("widths", "f8", (MAX_LAYERS,)),
+)
+"""A network's first parameters, behind those of the codec; then come mean and std of the observation, then for each
+layer the weights [in, out] and the biases."""
+NETWORK = cells_of(HEADER)
 
 
 @kept
@@ -47,21 +43,21 @@ def forward(p: Any, observation: Any, scratch: Any) -> int:
     """Run the network; returns where in `scratch` the logits start.
 
     Args:
-        p: float64, the policy's parameters (layout: see NETWORK).
+        p: float64, the network's parameters (layout: see HEADER).
         observation: float32[OBSERVATION_SIZE].
         scratch: float64, twice the largest width (the observation's included).
     """
-    size, half = OBSERVATION_SIZE, scratch.shape[0] // 2
+    header, size, half = p[:NETWORK].view(HEADER)[0], OBSERVATION_SIZE, scratch.shape[0] // 2
     mean, std, at = NETWORK, NETWORK + size, NETWORK + 2 * size
-    clip = p[CLIP]
+    clip, relu = header.clip, header.relu > 0.0
     for i in range(size):
         x = (observation[i] - p[mean + i]) / p[std + i]
         # Rounded as the learner's observations are.
         scratch[i] = np.float32(min(max(x, -clip), clip))
     source, target, inputs = 0, half, size
-    layers = int(p[NUM_LAYERS])
+    layers = int(header.layers)
     for k in range(layers):
-        width = int(p[WIDTHS + k])
+        width = int(header.widths[k])
         bias = at + inputs * width
         for j in range(width):
             scratch[target + j] = p[bias + j]
@@ -72,7 +68,7 @@ def forward(p: Any, observation: Any, scratch: Any) -> int:
         if k < layers - 1:
             for j in range(width):
                 x = scratch[target + j]
-                scratch[target + j] = max(x, 0.0) if p[RELU] > 0.0 else np.tanh(x)
+                scratch[target + j] = max(x, 0.0) if relu else np.tanh(x)
         at, inputs = bias + width, width
         source, target = target, source
     return source
@@ -90,57 +86,65 @@ def best(scratch: Any, at: int, heads: Any, choice: Any) -> None:
         at += heads[h]
 
 
-@kept
-def is_asked(view: View, memory: Memory) -> bool:
-    """Remember what `encode` will need; whether the environment would ask for a choice now.
+@cache
+def _learned(action: str) -> Kernel:
+    """The kernel of policies that act through the codec of this name.
 
-    It passes an iteration without asking where only decodes run and no prompt waits, nor does it ask on an empty
-    server.
+    Its row memory: the codec's, iterations for which the present choice still holds, the choice, scratch of `forward`.
     """
-    remember(view, memory)
-    row = view.row[0]
-    waits = row.num_waiting + row.num_prefilling > 0
-    return bool(waits or (memory.params[SKIP] <= 0.0 and row.num_running > 0))
+    codec = ACTIONS[action]().codec
+    make, params, left = codec.kernel, cells_of(codec.PARAMS), codec.row_memory
+    heads, decodes = np.array(codec.sizes), np.array(codec.DECODES)
+    first, end = left + 1, left + 1 + len(heads)
 
-
-@Kernel
-def _learned(view: View, memory: Memory, plan: Plan) -> None:
-    choice = np.zeros(NUM_HEADS, np.int64)
-    if is_asked(view, memory):
-        held = memory.row[CHOICE:ENV_ROW_MEMORY]
-        if memory.row[HELD] % memory.params[HOLD] == 0.0:
-            observation, scratch = np.empty(OBSERVATION_SIZE, np.float32), memory.row[ENV_ROW_MEMORY:]
+    def plan_learned(view: View, memory: Memory, plan: Plan) -> None:
+        remember(view, memory)
+        p, m = memory.params[params:], memory.row
+        asking, choice = p[:NETWORK].view(HEADER)[0], m[first:end]
+        comes = due(view.row[0], asking.skips > 0.0, m[left])
+        if comes == ASKED:
+            observation, scratch = np.empty(OBSERVATION_SIZE, np.float32), m[end:]
             encode(view, memory, observation)
-            best(scratch, forward(memory.params, observation, scratch), HEADS, choice)
-            held[:] = choice
-        memory.row[HELD] += 1.0
-        choice[:] = held.astype(np.int64)
-    act(view, memory, choice, plan)
+            best(scratch, forward(p, observation, scratch), heads, choice)
+            m[left] = asking.hold
+        if comes >= HELD:
+            m[left] -= 1.0
+            set_levels(memory, choice)
+        else:
+            set_levels(memory, decodes)
+        make(view, memory, plan)
+
+    return Kernel(plan_learned)
+
+
+_RANDOM = Allocation()
+_MAKE, _PARAMS = _RANDOM.kernel, cells_of(_RANDOM.PARAMS)
+_HEADS, _NUM_HEADS, _DECODES = np.array(_RANDOM.sizes), len(_RANDOM.sizes), np.array(_RANDOM.DECODES)
 
 
 @Kernel
 def _random(view: View, memory: Memory, plan: Plan) -> None:
-    choice = np.zeros(NUM_HEADS, np.int64)
-    if is_asked(view, memory):
-        word = splitmix64(np.uint64(int(memory.params[SEED])))
-        for h in range(NUM_HEADS):
-            word = splitmix64(np.uint64(word + np.uint64(NUM_HEADS * view.row[0].iterations + h)))
-            choice[h] = np.int64(word % np.uint64(HEADS[h]))
-    act(view, memory, choice, plan)
+    remember(view, memory)
+    choice = np.zeros(_NUM_HEADS, np.int64)
+    if due(view.row[0], memory.params[_PARAMS] > 0.0, 0.0) == ASKED:
+        word = splitmix64(np.uint64(int(memory.params[_PARAMS + 1])))
+        for h in range(_NUM_HEADS):
+            word = splitmix64(np.uint64(word + np.uint64(_NUM_HEADS * view.row[0].iterations + h)))
+            choice[h] = np.int64(word % np.uint64(_HEADS[h]))
+    else:
+        choice[:] = _DECODES
+    set_levels(memory, choice)
+    _MAKE(view, memory, plan)
 
 
 def network_params(bundle: Bundle) -> np.ndarray:
-    """A bundle as the parameters of `forward` (float64), the codec's first."""
-    header = np.zeros(NETWORK - ENV_PARAMS)
-    start = ENV_PARAMS
-    header[SKIP - start] = bundle.env.skip_decode_only
-    header[RELU - start] = ACTIVATIONS.index(bundle.activation)
-    header[CLIP - start] = bundle.clip
-    header[HOLD - start] = bundle.env.hold
-    header[NUM_LAYERS - start] = len(bundle.layers)
-    for k, (_, bias) in enumerate(bundle.layers):
-        header[WIDTHS - start + k] = len(bias)
-    parts = [bundle.codec, header, bundle.mean, bundle.std]
+    """A bundle as the parameters of `forward`, float64."""
+    header = np.zeros(1, HEADER)
+    header["skips"], header["hold"] = bundle.env.skip_decode_only, bundle.env.action.holds
+    header["relu"], header["clip"] = ACTIVATIONS.index(bundle.activation), bundle.clip
+    header["layers"] = len(bundle.layers)
+    header["widths"][0, : len(bundle.layers)] = [len(bias) for _, bias in bundle.layers]
+    parts = [header.view(np.float64), bundle.mean, bundle.std]
     for weight, bias in bundle.layers:
         parts += [weight.T.astype(np.float64).ravel(), bias.astype(np.float64)]
     return np.concatenate(parts)
@@ -151,20 +155,12 @@ def scratch_cells(bundle: Bundle) -> int:
     return 2 * max(OBSERVATION_SIZE, *(len(bias) for _, bias in bundle.layers))
 
 
-class _Allocating(Policy):
-    """A policy that sees what the environment shows and acts through its `allocation` action."""
-
-    eviction: ClassVar[str] = "youngest, when a decode finds no block"
-    request_memory: ClassVar[int] = ENV_REQUEST_MEMORY
-    row_memory: ClassVar[int] = ENV_ROW_MEMORY
-
-
 @dataclass(frozen=True)
-class LearnedPolicy(_Allocating):
-    """A trained network that chooses batch size, decode rule and prompt order of every batch."""
+class LearnedPolicy(Policy):
+    """A trained network that chooses for every batch what the environment's action lets it choose."""
 
     name: ClassVar[str] = "learned"
-    kernel: ClassVar[Kernel | None] = _learned
+    eviction: ClassVar[str] = "youngest, when a decode finds no block"
 
     path: str
     """Where it came from: the folder as it was given."""
@@ -192,16 +188,22 @@ class LearnedPolicy(_Allocating):
 
         if bundle.env.observation:
             return LearnedObserver(path, bundle)
-        return (LearnedMixture if bundle.env.action == "mixture" else LearnedPolicy)(path, bundle)
+        return (LearnedPolicy if isinstance(bundle.env.action, Codec) else LearnedMixture)(path, bundle)
+
+    @property
+    def kernel(self) -> Kernel | None:  # type: ignore[override]  # one for each codec
+        """Network and codec, compiled."""
+        return _learned(self.bundle.env.action.codec.name)
 
     def params(self, config: EngineConfig) -> np.ndarray:
-        """Codec and network (see `network_params`)."""
-        return network_params(self.bundle)
+        """Those of the codec, then the network (see `network_params`)."""
+        return np.concatenate([self.bundle.codec, network_params(self.bundle)])
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
-        """Fresh memory with room for the layers."""
-        cells = ENV_ROW_MEMORY + scratch_cells(self.bundle)
-        return Memory(self.params(config), np.zeros((num_requests, ENV_REQUEST_MEMORY)), np.zeros(cells))
+        """Fresh memory with room for the choice that holds and for the layers."""
+        codec = self.bundle.env.action.codec
+        cells = codec.row_memory + 1 + len(codec.sizes) + scratch_cells(self.bundle)
+        return Memory(self.params(config), np.zeros((num_requests, codec.request_memory)), np.zeros(cells))
 
     def choose(self, observations: np.ndarray) -> np.ndarray:
         """The choices for observations as the environment gives them, float32[n, observations] -> int64[n, heads]."""
@@ -224,11 +226,14 @@ class LearnedPolicy(_Allocating):
 
 
 @dataclass(frozen=True)
-class RandomLegal(_Allocating):
+class RandomLegal(Policy):
     """Every choice of the `allocation` action with equal odds; a run depends on nothing but the seed."""
 
     name: ClassVar[str] = "random"
     evidence: ClassVar[str] = "ours: the floor for learners"
+    eviction: ClassVar[str] = LearnedPolicy.eviction
+    request_memory: ClassVar[int] = _RANDOM.request_memory
+    row_memory: ClassVar[int] = _RANDOM.row_memory
     kernel: ClassVar[Kernel | None] = _random
 
     seed: int = 0
@@ -246,5 +251,5 @@ class RandomLegal(_Allocating):
     def params(self, config: EngineConfig) -> np.ndarray:
         """The codec's parameters for the default environment, that it skips as in training, the seed."""
         env = EnvConfig(skip_decode_only=True)
-        codec = env_params(load_profile(env.profile), env.budget, env.ageing, env.close)
+        codec = _RANDOM.params(load_profile(env.profile))
         return np.concatenate([codec, [float(env.skip_decode_only), float(self.seed)]])

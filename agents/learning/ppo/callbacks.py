@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 
@@ -25,10 +24,9 @@ from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from engine.errors import InputError
 from engine.runs.simulate import simulate
+from llmsched_env.actions import Action
 from llmsched_env.reward import REWARD_TERMS
 
-HEADS = {"allocation": ("budget", "decode_rule", "prefill_order"), "mixture": ("arm",)}
-"""Names of the action heads, for histograms."""
 NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "env_id")
 """How the names of fields begin that say how to run, not what is learned."""
 TIMELINE_REQUESTS = 40
@@ -44,9 +42,9 @@ class TrainingLog(BaseCallback):
     episodes that ended in it; ``action/<head>`` the histogram of what was chosen.
     """
 
-    def __init__(self, action: str) -> None:
+    def __init__(self, action: Action) -> None:
         super().__init__()
-        self.heads = HEADS[action]
+        self.heads = action.heads
         self._terms = np.zeros(len(REWARD_TERMS))
         self._steps = 0
         self._elapsed = 0.0
@@ -66,10 +64,6 @@ class TrainingLog(BaseCallback):
             self._episodes += [self.locals["infos"][row]["episode"] for row in rows]
         return True
 
-    def _choices(self) -> list[int]:
-        space = self.training_env.action_space
-        return [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()  # type: ignore[attr-defined]
-
     def _on_rollout_end(self) -> None:
         for name, total in zip(REWARD_TERMS, self._terms, strict=True):
             self.logger.record(f"reward/{name}", float(total) / self._steps)
@@ -80,7 +74,7 @@ class TrainingLog(BaseCallback):
             if values:
                 self.logger.record(f"episode/{name}", float(np.mean(values)))
         actions = self.locals["rollout_buffer"].actions
-        for k, (head, choices) in enumerate(zip(self.heads, self._choices(), strict=True)):
+        for k, (head, choices) in enumerate(self.heads.items()):
             for writer in writers(self.logger):
                 bins = (np.arange(choices + 1) - 0.5).tolist()
                 writer.add_histogram(f"action/{head}", actions[..., k].ravel(), self.num_timesteps, bins=bins)

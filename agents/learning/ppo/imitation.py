@@ -5,6 +5,7 @@ meets itself, with a share of the probability left to the levels beside (without
 the critic is then fitted to the returns.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.teachers import Teacher
 from engine.errors import InputError
-from llmsched_env.action import ACTION_SIZES
 
 SPREAD = 0.3
 """Probability that each head keeps for the levels beside the teacher's."""
@@ -26,10 +26,15 @@ LEAST_STEPS = 400
 CRITIC_ROLLOUTS = 4
 
 
-def _soft_targets(choices: np.ndarray) -> list[np.ndarray]:
-    """For each head float32[n, levels]: the choice, with SPREAD shared among the levels beside it."""
+def _sizes(space: Any) -> list[int]:
+    """Levels of each head of a `MultiDiscrete`."""
+    return [int(size) for size in space.nvec]
+
+
+def _soft_targets(choices: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """For each head of so many levels float32[n, levels]: the choice, SPREAD shared among the levels beside it."""
     found = []
-    for head, size in enumerate(ACTION_SIZES):
+    for head, size in enumerate(sizes):
         target = np.zeros((len(choices), size), np.float32)
         rows = np.arange(len(choices))
         for step in (-1, 1):
@@ -51,7 +56,7 @@ def _watch(model: TimedPPO, env: TimedNormalize, choose: Teacher, decisions: int
         choice = choose(raw)
         observations.append(raw)
         choices.append(choice)
-        stray = np.clip(choice + rng.integers(-1, 2, choice.shape), 0, np.array(ACTION_SIZES) - 1)
+        stray = np.clip(choice + rng.integers(-1, 2, choice.shape), 0, np.array(_sizes(env.action_space)) - 1)
         env.step(np.where(rng.random(choice.shape) < SPREAD, stray, choice))
     return np.concatenate(observations), np.concatenate(choices)
 
@@ -75,7 +80,7 @@ def imitate(model: TimedPPO, choose: Teacher, decisions: int) -> dict[str, float
         raise InputError("teacher: expected normalize: true")
     raw, choices = _watch(model, env, choose, decisions)
     observations = th.as_tensor(env.normalize_obs(raw))
-    targets = [th.as_tensor(target) for target in _soft_targets(choices)]
+    targets = [th.as_tensor(target) for target in _soft_targets(choices, _sizes(model.action_space))]
     rng = np.random.default_rng(model.seed)
     policy = model.policy
     optimizer = th.optim.Adam(policy.parameters(), lr=1e-3)
@@ -99,7 +104,7 @@ def _descend(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
 
 def _logits(policy: Any, observations: th.Tensor) -> list[th.Tensor]:
     latent = policy.mlp_extractor.forward_actor(policy.pi_features_extractor(observations))
-    return list(th.split(policy.action_net(latent), list(ACTION_SIZES), dim=1))
+    return list(th.split(policy.action_net(latent), _sizes(policy.action_space), dim=1))
 
 
 def _fit_critic(model: TimedPPO, env: Any) -> float:

@@ -35,7 +35,6 @@ from agents.learning.teachers import Teacher, teacher
 from agents.work.files import claimed
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from llmsched_env.kernel import env_params
 
 CHECKPOINTS = "checkpoints"
 
@@ -112,7 +111,7 @@ def build_model(
 
 def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
     """The model's present actor as a policy for `simulate`."""
-    codec = env_params(load_profile(config.env.profile), config.env.budget, config.env.ageing, config.env.close)
+    codec = config.env.action.codec.params(load_profile(config.env.profile))
     bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
     return LearnedPolicy.of(bundle, name)
 

@@ -15,7 +15,7 @@ import tyro
 from agents.learning.run_folder import plain, saved_config
 from agents.work.files import config_hash
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, SHARE, checked, from_mapping, number, parse_number, whole
+from engine.fields import MOST_SECONDS, SHARE, checked, number, parse_number, whole
 from engine.files.reading import kind_of
 from engine.files.yaml_text import parse_yaml, read_yaml
 from engine.machine import check_memory
@@ -123,7 +123,7 @@ class TrainConfig:
     """Policies whose margin is logged."""
     progress: bool = True
     """Show a progress bar."""
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EnvConfig = field(default_factory=EnvConfig, metadata={"read": EnvConfig.from_dict})
     """The environment."""
 
     def __post_init__(self) -> None:
@@ -263,8 +263,10 @@ def _check_policy(name: object, where: str) -> None:
 
 
 def _environment(env_id: str, changes: object, where: str) -> EnvConfig:
-    merged = _merge(PRESETS[env_id].to_dict(), changes, f"{where}: env_kwargs")
-    return from_mapping(EnvConfig, merged, f"{where}: env")
+    preset = PRESETS[env_id].to_dict()
+    del preset["action"]  # its settings are read beside the changes, as they may be of another action
+    merged = _merge(preset, changes, f"{where}: env_kwargs")
+    return EnvConfig.from_dict(merged, f"{where}: env", PRESETS[env_id].action)
 
 
 def _rate(text: str, where: str) -> float:

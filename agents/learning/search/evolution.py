@@ -30,10 +30,9 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.fields import RATE, checked, from_mapping, number, whole
 from engine.files.yaml_text import read_yaml
-from llmsched_env.action import ACTION_SIZES
+from llmsched_env.actions import Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
-from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 FEATURES = (
@@ -50,7 +49,8 @@ FEATURES = (
 RECIPE = "evolution.yml"
 NOT_COMPARED = ("generations", "workers")
 """Fields that may differ when a search is resumed."""
-HEADS = len(ACTION_SIZES)
+SIZES = Slackfit().sizes
+"""Levels of each head."""
 WEIGHTS = (1.0, 0.5, -2.0)
 """Of the logarithms of cost, median TTFT and goodput: a better mean must not cost the others."""
 CLIP = 5.0
@@ -93,11 +93,11 @@ class EvolutionConfig(Search):
     sigma: float = 0.4
     """Spread of the first generation, in levels."""
     hold: int = 8
-    """Iterations for which a choice holds (`EnvConfig.hold`)."""
+    """Iterations for which a choice holds (`llmsched_env.Slackfit`)."""
     ageing: float = 0.0
-    """Tokens that a prompt counts less for each second since its arrival (`EnvConfig.ageing`)."""
+    """Tokens that a prompt counts less for each second since its arrival (`llmsched_env.Slackfit`)."""
     close: float = 1.0
-    """When a batch ends early with a finished prompt (`EnvConfig.close`)."""
+    """When a batch ends early with a finished prompt (`llmsched_env.Slackfit`)."""
     features: tuple[str, ...] = FEATURES
     """Observations that the levels depend on (none: constant levels)."""
     loss_weight: float = 2.0
@@ -142,11 +142,8 @@ class EvolutionConfig(Search):
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""
         return EnvConfig(
-            budget="slackfit",
+            action=Slackfit(hold=self.hold, ageing=self.ageing, close=self.close),
             skip_decode_only=True,
-            hold=self.hold,
-            ageing=self.ageing,
-            close=self.close,
             rates=self.rates,
             workload=self.loads[0],
         )
@@ -165,17 +162,17 @@ class Frame:
 
     def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
         """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
-        knobs = x.reshape(HEADS, 1 + len(self.features))
+        knobs = x.reshape(len(SIZES), 1 + len(self.features))
         columns = [OBSERVATION_NAMES.index(feature) for feature in self.features]
-        weight = np.zeros((sum(ACTION_SIZES), OBSERVATION_SIZE), np.float32)
-        bias = np.zeros(sum(ACTION_SIZES), np.float32)
+        weight = np.zeros((sum(SIZES), OBSERVATION_SIZE), np.float32)
+        bias = np.zeros(sum(SIZES), np.float32)
         at = 0
-        for head, size in enumerate(ACTION_SIZES):
+        for head, size in enumerate(SIZES):
             levels = np.arange(size, dtype=np.float64)
             weight[at : at + size, columns] = 2.0 * np.outer(levels, knobs[head, 1:])
             bias[at : at + size] = 2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2
             at += size
-        codec = env_params(load_profile(self.env.profile), self.env.budget, self.env.ageing, self.env.close)
+        codec = self.env.action.codec.params(load_profile(self.env.profile))
         layers = ((weight, bias),)
         return LearnedPolicy.of(Bundle(layers, "tanh", self.mean, self.std, CLIP, codec, self.env, **self.about), name)
 
@@ -281,7 +278,7 @@ def _search(config: EvolutionConfig) -> Any:
     import cma
 
     options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
-    return cma.CMAEvolutionStrategy(np.zeros(HEADS * (1 + len(config.features))), config.sigma, options)
+    return cma.CMAEvolutionStrategy(np.zeros(len(SIZES) * (1 + len(config.features))), config.sigma, options)
 
 
 _MARKS = 2

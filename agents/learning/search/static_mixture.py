@@ -24,8 +24,8 @@ from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
+from llmsched_env.actions import Mixture
 from llmsched_env.config import EnvConfig
-from llmsched_env.kernel import env_params
 from llmsched_env.observation import OBSERVATION_SIZE
 
 NOT_COMPARED = ("updates", "workers")
@@ -79,7 +79,7 @@ class MixtureConfig(Search):
     def env(self) -> EnvConfig:
         """The environment whose action is the choice of an arm."""
         workload = Workload(rate=self.rates[0], num_requests=self.requests, tiers=parse_tiers(self.tiers))
-        return EnvConfig(action="mixture", arms=self.arms, skip_decode_only=True, rates=self.rates, workload=workload)
+        return EnvConfig(action=Mixture(arms=self.arms), skip_decode_only=True, rates=self.rates, workload=workload)
 
 
 def static_mixture(env: EnvConfig, theta: np.ndarray, name: str = "mixture", command: str = "") -> LearnedPolicy:
@@ -90,7 +90,7 @@ def static_mixture(env: EnvConfig, theta: np.ndarray, name: str = "mixture", com
         mean=np.zeros(OBSERVATION_SIZE),
         std=np.ones(OBSERVATION_SIZE),
         clip=1.0,
-        codec=env_params(load_profile(env.profile), env.budget),
+        codec=env.action.codec.params(load_profile(env.profile)),
         env=env,
         sampled=True,
         command=command,

@@ -24,8 +24,7 @@ from engine.demand.requests import DEFAULT_TIERS, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
 from llmsched_env import EnvConfig, LLMSchedVectorEnv
-from llmsched_env.action import ACTION_SIZES
-from llmsched_env.kernel import OBSERVATION_SIZE, env_params
+from llmsched_env.observation import OBSERVATION_SIZE
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 THREE = (
@@ -37,9 +36,9 @@ THREE = (
 
 def bundle(env: EnvConfig, model: LatencyModel = DEVICE) -> Bundle:
     """A policy that always does the same, of this environment."""
-    heads = sum(ACTION_SIZES)
+    heads = sum(env.action.sizes)
     layers = ((np.zeros((heads, OBSERVATION_SIZE), np.float32), np.zeros(heads, np.float32)),)
-    codec = env_params(model, env.budget)
+    codec = env.action.codec.params(model)
     return Bundle(layers, "tanh", np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE), 10.0, codec, env)
 
 

@@ -29,7 +29,7 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import Record, simulate
 from llmsched_env import OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
-from llmsched_env.kernel import ACTION_SIZES
+from llmsched_env.actions import Allocation, Codec, Mixture, Slackfit
 from tests.agents.learning.training import small
 
 MODEL = load_profile("rtx6000ada-mistral-7b")
@@ -120,13 +120,13 @@ def assert_same_times(record: Record, servers: Any) -> None:
     [
         {},
         {"skip_decode_only": True},
-        {"budget": "time"},
-        {"hold": 4},
-        {"budget": "slackfit"},
-        {"budget": "slackfit", "skip_decode_only": True, "hold": 8},
-        {"budget": "slackfit", "skip_decode_only": True, "ageing": 20.0, "close": 1.0},
-        {"action": "mixture"},
-        {"action": "mixture", "skip_decode_only": True, "arms": ("orca", "fastertransformer", "slai")},
+        {"action": Allocation(budget="time")},
+        {"action": Allocation(hold=4)},
+        {"action": Slackfit()},
+        {"action": Slackfit(hold=8), "skip_decode_only": True},
+        {"action": Slackfit(ageing=20.0, close=1.0), "skip_decode_only": True},
+        {"action": Mixture()},
+        {"action": Mixture(arms=("orca", "fastertransformer", "slai")), "skip_decode_only": True},
     ],
 )
 @pytest.mark.parametrize("num_blocks", [14_000, 700])
@@ -139,7 +139,7 @@ def test_simulation_equals_the_environment(tmp_path: Path, changes: dict[str, An
     policy = learned_policy(trained(replace(config, env=env)), replace(config, env=env))
     servers, total = play(env, REQUESTS, policy)
     record = simulate(policy, REQUESTS, MODEL, engine)
-    assert policy.runs_compiled == (env.action == "allocation")
+    assert policy.runs_compiled == isinstance(env.action, Codec)
     assert_same_times(record, servers)
     assert record_return(record, env.reward) == pytest.approx(total, rel=1e-9)
 
@@ -177,7 +177,7 @@ def test_run_folder_gives_its_best_policy(tmp_path: Path) -> None:
     run = train(small(tmp_path / "run", total_timesteps=128))
     loaded = LearnedPolicy.load(run)
     assert loaded.spec == str(run)
-    np.testing.assert_array_equal(loaded.params(loaded.bundle.env.engine), network_params(Bundle.load(run / "best")))
+    np.testing.assert_array_equal(network_params(loaded.bundle), network_params(Bundle.load(run / "best")))
 
 
 def edit(place: Path, **changes: Any) -> None:
@@ -237,9 +237,9 @@ def pickled(place: Path) -> None:
         (lambda p: edit(p, timesteps=1e300), "timesteps: expected"),
         (lambda p: edit(p, length_table=[]), "expected a length table"),
         (lambda p: edit(p, length_table={"name": "x"}), "length_table: expected the fields"),
-        (lambda p: edit_env(p, hold=10**200), "env.hold: expected"),
+        (lambda p: edit_env(p, hold=10**200), "env.action: unknown|hold: expected"),
         (lambda p: edit_env(p, budget="time"), "codec: expected the budgets of 'time'"),
-        (lambda p: edit_env(p, arms=["slai"] * 99), "at most 64 arms"),
+        (lambda p: edit_env(p, action={"name": "mixture", "arms": ["slai"] * 99}), "made for actions"),
         (lambda p: (p / POLICY_FILE).write_text("[" * 100_000), "brackets"),
         (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(-1.0)), "codec: expected"),
         (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(1e300)), "codec: expected"),
@@ -314,7 +314,7 @@ def test_saving_over_something_else_is_refused(folder: Path, tmp_path: Path) -> 
 
 def test_mixture_policy_is_its_own_kind(tmp_path: Path) -> None:
     config = small(tmp_path)
-    config = replace(config, env=replace(config.env, action="mixture"))
+    config = replace(config, env=replace(config.env, action=Mixture()))
     learned_policy(build_model(config), config).bundle.save(tmp_path / "policy")
     assert isinstance(LearnedPolicy.load(tmp_path / "policy"), LearnedMixture)
 
@@ -353,7 +353,7 @@ def test_random_legal_serves_everybody_under_memory_pressure() -> None:
 
 
 def test_random_legal_uses_every_choice_about_equally() -> None:
-    counts = [np.zeros(n) for n in ACTION_SIZES]
+    counts = [np.zeros(n) for n in Allocation().sizes]
     word = splitmix64(np.uint64(5))
     for iteration in range(9000):
         for h, head in enumerate(counts):

@@ -9,7 +9,7 @@ import pytest
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.evolution import (
     FEATURES,
-    HEADS,
+    SIZES,
     EvolutionConfig,
     evolve,
     frame,
@@ -18,11 +18,11 @@ from agents.learning.search.evolution import (
     shipped_recipe,
 )
 from engine.errors import InputError
-from llmsched_env.action import ACTION_SIZES
+from llmsched_env.actions import Slackfit
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 TINY = EvolutionConfig(rates=(1.0, 2.0), requests=60, generations=2, population=4, workers=1)
-PARAMETERS = HEADS * (1 + len(FEATURES))
+PARAMETERS = len(SIZES) * (1 + len(FEATURES))
 
 
 def test_zero_is_the_teacher_and_an_offset_moves_a_level() -> None:
@@ -44,7 +44,7 @@ def test_a_head_follows_its_feature_up_to_its_last_level() -> None:
     seen[:, column] = shared.mean[column] + shared.std[column] * np.array([-1.0, 0.0, 9.0])
     others = [k for k, name in enumerate(OBSERVATION_NAMES) if name in FEATURES and k != column]
     seen[:, others] = shared.mean[others]
-    expected = [shared.base[0] - 1, shared.base[0], ACTION_SIZES[0] - 1]
+    expected = [shared.base[0] - 1, shared.base[0], Slackfit().sizes[0] - 1]
     assert shared.policy(x).choose(seen)[:, 0].tolist() == expected
 
 
@@ -54,7 +54,7 @@ def test_a_search_repeats_exactly_with_any_number_of_workers(tmp_path: Path) -> 
         config = replace(TINY, run_dir=tmp_path / str(workers), workers=workers)
         evolve(config, lambda line: None)
         logs.append([line.split(",")[2:] for line in (config.run_dir / "log.csv").read_text().splitlines()])
-        assert LearnedPolicy.load(config.run_dir).bundle.env.hold == config.hold
+        assert LearnedPolicy.load(config.run_dir).bundle.env.action.holds == config.hold
     assert logs[0] == logs[1]
     assert len(logs[0]) == 1 + TINY.generations
     with pytest.raises(InputError, match="already holds a run"):

@@ -11,21 +11,21 @@ from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.train import build_model, learned_policy, train
 from agents.learning.teachers import teacher
 from engine.errors import InputError
-from llmsched_env import EnvConfig
+from llmsched_env import Allocation, EnvConfig, LLMSchedEnv, Slackfit
 from tests.agents.learning.training import small
 
 
 @pytest.mark.parametrize(
-    ("spec", "budget", "expected"),
+    ("spec", "action", "expected"),
     [
         ("slackfit:slack=4,eager_from=0.5,memory_limit=0.9", "slackfit", [4, 2, 1]),
-        ("sarathi", "tokens", [5, 0, 0]),
-        ("sarathi:token_budget=1000,order=spf", "tokens", [7, 0, 1]),
+        ("sarathi", "allocation", [5, 0, 0]),
+        ("sarathi:token_budget=1000,order=spf", "allocation", [7, 0, 1]),
     ],
 )
-def test_a_network_learns_to_choose_as_its_teacher(tmp_path: Path, spec: str, budget: Any, expected: list[int]) -> None:
+def test_a_network_learns_to_choose_as_its_teacher(tmp_path: Path, spec: str, action: Any, expected: list[int]) -> None:
     config = small(tmp_path)
-    config = replace(config, env=replace(config.env, budget=budget), teacher=spec)
+    config = replace(config, env=replace(config.env, action=action), teacher=spec)
     choose = teacher(spec, config.env)
     assert choose(np.zeros((1, 1), np.float32)).tolist() == [expected]
     model = build_model(config)
@@ -40,13 +40,13 @@ def test_a_network_learns_to_choose_as_its_teacher(tmp_path: Path, spec: str, bu
 
 def test_training_begins_from_the_teacher(tmp_path: Path) -> None:
     config = small(tmp_path)
-    config = replace(config, env=replace(config.env, budget="slackfit"), teacher="slackfit", imitation_steps=5000)
+    config = replace(config, env=replace(config.env, action=Slackfit()), teacher="slackfit", imitation_steps=5000)
     assert (train(config) / "final" / "policy.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("spec", "env"),
-    [("slai", {}), ("slackfit", {}), ("sarathi", {"budget": "slackfit"}), ("slackfit", {"action": "mixture"})],
+    [("slai", {}), ("slackfit", {}), ("sarathi", {"action": "slackfit"}), ("slackfit", {"action": "mixture"})],
 )
 def test_a_teacher_outside_the_action_space_is_refused(spec: str, env: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="teacher: expected slackfit"):
@@ -54,16 +54,22 @@ def test_a_teacher_outside_the_action_space_is_refused(spec: str, env: dict[str,
 
 
 @pytest.mark.parametrize("name", ["ageing", "close"])
-def test_settings_of_slackfit_need_its_budgets(name: str) -> None:
-    assert getattr(EnvConfig(budget="slackfit", **{name: 2.0}), name) == 2.0  # type: ignore[arg-type]
-    for fields in ({name: 2.0}, {name: -1.0, "budget": "slackfit"}, {name: float("nan"), "budget": "slackfit"}):
-        with pytest.raises(InputError, match=f"env.{name}: expected (a number >= 0|0 unless budget is slackfit), got"):
-            EnvConfig(**fields)
+def test_settings_of_slackfit_need_its_action(name: str) -> None:
+    keywords: dict[str, Any] = {"action": "slackfit", name: 2.0}
+    assert getattr(LLMSchedEnv(**keywords).config.action, name) == 2.0
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({name: 2.0}, f"env.{name}: unknown setting of action='allocation', known: hold, budget; {name} belongs to"),
+        ({name: -1.0, "action": "slackfit"}, f"action 'slackfit': {name}: expected a number >= 0, got -1.0"),
+        ({name: float("nan"), "action": "slackfit"}, f"env.{name}: expected a number, got nan"),
+    ]
+    for fields, message in cases:
+        with pytest.raises(InputError, match=message):
+            LLMSchedEnv(**fields)
 
 
 @pytest.mark.parametrize("hold", [0, -1])
 def test_a_choice_holds_for_at_least_one_iteration(hold: int) -> None:
     with pytest.raises(InputError, match="hold: expected a whole number >= 1"):
-        EnvConfig(hold=hold)
-    with pytest.raises(InputError, match="hold: expected 1 for a mixture"):
-        EnvConfig(hold=2, action="mixture")
+        Allocation(hold=hold)
+    with pytest.raises(InputError, match=r"env\.hold: unknown setting of action='mixture', known: arms"):
+        LLMSchedEnv(hold=2, action="mixture")

@@ -15,6 +15,7 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import simulate
+from llmsched_env import Allocation
 
 TINY = MixtureConfig(arms=("sarathi", "fastertransformer"), rates=(1.0,), requests=60, pairs=4, updates=3, workers=1)
 DEVICE = load_profile("rtx6000ada-mistral-7b")
@@ -66,7 +67,7 @@ def test_fields_are_checked(fields: dict[str, object], message: str) -> None:
 
 def test_only_a_mixture_can_be_sampled() -> None:
     bundle = static_mixture(TINY.env(), np.zeros(2)).bundle
-    parts = {**vars(bundle), "env": replace(bundle.env, action="allocation")}
+    parts = {**vars(bundle), "env": replace(bundle.env, action=Allocation())}
     parts["layers"] = ((np.zeros((18, 44), np.float32), np.zeros(18, np.float32)),)
     with pytest.raises(InputError, match="sampled: expected a mixture"):
         Bundle(**parts)

@@ -25,7 +25,7 @@ from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.work.files import MARK
 from engine.errors import InputError
-from llmsched_env import LLMSchedVectorEnv
+from llmsched_env import LLMSchedVectorEnv, Mixture
 from tests.agents.learning.training import Echo, small
 
 
@@ -278,7 +278,7 @@ def test_shipped_hyperparameters_train_on_their_environment() -> None:
     config = TrainConfig.from_yaml("LLMSched-v0")
     assert config.env_id == "LLMSched-v0"
     assert (config.n_envs, config.schedule, config.env.rates[0]) == (256, "linear", 1.4)
-    assert TrainConfig.from_yaml("LLMSchedMixture-v0").env.action == "mixture"
+    assert TrainConfig.from_yaml("LLMSchedMixture-v0").env.action == Mixture()
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,17 @@
 """The `allocation` action: how big the batch is, which decodes must run, which prompts come first.
 
 Every combination is legal, so plain PPO works without masks. Sarathi-Serve, SLAI and vLLM are points or simple rules
-in this space. The codec is an ordinary policy kernel that reads the choice from its memory: an environment writes the
-learner's action there, a learned policy its own.
+in this space.
 
 1. Decodes whose slack is below the chosen threshold run, oldest first; one that finds no free KV block evicts the
    youngest request that is not in the batch yet.
 2. Prompt chunks in the chosen order until the token budget (decodes count) or the KV runs out.
 3. Tokens left over in the budget go to the other decodes, oldest first, as long as blocks are free.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
-
-With `slackfit` budgets the same three choices are the parameters of that baseline (`baselines.slackfit`): predicted
-seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes, else RELAXED_FACTOR as long), the
-decode rule in units of them, and from which use of the KV blocks decodes run to free it; prompts go by shortest
-remaining.
 """
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -31,70 +26,42 @@ from baselines._fill import (
     schedule_decode,
     take,
 )
-from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params, take_urgent
-from engine.compiled.jit import hot, inner
+from baselines.families.filling import profile_params, take_urgent
+from engine.compiled.jit import inner
 from engine.device.latency import LatencyModel
+from engine.errors import InputError
 from engine.server.kv import blocks_to_admit, tokens_left
 from engine.server.plan import schedule
+from engine.server.policy import HotKernel, Kernel
 from engine.server.state import Memory, Plan, View
-from llmsched_env.observation import OBSERVER_ROW_MEMORY, seen_before
+from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
+from llmsched_env.observation import seen_before
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
 TIME_LEVELS_S = (0.0, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 """Alternative: predicted durations of an iteration, seconds."""
-SLACKFIT_LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
-"""Alternative: predicted durations that slackfit fills, seconds."""
-STRICT_LIMIT_S = 0.095
-"""The longest of them while a user of the strict tier decodes."""
-RELAXED_FACTOR = 1.5
-"""While there is none, batches may be longer by this factor."""
-SLACKFIT_MEMORY = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
-"""Then instead of the order: slackfit's eager_from and memory_limit, shares of the KV blocks."""
 SLACK_LEVELS = (float("inf"), 6.0, 4.0, 3.0, 2.0)
 """A decode must run if its slack is below this many batch times (inf: all decodes run)."""
 SRPT = 3
 ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
 """Prefill orders; in srpt (shortest remaining prompt) a short newcomer overtakes a started prompt, which keeps KV."""
 
-ACTION_SIZES = (len(TOKEN_LEVELS), len(SLACK_LEVELS), len(ORDERS))
-"""Choices in each dimension: budget, decode rule, prefill order."""
-ACTION_NAMES = ("token budget", "decode rule", "prefill order")
-"""Dimensions of an action."""
-
-_LEVELS, _SLACKS = 0, len(TOKEN_LEVELS)
-_KIND, _OVERHEAD, _FLOOR, _PER_TOKEN, _PER_PAIR, _PER_CONTEXT = range(
-    _SLACKS + len(SLACK_LEVELS), _SLACKS + len(SLACK_LEVELS) + 6
+PROFILE = record(*((name, "f8") for name in ("overhead", "floor", "per_token", "per_pair", "per_context")))
+"""What a codec knows about its device (s)."""
+PARAMS = record(
+    ("budgets", "f8", (len(TOKEN_LEVELS),)),  # tokens, or s
+    ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch times
+    ("timed", "f8"),  # whether budgets are seconds
+    ("profile", PROFILE),
 )
-AGEING, CLOSE = _PER_CONTEXT + 1, _PER_CONTEXT + 2
-"""Cells of the parameters with slackfit's ageing and close."""
-_MEMORY = CLOSE + 1
-ALLOCATION_PARAMS = _MEMORY + 2 * len(SLACKFIT_MEMORY)
-"""Cells at the start of the parameters that belong to the codec."""
-BUDGET, RULE, ORDER = range(OBSERVER_ROW_MEMORY, OBSERVER_ROW_MEMORY + 3)
-"""Cells of the row memory that hold the choice: indices into the levels."""
-_CLOCK = OBSERVER_ROW_MEMORY + 3
-ALLOCATION_ROW_MEMORY = _CLOCK + CLOCK_CELLS
-ALLOCATION_REQUEST_MEMORY = FILL_REQUEST_MEMORY
-
-BudgetKind = Literal["tokens", "time", "slackfit"]
-_LEVELS_OF = {"tokens": TOKEN_LEVELS, "time": TIME_LEVELS_S, "slackfit": SLACKFIT_LIMITS_S}
+_CELLS = cells_of(PARAMS)
+_BUDGET, _RULE, _ORDER = LEVELS, LEVELS + 1, LEVELS + 2
 
 
-def allocation_params(model: LatencyModel, budget: BudgetKind, ageing: float = 0.0, close: float = 0.0) -> np.ndarray:
-    """The codec's parameters: float64[ALLOCATION_PARAMS].
-
-    Args:
-        model: predicts the duration of a batch (for time budgets, and for the unit of the decode rule).
-        budget: whether the levels are TOKEN_LEVELS, TIME_LEVELS_S or SLACKFIT_LIMITS_S.
-        ageing: slackfit's (tokens/s).
-        close: slackfit's.
-    """
-    kind = float(list(_LEVELS_OF).index(budget))
-    memory = [share for shares in SLACKFIT_MEMORY for share in shares]
-    return np.array(
-        [*_LEVELS_OF[budget], *SLACK_LEVELS, kind, *profile_params(model), ageing, close, *memory], np.float64
-    )
+def profile_of(model: LatencyModel) -> dict[str, float]:
+    """A device as the numbers of PROFILE (s)."""
+    return dict(zip(PROFILE.names or (), profile_params(model), strict=True))
 
 
 @inner
@@ -110,11 +77,12 @@ def _decode_context(view: View) -> int:
 @inner
 def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
-    level = p[_LEVELS + choice]
-    if p[_KIND] > 0.0:
-        linear = level - p[_OVERHEAD] - p[_PER_CONTEXT] * _decode_context(view)
-        return min(max(0, int(linear / p[_PER_TOKEN])), view.row[0].max_batched_tokens), level
-    return min(int(level), view.row[0].max_batched_tokens), p[_OVERHEAD] + max(p[_FLOOR], p[_PER_TOKEN] * level)
+    level, profile = p.budgets[choice], p.profile
+    if p.timed > 0.0:
+        linear = level - profile.overhead - profile.per_context * _decode_context(view)
+        return min(max(0, int(linear / profile.per_token)), view.row[0].max_batched_tokens), level
+    seconds = profile.overhead + max(profile.floor, profile.per_token * level)
+    return min(int(level), view.row[0].max_batched_tokens), seconds
 
 
 @inner
@@ -190,19 +158,13 @@ def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int)
             room -= 1
 
 
-@hot
+@HotKernel
 def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
-    """Build the batch for the choice in the memory's cells BUDGET, RULE and ORDER (see the module docstring)."""
-    row, p, m = view.row[0], memory.params, memory.row
-    if p[_KIND] > 1.0:
-        limit, at = p[_LEVELS + int(m[BUDGET])], _MEMORY + 2 * int(m[ORDER])
-        relaxed, longest = RELAXED_FACTOR * limit, RELAXED_FACTOR * p[_SLACKS - 1]
-        rules = p[_SLACKS + int(m[RULE])], p[at], p[at + 1], p[AGEING], p[CLOSE], 0.0
-        fill_as_slackfit(view, memory, plan, _OVERHEAD, _CLOCK, min(limit, STRICT_LIMIT_S), relaxed, longest, *rules)
-        return
-    budget, seconds = _budget_and_time(view, p, int(m[BUDGET]))
-    slack = p[_SLACKS + int(m[RULE])] * max(seen_before(memory).batch_time, seconds)
-    order = int(m[ORDER])
+    """Build the batch for the levels in the memory (see the module docstring)."""
+    row, p, m = view.row[0], memory.params[:_CELLS].view(PARAMS)[0], memory.row
+    budget, seconds = _budget_and_time(view, p, int(m[_BUDGET]))
+    slack = p.slacks[int(m[_RULE])] * max(seen_before(memory).batch_time, seconds)
+    order = int(m[_ORDER])
     tokens, free, victims = take_urgent(view, memory, plan, slack, row.free_blocks, 0)
     if budget > tokens and row.num_waiting + row.num_prefilling > 0:
         tokens, free = _take_prompts(view, memory, plan, order, victims, tokens, budget, free)
@@ -212,3 +174,43 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
         tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
         if tokens == 0:
             _take_prompts(view, memory, plan, order, victims, 0, min(TOKEN_LEVELS[1], row.max_batched_tokens), free)
+
+
+@dataclass(frozen=True)
+class Allocation(Codec):
+    """Batch size x decode rule x prefill order."""
+
+    name: ClassVar[str] = "allocation"
+    PARAMS: ClassVar[np.dtype] = PARAMS
+    kernel: ClassVar[Kernel] = allocate_batch
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
+    own_cells: ClassVar[int] = 0
+    DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
+    FALLBACK: ClassVar[tuple[int, ...]] = (TOKEN_LEVELS.index(512), 0, 0)
+
+    budget: Literal["tokens", "time"] = "tokens"
+    """Whether batch sizes are in tokens or in predicted seconds."""
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Batch size, decode rule, prompt order."""
+        return {"budget": len(TOKEN_LEVELS), "decode_rule": len(SLACK_LEVELS), "prefill_order": len(ORDERS)}
+
+    def named(self, model: LatencyModel) -> dict[str, Any]:
+        """The kernel's parameters by name."""
+        timed = self.budget == "time"
+        budgets = TIME_LEVELS_S if timed else TOKEN_LEVELS
+        return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": profile_of(model)}
+
+    def check_params(self, params: np.ndarray) -> None:
+        """Check parameters that come from a file.
+
+        Raises:
+            InputError: numbers that no codec of this kind has.
+        """
+        super().check_params(params)
+        p = params.view(PARAMS)[0]
+        if p["timed"] != float(self.budget == "time"):
+            raise InputError(f"codec: expected the budgets of {self.budget!r}, got kind {p['timed']:g}")
+        if p["timed"] > 0.0 and p["profile"]["per_token"] <= 0.0:
+            raise InputError("codec: expected a device on which a token takes time")

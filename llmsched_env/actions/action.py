@@ -1,0 +1,223 @@
+"""What an action is: the choices of a learner, and the compiled policies that make batches of them.
+
+An action is a frozen dataclass of settings in a file of its own, with a line in `llmsched_env.actions.ACTIONS`. It is
+either a `Codec`, one policy kernel that reads the choice from its memory, or, like `Mixture`, several baselines of
+which the choice picks one; these have a codec too, for what needs no choice. The compiled step of the environment runs
+kernels and knows no action.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+
+from engine.device.latency import LatencyModel
+from engine.errors import InputError
+from engine.fields import Bounds, checked, whole
+from engine.server.policy import Kernel, Policy
+from llmsched_env.observation import OBSERVER_ROW_MEMORY
+
+LEVELS = OBSERVER_ROW_MEMORY
+"""Where in a codec's row memory the levels of the present batch begin, behind what the observer remembers."""
+LARGEST = 1e9
+"""Largest parameter of a codec: seconds, tokens or a factor."""
+
+
+def record(*named: tuple[Any, ...]) -> np.dtype:
+    """A record of float64 fields: ``cells.view(dtype)[0].name`` reads float64 cells by name, in compiled code too."""
+    return np.dtype((np.record, list(named)))
+
+
+def cells_of(dtype: np.dtype) -> int:
+    """How many float64 cells a record takes."""
+    return dtype.itemsize // 8
+
+
+@dataclass(frozen=True)
+class Action:
+    """The choices that a learner has at each decision."""
+
+    name: ClassVar[str]
+    """How configurations and options call it."""
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            InputError: one does not fit.
+        """
+        checked(self, f"action {self.name!r}: ", self.bounds())
+
+    @classmethod
+    def bounds(cls) -> dict[str, Bounds]:
+        """Ranges of the settings that are numbers."""
+        return {}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """How many choices each dimension has, by the name of the dimension."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many choices each dimension has."""
+        return tuple(self.heads.values())
+
+    @property
+    def codec(self) -> "Codec":
+        """What makes the batches for which nobody is asked, and those of a choice that cannot be done."""
+        raise NotImplementedError
+
+    @property
+    def holds(self) -> int:
+        """Iterations for which a choice holds."""
+        return 1
+
+    def policies(self, prediction: str) -> Sequence[Policy]:
+        """The baselines of which the choice picks one; none: the codec reads it.
+
+        Args:
+            prediction: channel of the environment's predictions of output lengths ("": there are none).
+
+        Raises:
+            InputError: one that cannot be run there.
+        """
+        return ()
+
+    def space(self) -> spaces.Space[Any]:
+        """`Discrete` for one dimension, `MultiDiscrete` for several."""
+        return spaces.Discrete(self.sizes[0]) if len(self.sizes) == 1 else spaces.MultiDiscrete(list(self.sizes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the name and the settings."""
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Codec(Action):
+    """An action that one policy kernel understands: it reads levels from its memory and fills the batch.
+
+    Its row memory is: what the observer remembers, the levels of the present batch from cell LEVELS on, its own cells.
+    """
+
+    PARAMS: ClassVar[np.dtype]
+    """The kernel's parameters by name, a `record`."""
+    kernel: ClassVar[Kernel]
+    """Plans a batch of the levels in its memory."""
+    request_memory: ClassVar[int]
+    """Columns of its memory of each request."""
+    own_cells: ClassVar[int]
+    """Cells of its row memory behind the levels."""
+    DECODES: ClassVar[tuple[int, ...]]
+    """The choice with which all decodes run, and nothing else: where there is nothing to decide."""
+    FALLBACK: ClassVar[tuple[int, ...]]
+    """The choice where the learner's leads nowhere: the batch of Sarathi-Serve, or what comes next to it."""
+
+    hold: int = 1
+    """Iterations for which a choice holds (those that are skipped do not count): what memory costs is seen only after
+    many seconds, and noise that lasts a second explores more than noise of one batch."""
+
+    @classmethod
+    def bounds(cls) -> dict[str, Bounds]:
+        """Ranges of the settings that are numbers."""
+        return {"hold": whole(1)}
+
+    @property
+    def codec(self) -> "Codec":
+        """Itself."""
+        return self
+
+    @property
+    def holds(self) -> int:
+        """Iterations for which a choice holds."""
+        return self.hold
+
+    @property
+    def row_memory(self) -> int:
+        """Cells of its row memory."""
+        return LEVELS + len(self.sizes) + self.own_cells
+
+    def named(self, model: LatencyModel) -> dict[str, Any]:
+        """The kernel's parameters by name: numbers, lists of them, and mappings for what is nested.
+
+        Args:
+            model: predicts how long a batch takes.
+        """
+        raise NotImplementedError
+
+    def params(self, model: LatencyModel) -> np.ndarray:
+        """The kernel's parameters as float64 cells, in the order of PARAMS."""
+        return to_cells(self.PARAMS, self.named(model), "codec")
+
+    def knows(self, params: np.ndarray, model: LatencyModel) -> bool:
+        """Whether parameters predict batches with the numbers of this device."""
+        return bool(to_names(self.PARAMS, params).get("profile") == self.named(model).get("profile"))
+
+    def check_params(self, params: np.ndarray) -> None:
+        """Check parameters that come from a file before compiled code takes them for levels and divisors.
+
+        Args:
+            params: float64 cells in the order of PARAMS.
+
+        Raises:
+            InputError: numbers that no codec of this kind has.
+        """
+        p = params.view(self.PARAMS)[0]
+        slacks, size = p["slacks"], cells_of(self.PARAMS)
+        others = np.concatenate([values for name, values in flat(self.PARAMS, params) if name != "slacks"])
+        if not ((others >= 0.0) & (others <= LARGEST)).all() or not (slacks > 0.0).all():
+            raise InputError(f"codec: expected {size} numbers from 0 to {LARGEST:g}, decode rules above 0")
+
+
+def flat(dtype: np.dtype, cells: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The fields of a record, nested ones with a dot in their name, with the float64 cells of each."""
+    found = []
+    for name, (kind, at, *_) in (dtype.fields or {}).items():
+        inside = cells[at // 8 : (at + kind.itemsize) // 8]
+        found += [(f"{name}.{part}", a) for part, a in flat(kind, inside)] if kind.names else [(name, inside)]
+    return found
+
+
+def to_names(dtype: np.dtype, cells: np.ndarray) -> dict[str, Any]:
+    """Float64 cells as a mapping by name: the inverse of `to_cells`."""
+    found: dict[str, Any] = {}
+    for name, (kind, at, *_) in (dtype.fields or {}).items():
+        inside = cells[at // 8 : (at + kind.itemsize) // 8]
+        values = inside.reshape(kind.shape).tolist()
+        found[name] = to_names(kind, inside) if kind.names else values
+    return found
+
+
+def to_cells(dtype: np.dtype, named: Any, where: str) -> np.ndarray:
+    """A mapping by name as the float64 cells of a record.
+
+    Args:
+        dtype: the record.
+        named: a number or a (nested) list of numbers for each field, a mapping for a nested record.
+        where: begins the message.
+
+    Raises:
+        InputError: a field too many or too few, or other numbers than it has.
+    """
+    names = dtype.names or ()
+    if not isinstance(named, Mapping) or set(named) != set(names):
+        got = ", ".join(map(str, named)) if isinstance(named, Mapping) else repr(named)
+        raise InputError(f"{where}: expected {', '.join(names)}, got {got}")
+    parts = []
+    for name, (kind, *_) in (dtype.fields or {}).items():
+        place, value = f"{where}.{name}", named[name]
+        parts.append(to_cells(kind, value, place) if kind.names else _numbers(value, kind.shape, place))
+    return np.concatenate(parts)
+
+
+def _numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        found = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.shape != shape:
+        wanted = f"numbers of shape {shape}" if shape else "a number"
+        raise InputError(f"{where}: expected {wanted}, got {value!r:.80}")
+    return found.reshape(-1)

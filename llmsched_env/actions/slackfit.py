@@ -1,0 +1,103 @@
+"""The `slackfit` action: the parameters of that baseline (`baselines.slackfit`), anew for every batch.
+
+The predicted seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes, else RELAXED_FACTOR
+as long), the decode rule in units of them, and from which use of the KV blocks decodes run to free it; prompts go by
+shortest remaining.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from baselines._fill import FILL_REQUEST_MEMORY
+from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit
+from engine.device.latency import LatencyModel
+from engine.errors import InputError
+from engine.fields import Bounds, number
+from engine.server.policy import HotKernel, Kernel
+from engine.server.state import Memory, Plan, View
+from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
+from llmsched_env.actions.allocation import PROFILE, SLACK_LEVELS, profile_of
+
+LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
+"""Predicted durations that slackfit fills, seconds."""
+STRICT_LIMIT_S = 0.095
+"""The longest of them while a user of the strict tier decodes."""
+RELAXED_FACTOR = 1.5
+"""While there is none, batches may be longer by this factor."""
+SHARES = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
+"""slackfit's eager_from and memory_limit, shares of the KV blocks."""
+
+PARAMS = record(
+    ("limits", "f8", (len(LIMITS_S),)),  # s
+    ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch durations
+    ("profile", PROFILE),
+    ("ageing", "f8"),  # tokens/s
+    ("close", "f8"),
+    ("shares", "f8", (len(SHARES), 2)),
+)
+_CELLS, _PROFILE = cells_of(PARAMS), len(LIMITS_S) + len(SLACK_LEVELS)
+_LIMIT, _SLACK, _SHARES, _CLOCK = LEVELS, LEVELS + 1, LEVELS + 2, LEVELS + 3
+
+
+@HotKernel
+def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
+    """Build the batch for the levels in the memory (see the module docstring)."""
+    p, m = memory.params[:_CELLS].view(PARAMS)[0], memory.row
+    limit, shares = p.limits[int(m[_LIMIT])], p.shares[int(m[_SHARES])]
+    longest = RELAXED_FACTOR * p.limits[len(LIMITS_S) - 1]
+    rules = p.slacks[int(m[_SLACK])], shares[0], shares[1], p.ageing, p.close, 0.0
+    strict, relaxed = min(limit, STRICT_LIMIT_S), RELAXED_FACTOR * limit
+    fill_as_slackfit(view, memory, plan, _PROFILE, _CLOCK, strict, relaxed, longest, *rules)
+
+
+@dataclass(frozen=True)
+class Slackfit(Codec):
+    """All choices are the knobs of slackfit: predicted seconds of a batch, slack of decodes that must run, KV share."""
+
+    name: ClassVar[str] = "slackfit"
+    PARAMS: ClassVar[np.dtype] = PARAMS
+    kernel: ClassVar[Kernel] = fill_batch
+    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
+    own_cells: ClassVar[int] = CLOCK_CELLS
+    DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
+    FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
+
+    ageing: float = 0.0
+    """Tokens that a prompt counts less for each second since its arrival: against starvation."""
+    close: float = 0.0
+    """When a batch ends early with a finished prompt (`baselines.slackfit`)."""
+
+    @classmethod
+    def bounds(cls) -> dict[str, Bounds]:
+        """Ranges of the settings that are numbers."""
+        weight = number(0.0, 1e9, below=True)
+        return {**super().bounds(), "ageing": weight, "close": weight}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The names of the dimensions are those of `allocation`, which it takes the place of."""
+        return {"budget": len(LIMITS_S), "decode_rule": len(SLACK_LEVELS), "prefill_order": len(SHARES)}
+
+    def named(self, model: LatencyModel) -> dict[str, Any]:
+        """The kernel's parameters by name."""
+        return {
+            "limits": LIMITS_S,
+            "slacks": SLACK_LEVELS,
+            "profile": profile_of(model),
+            "ageing": self.ageing,
+            "close": self.close,
+            "shares": SHARES,
+        }
+
+    def check_params(self, params: np.ndarray) -> None:
+        """Check parameters that come from a file.
+
+        Raises:
+            InputError: numbers that no codec of this kind has.
+        """
+        super().check_params(params)
+        profile = params.view(PARAMS)[0]["profile"]
+        if profile["per_token"] + profile["per_pair"] <= 0.0:
+            raise InputError("codec: expected a device on which a token takes time")
