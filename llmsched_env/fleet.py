@@ -22,7 +22,7 @@ from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.own import OwnFunction, Seen, Step, sealed, seen_by, size_of
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.state import EnvState, StateCodec, memory_is_sound
+from llmsched_env.state import EnvState, StateCodec, is_sound
 from llmsched_env.step import (
     Memories,
     Rules,
@@ -135,7 +135,7 @@ class Fleet:
         self.started = False
         self._has_episode = np.zeros(rows, np.bool_)
         sums = {"return": self.returns, "term_sums": self.term_sums}
-        self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec.sizes)
+        self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec)
         self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
         self._step = self._stepper(threads > 1)
 
@@ -233,7 +233,7 @@ class Fleet:
         for e in range(self.rows):
             check_server(self.row_servers[e], limits, f"{where}: row {e}")
             memory = self.memories.row[e, 0], self.memories.request[e, 0], self.outcome.observation[e]
-            if not memory_is_sound(*memory, np.array(self.config.action.codec.sizes)):
+            if not is_sound(self.config.action.codec, *memory):
                 raise InputError(f"{where}: row {e}: expected memories as a step leaves them, got others")
 
     def draw(self, rng: np.random.Generator) -> Requests:

@@ -204,3 +204,14 @@ def step_limit(given: Any) -> int:
     if given is None or (is_whole(given) and given == -1):
         return 0
     return int(COUNT.check(given, "max_episode_steps"))
+
+
+def check_row(row: Any, rows: int) -> int:
+    """The number of a row.
+
+    Raises:
+        InputError: not 0 to rows - 1.
+    """
+    if not is_whole(row) or not 0 <= row < rows:
+        raise InputError(f"row: expected a whole number 0..{rows - 1}, got {show(row)}")
+    return int(row)

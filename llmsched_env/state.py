@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from baselines._fill import BEST, LEFT_STAMP, NUM_HEAPED, NUM_LEFT, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
-from baselines._fill import HEAP as FILL_HEAP
-from baselines._fill import LEFT as FILL_LEFT
-from baselines.families.heap import PLACE
 from engine.compiled.jit import hot
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.server.integrity import FAULTS, checksum, server_fault
 from engine.server.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
+from llmsched_env.actions import Codec
 from llmsched_env.actions.action import LEVELS
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import is_whole, show
@@ -66,13 +63,13 @@ class StateCodec:
 
     __slots__ = (
         "_bytes",
+        "_codec",
         "_columns",
         "_gaps",
         "_limits",
         "_named",
         "_record",
         "_scratch",
-        "_sizes",
         "_used",
         "_words",
         "digest",
@@ -85,7 +82,7 @@ class StateCodec:
         memories: Memories,
         outcome: Outcome,
         sums: dict[str, np.ndarray],
-        sizes: tuple[int, ...],
+        codec: Codec,
     ) -> None:
         """Lay the record out.
 
@@ -94,9 +91,9 @@ class StateCodec:
             memories: of all kernels of all rows.
             outcome: of the last step.
             sums: further arrays with one entry for each row.
-            sizes: choices in each dimension of the action's codec.
+            codec: whose memory is that of kernel 0.
         """
-        self._sizes = np.array(sizes)
+        self._codec = codec
         view, hidden = servers.visible, servers.hidden
         stacked = {
             "row": view.row,
@@ -185,8 +182,7 @@ class StateCodec:
         if code != 0:
             raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
         one = self._record
-        memory = one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0]
-        legal = memory_is_sound(*memory, self._sizes)
+        legal = is_sound(self._codec, one["memory_row"][0, 0], one["memory_request"][0, 0], one["observation"][0])
         if not legal or not 0 <= one["draft"]["number"][0, 0] < 2**53:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
@@ -248,28 +244,6 @@ def _gather(flat: np.ndarray, out: np.ndarray) -> None:
 
 
 @hot
-def _heap_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
-    """The heap of the queue and the list of who left it: every entry a request, at the place that it says."""
-    n = request.shape[0]
-    for k in range(NUM_HEAPED, LEFT_STAMP + 1):
-        if not 0.0 <= cells[k] < 2.0**53:
-            return False
-    if cells[NUM_HEAPED] > n or cells[NUM_LEFT] > n:
-        return False
-    for k in range(int(cells[NUM_LEFT])):
-        if not 0.0 <= request[k, FILL_LEFT] < n:
-            return False
-    for k in range(int(cells[NUM_HEAPED])):
-        i = request[k, FILL_HEAP]
-        if not 0.0 <= i < n or request[int(i), FILL_HEAP + PLACE] != k + 1:
-            return False
-    for i in range(n):
-        if not 0.0 <= request[i, FILL_HEAP + PLACE] <= cells[NUM_HEAPED]:
-            return False
-    return True
-
-
-@hot
 def _all_finite(cells: np.ndarray) -> bool:
     for k in range(cells.shape[0]):
         if not np.isfinite(cells[k]):
@@ -277,29 +251,22 @@ def _all_finite(cells: np.ndarray) -> bool:
     return True
 
 
-@hot
-def _levels_are_sound(cells: np.ndarray, sizes: np.ndarray) -> bool:
-    for d in range(sizes.shape[0]):
-        if not 0.0 <= cells[LEVELS + d] < sizes[d]:
-            return False
-    return True
+def is_sound(codec: Codec, cells: np.ndarray, request: np.ndarray, observation: np.ndarray) -> bool:
+    """Whether compiled code can go on with a memory of kernel 0 and an observation that something else has written.
+
+    Args:
+        codec: whose memory it is.
+        cells: row memory.
+        request: memory of the requests.
+        observation: of the row.
+    """
+    sound = _memory_is_sound(cells, request, observation, np.array(codec.sizes))
+    return bool(sound and codec.is_sound(cells, request))
 
 
 @hot
-def _marks_are_sound(cells: np.ndarray, n: int) -> bool:
-    """What is known of the queue, and what the observer has counted."""
-    for k in range(SEEN_ARRIVALS, SEEN_ORDER):
-        if cells[k] < 0 or (k < SEEN_EVICTIONS and cells[k] > n):
-            return False
-    for k in range(OBSERVER, LEVELS):
-        if cells[k] < 0:
-            return False
-    return bool(cells[BEST] >= -1 and cells[BEST] < n)
-
-
-@hot
-def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray, sizes: np.ndarray) -> bool:
-    """The cells that the codec and the observer index and divide with (kernel 0), and the last observation.
+def _memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndarray, sizes: np.ndarray) -> bool:
+    """The cells that the observer divides with and the codec indexes with (kernel 0), and the last observation.
 
     Args:
         cells: row memory.
@@ -310,13 +277,13 @@ def memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.ndar
     for k in range(observation.shape[0]):
         if not abs(observation[k]) <= OBSERVATION_LIMIT:
             return False
-    return bool(
-        _all_finite(cells)
-        and _all_finite(request.reshape(request.size))
-        and _marks_are_sound(cells, request.shape[0])
-        and _levels_are_sound(cells, sizes)
-        and _heap_is_sound(cells, request)
-    )
+    for k in range(OBSERVER, LEVELS):
+        if cells[k] < 0:
+            return False
+    for d in range(sizes.shape[0]):
+        if not 0.0 <= cells[LEVELS + d] < sizes[d]:
+            return False
+    return bool(_all_finite(cells) and _all_finite(request.reshape(request.size)))
 
 
 def _used(kind: np.dtype) -> np.ndarray:
@@ -376,14 +343,3 @@ def _numbers_are_legal(state: dict[str, Any]) -> bool:
             return False
     places = (inner.get("pos", 0) if isinstance(inner, dict) else 0, _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
     return all(is_whole(place) and 0 <= place <= most for place, most in places)
-
-
-def check_row(row: Any, rows: int) -> int:
-    """The number of a row.
-
-    Raises:
-        InputError: not 0 to rows - 1.
-    """
-    if not is_whole(row) or not 0 <= row < rows:
-        raise InputError(f"row: expected a whole number 0..{rows - 1}, got {show(row)}")
-    return int(row)

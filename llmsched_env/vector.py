@@ -11,8 +11,7 @@ from engine.errors import InputError
 from engine.fields import COUNT
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet
-from llmsched_env.inputs import check_options, check_reset_mask, check_seeds, check_traces, show, step_limit
-from llmsched_env.state import check_row
+from llmsched_env.inputs import check_options, check_reset_mask, check_row, check_seeds, check_traces, show, step_limit
 
 KEYWORDS = ("num_envs", "config", "threads", "render_mode", "max_episode_steps")
 """What the constructor takes besides the fields of `EnvConfig`."""

@@ -104,6 +104,8 @@ class Codec(Action):
 
     PARAMS: ClassVar[np.dtype]
     """The kernel's parameters by name, a `record`."""
+    ENDLESS: ClassVar[tuple[str, ...]] = ()
+    """Which of them are numbers above 0 that may be infinite."""
     kernel: ClassVar[Kernel]
     """Plans a batch of the levels in its memory."""
     request_memory: ClassVar[int]
@@ -151,6 +153,15 @@ class Codec(Action):
         """The kernel's parameters as float64 cells, in the order of PARAMS."""
         return to_cells(self.PARAMS, self.named(model), "codec")
 
+    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
+        """Whether what the kernel indexes with is in range, after something else has written its memory.
+
+        Args:
+            cells: row memory; the levels are known to be in range.
+            request: memory of the requests.
+        """
+        return True
+
     def knows(self, params: np.ndarray, model: LatencyModel) -> bool:
         """Whether parameters predict batches with the numbers of this device."""
         return bool(to_names(self.PARAMS, params).get("profile") == self.named(model).get("profile"))
@@ -164,11 +175,11 @@ class Codec(Action):
         Raises:
             InputError: numbers that no codec of this kind has.
         """
-        p = params.view(self.PARAMS)[0]
-        slacks, size = p["slacks"], cells_of(self.PARAMS)
-        others = np.concatenate([values for name, values in flat(self.PARAMS, params) if name != "slacks"])
-        if not ((others >= 0.0) & (others <= LARGEST)).all() or not (slacks > 0.0).all():
-            raise InputError(f"codec: expected {size} numbers from 0 to {LARGEST:g}, decode rules above 0")
+        size = cells_of(self.PARAMS)
+        for name, values in flat(self.PARAMS, params):
+            legal = values > 0.0 if name in self.ENDLESS else (values >= 0.0) & (values <= LARGEST)
+            if not legal.all():
+                raise InputError(f"codec: expected {size} numbers from 0 to {LARGEST:g}, decode rules above 0")
 
 
 def flat(dtype: np.dtype, cells: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -35,6 +35,7 @@ from engine.server.plan import schedule
 from engine.server.policy import HotKernel, Kernel
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
+from llmsched_env.actions.queue_memory import queue_is_sound
 from llmsched_env.observation import seen_before
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
@@ -182,6 +183,7 @@ class Allocation(Codec):
 
     name: ClassVar[str] = "allocation"
     PARAMS: ClassVar[np.dtype] = PARAMS
+    ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     kernel: ClassVar[Kernel] = allocate_batch
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     own_cells: ClassVar[int] = 0
@@ -201,6 +203,10 @@ class Allocation(Codec):
         timed = self.budget == "time"
         budgets = TIME_LEVELS_S if timed else TOKEN_LEVELS
         return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": profile_of(model)}
+
+    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
+        """Whether the memory of the queue is in range."""
+        return bool(queue_is_sound(cells, request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.

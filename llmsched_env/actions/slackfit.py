@@ -19,6 +19,7 @@ from engine.server.policy import HotKernel, Kernel
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
 from llmsched_env.actions.allocation import PROFILE, SLACK_LEVELS, profile_of
+from llmsched_env.actions.queue_memory import queue_is_sound
 
 LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
 """Predicted durations that slackfit fills, seconds."""
@@ -58,6 +59,7 @@ class Slackfit(Codec):
 
     name: ClassVar[str] = "slackfit"
     PARAMS: ClassVar[np.dtype] = PARAMS
+    ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     kernel: ClassVar[Kernel] = fill_batch
     request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
     own_cells: ClassVar[int] = CLOCK_CELLS
@@ -90,6 +92,10 @@ class Slackfit(Codec):
             "close": self.close,
             "shares": SHARES,
         }
+
+    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
+        """Whether the memory of the queue is in range."""
+        return bool(queue_is_sound(cells, request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.

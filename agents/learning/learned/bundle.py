@@ -140,14 +140,17 @@ class Bundle:
         Raises:
             InputError: a value that does not fit, or a policy whose actions are not slackfit's parameters.
         """
+        changes: dict[str, Any] = {
+            name: value for name, value in (("ageing", ageing), ("close", close)) if value is not None
+        }
+        if not changes:
+            return self
         action = self.env.action
         if not isinstance(action, Slackfit):
-            raise InputError(f"bundle: expected the slackfit action to change its settings, got {action.name}")
-        action = replace(
-            action,
-            ageing=action.ageing if ageing is None else ageing,
-            close=action.close if close is None else close,
-        )
+            raise InputError(
+                f"bundle: {next(iter(changes))}: expected a policy with the slackfit action, got {action.name}"
+            )
+        action = replace(action, **changes)
         codec = self.codec.copy()
         parameters = codec.view(action.PARAMS)[0]
         parameters["ageing"], parameters["close"] = action.ageing, action.close
