@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines._fill import FILL_REQUEST_MEMORY
 from baselines.families.reserved import admit_whole, run_all
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.compiled.records import params_of, record
+from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
 from engine.server.state import Memory, Plan, View
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    admit_whole(view, memory, plan, int(memory.params[0]), run_all(view, plan))
 
 
 @dataclass(frozen=True)
@@ -30,11 +25,18 @@ class Orca(Policy):
     knows: ClassVar[str] = "longest possible request"
     eviction: ClassVar[str] = "none (KV reserved)"
     evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"batch_cap": (8, 16, 32, 64, 128)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         check_parameters(self)
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
+
+
+_params = record(params_of(Orca))
+
+
+@kernel_of(Orca)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    run_all(view, plan)
+    admit_whole(view, plan, int(_params(memory.params).batch_cap))

@@ -3,53 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting, take_decodes_oldest_first
-from baselines.grids import BATCH_CAPS
+import numpy as np
+
 from engine.compiled.jit import inner
-from engine.server.kv import blocks_to_admit
-from engine.server.plan import drop, schedule
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.compiled.records import params_of, record
+from engine.demand.requests import INT32_MAX
+from engine.server.moves import continue_prefills, decode_oldest_first, enter, fits
+from engine.server.plan import drop
+from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
-
-MAX_BATCHED_TOKENS, BATCH_CAP = 0, 1
-
-
-@inner
-def _prefill_batch(view: View, memory: Memory, plan: Plan) -> bool:
-    """Whole prompts of waiting requests while they fit; True if anything was planned."""
-    row, p = view.row[0], memory.params
-    limit = int(p[MAX_BATCHED_TOKENS]) if p[MAX_BATCHED_TOKENS] > 0 else row.max_model_len
-    limit = min(limit, row.max_batched_tokens)
-    cap = min(int(p[BATCH_CAP]), min(row.max_num_seqs, row.max_batched_tokens))
-    tokens, taken, free, active = 0, 0, row.free_blocks, row.num_running
-    for j in range(row.num_running):
-        r = view.request[view.running[j]]
-        if not is_decode(r):
-            schedule(plan, view.running[j], r.prompt - r.prefilled)
-            tokens += r.prompt - r.prefilled
-    while True:
-        i = next_waiting(view, memory, FCFS, 0, taken)
-        if i < 0:
-            break
-        r = view.request[i]
-        taken += 1
-        if r.prompt > min(limit, row.max_model_len):
-            drop(plan, i)
-            continue
-        need = blocks_to_admit(r, row.block_size)
-        if free - need < row.watermark_blocks or tokens + r.prompt > limit or active >= cap:
-            break
-        schedule(plan, i, r.prompt)
-        tokens += r.prompt
-        free -= need
-        active += 1
-    return bool(plan.size[0] > 0)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    if not _prefill_batch(view, memory, plan):
-        take_decodes_oldest_first(view, memory, plan)
 
 
 @dataclass(frozen=True)
@@ -71,12 +34,40 @@ class VLLM(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
-    space: ClassVar[Space] = {"batch_cap": BATCH_CAPS, "max_batched_tokens": (0, 2048, 4096, 8192)}
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         check_parameters(self)
         require(self.max_batched_tokens >= 0, self, "max_batched_tokens", "tokens >= 0")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
+
+
+_params = record(params_of(VLLM))
+
+
+@inner
+def _admit_whole(view: View, plan: Plan, p: np.record) -> None:
+    """Whole prompts of waiting requests while they fit."""
+    row, draft = view.row[0], plan.draft[0]
+    limit = int(p.max_batched_tokens) if p.max_batched_tokens > 0 else row.max_model_len
+    limit = min(limit, row.max_batched_tokens)
+    seats = min(int(p.batch_cap), min(row.max_num_seqs, row.max_batched_tokens))
+    while True:
+        i = first_waiting(view, plan)
+        if i < 0:
+            break
+        prompt = view.request[i].prompt
+        if prompt > min(limit, row.max_model_len):
+            drop(plan, i)
+        elif draft.tokens + prompt > limit or draft.seats >= seats or not fits(view, plan, i):
+            break
+        else:
+            enter(view, plan, i, prompt)
+
+
+@kernel_of(VLLM)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    continue_prefills(view, plan, view.row[0].num_running, INT32_MAX)
+    _admit_whole(view, plan, _params(memory.params))
+    if plan.size[0] == 0:
+        decode_oldest_first(view, plan)

@@ -3,82 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines._fill import FCFS, FILL_REQUEST_MEMORY, is_decode, next_waiting
-from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
+import numpy as np
+
 from engine.compiled.jit import inner
+from engine.compiled.records import params_of, record
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.plan import drop, evict, schedule
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.moves import chunk, decode, enter, is_decode, take_kv
+from engine.server.plan import drop
+from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
-
-TOKEN_BUDGET, BATCH_CAP, LONG_PREFILL = 0, 1, 2
-
-
-@inner
-def _chunk(memory: Memory, left: int, budget: int) -> int:
-    """Tokens that a request gets: what it lacks, the limit for long prompts, what remains of the budget."""
-    limit = int(memory.params[LONG_PREFILL])
-    return min(left if limit == 0 else min(left, limit), budget)
-
-
-@inner
-def _run(view: View, memory: Memory, plan: Plan, budget: int) -> tuple[int, int, bool]:
-    """Running requests, oldest first; who finds no block takes that of the last one, in the end its own.
-
-    Returns:
-        (tokens left in the budget, KV blocks free, whether anybody was evicted).
-    """
-    row = view.row[0]
-    free, last, j = row.free_blocks, row.num_running, 0
-    while j < last and budget > 0:
-        i = view.running[j]
-        r = view.request[i]
-        j += 1
-        need = decode_need(r, row.block_size) if is_decode(r) else 0
-        while free < need and last >= j:
-            last -= 1
-            evict(plan, view.running[last])
-            free += view.request[view.running[last]].blocks
-        if last < j:
-            break
-        free -= need
-        chunk = _chunk(memory, tokens_left(r), budget)
-        schedule(plan, i, chunk)
-        budget -= chunk
-    return budget, free, last < row.num_running
-
-
-@inner
-def _admit(view: View, memory: Memory, plan: Plan, budget: int, free: int) -> None:
-    """Waiting requests in the order of the queue; the first that finds no blocks keeps out the rest."""
-    row = view.row[0]
-    active, taken = row.num_running, 0
-    cap = min(int(memory.params[BATCH_CAP]), row.max_num_seqs)
-    while budget > 0 and active < cap:
-        i = next_waiting(view, memory, FCFS, 0, taken)
-        if i < 0:
-            break
-        taken += 1
-        r = view.request[i]
-        if r.prompt > row.max_model_len:
-            drop(plan, i)
-            continue
-        need = blocks_to_admit(r, row.block_size)
-        if need > free:
-            break
-        chunk = _chunk(memory, tokens_left(r), budget)
-        schedule(plan, i, chunk)
-        budget -= chunk
-        free -= need
-        active += 1
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    budget = min(int(memory.params[TOKEN_BUDGET]), view.row[0].max_batched_tokens)
-    budget, free, evicted = _run(view, memory, plan, budget)
-    if not evicted:
-        _admit(view, memory, plan, budget, free)
 
 
 @dataclass(frozen=True)
@@ -103,13 +37,6 @@ class VLLMV1(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code; defaults depend on the GPU"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
-    space: ClassVar[Space] = {
-        "token_budget": TOKEN_BUDGETS,
-        "batch_cap": BATCH_CAPS,
-        "long_prefill_token_threshold": (0, 256, 512, 1024),
-    }
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -117,3 +44,61 @@ class VLLMV1(Policy):
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(self.long_prefill_token_threshold >= 0, self, "long_prefill_token_threshold", "tokens >= 0")
+
+
+_params = record(params_of(VLLMV1))
+
+
+@inner
+def _most(p: np.record, room: int) -> int:
+    """Prompt tokens that one request gets at most, of those that remain in the budget."""
+    limit = int(p.long_prefill_token_threshold)
+    return min(limit, room) if limit > 0 else room
+
+
+@inner
+def _run(view: View, plan: Plan, p: np.record, budget: int) -> None:
+    """Running requests, oldest first; who finds no block takes that of the last one, in the end its own."""
+    row, draft = view.row[0], plan.draft[0]
+    last, j = row.num_running, 0
+    while j < last and draft.tokens < budget:
+        i = view.running[j]
+        r = view.request[i]
+        j += 1
+        need = decode_need(r, row.block_size) if is_decode(r) else 0
+        while draft.free < need and last >= j:
+            last -= 1
+            take_kv(view, plan, view.running[last])
+        if last < j:
+            break
+        if is_decode(r):
+            decode(view, plan, i)
+        else:
+            chunk(view, plan, i, _most(p, budget - draft.tokens))
+
+
+@inner
+def _admit(view: View, plan: Plan, p: np.record, budget: int) -> None:
+    """Waiting requests in the order of the queue; the first that finds no blocks keeps out the rest."""
+    row, draft = view.row[0], plan.draft[0]
+    seats = min(int(p.batch_cap), row.max_num_seqs)
+    while draft.tokens < budget and draft.seats < seats:
+        i = first_waiting(view, plan)
+        if i < 0:
+            break
+        r = view.request[i]
+        if r.prompt > row.max_model_len:
+            drop(plan, i)
+        elif blocks_to_admit(r, row.block_size) > draft.free:
+            break
+        else:
+            enter(view, plan, i, min(tokens_left(r), _most(p, budget - draft.tokens)))
+
+
+@kernel_of(VLLMV1)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p = _params(memory.params)
+    budget = min(int(p.token_budget), view.row[0].max_batched_tokens)
+    _run(view, plan, p, budget)
+    if plan.draft[0].victims == 0:
+        _admit(view, plan, p, budget)

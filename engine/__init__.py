@@ -18,14 +18,17 @@ from engine.server.moves import (
     continue_prefills,
     decode,
     decode_oldest_first,
+    enter,
     fits,
     fits_decode,
+    give,
     is_decode,
     remaining,
+    swap_out,
     take_kv,
 )
 from engine.server.plan import drop, evict, is_named, schedule, swap
-from engine.server.policy import HotKernel, Kernel, Policy
+from engine.server.policy import HotKernel, Kernel, Policy, kernel_of
 from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, STRICT_SPF, WEIGHED, Queue, first_waiting, next_waiting
 from engine.server.sorting import HEAP, SORTED, insert_sorted
 from engine.server.state import Memory, Plan, View
@@ -66,14 +69,17 @@ __all__ = [
     "decode",
     "decode_oldest_first",
     "drop",
+    "enter",
     "evict",
     "first_waiting",
     "fits",
     "fits_decode",
+    "give",
     "inner",
     "insert_sorted",
     "is_decode",
     "is_named",
+    "kernel_of",
     "load_profile",
     "next_waiting",
     "params_of",
@@ -88,6 +94,7 @@ __all__ = [
     "simulate",
     "summarize",
     "swap",
+    "swap_out",
     "take_kv",
     "write_mooncake",
 ]

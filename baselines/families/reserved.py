@@ -1,48 +1,38 @@
 """Admission with reservation: the KV of the longest possible request is taken at once, so nothing is ever evicted."""
 
-from baselines._fill import FCFS, is_decode, next_waiting
 from engine.compiled.jit import inner
-from engine.server.kv import blocks_for
-from engine.server.plan import drop, schedule
-from engine.server.state import Memory, Plan, View
+from engine.server.kv import blocks_for, tokens_left
+from engine.server.moves import enter, give
+from engine.server.plan import drop
+from engine.server.queue import first_waiting
+from engine.server.state import Plan, View
 
 
 @inner
-def run_all(view: View, plan: Plan) -> int:
-    """One decode, or all that is left of the prompt, for every request that holds KV; returns the tokens planned."""
-    tokens = 0
+def run_all(view: View, plan: Plan) -> None:
+    """One decode, or all that is left of the prompt, for every request that holds KV; its KV is reserved already."""
     for j in range(view.row[0].num_running):
         i = view.running[j]
-        r = view.request[i]
-        n = 1 if is_decode(r) else r.prompt - r.prefilled
-        schedule(plan, i, n)
-        tokens += n
-    return tokens
+        give(plan, i, tokens_left(view.request[i]))
 
 
 @inner
-def admit_whole(view: View, memory: Memory, plan: Plan, batch_cap: int, tokens: int) -> None:
+def admit_whole(view: View, plan: Plan, batch_cap: int) -> None:
     """Whole prompts in arrival order while a reservation of the model length fits and the batch is below its cap.
 
-    A prompt that is longer than an iteration of the server (max_batched_tokens) can never run and is dropped; `tokens`
-    are planned already.
+    A prompt that is longer than an iteration of the server (max_batched_tokens) can never run and is dropped.
     """
-    row = view.row[0]
+    row, draft = view.row[0], plan.draft[0]
     reserve = blocks_for(row.max_model_len, row.block_size)
-    free, active, taken = row.free_blocks, row.num_running, 0
+    seats = min(min(batch_cap, row.max_num_seqs), row.max_batched_tokens)
     while True:
-        i = next_waiting(view, memory, FCFS, 0, taken)
+        i = first_waiting(view, plan)
         if i < 0:
             return
-        r = view.request[i]
-        taken += 1
-        if r.prompt > min(row.max_model_len, row.max_batched_tokens):
+        prompt = view.request[i].prompt
+        if prompt > min(row.max_model_len, row.max_batched_tokens):
             drop(plan, i)
-            continue
-        full = active >= min(min(batch_cap, row.max_num_seqs), row.max_batched_tokens)
-        if full or free < reserve or tokens + r.prompt > row.max_batched_tokens:
+        elif draft.seats >= seats or draft.free < reserve or draft.tokens + prompt > row.max_batched_tokens:
             return
-        schedule(plan, i, r.prompt, -reserve)
-        free -= reserve
-        active += 1
-        tokens += r.prompt
+        else:
+            enter(view, plan, i, prompt, -reserve)

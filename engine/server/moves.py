@@ -20,7 +20,7 @@ from engine.compiled.jit import hot, inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.plan import append, drop, is_named, name
 from engine.server.queue import Queue, next_waiting
-from engine.server.state import EVICT, WAITING, Plan, View
+from engine.server.state import EVICT, SWAP, SWAP_COMPRESSED, WAITING, Plan, View
 
 
 @inner
@@ -49,38 +49,47 @@ def fits_decode(view: View, plan: Plan, i: int) -> bool:
 
 
 @inner
+def give(plan: Plan, i: int, tokens: int, reserve: int = 0) -> None:
+    """So many tokens (at least 1) of request `i`, for which it has KV or gets what `reserve` says (`schedule`)."""
+    append(plan, i, tokens, reserve)
+    name(plan, i)
+    plan.draft[0].tokens += tokens
+
+
+@inner
 def decode(view: View, plan: Plan, i: int) -> None:
     """One token of request `i`, whose prompt is done."""
-    draft = plan.draft[0]
-    append(plan, i, 1)
-    name(plan, i)
-    draft.tokens += 1
-    draft.free -= decode_need(view.request[i], view.row[0].block_size)
+    give(plan, i, 1)
+    plan.draft[0].free -= decode_need(view.request[i], view.row[0].block_size)
 
 
 @inner
 def chunk(view: View, plan: Plan, i: int, most: int) -> None:
     """The next tokens of the started prompt of request `i`, `most` (at least 1) at most."""
     r = view.request[i]
-    _take_tokens(plan, i, min(r.prompt - r.prefilled, most))
+    give(plan, i, min(r.prompt - r.prefilled, most))
 
 
 @inner
-def _take_tokens(plan: Plan, i: int, tokens: int) -> None:
-    append(plan, i, tokens)
-    name(plan, i)
-    plan.draft[0].tokens += tokens
+def _take_away(view: View, plan: Plan, i: int, how: int) -> None:
+    draft = plan.draft[0]
+    append(plan, i, how)
+    plan.victim[draft.victims] = i
+    draft.victims += 1
+    draft.seats -= 1
+    draft.free += view.request[i].blocks
 
 
 @inner
 def take_kv(view: View, plan: Plan, i: int) -> None:
     """The KV of request `i` away: it stands at the head of the queue from now on, to be computed again."""
-    draft = plan.draft[0]
-    append(plan, i, EVICT)
-    plan.victim[draft.victims] = i
-    draft.victims += 1
-    draft.seats -= 1
-    draft.free += view.request[i].blocks
+    _take_away(view, plan, i, EVICT)
+
+
+@inner
+def swap_out(view: View, plan: Plan, i: int, compressed: bool) -> None:
+    """The KV of request `i` to the host, which has room for it: it waits at the head of the queue, to go on there."""
+    _take_away(view, plan, i, SWAP_COMPRESSED if compressed else SWAP)
 
 
 @inner
@@ -92,21 +101,36 @@ def fits(view: View, plan: Plan, i: int) -> bool:
 
 
 @inner
+def enter(view: View, plan: Plan, i: int, tokens: int, reserve: int = 0) -> None:
+    """The first tokens of request `i` from the queue, for policies with rules of their own on who may.
+
+    Args:
+        view: the server.
+        plan: receives the chunk.
+        i: the request.
+        tokens: at least 1, at most what its prompt lacks.
+        reserve: KV blocks to hold at least, as for `schedule`.
+    """
+    draft = plan.draft[0]
+    give(plan, i, tokens, reserve)
+    draft.taken += 1
+    draft.free -= max(abs(reserve), blocks_to_admit(view.request[i], view.row[0].block_size))
+    draft.seats += 1
+
+
+@inner
 def admit(view: View, plan: Plan, i: int, most: int) -> bool:
     """The first tokens of request `i` from the queue, `most` at most.
 
     Returns:
         False, and nothing is planned, if KV, seats or `most` do not allow it.
     """
-    draft, r = plan.draft[0], view.request[i]
+    r = view.request[i]
     left = tokens_left(r) if r.status == WAITING else r.prompt - r.prefilled  # a victim is not evicted yet
     tokens = min(left, most)
     if tokens <= 0 or not fits(view, plan, i):
         return False
-    _take_tokens(plan, i, tokens)
-    draft.taken += 1
-    draft.free -= blocks_to_admit(r, view.row[0].block_size)
-    draft.seats += 1
+    enter(view, plan, i, tokens)
     return True
 
 
@@ -182,10 +206,13 @@ __all__ = [
     "continue_prefills",
     "decode",
     "decode_oldest_first",
+    "enter",
     "fits",
     "fits_decode",
+    "give",
     "is_decode",
     "is_named",
     "remaining",
+    "swap_out",
     "take_kv",
 ]

@@ -177,6 +177,16 @@ class Policy:
         return write_spec(self.name, values)
 
 
+def kernel_of(policy: type[Policy]) -> Callable[[Callable[[Any, Any, Any], None]], Kernel]:
+    """Make the function below a policy class its kernel, one that makes no arrays: ``@kernel_of(Sarathi)``."""
+
+    def attach(function: Callable[[Any, Any, Any], None]) -> Kernel:
+        policy.kernel = HotKernel(function)
+        return policy.kernel
+
+    return attach
+
+
 def check_parameters(policy: Policy) -> None:
     """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
 

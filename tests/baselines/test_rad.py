@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import baselines
-from baselines.rad import DECODE_BATCH, RAD
+from baselines.rad import RAD
+from engine.compiled.records import params_of, record
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
@@ -91,7 +92,8 @@ def test_packed_tails_fill_every_chunk_but_the_last() -> None:
 
 @pytest.mark.parametrize(("max_num_seqs", "batch"), [(128, 128), (300, 256), (100, 100)])
 def test_default_decode_batch_is_the_largest_tile_multiple(max_num_seqs: int, batch: int) -> None:
-    assert RAD().params(EngineConfig(max_num_seqs=max_num_seqs))[DECODE_BATCH] == batch
+    params = record(params_of(RAD))(RAD().params(EngineConfig(max_num_seqs=max_num_seqs)))
+    assert params.decode_batch == batch
 
 
 def test_admission_holds_the_reserved_blocks() -> None:

@@ -10,9 +10,9 @@ from engine.demand.workload import Workload
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
-from engine.server.core import arrive
+from engine.server.core import arrive, empty
 from engine.server.state import DROP, load, new_server
-from tests.toys import burst, constant
+from tests.toys import burst, constant, planned
 
 SECOND = constant(1.0)
 SMALL = EngineConfig(block_size=4, num_blocks=4, watermark=0.0, max_model_len=16)
@@ -75,10 +75,10 @@ def test_a_prompt_beyond_the_model_length_is_dropped_and_does_not_block() -> Non
     server = new_server(2, 1)
     load(server, SMALL, requests)
     arrive(server)
+    empty(server)
     policy = VLLMV1()
     policy.plan(server.visible, policy.memory(SMALL, 2), server.plan)
-    planned = server.plan.entry[: server.plan.size[0]]
-    assert [(int(e["request"]), int(e["tokens"])) for e in planned] == [(0, DROP), (1, 4)]
+    assert planned(server.plan) == [(0, DROP), (1, 4)]
 
 
 def test_an_eviction_takes_the_last_and_admits_nobody() -> None:
