@@ -1,99 +1,35 @@
 """ALISE: priority levels by predicted execution time, aging, and KV offloaded to the host in 8 bits."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+import numpy as np
 
 from baselines.families.priority import (
-    KEY,
-    LISTED,
-    NUM_WATCHED,
-    PRIORITY_REQUEST_MEMORY,
-    PRIORITY_ROW_MEMORY,
-    SINCE,
-    TIMED,
-    TIMER,
-    fill_by_priority,
+    RANKED,
+    RANKING,
+    Ranks,
     list_changed,
     longest_wait,
     rekey,
+    serve_in_order,
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
 from engine.server.state import Memory, Plan, View
 
-TOKEN_BUDGET, BATCH_CAP, LEVELS, FIRST_LEVEL, FACTOR, AGE, PROMPT_TOKEN, PER_CONTEXT, DECODE = range(9)
-
-ESTIMATE, AGED = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 2)
-"""Columns: expected output tokens, levels won by waiting."""
-NUM_ESTIMATED = PRIORITY_ROW_MEMORY
-
-
-@inner
-def execution_seconds(p: Any, r: Any, output: float) -> float:
-    """Predicted time that is left to request `r` if it has `output` tokens: prompt s T0, decodes n (alpha s + beta)."""
-    decodes = max(0.0, output - r.generated)
-    return float((r.prompt - r.prefilled) * p[PROMPT_TOKEN] + decodes * (p[PER_CONTEXT] * r.prompt + p[DECODE]))
-
-
-@inner
-def _level(p: Any, seconds: float) -> float:
-    """Level 0 is below the first limit; each further limit is a factor higher; the last level is open."""
-    level, limit = 0.0, p[FIRST_LEVEL]
-    while level < p[LEVELS] - 1.0 and seconds >= limit:
-        level += 1.0
-        limit *= p[FACTOR]
-    return level
-
-
-@inner
-def _estimate_arrivals(view: View, memory: Memory) -> None:
-    for i in range(int(memory.row[NUM_ESTIMATED]), view.row[0].next_arrival):
-        memory.request[i, ESTIMATE] = max(1.0, view.request[i].prediction)
-        memory.request[i, SINCE] = view.request[i].arrival
-    memory.row[NUM_ESTIMATED] = view.row[0].next_arrival
-
-
-@inner
-def _set_level(view: View, memory: Memory, i: int) -> None:
-    """Level of request `i` from what is left of its estimate and from waiting."""
-    row, p, cells, r = view.row[0], memory.params, memory.request, view.request[i]
-    while r.generated >= cells[i, ESTIMATE]:
-        cells[i, ESTIMATE] *= 2.0
-    if r.last_run == row.iterations - 1:
-        cells[i, SINCE] = row.now
-    elif p[AGE] > 0.0 and row.now - cells[i, SINCE] >= p[AGE]:
-        cells[i, SINCE] = row.now
-        cells[i, AGED] += 1.0
-    cells[i, KEY] = max(0.0, _level(p, execution_seconds(p, r, cells[i, ESTIMATE])) - cells[i, AGED])
-    # Nobody gets above the top level, whatever the estimate will be: further waiting changes nothing.
-    cells[i, TIMED] = 1.0 if p[AGE] > 0.0 and cells[i, AGED] < p[LEVELS] - 1.0 else 0.0
-
-
-@inner
-def _set_levels(view: View, memory: Memory, n: int) -> None:
-    """Levels of the list of `n` and of those in the heap who have waited long."""
-    row, p, cells, m = view.row[0], memory.params, memory.request, memory.row
-    for k in range(n):
-        _set_level(view, memory, int(cells[k, LISTED]))
-    if row.iterations == 0:  # before the first iteration nobody's wait counts
-        for k in range(int(m[NUM_WATCHED])):
-            cells[int(cells[k, TIMER]), SINCE] = row.now
-    i = longest_wait(memory)
-    while i >= 0 and row.now - cells[i, SINCE] >= p[AGE]:
-        _set_level(view, memory, i)
-        rekey(memory, i)
-        i = longest_wait(memory)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    n = list_changed(view, memory)
-    _estimate_arrivals(view, memory)
-    _set_levels(view, memory, n)
-    n = settle(view, memory, n)
-    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), True)
+REQUEST = np.dtype(
+    [
+        ("rank", RANKED),  # key: the level, 0 at the top; a wait counts from a time in s
+        ("estimate", "f8"),  # expected output tokens
+        ("aged", "f8"),  # levels won by waiting
+    ],
+    align=True,
+)
+"""What ALISE remembers of a request."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +67,8 @@ class ALISE(Policy):
     prediction: ClassVar[str] = "retrieval"
     eviction: ClassVar[str] = "most predicted work ahead; 8-bit swap if the server swaps, else recompute under pressure"
     evidence: ClassVar[str] = "reconstructed from the abstract and reviews; levels, aging and chunks are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
-    row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(REQUEST)
+    row_memory: ClassVar[int] = cells_of(RANKING)
     space: ClassVar[Space] = {
         "token_budget": TOKEN_BUDGETS,
         "first_level_s": (0.5, 2.0, 8.0),
@@ -150,3 +85,74 @@ class ALISE(Policy):
         require(1.0 <= self.factor < float("inf"), self, "factor", "a factor >= 1")
         for name in ("age_s", "prompt_token_s", "context_token_s", "decode_s"):
             require(0.0 <= getattr(self, name) < float("inf"), self, name, "seconds >= 0")
+
+
+_params, _ranking, _requests = record(params_of(ALISE)), record(RANKING), records(REQUEST)
+
+
+@inner
+def execution_seconds(p: np.record, r: np.record, output: float) -> float:
+    """Predicted time that is left to request `r` if it has `output` tokens: prompt s T0, decodes n (alpha s + beta)."""
+    decodes = max(0.0, output - r.generated)
+    return float((r.prompt - r.prefilled) * p.prompt_token_s + decodes * (p.context_token_s * r.prompt + p.decode_s))
+
+
+@inner
+def _level(p: np.record, seconds: float) -> float:
+    """Level 0 is below the first limit; each further limit is a factor higher; the last level is open."""
+    level, limit = 0.0, p.first_level_s
+    while level < p.levels - 1.0 and seconds >= limit:
+        level += 1.0
+        limit *= p.factor
+    return level
+
+
+@inner
+def _estimate_arrivals(view: View, requests: np.recarray, first: int) -> None:
+    """Estimates of the requests that have arrived, from the first new one on."""
+    for i in range(first, view.row[0].next_arrival):
+        requests[i].estimate = max(1.0, view.request[i].prediction)
+        requests.rank[i].timer.key = view.request[i].arrival
+
+
+@inner
+def _set_level(view: View, p: np.record, requests: np.recarray, i: int) -> None:
+    """Level of request `i` from what is left of its estimate and from waiting."""
+    row, r, q, rank = view.row[0], view.request[i], requests[i], requests.rank[i]
+    while r.generated >= q.estimate:
+        q.estimate *= 2.0
+    if r.last_run == row.iterations - 1:
+        rank.timer.key = row.now
+    elif p.age_s > 0.0 and row.now - rank.timer.key >= p.age_s:
+        rank.timer.key = row.now
+        q.aged += 1.0
+    rank.heap.key = max(0.0, _level(p, execution_seconds(p, r, q.estimate)) - q.aged)
+    # Nobody gets above the top level, whatever the estimate will be: further waiting changes nothing.
+    rank.timed = p.age_s > 0.0 and q.aged < p.levels - 1.0
+
+
+@inner
+def _set_levels(view: View, p: np.record, ranks: Ranks, requests: np.recarray) -> None:
+    """Levels of those on the list, and of those in the heap who have waited long."""
+    row = view.row[0]
+    for k in range(ranks.row.listed):
+        _set_level(view, p, requests, ranks.request[k].member.listed)
+    if row.iterations == 0:  # before the first iteration nobody's wait counts
+        for k in range(ranks.row.watched):
+            ranks.request[ranks.request[k].timer.listed].timer.key = row.now
+    i = longest_wait(ranks)
+    while i >= 0 and row.now - ranks.request[i].timer.key >= p.age_s:
+        _set_level(view, p, requests, i)
+        rekey(ranks, i)
+        i = longest_wait(ranks)
+
+
+@kernel_of(ALISE)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, requests = _params(memory.params), _requests(memory.request)
+    ranks = Ranks(_ranking(memory.row), requests.rank)
+    _estimate_arrivals(view, requests, ranks.row.seen.arrivals)
+    list_changed(view, ranks)
+    _set_levels(view, p, ranks, requests)
+    settle(view, ranks)
+    serve_in_order(view, plan, ranks, int(p.token_budget), int(p.batch_cap), True)

@@ -3,87 +3,44 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from baselines.families.priority import (
-    KEY,
-    LISTED,
-    PRIORITY_REQUEST_MEMORY,
-    PRIORITY_ROW_MEMORY,
-    SINCE,
-    TIMED,
-    fill_by_priority,
+    RANKED,
+    RANKING,
+    Ranks,
     list_changed,
     longest_wait,
     rekey,
+    serve_in_order,
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
 from engine.server.state import Memory, Plan, View
 
-TOKEN_BUDGET, BATCH_CAP, STARVATION, QUANTUM = 0, 1, 2, 3
+SERVER = np.dtype(
+    [
+        ("ranking", RANKING),
+        ("iterations", "i8"),  # counted so far
+    ],
+    align=True,
+)
+"""What LTR remembers of the server."""
 
-LEFT = PRIORITY_REQUEST_MEMORY
-"""Column: iterations of promotion left (0: not promoted). SINCE is the iteration from which the idle counter counts."""
-NUM_RANKED, SEEN_ITERATIONS = PRIORITY_ROW_MEMORY, PRIORITY_ROW_MEMORY + 1
+REQUEST = np.dtype(
+    [
+        ("rank", RANKED),  # a wait counts from an iteration
+        ("promoted", "i8"),  # iterations of promotion left, 0: not promoted
+    ],
+    align=True,
+)
+"""What it remembers of a request."""
 
 PROMOTION = 2.0**40
 """Keys of promoted requests are this much smaller: they go before all others, among themselves by rank."""
-
-
-@inner
-def _rank_arrivals(view: View, memory: Memory) -> None:
-    """Give new requests their key; with a rank from a predictor the key is the score that orders like the length."""
-    row, cells = view.row[0], memory.request
-    for i in range(int(memory.row[NUM_RANKED]), row.next_arrival):
-        cells[i, KEY] = view.request[i].prediction
-        cells[i, SINCE] = row.iterations
-        cells[i, TIMED] = 1.0 if memory.params[STARVATION] > 0.0 else 0.0
-    memory.row[NUM_RANKED] = row.next_arrival
-
-
-@inner
-def _promote(view: View, memory: Memory, i: int) -> None:
-    row, p, cells = view.row[0], memory.params, memory.request
-    cells[i, SINCE] = row.iterations
-    if cells[i, LEFT] == 0.0:
-        cells[i, KEY] -= PROMOTION
-    cells[i, LEFT] = p[QUANTUM]
-
-
-@inner
-def _promote_and_demote(view: View, memory: Memory, n: int) -> None:
-    """Count who was and was not in the last iteration, on the list of `n` and in the heap."""
-    row, p, cells = view.row[0], memory.params, memory.request
-    for k in range(n):
-        i = int(cells[k, LISTED])
-        if view.request[i].last_run == row.iterations - 1:
-            cells[i, SINCE] = row.iterations
-            if cells[i, LEFT] > 0.0:
-                cells[i, LEFT] -= 1.0
-                if cells[i, LEFT] == 0.0:
-                    cells[i, KEY] += PROMOTION
-        elif row.iterations - cells[i, SINCE] >= p[STARVATION]:
-            _promote(view, memory, i)
-        cells[i, TIMED] = 1.0 if cells[i, LEFT] < p[QUANTUM] else 0.0  # a whole promotion cannot get longer
-    i = longest_wait(memory)
-    while i >= 0 and row.iterations - cells[i, SINCE] >= p[STARVATION]:
-        _promote(view, memory, i)
-        cells[i, TIMED] = 0.0
-        rekey(memory, i)
-        i = longest_wait(memory)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row = view.row[0]
-    n = list_changed(view, memory)
-    _rank_arrivals(view, memory)
-    if memory.params[STARVATION] > 0.0 and row.iterations > memory.row[SEEN_ITERATIONS]:
-        memory.row[SEEN_ITERATIONS] = row.iterations
-        _promote_and_demote(view, memory, n)
-    n = settle(view, memory, n)
-    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), False)
 
 
 @dataclass(frozen=True)
@@ -111,9 +68,8 @@ class LTR(Policy):
     prediction: ClassVar[str] = "rank:tau=0.52"
     eviction: ClassVar[str] = "worst rank; swap if the server swaps, else recompute under memory pressure only"
     evidence: ClassVar[str] = "public code; end of the idle count and recompute are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 1
-    row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 2
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(REQUEST)
+    row_memory: ClassVar[int] = cells_of(SERVER)
     space: ClassVar[Space] = {
         "token_budget": TOKEN_BUDGETS,
         "batch_cap": (64, 128, 256),
@@ -127,3 +83,73 @@ class LTR(Policy):
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
         require(self.starvation_threshold >= 0, self, "starvation_threshold", "iterations >= 0")
         require(self.quantum >= 1, self, "quantum", "iterations >= 1")
+
+
+_params, _server, _requests = record(params_of(LTR)), record(SERVER), records(REQUEST)
+
+
+@inner
+def _rank_arrivals(view: View, p: np.record, ranks: Ranks) -> None:
+    """Give new requests their key; with a rank from a predictor the key is the score that orders like the length."""
+    row = view.row[0]
+    for i in range(ranks.row.seen.arrivals, row.next_arrival):
+        rank = ranks.request[i]
+        rank.heap.key = view.request[i].prediction
+        rank.timer.key = row.iterations
+        rank.timed = p.starvation_threshold > 0.0
+
+
+@inner
+def _promote(view: View, p: np.record, requests: np.recarray, i: int) -> None:
+    q, rank = requests[i], requests.rank[i]
+    rank.timer.key = view.row[0].iterations
+    if q.promoted == 0:
+        rank.heap.key -= PROMOTION
+    q.promoted = int(p.quantum)
+
+
+@inner
+def _served(view: View, requests: np.recarray, i: int) -> None:
+    """Count an iteration of service."""
+    q, rank = requests[i], requests.rank[i]
+    rank.timer.key = view.row[0].iterations
+    if q.promoted > 0:
+        q.promoted -= 1
+        if q.promoted == 0:
+            rank.heap.key += PROMOTION
+
+
+@inner
+def _is_due(view: View, p: np.record, rank: np.record) -> bool:
+    return bool(view.row[0].iterations - rank.timer.key >= p.starvation_threshold)
+
+
+@inner
+def _promote_and_demote(view: View, p: np.record, ranks: Ranks, requests: np.recarray) -> None:
+    """Count who was and was not in the last iteration, on the list and in the heap."""
+    for k in range(ranks.row.listed):
+        i = ranks.request[k].member.listed
+        if view.request[i].last_run == view.row[0].iterations - 1:
+            _served(view, requests, i)
+        elif _is_due(view, p, ranks.request[i]):
+            _promote(view, p, requests, i)
+        ranks.request[i].timed = requests[i].promoted < p.quantum  # a whole promotion cannot get longer
+    i = longest_wait(ranks)
+    while i >= 0 and _is_due(view, p, ranks.request[i]):
+        _promote(view, p, requests, i)
+        ranks.request[i].timed = 0
+        rekey(ranks, i)
+        i = longest_wait(ranks)
+
+
+@kernel_of(LTR)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    row, p, server, requests = view.row[0], _params(memory.params), _server(memory.row), _requests(memory.request)
+    ranks = Ranks(server.ranking, requests.rank)
+    _rank_arrivals(view, p, ranks)
+    list_changed(view, ranks)
+    if p.starvation_threshold > 0.0 and row.iterations > server.iterations:
+        server.iterations = row.iterations
+        _promote_and_demote(view, p, ranks, requests)
+    settle(view, ranks)
+    serve_in_order(view, plan, ranks, int(p.token_budget), int(p.batch_cap), False)

@@ -3,88 +3,42 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from baselines.families.priority import (
-    KEY,
-    LISTED,
-    PRIORITY_REQUEST_MEMORY,
-    PRIORITY_ROW_MEMORY,
-    SINCE,
-    TIMED,
-    fill_by_priority,
+    RANKED,
+    RANKING,
+    Ranks,
     list_changed,
     longest_wait,
     rekey,
+    serve_in_order,
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
 from engine.compiled.jit import inner
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
 from engine.server.state import Memory, Plan, View
 
-TOKEN_BUDGET, QUANTUM, FACTOR, LEVELS, PROMOTE_AFTER = 0, 1, 2, 3, 4
-LEFT, QUANTUM_HERE = range(PRIORITY_REQUEST_MEMORY, PRIORITY_REQUEST_MEMORY + 2)
-"""Columns: seconds left at the level, the level's quantum (0 before any service). SINCE is the latest service, and who
-had none is at the top, so nobody's wait there counts."""
-SEEN_ITERATIONS = PRIORITY_ROW_MEMORY
+SERVER = np.dtype(
+    [
+        ("ranking", RANKING),
+        ("iterations", "i8"),  # charged so far
+    ],
+    align=True,
+)
+"""What MLFQ remembers of the server."""
 
-
-@inner
-def _demote(view: View, memory: Memory) -> None:
-    """Charge the last iteration to those who were in it; who has used up a level goes one down."""
-    row, p, cells = view.row[0], memory.params, memory.request
-    for j in range(row.num_running):
-        i = view.running[j]
-        if view.request[i].last_run != row.iterations - 1:
-            continue
-        if cells[i, QUANTUM_HERE] == 0.0:
-            cells[i, QUANTUM_HERE] = cells[i, LEFT] = p[QUANTUM]
-        cells[i, SINCE] = row.now
-        cells[i, LEFT] -= row.last_duration
-        if cells[i, LEFT] <= 0.0 and cells[i, KEY] < p[LEVELS] - 1.0:
-            cells[i, QUANTUM_HERE] *= p[FACTOR]
-            cells[i, LEFT] = cells[i, QUANTUM_HERE]
-            cells[i, KEY] += 1.0
-
-
-@inner
-def _is_due(view: View, memory: Memory, i: int) -> bool:
-    return bool(view.row[0].now - memory.request[i, SINCE] >= memory.params[PROMOTE_AFTER])
-
-
-@inner
-def _lift(view: View, memory: Memory, i: int) -> None:
-    """Bring request `i` back to the top."""
-    cells = memory.request
-    cells[i, QUANTUM_HERE], cells[i, KEY], cells[i, SINCE], cells[i, TIMED] = 0.0, 0.0, view.row[0].now, 0.0
-
-
-@inner
-def _promote(view: View, memory: Memory, n: int) -> None:
-    """Bring who has waited long back to the top, on the list of `n` and in the heap."""
-    cells = memory.request
-    for k in range(n):
-        i = int(cells[k, LISTED])
-        cells[i, TIMED] = 1.0 if cells[i, KEY] > 0.0 else 0.0
-        if cells[i, TIMED] > 0.0 and _is_due(view, memory, i):
-            _lift(view, memory, i)
-    i = longest_wait(memory)
-    while i >= 0 and _is_due(view, memory, i):
-        _lift(view, memory, i)
-        rekey(memory, i)
-        i = longest_wait(memory)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row = view.row[0]
-    n = list_changed(view, memory)
-    if row.iterations > memory.row[SEEN_ITERATIONS]:
-        memory.row[SEEN_ITERATIONS] = row.iterations
-        _demote(view, memory)
-    if memory.params[PROMOTE_AFTER] > 0.0:
-        _promote(view, memory, n)
-    n = settle(view, memory, n)
-    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), row.max_num_seqs, False)
+REQUEST = np.dtype(
+    [
+        ("rank", RANKED),  # key: the level; a wait counts from the latest service
+        ("left_s", "f8"),  # seconds left at the level
+        ("quantum_s", "f8"),  # the level's quantum, 0 before any service
+    ],
+    align=True,
+)
+"""What it remembers of a request."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +67,8 @@ class MLFQ(Policy):
     knows: ClassVar[str] = "service so far"
     eviction: ClassVar[str] = "lowest level, latest arrival; swap if the server swaps, else recompute under pressure"
     evidence: ClassVar[str] = "parameters from public code; levels and recompute are ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY + 2
-    row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY + 1
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(REQUEST)
+    row_memory: ClassVar[int] = cells_of(SERVER)
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "quantum_s": (0.03, 0.1, 0.3, 1.0), "levels": (2, 4, 8)}
 
     def __post_init__(self) -> None:
@@ -126,3 +79,67 @@ class MLFQ(Policy):
         require(1.0 <= self.factor < float("inf"), self, "factor", "a factor >= 1")
         require(1 <= self.levels <= 64, self, "levels", "1 to 64 levels")
         require(0.0 <= self.promote_after_s < float("inf"), self, "promote_after_s", "seconds >= 0")
+
+
+_params, _server, _requests = record(params_of(MLFQ)), record(SERVER), records(REQUEST)
+
+
+@inner
+def _demote(view: View, p: np.record, requests: np.recarray) -> None:
+    """Charge the last iteration to those who were in it; who has used up a level goes one down."""
+    row = view.row[0]
+    for j in range(row.num_running):
+        i = view.running[j]
+        q, rank = requests[i], requests.rank[i]
+        if view.request[i].last_run != row.iterations - 1:
+            continue
+        if q.quantum_s == 0.0:
+            q.quantum_s = q.left_s = p.quantum_s
+        rank.timer.key = row.now
+        q.left_s -= row.last_duration
+        if q.left_s <= 0.0 and rank.heap.key < p.levels - 1.0:
+            q.quantum_s *= p.factor
+            q.left_s = q.quantum_s
+            rank.heap.key += 1.0
+
+
+@inner
+def _lift(view: View, requests: np.recarray, i: int) -> None:
+    """Bring request `i` back to the top, where nobody's wait counts."""
+    rank = requests.rank[i]
+    requests[i].quantum_s, rank.heap.key, rank.timer.key, rank.timed = 0.0, 0.0, view.row[0].now, 0
+
+
+@inner
+def _promote(view: View, p: np.record, ranks: Ranks, requests: np.recarray) -> None:
+    """Bring who has waited long back to the top, on the list and in the heap."""
+    for k in range(ranks.row.listed):
+        i = ranks.request[k].member.listed
+        rank = ranks.request[i]
+        rank.timed = rank.heap.key > 0.0
+        if rank.timed and _is_due(view, p, rank):
+            _lift(view, requests, i)
+    i = longest_wait(ranks)
+    while i >= 0 and _is_due(view, p, ranks.request[i]):
+        _lift(view, requests, i)
+        rekey(ranks, i)
+        i = longest_wait(ranks)
+
+
+@inner
+def _is_due(view: View, p: np.record, rank: np.record) -> bool:
+    return bool(view.row[0].now - rank.timer.key >= p.promote_after_s)
+
+
+@kernel_of(MLFQ)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    row, p, server, requests = view.row[0], _params(memory.params), _server(memory.row), _requests(memory.request)
+    ranks = Ranks(server.ranking, requests.rank)
+    list_changed(view, ranks)
+    if row.iterations > server.iterations:
+        server.iterations = row.iterations
+        _demote(view, p, requests)
+    if p.promote_after_s > 0.0:
+        _promote(view, p, ranks, requests)
+    settle(view, ranks)
+    serve_in_order(view, plan, ranks, int(p.token_budget), row.max_num_seqs, False)

@@ -3,37 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines.families.priority import (
-    KEY,
-    LISTED,
-    PRIORITY_REQUEST_MEMORY,
-    PRIORITY_ROW_MEMORY,
-    fill_by_priority,
-    list_changed,
-    settle,
-)
-from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
-from engine.compiled.jit import inner
+from baselines.families.priority import RANKED, RANKING, Ranks, list_changed, serve_in_order, settle
+from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import remaining
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import Policy, check_parameters, kernel_of, require
 from engine.server.state import Memory, Plan, View
-
-TOKEN_BUDGET, BATCH_CAP = 0, 1
-
-
-@inner
-def _key_by_remaining(view: View, memory: Memory, n: int) -> None:
-    for k in range(n):
-        i = int(memory.request[k, LISTED])
-        memory.request[i, KEY] = remaining(view.row[0], view.request[i])
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    n = list_changed(view, memory)
-    _key_by_remaining(view, memory, n)
-    n = settle(view, memory, n)
-    fill_by_priority(view, memory, plan, n, int(memory.params[TOKEN_BUDGET]), int(memory.params[BATCH_CAP]), False)
 
 
 @dataclass(frozen=True)
@@ -55,13 +29,25 @@ class SRTF(Policy):
     prediction: ClassVar[str] = "oracle"
     eviction: ClassVar[str] = "most output left; swap if the server swaps, else recompute under memory pressure only"
     evidence: ClassVar[str] = "public code; without swapping, ours"
-    request_memory: ClassVar[int] = PRIORITY_REQUEST_MEMORY
-    row_memory: ClassVar[int] = PRIORITY_ROW_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
-    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "batch_cap": BATCH_CAPS}
+    request_memory: ClassVar[int] = cells_of(RANKED)
+    row_memory: ClassVar[int] = cells_of(RANKING)
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         check_parameters(self)
         require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
         require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
+
+
+_params, _ranking, _ranked = record(params_of(SRTF)), record(RANKING), records(RANKED)
+
+
+@kernel_of(SRTF)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, ranks = _params(memory.params), Ranks(_ranking(memory.row), _ranked(memory.request))
+    list_changed(view, ranks)
+    for k in range(ranks.row.listed):
+        i = ranks.request[k].member.listed
+        ranks.request[i].heap.key = remaining(view.row[0], view.request[i])
+    settle(view, ranks)
+    serve_in_order(view, plan, ranks, int(p.token_budget), int(p.batch_cap), False)

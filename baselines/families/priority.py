@@ -10,70 +10,87 @@ Thousands may wait, and of these an iteration needs the first few. So the order 
 request waits is its waiting itself; the policy has that watched by a second heap, the longest wait on top.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, before, put, take_out
+import numpy as np
+
 from engine.compiled.jit import inner
-from engine.server.kv import blocks_to_admit, decode_need, host_need, tokens_left
-from engine.server.plan import drop, evict, schedule, swap
-from engine.server.state import RUNNING, WAITING, Memory, Plan, View
+from engine.server.kv import blocks_to_admit, decode_need, host_need
+from engine.server.members import MEMBER, SEEN, is_present, join, keep_present, look_at_queue
+from engine.server.moves import admit, chunk, decode, fits, is_decode, swap_out, take_kv
+from engine.server.plan import drop
+from engine.server.sorting import HEAP, before, put, take_out
+from engine.server.state import RUNNING, WAITING, Plan, View
 
-LISTED, IS_LISTED, HEAP, TIMER = 0, 1, 2, 2 + HEAP_COLUMNS
-KEY, SINCE = HEAP + HEAP_KEY, TIMER + HEAP_KEY
-TIMED, PRIORITY_REQUEST_MEMORY = TIMER + HEAP_COLUMNS, TIMER + HEAP_COLUMNS + 1
-"""Columns of a policy's request memory: the list, whether a request is on it, the heap of those who wait, the heap of
-those whose wait is watched; in these the key of each request and the time from which its wait counts; whether it is to
-be watched (the policy says)."""
+RANKED = np.dtype(
+    [
+        ("member", MEMBER),  # the list
+        ("heap", HEAP),  # those who wait; its key and its tie, the arrival, rank those on the list, too
+        ("timer", HEAP),  # those whose wait is watched; its key is the time from which the wait counts
+        ("timed", "i8"),  # whether the request's wait is to be watched (the policy says)
+    ],
+    align=True,
+)
+"""What is remembered of a request."""
 
-NUM_LISTED, NUM_HEAPED, NUM_WATCHED, SEEN_ARRIVALS, SEEN_LOST, PRIORITY_ROW_MEMORY = range(6)
-"""Cells of a policy's row memory: lengths of the list and of the heaps, requests ever put on the list, times that KV
-had been lost."""
+RANKING = np.dtype(
+    [
+        ("listed", "i8"),  # lengths of the list and of the heaps
+        ("heaped", "i8"),
+        ("watched", "i8"),
+        ("seen", SEEN),
+        ("next", "i8"),  # of this plan: place in the list of who comes next
+        ("last", "i8"),  # of this plan: those from this place on make way for others
+        ("victim", "i8"),  # of this plan: who has made way last, -1: nobody; nobody behind it is let in
+        ("host", "i8"),  # of this plan: half KV blocks for which the host has room
+        ("blocked", "i8"),  # of this plan: whether a newcomer was refused, which keeps out those behind it
+    ],
+    align=True,
+)
+"""What is remembered of the server."""
+
+
+class Ranks(NamedTuple):
+    """The order of everybody present, in the memory of a policy."""
+
+    row: Any  # RANKING
+    request: Any  # RANKED[requests]
 
 
 @inner
-def _enlist(memory: Memory, n: int, i: int) -> int:
-    """Put request `i` at the end of the list of `n`, out of the heaps; returns the length of the list."""
-    cells, m = memory.request, memory.row
-    m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
-    m[NUM_WATCHED] = take_out(cells, TIMER, int(m[NUM_WATCHED]), i)
-    cells[n, LISTED] = i
-    cells[i, IS_LISTED] = 1.0
-    return n + 1
+def _move_to_list(ranks: Ranks, i: int) -> None:
+    """Put request `i` at the end of the list and take it out of the heaps."""
+    lines, m = ranks.request, ranks.row
+    m.heaped = take_out(lines.heap, m.heaped, i)
+    m.watched = take_out(lines.timer, m.watched, i)
+    m.listed = join(lines.member, m.listed, i)
 
 
 @inner
-def list_changed(view: View, memory: Memory) -> int:
-    """Put everybody on the list whose key may have changed since the last plan; returns its length.
+def _enlist(ranks: Ranks, i: int) -> None:
+    """Let request `i` be on the list."""
+    if ranks.request[i].member.is_listed == 0:
+        _move_to_list(ranks, i)
+
+
+@inner
+def list_changed(view: View, ranks: Ranks) -> None:
+    """Put everybody on the list whose key may have changed since the last plan.
 
     Those are the requests that hold KV, those that have lost it, and new arrivals; who waited then and still does is in
     the heap. Other policies may have planned in between.
     """
-    cells, m, row = memory.request, memory.row, view.row[0]
-    listed, n = int(m[NUM_LISTED]), 0
-    for k in range(listed):
-        i = int(cells[k, LISTED])
-        status = view.request[i].status
-        if status == WAITING or status == RUNNING:
-            cells[n, LISTED] = i
-            n += 1
-        else:
-            cells[i, IS_LISTED] = 0.0
+    lines, m, row = ranks.request, ranks.row, view.row[0]
+    m.listed = keep_present(view, lines.member, m.listed)
     for k in range(row.num_running):
-        i = view.running[k]
-        if cells[i, IS_LISTED] == 0.0:
-            n = _enlist(memory, n, i)
-    lost = row.evictions + row.swaps
-    for k in range(min(lost - int(m[SEEN_LOST]), row.num_waiting)):  # who has lost KV stands at the head of the queue
-        i = view.queue[k]
-        if cells[i, IS_LISTED] == 0.0:
-            n = _enlist(memory, n, i)
-    for i in range(int(m[SEEN_ARRIVALS]), row.next_arrival):
-        cells[i, HEAP + TIE] = i
-        status = view.request[i].status
-        if cells[i, IS_LISTED] == 0.0 and (status == WAITING or status == RUNNING):
-            n = _enlist(memory, n, i)
-    m[SEEN_ARRIVALS], m[SEEN_LOST] = row.next_arrival, lost
-    return n
+        _enlist(ranks, view.running[k])
+    lost, first = look_at_queue(view, m.seen)
+    for k in range(lost):
+        _enlist(ranks, view.queue[k])
+    for i in range(first, row.next_arrival):
+        lines[i].heap.tie = i
+        if is_present(view.request[i]):
+            _enlist(ranks, i)
 
 
 @inner
@@ -84,109 +101,130 @@ def _can_settle(row: Any, r: Any) -> bool:
 
 
 @inner
-def settle(view: View, memory: Memory, n: int) -> int:
-    """Move those who wait from the list to the heap and sort the rest by (key, arrival); returns its length."""
-    cells, m, row, listed = memory.request, memory.row, view.row[0], n
-    n = 0
+def settle(view: View, ranks: Ranks) -> None:
+    """Move those who wait from the list to the heap and sort the rest by (key, arrival)."""
+    lines, m, row, listed = ranks.request, ranks.row, view.row[0], ranks.row.listed
+    m.listed = 0
     for k in range(listed):
-        i = int(cells[k, LISTED])
+        i = lines[k].member.listed
         if not _can_settle(row, view.request[i]):
-            cells[n, LISTED] = i
-            n += 1
+            m.listed = join(lines.member, m.listed, i)
             continue
-        cells[i, IS_LISTED] = 0.0
-        m[NUM_HEAPED] = put(cells, HEAP, int(m[NUM_HEAPED]), i)
-        if cells[i, TIMED] > 0.0:
-            m[NUM_WATCHED] = put(cells, TIMER, int(m[NUM_WATCHED]), i)
-    sort_listed(memory, n)
-    m[NUM_LISTED] = n
-    return n
+        lines[i].member.is_listed = 0
+        m.heaped = put(lines.heap, m.heaped, i)
+        if lines[i].timed:
+            m.watched = put(lines.timer, m.watched, i)
+    sort_listed(ranks)
 
 
 @inner
-def longest_wait(memory: Memory) -> int:
+def longest_wait(ranks: Ranks) -> int:
     """The watched request of the heap whose wait counts from the earliest time; -1 if there is none."""
-    return int(memory.request[0, TIMER]) if memory.row[NUM_WATCHED] > 0.0 else -1
+    return ranks.request[0].timer.listed if ranks.row.watched > 0 else -1
 
 
 @inner
-def rekey(memory: Memory, i: int) -> None:
+def rekey(ranks: Ranks, i: int) -> None:
     """Move request `i` to where it belongs in the heaps after its key, its time or whether it is watched changed."""
-    cells, m = memory.request, memory.row
-    m[NUM_HEAPED] = put(cells, HEAP, int(m[NUM_HEAPED]), i)
-    if cells[i, TIMED] > 0.0:
-        m[NUM_WATCHED] = put(cells, TIMER, int(m[NUM_WATCHED]), i)
+    lines, m = ranks.request, ranks.row
+    m.heaped = put(lines.heap, m.heaped, i)
+    if lines[i].timed:
+        m.watched = put(lines.timer, m.watched, i)
     else:
-        m[NUM_WATCHED] = take_out(cells, TIMER, int(m[NUM_WATCHED]), i)
+        m.watched = take_out(lines.timer, m.watched, i)
 
 
 @inner
-def sort_listed(memory: Memory, n: int) -> None:
+def sort_listed(ranks: Ranks) -> None:
     """Sort the list by (key, arrival); cheap if few keys have changed since the last time."""
-    cells = memory.request
-    for end in range(1, n):
-        i = int(cells[end, LISTED])
-        key, k = cells[i, KEY], end
-        while k > 0:
-            j = int(cells[k - 1, LISTED])
-            if cells[j, KEY] < key or (cells[j, KEY] == key and j < i):
-                break
-            cells[k, LISTED] = j
+    members, heap = ranks.request.member, ranks.request.heap
+    for end in range(1, ranks.row.listed):
+        i, k = members[end].listed, end
+        while k > 0 and before(heap, i, members[k - 1].listed):
+            members[k].listed = members[k - 1].listed
             k -= 1
-        cells[k, LISTED] = i
+        members[k].listed = i
 
 
 @inner
-def _first_waiting(view: View, memory: Memory, limit: int) -> int:
-    """The first of the heap, if it goes before request `limit` (-1: no limit); -1 if nobody does."""
-    cells, m = memory.request, memory.row
-    while m[NUM_HEAPED] > 0.0:
-        i = int(cells[0, HEAP])
+def _first_waiting(view: View, ranks: Ranks) -> int:
+    """The first of the heap, if it goes before this plan's victims; -1 if nobody does."""
+    lines, m = ranks.request, ranks.row
+    while m.heaped > 0:
+        i = lines[0].heap.listed
         if view.request[i].status == WAITING:
-            return i if limit < 0 or before(cells, HEAP, i, limit) else -1
-        m[NUM_HEAPED] = take_out(cells, HEAP, int(m[NUM_HEAPED]), i)
-        m[NUM_WATCHED] = take_out(cells, TIMER, int(m[NUM_WATCHED]), i)
+            return i if m.victim < 0 or before(lines.heap, i, m.victim) else -1
+        m.heaped = take_out(lines.heap, m.heaped, i)
+        m.watched = take_out(lines.timer, m.watched, i)
     return -1
 
 
 @inner
-def _first(view: View, memory: Memory, listed: int, victim: int, blocked: bool) -> int:
-    """Who comes next: `listed`, the next of the list, or the first of the heap unless it is blocked; -1: nobody."""
-    waiting = -1 if blocked else _first_waiting(view, memory, victim)
-    return waiting if waiting >= 0 and (listed < 0 or before(memory.request, HEAP, waiting, listed)) else listed
+def _next(view: View, ranks: Ranks) -> int:
+    """Who comes next, from the list or, unless newcomers are kept out, from the heap; -1: nobody."""
+    lines, m = ranks.request, ranks.row
+    listed = lines[m.next].member.listed if m.next < m.last else -1
+    if m.heaped > 0 and not m.blocked:
+        waiting = _first_waiting(view, ranks)
+        if waiting >= 0 and (listed < 0 or before(lines.heap, waiting, listed)):
+            return waiting
+    m.next += 1
+    return listed
 
 
 @inner
-def _can_swap_enough(
-    view: View, memory: Memory, k: int, last: int, blocks: int, seats: int, host: int, packed: bool
-) -> bool:
-    """Whether swapping the requests ``list[k:last]`` out, last one first, frees this many blocks and seats."""
-    row = view.row[0]
-    while last > k and (blocks > 0 or seats > 0):
+def _can_swap_enough(view: View, plan: Plan, ranks: Ranks, blocks: int, packed: bool) -> bool:
+    """Whether swapping the last in the order out can free this many blocks and a seat."""
+    row, draft, m = view.row[0], plan.draft[0], ranks.row
+    missing, seats, host, last = blocks - draft.free, draft.seats + 1 - row.max_num_seqs, m.host, m.last
+    if host == 0:
+        return False
+    while last > m.next and (missing > 0 or seats > 0):
         last -= 1
-        r = view.request[int(memory.request[last, LISTED])]
+        r = view.request[ranks.request[last].member.listed]
         if r.status == RUNNING:
             host -= host_need(row, r, packed)
             if host < 0:
                 return False
-            blocks -= r.blocks
+            missing -= r.blocks
             seats -= 1
-    return blocks <= 0 and seats <= 0
+    return missing <= 0 and seats <= 0
 
 
 @inner
-def _push_out(view: View, plan: Plan, i: int, host: int, packed: bool) -> int:
-    """Take the KV of request `i` away: to the host if it has room, else for good; returns the room left there."""
-    need = host_need(view.row[0], view.request[i], packed)
-    if need > host:
-        evict(plan, i)
-        return host
-    swap(plan, i, packed)
-    return host - need
+def _make_room(view: View, plan: Plan, ranks: Ranks, blocks: int, seats: int, packed: bool) -> None:
+    """Take KV from the last in the order, to the host while that has room, until so many blocks and seats are free."""
+    row, draft, m = view.row[0], plan.draft[0], ranks.row
+    while (draft.free < blocks or draft.seats + seats > row.max_num_seqs) and m.last > m.next:
+        m.last -= 1
+        v = ranks.request[m.last].member.listed
+        if view.request[v].status != RUNNING:
+            continue
+        m.victim = v
+        need = host_need(row, view.request[v], packed)
+        if need > m.host:
+            take_kv(view, plan, v)
+        else:
+            swap_out(view, plan, v, packed)
+            m.host -= need
 
 
 @inner
-def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int, cap: int, packed: bool) -> None:
+def _let_in(view: View, plan: Plan, ranks: Ranks, i: int, most: int, packed: bool) -> bool:
+    """Admit request `i`; where the server swaps, the last in the order make room for it. False if they cannot."""
+    row = view.row[0]
+    blocks = blocks_to_admit(view.request[i], row.block_size) + row.watermark_blocks
+    if not fits(view, plan, i):
+        if not _can_swap_enough(view, plan, ranks, blocks, packed):
+            return False
+        _make_room(view, plan, ranks, blocks, 1, packed)
+    admit(view, plan, i, most)
+    _enlist(ranks, i)
+    return True
+
+
+@inner
+def serve_in_order(view: View, plan: Plan, ranks: Ranks, budget: int, cap: int, packed: bool) -> None:
     """Serve everybody present in the order of (key, arrival), up to `budget` tokens and `cap` requests.
 
     A newcomer needs KV for its whole prompt above the watermark and a seat under max_num_seqs; where the server swaps,
@@ -195,57 +233,34 @@ def fill_by_priority(view: View, memory: Memory, plan: Plan, n: int, budget: int
 
     Args:
         view: the server.
-        memory: the policy's memory, with the sorted list and the heap; who is taken from the heap goes to the list.
         plan: receives the batch.
-        n: length of the list.
+        ranks: the order, settled; who is taken from the heap goes to the list.
         budget: tokens of the iteration (the server's max_batched_tokens also applies).
         cap: requests of the iteration.
         packed: whether swapped KV is compressed.
     """
-    row, cells, m = view.row[0], memory.request, memory.row
-    tokens, free, active, host = 0, row.free_blocks, row.num_running, row.free_host
-    last, k, blocked, unseen, victim = n, 0, False, row.num_running, -1
-    budget = min(budget, row.max_batched_tokens)
-    while tokens < budget and cap > 0 and not (blocked and unseen == 0):
-        listed = int(cells[k, LISTED]) if k < last else -1
-        i = _first(view, memory, listed, victim, blocked)
+    row, draft, m = view.row[0], plan.draft[0], ranks.row
+    m.next, m.last, m.victim, m.host, m.blocked = 0, m.listed, -1, row.free_host, 0
+    budget, holders = min(budget, row.max_batched_tokens), row.num_running
+    while draft.tokens < budget and cap > 0 and not (m.blocked and holders == 0):
+        i = _next(view, ranks)
         if i < 0:
             break
-        k += i == listed
         r = view.request[i]
         if r.status == RUNNING:
-            unseen -= 1
-            need = decode_need(r, row.block_size) if r.prefilled == r.prompt else 0
-            missing, seats = need - free, 0
+            need = decode_need(r, row.block_size) if is_decode(r) else 0
+            if need > draft.free:
+                _make_room(view, plan, ranks, need, 0, packed)
+                if need > draft.free:
+                    break
+            if is_decode(r):
+                decode(view, plan, i)
+            else:
+                chunk(view, plan, i, budget - draft.tokens)
+            holders -= 1
+            cap -= 1
         elif r.prompt > row.max_model_len:
             drop(plan, i)
-            continue
-        elif blocked:
-            continue
-        else:
-            need = blocks_to_admit(r, row.block_size)
-            missing, seats = need + row.watermark_blocks - free, active + 1 - row.max_num_seqs
-            if missing > 0 or seats > 0:
-                blocked = host == 0 or not _can_swap_enough(view, memory, k, last, missing, seats, host, packed)
-                if blocked:
-                    continue
-            active += 1
-        while (missing > 0 or seats > 0) and last > k:
-            last -= 1
-            v = int(cells[last, LISTED])
-            if view.request[v].status == RUNNING:
-                victim = v
-                host = _push_out(view, plan, v, host, packed)
-                free += view.request[v].blocks
-                missing -= view.request[v].blocks
-                active -= 1
-                seats -= 1
-        if missing > 0:
-            break
-        chunk = min(tokens_left(r), budget - tokens)
-        free -= need
-        schedule(plan, i, chunk)
-        tokens += chunk
-        cap -= 1
-        if i != listed:
-            m[NUM_LISTED] = _enlist(memory, int(m[NUM_LISTED]), i)
+        elif not m.blocked:
+            m.blocked = not _let_in(view, plan, ranks, i, budget - draft.tokens, packed)
+            cap -= not m.blocked

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.families.priority import KEY, LISTED, PRIORITY_REQUEST_MEMORY, sort_listed
+from baselines.families.priority import RANKED, RANKING, Ranks, sort_listed
 from baselines.mlfq import MLFQ
+from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.errors import InputError
 from engine.runs.simulate import Record, simulate
-from engine.server.state import Memory
 from tests.toys import constant
 
 SECOND = constant(1.0)
@@ -76,10 +76,12 @@ def test_newcomers_evict_nobody_and_do_not_stop_who_runs() -> None:
 def test_the_list_is_sorted_by_key_and_then_arrival(keys: list[int], shuffle: object) -> None:
     ids = list(range(len(keys)))
     shuffle.shuffle(ids)  # type: ignore[attr-defined]
-    memory = Memory(np.zeros(1), np.zeros((len(keys), PRIORITY_REQUEST_MEMORY)), np.zeros(1))
-    memory.request[:, LISTED], memory.request[:, KEY] = ids, keys
-    sort_listed(memory, len(keys))
-    assert memory.request[:, LISTED].tolist() == sorted(range(len(keys)), key=lambda i: (keys[i], i))
+    requests = records(RANKED)(np.zeros((len(keys), cells_of(RANKED))))
+    ranks = Ranks(record(RANKING)(np.zeros(cells_of(RANKING))), requests)
+    ranks.row.listed = len(keys)
+    requests.member.listed, requests.heap.key, requests.heap.tie = ids, keys, range(len(keys))
+    sort_listed(ranks)
+    assert requests.member.listed.tolist() == sorted(range(len(keys)), key=lambda i: (keys[i], i))
 
 
 @pytest.mark.parametrize(
