@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from agents.learning.ppo.train import train
     from agents.learning.ppo.train_config import TrainConfig
     from agents.learning.ppo.vec_env import SB3VecEnv
-    from agents.options import Source
     from agents.reporting.report import load_result, write_report
+    from agents.source import Source
 
 __all__ = [
     "Bundle",
@@ -40,7 +40,7 @@ _MODULES = {
     "RandomLegal": "learning.learned.policy",
     "SB3VecEnv": "learning.ppo.vec_env",
     "Search": "evaluation.capacity",
-    "Source": "options",
+    "Source": "source",
     "TrainConfig": "learning.ppo.train_config",
     "evaluate": "evaluation.evaluate",
     "load_result": "reporting.report",

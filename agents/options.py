@@ -1,153 +1,32 @@
-"""Options that several commands share, and where the requests of a run come from."""
+"""Options that several commands share."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tyro
 
 from agents.policies import split_policies
+from agents.source import DEFAULT_NUM_REQUESTS, DEFAULT_RATE, Source
 from engine.config import EngineConfig
-from engine.demand.closed import limited
 from engine.demand.predictions import parse_channel
-from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.tiers import parse_tiers
-from engine.demand.trace_files import has_times, read_columns
+from engine.demand.trace_files import has_times
 from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
-from engine.demand.traces import read_trace, trace_lengths
-from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
+from engine.demand.traces import read_trace
+from engine.demand.workload import BYTES_PER_REQUEST, fields_said
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
-from engine.fields import COUNT, RATE, SECONDS
-from engine.files.reading import file_digest
 from engine.machine import check_memory
+from engine.ranges import COUNT, RATE, SECONDS
 from engine.runs.goodput import Goodput
-from engine.server.policy import Policy
+from engine.spec import Spec
 
 TierTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The option --tier, which is given once for each tier."""
-DEFAULT_RATE = 1.6
-DEFAULT_NUM_REQUESTS = 2000
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the requests come from: a trace file or a synthetic workload."""
-
-    trace: str | None = None
-    """Trace file, or None."""
-    workload: str = "poisson"
-    """Workload spec; beside a trace the arrival process put on its lengths."""
-    synthetic_arrivals: bool = True
-    """Whether arrival times are drawn (a workload, a file without times, or a trace with its own workload)."""
-    num_requests: int | None = None
-    """Requests per run; None: every row of a file with recorded times, else DEFAULT_NUM_REQUESTS."""
-    rate_scale: float = 1.0
-    """Factor on recorded arrival rates."""
-    prediction: str | None = None
-    """Channel of length predictions for every policy that needs any; None: each its own."""
-    reading: TraceOptions = field(default_factory=TraceOptions)
-    """How the rows of the trace are read."""
-    tokenizer: str | None = None
-    """What counts the tokens of conversations: words, mistral, or a folder."""
-    tiers: tuple[Tier, ...] = DEFAULT_TIERS
-    """Service tiers with their shares and deadlines; each request's is drawn by share."""
-    max_concurrency: int = 0
-    """Most requests in flight (0: no limit)."""
-
-    @property
-    def closed_loop(self) -> str:
-        """What limits the requests in flight, in a few words; "" for an open loop."""
-        if self.max_concurrency:
-            return f"at most {self.max_concurrency} requests in flight"
-        workload = parse_workload(self.workload) if self.synthetic_arrivals else None
-        if workload is None or not (workload.is_closed or workload.max_concurrency):
-            return ""
-        if workload.is_closed:
-            return f"{workload.concurrency} users with think time {workload.think}"
-        return f"at most {workload.max_concurrency} requests in flight"
-
-    def channel(self, policy: Policy) -> str:
-        """The channel of a policy's predictions in this run, "" if it needs none."""
-        return (self.prediction or policy.channel) if policy.channel else ""
-
-    def requests(self, rate: float | None, seed: int) -> Requests:
-        """The trace of one load and seed, with its limit; the same arguments give the same requests bit for bit.
-
-        Args:
-            rate: arrival rate in requests/s; None keeps recorded times (times rate_scale).
-            seed: draws everything random.
-
-        Raises:
-            InputError: the file or the arguments do not fit.
-        """
-        return limited(self._open(rate, seed), self.max_concurrency)
-
-    def _open(self, rate: float | None, seed: int) -> Requests:
-        if self.trace is None:
-            workload = parse_workload(self.workload, self.tiers)
-            count = workload.num_requests if self.num_requests is None else self.num_requests
-            return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
-        if self.synthetic_arrivals:
-            lengths = trace_lengths(self.trace, tokenizer=self.tokenizer, options=self.reading)
-            workload = replace(parse_workload(self.workload, self.tiers), lengths=lengths)
-            count = DEFAULT_NUM_REQUESTS if self.num_requests is None else self.num_requests
-            return replace(workload, rate=_given(rate, workload.rate), num_requests=count).generate(seed)
-        return read_trace(
-            self.trace,
-            rate=rate,
-            rate_scale=1.0 if rate is not None else self.rate_scale,
-            num_requests=self.num_requests,
-            seed=seed,
-            tiers=self.tiers,
-            options=self.reading,
-        )
-
-    def left_out(self) -> dict[str, int]:
-        """Rows of the trace file that are not served, by reason; empty for a workload."""
-        if self.trace is None:
-            return {}
-        limit = None if self.synthetic_arrivals else self.num_requests
-        return read_columns(self.trace, self.reading, self.tokenizer, limit).left_out
-
-    @property
-    def seed_note(self) -> str:
-        """One line for reports: what differs between seeds."""
-        if not self.synthetic_arrivals:
-            return (
-                "Recorded arrival times and lengths are replayed as they are: seeds differ only in tiers, "
-                "and intervals say nothing about other arrivals."
-            )
-        if self.trace:
-            return "Seeds differ in the order of the file's lengths, the tiers and the arrival times."
-        return "Seeds differ in lengths, tiers and arrival times."
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the digest of the trace file."""
-        data = asdict(self)
-        del data["reading"], data["tokenizer"]
-        if self.trace is not None:
-            data["trace"] = Path(self.trace).name
-            data["trace_sha256"] = file_digest(self.trace)
-            data["left_out"] = self.left_out()
-            data |= {name: value for name, value in self._changed().items() if value is not None}
-        return data
-
-    def _changed(self) -> dict[str, Any]:
-        """What is read of the file, as far as it differs from the whole."""
-        reading, default = self.reading, TraceOptions()
-        return {
-            "window_s": [t if math.isfinite(t) else None for t in reading.window] if reading.windowed else None,
-            "time_unit": reading.time_unit,
-            "unservable": None if reading.unservable == default.unservable else reading.unservable,
-            "tokenizer": self.tokenizer,
-        }
-
-
-def _given(value: float | None, default: float) -> float:
-    """The value unless there is none; 0 is a value."""
-    return default if value is None else value
+DEFAULT_WORKLOAD = "poisson"
+"""What is served where nobody says."""
 
 
 def parse_rates(text: str, name: str = "rates") -> tuple[float, ...]:
@@ -229,17 +108,11 @@ class SourceOptions:
         Raises:
             InputError: options that exclude each other, or a file that cannot be read.
         """
-        if self.num_requests is not None:
-            COUNT.check(self.num_requests, "num_requests")
-            check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
-        if self.max_concurrency is not None:
-            COUNT.check(self.max_concurrency, "max_concurrency")
-        RATE.check(self.rate_scale, "rate_scale")
+        self._check_numbers()
         reading = self._reading()
         recorded = self.trace is not None and self.workload is None and has_times(self.trace, self.tokenizer)
         if self.rate_scale != 1.0 and not recorded:
             raise InputError("rate_scale: expected a trace with recorded arrival times to scale (use --rate)")
-        number = self.num_requests
         if self.trace is not None and not recorded:
             # Finds a workload that says more than how requests arrive.
             read_trace(
@@ -250,28 +123,37 @@ class SourceOptions:
                 options=reading,
                 tokenizer=self.tokenizer,
             )
-        if self.trace is None:
-            given = self.workload or "poisson"
-            if "num_requests=" not in given and given.partition(":")[0] != "toy":
-                number = DEFAULT_NUM_REQUESTS if number is None else number
-        prediction = None if self.prediction is None else parse_channel(self.prediction).spec
-        workload = self.workload or "poisson"
-        if self.max_concurrency is not None and not recorded:
-            given_loop = Source(workload=workload).closed_loop
-            if given_loop:
-                raise InputError(f"max_concurrency: expected an open workload beside it, got {given_loop}")
-        return Source(
+        source = Source(
             self.trace,
-            workload,
+            self.workload or DEFAULT_WORKLOAD,
             not recorded,
-            number,
+            self._count(),
             self.rate_scale,
-            prediction,
+            None if self.prediction is None else parse_channel(self.prediction).spec,
             reading,
             self.tokenizer,
             parse_tiers(self.tier, "tier"),
-            self.max_concurrency or 0,
         )
+        if self.max_concurrency is None:
+            return source
+        if source.closed_loop:
+            raise InputError(f"max_concurrency: expected an open workload beside it, got {source.closed_loop}")
+        return replace(source, max_concurrency=self.max_concurrency)
+
+    def _check_numbers(self) -> None:
+        if self.num_requests is not None:
+            COUNT.check(self.num_requests, "num_requests")
+            check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
+        if self.max_concurrency is not None:
+            COUNT.check(self.max_concurrency, "max_concurrency")
+        RATE.check(self.rate_scale, "rate_scale")
+
+    def _count(self) -> int | None:
+        """Requests per run; None: as many as the file has, or as the workload says."""
+        if self.num_requests is None and self.trace is None:
+            said = "num_requests" in fields_said(self.workload or DEFAULT_WORKLOAD)
+            return None if said else DEFAULT_NUM_REQUESTS
+        return self.num_requests
 
     def _reading(self) -> TraceOptions:
         """How the trace is read; what is too long is said by the server of the same command."""
@@ -289,26 +171,19 @@ class SourceOptions:
         Raises:
             InputError: the options exclude each other, or the rates cannot be read.
         """
-        source = self.source()
+        source, asked = self.source(), rate is not None or rates is not None
         if rate is not None and rates is not None:
             raise InputError("rate, rates: expected one of them, got both")
-        if (rate is not None or rates is not None) and self.rate_scale != 1.0:
+        if asked and self.rate_scale != 1.0:
             raise InputError("rate, rate_scale: expected one of them, got both")
-        if "rate=" in (self.workload or "").replace("end_rate=", "") and (rate is not None or rates is not None):
+        if asked and "rate" in Spec.parse(source.workload).given:
             raise InputError(f"rate: expected once, got it in the workload {self.workload!r} and as an option")
-        if source.synthetic_arrivals and parse_workload(source.workload).is_closed:
-            if rate is not None or rates is not None:
-                raise InputError(f"rate: expected none for a closed loop, which has {source.closed_loop}; got one")
-            return (None,)
+        workload = source.drawn_workload
+        if asked and workload is not None and workload.is_closed:
+            raise InputError(f"rate: expected none for a closed loop, which has {source.closed_loop}; got one")
         if rates is not None:
             return parse_rates(rates)
-        if rate is not None:
-            return (RATE.check(rate, "rate"),)
-        if not source.synthetic_arrivals:
-            return (None,)
-        if self.trace is not None:
-            return (None,) if source.workload.startswith("burst") else (DEFAULT_RATE,)
-        return (parse_workload(source.workload).rate,)
+        return (source.usual_rate if rate is None else RATE.check(rate, "rate"),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import baselines
 from baselines.own import RESERVED, check_class
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import SEED, number
 from engine.files.reading import is_there
 from engine.own_code import file_place, parse_place, source_digest
+from engine.ranges import SEED, number
 from engine.server.policy import Policy
 from engine.spec import Spec, read_settings, split_specs
 

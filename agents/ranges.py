@@ -4,8 +4,8 @@ from dataclasses import fields
 from typing import Any
 
 from engine.demand.workload import BYTES_PER_REQUEST
-from engine.fields import COUNT, RATE, SECONDS, SEED, number, whole
 from engine.machine import check_memory
+from engine.ranges import COUNT, RATE, SECONDS, SEED, number, whole
 
 OPTIONS = {
     "seed": SEED,

@@ -1,51 +1,41 @@
 """`EngineConfig`: the limits and the semantics of one LLM server."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.fields import COUNT, SECONDS, checked, number, whole
-
-_BOUNDS = {
-    **dict.fromkeys(("block_size", "num_blocks", "max_num_seqs", "max_batched_tokens", "max_model_len"), COUNT),
-    "kv_bytes_per_token": whole(1, 2**40),
-    "watermark": number(0.0, 1.0, below=True, noun="a share"),
-    "swap_bandwidth": number(0.0, 1e15, noun="bytes/s"),
-    "swap_space_gib": number(0.0, 1e6, noun="GiB"),
-    "decision_s": SECONDS,
-    "decision_per_request_s": SECONDS,
-}
-"""Ranges of the fields."""
+from engine.fields import checked
+from engine.ranges import Count, Seconds, number, whole
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits and semantics of the simulated (or real) server; every field can be set on the command line."""
 
-    block_size: int = 16
+    block_size: Count = 16
     """Tokens per KV block."""
-    num_blocks: int = 14_000
+    num_blocks: Count = 14_000
     """KV blocks on the device (14 000 x 16 tokens: Mistral-7B on a 48 GB RTX 6000 Ada)."""
-    watermark: float = 0.01
+    watermark: Annotated[float, number(0.0, 1.0, below=True, noun="a share")] = 0.01
     """Share of the blocks that admission of a new request leaves free."""
-    max_num_seqs: int = 128
+    max_num_seqs: Count = 128
     """Requests that may hold KV at the same time."""
-    max_batched_tokens: int = 65_536
+    max_batched_tokens: Count = 65_536
     """Tokens that one iteration may process."""
-    max_model_len: int = 16_384
+    max_model_len: Count = 16_384
     """Longest prompt + output in tokens; a request that reaches it ends there, its prompt must be shorter."""
-    swap_bandwidth: float = 0.0
+    swap_bandwidth: Annotated[float, number(0.0, 1e15, noun="bytes/s")] = 0.0
     """Bytes per second between device and host, each way; 0: KV cannot be swapped (25e9: PCIe 4.0 x16)."""
-    swap_space_gib: float = 4.0
+    swap_space_gib: Annotated[float, number(0.0, 1e6, noun="GiB")] = 4.0
     """Memory of the host for swapped KV, GiB (4: the default of vLLM v0)."""
-    kv_bytes_per_token: int = 131_072
+    kv_bytes_per_token: Annotated[int, whole(1, 2**40)] = 131_072
     """Bytes of KV per token (Mistral-7B: 32 layers x 8 heads x 128 x 2 x 2 bytes)."""
-    decision_s: float = 0.0
+    decision_s: Seconds = 0.0
     """Time charged to the clock for each scheduling decision, seconds."""
-    decision_per_request_s: float = 0.0
+    decision_per_request_s: Seconds = 0.0
     """Additional time charged for each request in the batch, seconds."""
     prompt_emits: bool = True
     """The iteration that finishes a prompt emits output token 1 (real engines); otherwise the next decode does."""
@@ -66,7 +56,7 @@ class EngineConfig:
         Raises:
             InputError: a field is of another type, or a limit out of range.
         """
-        checked(self, "engine.", _BOUNDS)
+        checked(self, "engine.")
 
     @property
     def watermark_blocks(self) -> int:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from engine.errors import InputError
-from engine.fields import Bounds, convert
+from engine.fields import convert
 from engine.files.reading import kind_of
+from engine.ranges import Bounds
 
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _MOST_PARTS = 8
@@ -66,6 +67,11 @@ class Spec:
     def settings(self, where: str, known: Collection[str], expected: str = "", commas: bool = False) -> dict[str, str]:
         """The settings behind the name (`read_settings`)."""
         return read_settings(self.rest, where, known, expected, commas)
+
+    def values(self, where: str, kinds: Mapping[str, Any], commas: bool = False) -> dict[str, Any]:
+        """The settings behind the name as values of these types (`parse_value`)."""
+        given = self.settings(where, kinds, commas=commas)
+        return {key: parse_value(text, kinds[key], f"{where}: {key}") for key, text in given.items()}
 
     def with_setting(self, key: str, value: object) -> Spec:
         """The same with another value of one setting, which then stands last."""
@@ -118,16 +124,17 @@ def read_settings(
 
 
 def parse_value(text: str, kind: Any, where: str) -> Any:
-    """The value that a text is, by the type of the field it is for; whether it is in range is for the field to say.
+    """The value that a text is, by the type of the field it is for.
 
     Args:
         text: what a person wrote.
-        kind: bool, int, float, str, a literal, or one of them or None.
+        kind: bool, int, float, str, a literal, or one of them or None; the range of an annotated number counts.
         where: what a message begins with.
 
     Raises:
         InputError: the text is no such value, or the type is none that a text can give.
     """
+    kind, *checks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     if type(None) in options and text.lower() == "none":
         return None
@@ -136,13 +143,21 @@ def parse_value(text: str, kind: Any, where: str) -> Any:
         return convert(next((choice for choice in get_args(kind) if str(choice) == text), text), kind, where)
     if more or kind not in (bool, int, float, str):
         raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
-    if kind is bool:
-        if text.strip().lower() not in _TRUTH:
-            raise InputError(f"{where}: expected true or false, got {kind_of(text)}")
-        return _TRUTH[text.strip().lower()]
     if kind is str:
         return convert(text, str, where)
-    return Bounds(-(2**53), 2**53, whole=kind is int).parse(text, where)
+    return _parse_truth(text, where) if kind is bool else _parse_number(text, kind, checks, where)
+
+
+def _parse_truth(text: str, where: str) -> bool:
+    word = text.strip().lower()
+    if word not in _TRUTH:
+        raise InputError(f"{where}: expected true or false, got {kind_of(text)}")
+    return _TRUTH[word]
+
+
+def _parse_number(text: str, kind: type, checks: Sequence[Any], where: str) -> Any:
+    ranges = (check for check in checks if isinstance(check, Bounds))
+    return next(ranges, Bounds(-(2**53), 2**53, whole=kind is int)).parse(text, where)
 
 
 def write_settings(settings: Mapping[str, Any], write: Callable[[Any], str] = str) -> str:

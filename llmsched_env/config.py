@@ -8,8 +8,9 @@ from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
 from engine.demand.workload import TRACE_FIELDS, Workload
 from engine.errors import InputError
-from engine.fields import RATE, SECONDS, checked, from_mapping, whole
+from engine.fields import checked, from_mapping
 from engine.files.reading import file_digest, kind_of
+from engine.ranges import RATE, SECONDS, whole
 from llmsched_env.actions import Action, Allocation, Codec
 from llmsched_env.actions.reading import is_setting, read_action, settings
 from llmsched_env.own import OwnFunction, place_of, read_reward

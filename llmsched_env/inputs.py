@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.fields import COUNT
+from engine.ranges import COUNT
 from llmsched_env.actions import Action
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from engine.compiled.jit import inner
-from engine.fields import NOT_NEGATIVE, checked
+from engine.fields import checked
+from engine.ranges import NOT_NEGATIVE
 from engine.runs.simulate import Record
 from engine.server.state import Hidden, View
 

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from engine.errors import InputError
-from engine.fields import COUNT
+from engine.ranges import COUNT
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet
 from llmsched_env.inputs import check_options, check_reset_mask, check_row, check_seeds, check_traces, show, step_limit

@@ -20,7 +20,7 @@ import yaml
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.learning.search.evolution import shipped_recipe
-from agents.options import Source
+from agents.source import Source
 from agents.work.files import json_text, write_atomically
 from agents.work.processes import child_environment
 from engine.config import EngineConfig

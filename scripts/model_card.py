@@ -14,8 +14,8 @@ from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
-from agents.options import Source
 from agents.policies import PRETRAINED, pretrained_folder
+from agents.source import Source
 from agents.work.files import json_text, write_atomically
 from agents.work.processes import default_workers
 from engine.config import EngineConfig

@@ -29,11 +29,11 @@ OURS = {
 
 ROOMS = {
     "engine": (
-        *("errors", "files", "machine", "fields", "spec", "own_code", "compiled", "config"),
+        *("errors", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
         *("demand", "server", "device", "runs", "__init__"),
     ),
     "agents": (
-        *("work", "learning", "policies", "ranges", "options", "evaluation", "reporting"),
+        *("work", "learning", "policies", "ranges", "source", "options", "evaluation", "reporting"),
         *("device", "bench", "studies", "commands", "help", "cli", "__init__"),
     ),
 }

@@ -43,8 +43,8 @@ from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import NUMBERS as COEFFICIENTS
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, MOST_TOKENS
 from engine.files.reading import read_json
+from engine.ranges import MOST_SECONDS, MOST_TOKENS
 from llmsched_env.config import EnvConfig
 from tests.fuzz_inputs import json_bytes, spec, structured, textual
 

@@ -8,8 +8,9 @@ from typing import Any
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.learning.ppo.train_config import TrainConfig
-from agents.options import ProgressOptions, Source, TableOptions, TierTexts
+from agents.options import ProgressOptions, TableOptions, TierTexts
 from agents.reporting.report import write_report
+from agents.source import Source
 from agents.work.files import claimed, empty_folder, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars, unseen

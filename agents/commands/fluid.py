@@ -12,8 +12,8 @@ from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.work.files import check_writable, json_text, write_atomically
 from engine.device import fluid
 from engine.errors import InputError
-from engine.fields import MOST_TOKENS, parse_number
 from engine.files.reading import kind_of
+from engine.ranges import MOST_TOKENS, parse_number
 
 
 @dataclass(frozen=True, kw_only=True)

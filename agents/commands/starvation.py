@@ -15,7 +15,7 @@ from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.errors import InputError
-from engine.fields import parse_number
+from engine.ranges import parse_number
 
 COLUMNS = {
     "median_ttft_ms": ("TTFT median, s", 1e-3, 3),

@@ -19,9 +19,10 @@ import numpy as np
 from agents.work.files import json_text, write_atomically
 from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 from engine.errors import InputError
-from engine.fields import checked, number, whole
+from engine.fields import checked
 from engine.files.lines import read_csv
 from engine.files.reading import read_mapping, read_text
+from engine.ranges import number, whole
 
 FORMAT = "llmsched-measurements/2"
 COLUMNS = (

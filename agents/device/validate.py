@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import baselines
-from agents.options import Source
+from agents.source import Source
 from agents.work.progress import OnProgress
 from engine.config import EngineConfig
 from engine.demand.predictions import predict

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents.evaluation.trained_for import remark
-from agents.options import Source
 from agents.policies import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
+from agents.source import Source
 from agents.work.cells import CellFile
 from agents.work.files import config_hash, locked
 from agents.work.processes import run_tasks, start_method

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from agents.options import Source
+from agents.source import Source
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
 from engine.demand.workload import Workload, parse_workload

@@ -15,8 +15,8 @@ import numpy as np
 
 import baselines
 from agents.learning.heldout import record_return
-from agents.options import Source
 from agents.policies import fingerprint
+from agents.source import Source
 from agents.work.cells import CellFile
 from agents.work.files import config_hash, json_text, locked, write_atomically
 from agents.work.processes import run_tasks

@@ -13,7 +13,7 @@ import numpy as np
 from engine.compiled.jit import inner
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
-from engine.fields import number, whole
+from engine.ranges import number, whole
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.plan import drop, evict, schedule
 from engine.server.state import Memory, Plan, View

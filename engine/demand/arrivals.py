@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, number
+from engine.ranges import MOST_SECONDS, number
 from engine.spec import Spec
 
 FloatArray = npt.NDArray[np.float64]
@@ -107,16 +107,16 @@ def steps(operational: FloatArray, rates: tuple[float, float], sojourns_s: tuple
     return result
 
 
-def parse_think(spec: str) -> tuple[str, float]:
-    """Return what think times a spec describes: their kind and their mean (s).
+def parse_think(spec: str, where: str = "think") -> tuple[str, float]:
+    """Return what think times a spec describes: their kind and their mean (s); `where` is for messages.
 
     Raises:
         InputError: neither exp:SECONDS nor fixed:SECONDS.
     """
     parsed = Spec.parse(spec)
     if parsed.name not in ("exp", "fixed") or not parsed.rest:
-        raise InputError(f"think: expected exp:SECONDS (exponential, of this mean) or fixed:SECONDS, got {spec!r}")
-    return parsed.name, float(_SECONDS.parse(parsed.rest, "think"))
+        raise InputError(f"{where}: expected exp:SECONDS (exponential, of this mean) or fixed:SECONDS, got {spec!r}")
+    return parsed.name, float(_SECONDS.parse(parsed.rest, where))
 
 
 def think_times(rng: np.random.Generator, n: int, spec: str) -> FloatArray:

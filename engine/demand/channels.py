@@ -6,11 +6,12 @@ what it says into the requests.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.demand.columns import FloatArray
 from engine.demand.prediction_bins import (
     BINS_TOKENS,
     NUM_BINS,
@@ -20,8 +21,9 @@ from engine.demand.prediction_bins import (
     first_distribution,
     one_token,
 )
-from engine.demand.requests import INT32_MAX, FloatArray
-from engine.fields import SHARE, checked, number, whole
+from engine.demand.requests import INT32_MAX
+from engine.fields import checked
+from engine.ranges import Share, number, whole
 from engine.spec import short, write_spec
 
 Places = npt.NDArray[np.int64]
@@ -30,19 +32,9 @@ _CALIBRATION_PAIRS = 16_384
 """Refreshed predictions that calibration looks at, at most."""
 _NONE = np.zeros(0)
 
-_TOKENS, _SPREAD = number(0.0, INT32_MAX), number(0.0, 10.0)
-_RANGES = {
-    "cap": whole(0, INT32_MAX),
-    "shrink": SHARE,
-    "mae": _TOKENS,
-    "first": _TOKENS,
-    "every": whole(1, INT32_MAX),
-    "tau": number(-1.0, 1.0),
-    "sigma": _SPREAD,
-    "decay": SHARE,
-    "hit": SHARE,
-    "miss_sigma": _SPREAD,
-}
+Tokens = Annotated[float, number(0.0, INT32_MAX)]
+Spread = Annotated[float, number(0.0, 10.0)]
+Interval = Annotated[int, whole(1, INT32_MAX)]
 
 
 class Drawn(NamedTuple):
@@ -71,9 +63,9 @@ class Channel:
     refreshes: ClassVar[bool] = False
     """Whether it predicts anew while a request is served."""
 
-    cap: int = 0
+    cap: Annotated[int, whole(0, INT32_MAX)] = 0
     """Largest prediction of the total (tokens), as of a model that cannot say more; 0 for none."""
-    shrink: float = 0.0
+    shrink: Share = 0.0
     """Regression to the mean (0..1): share of the way to the mean log length, which heavy tails do to predictors.
     Refreshed predictions go towards the mean log of what remains at all refreshes."""
     stale: Literal["one", "half"] = "one"
@@ -81,7 +73,7 @@ class Channel:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        checked(self, f"channel {self.name!r}: ", {f.name: _RANGES[f.name] for f in fields(self) if f.name in _RANGES})
+        checked(self, f"channel {self.name!r}: ")
 
     @property
     def spec(self) -> str:
@@ -121,7 +113,7 @@ class Bins(Channel):
     name: ClassVar[str] = "bins"
     about: ClassVar[str] = "TRAIL's first prediction: expectation over 10 bins of 0..512 tokens, with this mean error"
 
-    mae: float = 46.0
+    mae: Tokens = 46.0
     """Mean absolute error against the length cut at 512 (tokens)."""
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
@@ -145,11 +137,11 @@ class Refined(Channel):
     about: ClassVar[str] = "TRAIL: bins at first, then a distribution of what remains every few tokens, smoothed"
     refreshes: ClassVar[bool] = True
 
-    mae: float = 34.0
+    mae: Tokens = 34.0
     """Mean absolute error of a refreshed prediction before smoothing, against what remains, cut at 512 (tokens)."""
-    first: float = 46.0
+    first: Tokens = 46.0
     """Mean absolute error of the first prediction, against the length cut at 512 (tokens)."""
-    every: int = 8
+    every: Interval = 8
     """Output tokens from one prediction to the next."""
     smooth: bool = True
     """Whether distributions are smoothed over time; without, each refresh forgets those before."""
@@ -198,7 +190,7 @@ class Gauss(Channel):
     name: ClassVar[str] = "gauss"
     about: ClassVar[str] = "the truth plus normal noise of this mean absolute size, at least one token"
 
-    mae: float = 46.0
+    mae: Tokens = 46.0
     """Mean absolute size of the noise (tokens)."""
     clip: bool = False
     """Whether a prediction is never above the truth: the downward bias of TRAIL's oracle with noise."""
@@ -225,7 +217,7 @@ class Rank(Channel):
     name: ClassVar[str] = "rank"
     about: ClassVar[str] = "lengths in an order of this Kendall tau (LTR: 0.52 ShareGPT, 0.64 LMSYS), otherwise as true"
 
-    tau: float = 0.52
+    tau: Annotated[float, number(-1.0, 1.0)] = 0.52
     """Kendall's tau between prediction and length (-1..1)."""
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
@@ -256,11 +248,11 @@ class Iterative(Channel):
     about: ClassVar[str] = "ELIS: what remains, drawn anew every few tokens with log-normal errors that shrink"
     refreshes: ClassVar[bool] = True
 
-    sigma: float = 0.5
+    sigma: Spread = 0.5
     """Standard deviation of the log of the first prediction (no unit)."""
-    decay: float = 0.8
+    decay: Share = 0.8
     """Factor by which it shrinks from one prediction to the next (0..1)."""
-    every: int = 50
+    every: Interval = 50
     """Output tokens from one prediction to the next."""
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:
@@ -300,11 +292,11 @@ class Retrieval(Channel):
     name: ClassVar[str] = "retrieval"
     about: ClassVar[str] = "ALISE-like look-up: log-normal errors, smaller where a similar prompt was found"
 
-    hit: float = 0.7
+    hit: Share = 0.7
     """Share of the requests for which a similar prompt is found (0..1)."""
-    sigma: float = 0.4
+    sigma: Spread = 0.4
     """Standard deviation of the log of their predictions (no unit)."""
-    miss_sigma: float = 0.9
+    miss_sigma: Spread = 0.9
     """That of the others (no unit)."""
 
     def draw(self, output: FloatArray, rng: np.random.Generator) -> Drawn:

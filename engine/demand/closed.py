@@ -1,4 +1,4 @@
-"""Closed loops: arrivals that wait for completions. `Loop` says how, `limited` puts a limit on open arrivals."""
+"""Closed loops, in which arrivals wait for completions: `Loop` says how."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.demand.requests import FloatArray, Requests, number_column, value_error
+from engine.demand.columns import FloatArray, number_column, value_error
 from engine.errors import InputError
 
 
@@ -72,17 +72,3 @@ def soonest(loop: Loop) -> FloatArray:
         if i + loop.places < len(think):
             heapq.heappush(present, arrival[i] + float(think[i + loop.places]))
     return arrival
-
-
-def limited(requests: Requests, places: int) -> Requests:
-    """Return a copy of which at most `places` requests are in flight; 0: these requests.
-
-    Raises:
-        InputError: fewer than 1 place, or requests of a closed loop, which has its limit.
-    """
-    if places == 0:
-        return requests
-    if requests.loop:
-        raise InputError(f"max_concurrency: expected requests of an open loop, got a {requests.loop.description}")
-    loop = Loop(places).check(len(requests))
-    return requests.replace(loop=loop, source=", ".join(filter(None, (requests.source, loop.description))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ import numpy.typing as npt
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable, LengthModel, LengthPair, check_pairs
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
-from engine.fields import checked, number, whole
+from engine.fields import checked
+from engine.ranges import number, whole
 from engine.spec import Spec
 
 LENGTH_FORMS = {
@@ -22,20 +24,23 @@ LENGTH_FORMS = {
     "FILE.json": "a joint quantile table made with engine.demand.lengths.measure_table",
 }
 """How a length model that is not a shipped table is written, and what it means."""
+Tokens = Annotated[int, whole(1, INT32_MAX)]
+LogMean = Annotated[float, number(-1e4, 1e4)]
+LogDeviation = Annotated[float, number(0.0, 1e4)]
 
 
 @dataclass(frozen=True)
 class FixedLengths:
     """Every request has the same lengths."""
 
-    prompt_tokens: int
+    prompt_tokens: Tokens
     """Prompt length of every request (tokens)."""
-    output_tokens: int
+    output_tokens: Tokens
     """Output length of every request (tokens)."""
 
     def __post_init__(self) -> None:
         """Check both lengths."""
-        checked(self, "fixed lengths: ", dict.fromkeys(("prompt_tokens", "output_tokens"), whole(1, INT32_MAX)))
+        checked(self, "fixed lengths: ")
 
     @property
     def description(self) -> str:
@@ -54,22 +59,20 @@ class LogNormalLengths:
     The prompt is rounded and cut to 1..max_total_tokens - 1, then the output to 1..max_total_tokens - prompt.
     """
 
-    prompt_mu: float
+    prompt_mu: LogMean
     """Mean of the logarithm of the prompt length (ln tokens)."""
-    prompt_sigma: float
+    prompt_sigma: LogDeviation
     """Standard deviation of the logarithm of the prompt length (ln tokens)."""
-    output_mu: float
+    output_mu: LogMean
     """Mean of the logarithm of the output length (ln tokens)."""
-    output_sigma: float
+    output_sigma: LogDeviation
     """Standard deviation of the logarithm of the output length (ln tokens)."""
-    max_total_tokens: int = 8192
+    max_total_tokens: Annotated[int, whole(2, INT32_MAX)] = 8192
     """Largest prompt + output (tokens)."""
 
     def __post_init__(self) -> None:
         """Check that the parameters describe a distribution."""
-        mu, sigma = number(-1e4, 1e4), number(0.0, 1e4)
-        bounds = {"prompt_mu": mu, "prompt_sigma": sigma, "output_mu": mu, "output_sigma": sigma}
-        checked(self, "lognormal lengths: ", bounds | {"max_total_tokens": whole(2, INT32_MAX)})
+        checked(self, "lognormal lengths: ")
 
     @property
     def description(self) -> str:

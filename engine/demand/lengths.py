@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
-from engine.fields import convert, number, whole
+from engine.fields import convert
 from engine.files.reading import kind_of, read_json
 from engine.files.writing import write_atomically
+from engine.ranges import number, whole
 
 FORMAT = "llmsched-joint-quantiles/1"
 TABLE_FOLDER = Path(__file__).parents[1] / "data" / "lengths"

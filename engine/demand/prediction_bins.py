@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.demand.requests import FloatArray
+from engine.demand.columns import FloatArray
 
 BINS_TOKENS = 512
 """Upper end of the lengths that TRAIL's predictors can express (tokens); longer ones fall into the last bin."""

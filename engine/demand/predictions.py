@@ -7,15 +7,18 @@ trained on the data that they serve. `errors` says how large the errors came out
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.demand.channels import CHANNELS, Channel, refreshes_of, settings_of
-from engine.demand.requests import LONGEST_PREDICTION, FloatArray, Forecast, Requests
+from engine.demand.columns import LONGEST_PREDICTION, FloatArray
+from engine.demand.forecast import Forecast
+from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.fields import SEED
-from engine.spec import Spec, parse_value, short, write_settings
+from engine.fields import types_of
+from engine.ranges import SEED
+from engine.spec import Spec, short, write_settings
 
 _STREAM = 0x4C454E47
 """Second word of the seed: keeps the noise apart from the numbers that the trace itself was drawn from."""
@@ -46,9 +49,8 @@ def parse_channel(spec: str) -> Channel:
     if parsed.name not in CHANNELS:
         raise InputError(f"channel: expected one of {', '.join(CHANNELS)}; got {parsed.name!r}")
     cls, where = CHANNELS[parsed.name], f"channel {parsed.name!r}"
-    kinds: dict[str, Any] = {field.name: field.type for field in settings_of(cls)}
-    given = parsed.settings(where, kinds)
-    return cls(**{key: parse_value(text, kinds[key], f"{where}: {key}") for key, text in given.items()})
+    kinds = types_of(cls)
+    return cls(**parsed.values(where, {field.name: kinds[field.name] for field in settings_of(cls)}))
 
 
 def predict(requests: Requests, channel: str, seed: int) -> Requests:

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import EngineConfig
+from engine.demand.closed import Loop
+from engine.demand.columns import FloatArray, IntArray, arrivals, first_of, integers, predictions
+from engine.demand.forecast import Forecast
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, SEED, SHARE, checked, number
+from engine.fields import checked
 from engine.files.reading import kind_of
-
-if TYPE_CHECKING:
-    from engine.config import EngineConfig
-    from engine.demand.closed import Loop
+from engine.ranges import MOST_SECONDS, SEED, Share, number
 
 INT32_MAX = int(np.iinfo(np.int32).max)
-LONGEST_PREDICTION = 1e12
-"""Largest prediction (tokens); beyond it kernels could not count with it."""
 MAX_TIERS = 64
 """Service tiers of a run; each takes 53 KB of a server's memory for its histogram of gaps."""
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
 
-
-_DEADLINE = number(0.0, MOST_SECONDS, above=True, noun="seconds")
-_TIER_BOUNDS = {"share": SHARE, "tbt_s": _DEADLINE, "ttft_s": _DEADLINE, "weight": number(0.0, 1e9)}
+Deadline = Annotated[float, number(0.0, MOST_SECONDS, above=True, noun="seconds")]
 
 
 @dataclass(frozen=True)
@@ -43,13 +38,13 @@ class Tier:
 
     name: str
     """Name of the tier, as reports print it."""
-    share: float
+    share: Share
     """Fraction of the requests that belong to the tier (0..1)."""
-    tbt_s: float
+    tbt_s: Deadline
     """Deadline of every gap between two output tokens (s)."""
-    ttft_s: float = 2.0
+    ttft_s: Deadline = 2.0
     """Deadline of the first output token, from arrival (s); Sarathi-Serve bounds scheduling delay by 2 s."""
-    weight: float = 1.0
+    weight: Annotated[float, number(0.0, 1e9)] = 1.0
     """Weight of the tier's requests in rewards (no unit)."""
     strict: bool = False
     """Whether these are paying users (`engine.demand.tiers`): SLAI's user priority, short batches of slackfit while one
@@ -63,7 +58,7 @@ class Tier:
             raise InputError(f"tier name: expected a name without . , = and /, got {self.name!r}")
         if not isinstance(self.strict, bool):
             raise InputError(f"tier {self.name!r} strict: expected true or false, got {self.strict!r}")
-        checked(self, f"tier {self.name!r} ", _TIER_BOUNDS)
+        checked(self, f"tier {self.name!r} ")
 
 
 DEFAULT_TIERS = (Tier("strict", 0.05, 0.1, strict=True), Tier("relaxed", 0.95, 0.5))
@@ -107,75 +102,6 @@ def draw_tiers(rng: np.random.Generator, n: int, tiers: tuple[Tier, ...]) -> Int
     return np.searchsorted(bounds, rng.random(n), side="right").astype(np.int32)
 
 
-def _first(bad: npt.NDArray[np.bool_]) -> int:
-    return int(np.argmax(bad))
-
-
-def value_error(name: str, expected: str, values: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> InputError:
-    """The error that names the first bad value of a column."""
-    index = _first(bad)
-    return InputError(f"{name}[{index}]: expected {expected}, got {values[index]}")
-
-
-def number_column(name: str, values: npt.ArrayLike, length: int | None) -> npt.NDArray[Any]:
-    """A column of numbers as an array.
-
-    Raises:
-        InputError: not one-dimensional, of another length (None: any), or no numbers.
-    """
-    try:
-        array: npt.NDArray[Any] = np.asarray(values)
-    except ValueError:
-        raise InputError(f"{name}: expected a one-dimensional array of numbers, got a ragged sequence") from None
-    if array.ndim != 1:
-        raise InputError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
-    if length is not None and array.shape[0] != length:
-        raise InputError(f"{name}: expected {length} values (one for each arrival), got {array.shape[0]}")
-    if array.shape[0] and array.dtype.kind not in "iuf":
-        raise InputError(f"{name}: expected numbers, got values of type {array.dtype}")
-    return array
-
-
-def _integers(name: str, values: npt.ArrayLike, length: int, low: int, high: int) -> IntArray:
-    array = number_column(name, values, length)
-    bad = ~((array >= low) & (array <= high))
-    if array.dtype.kind == "f":
-        bad |= array != np.floor(array)
-    if bad.any():
-        raise value_error(name, f"a whole number {low}..{high}", array, bad)
-    return array.astype(np.int32)
-
-
-def _arrivals(values: npt.ArrayLike) -> FloatArray:
-    array = number_column("arrival", values, None)
-    if array.shape[0] == 0:
-        raise InputError("requests: expected at least one request, got none")
-    # Adding 0.0 copies and turns -0.0 into 0.0, so that equal times have equal digests.
-    arrival: FloatArray = array.astype(np.float64) + 0.0
-    bad = ~((arrival >= 0.0) & (arrival <= MOST_SECONDS))
-    if bad.any():
-        raise value_error("arrival", f"seconds >= 0 and <= {MOST_SECONDS:g}", arrival, bad)
-    unsorted = arrival[1:] < arrival[:-1]
-    if unsorted.any():
-        index = _first(unsorted) + 1
-        before, at = float(arrival[index - 1]), float(arrival[index])
-        raise InputError(f"arrival[{index}]: expected times in order, got {at!r} s after {before!r} s")
-    return arrival
-
-
-def _predictions(values: npt.ArrayLike | None, length: int) -> FloatArray:
-    if values is None:
-        return np.full(length, np.nan)
-    prediction: FloatArray = number_column("prediction", values, length).astype(np.float64)
-    missing = np.isnan(prediction)
-    bad = ~(missing | ((prediction > 0.0) & (prediction <= LONGEST_PREDICTION)))
-    if bad.any():
-        raise value_error("prediction", f"tokens > 0 and <= {LONGEST_PREDICTION:g}, or nan", prediction, bad)
-    # One bit pattern for "no prediction", whatever sign or payload the caller's nan had.
-    prediction[missing] = np.nan
-    return prediction
-
-
 def _tiers(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
     tiers = tuple(tiers)
     if not 1 <= len(tiers) <= MAX_TIERS:
@@ -188,48 +114,9 @@ def _tiers(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
 
 def _tier_indices(tier: npt.ArrayLike | None, tiers: tuple[Tier, ...], length: int) -> IntArray:
     if tier is not None:
-        return _integers("tier", tier, length, 0, len(tiers) - 1)
+        return integers("tier", tier, length, 0, len(tiers) - 1)
     largest = max(range(len(tiers)), key=lambda index: tiers[index].share)
     return np.full(length, largest, dtype=np.int32)
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """What a predictor says after the first prediction: nothing, or a new one whenever so many tokens are out."""
-
-    channel: str = ""
-    """Spec of the channel that the predictions come from (`engine.demand.predictions`), for reports."""
-    every: int = 0
-    """Output tokens from one prediction of a request to its next (0: the first one stays)."""
-    first: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    """Place of each request's refreshed predictions in `total`, int64[n + 1]; unused if `every` is 0."""
-    total: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Refreshed predictions of the *total* output in tokens, float32: those of request i after `every`, 2 `every`, ...
-    output tokens are ``total[first[i] : first[i + 1]]``, one for every time that the request goes on after it."""
-    stale_half: bool = False
-    """What remains of a request that has outlived its prediction: half of what it has generated so far (at least one
-    token) instead of one token."""
-
-    def head(self, n: int) -> Forecast:
-        """The forecast of the first n requests."""
-        if self.every == 0:
-            return self
-        return replace(self, first=self.first[: n + 1], total=self.total[: self.first[n]])
-
-    def check(self, output: IntArray) -> None:
-        """Check that the refreshed predictions are those of requests with these outputs.
-
-        Raises:
-            InputError: wrong number of predictions, or one that is not a positive number.
-        """
-        if self.every == 0:
-            return
-        expected = np.concatenate([[0], np.cumsum((output - 1) // self.every)])
-        if self.every < 0 or not np.array_equal(self.first, expected) or self.total.shape[0] != expected[-1]:
-            raise InputError(f"forecast: expected (output - 1) // {self.every} predictions for each request")
-        bad = ~(np.isfinite(self.total) & (self.total > 0.0))
-        if bad.any():
-            raise value_error("forecast", "a positive number of tokens", self.total, bad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,19 +177,19 @@ class Requests:
             InputError: no requests, lengths differ, or a value is out of range (names the first offending
                 index).
         """
-        times = _arrivals(arrival)
+        times = arrivals(arrival)
         n = times.shape[0]
         tiers = _tiers(tiers)
-        prompts = _integers("prompt", prompt, n, 1, INT32_MAX)
-        outputs = _integers("output", output, n, 1, INT32_MAX)
+        prompts = integers("prompt", prompt, n, 1, INT32_MAX)
+        outputs = integers("output", output, n, 1, INT32_MAX)
         indices = _tier_indices(tier, tiers, n)
-        predictions = _predictions(prediction, n)
+        predicted = predictions(prediction, n)
         forecast = forecast or Forecast()
         forecast.check(outputs)
-        for array in (times, prompts, outputs, indices, predictions):
+        for array in (times, prompts, outputs, indices, predicted):
             array.flags.writeable = False
         closed = loop.check(n) if loop else None
-        return cls(times, prompts, outputs, indices, predictions, tiers, source, forecast, closed)
+        return cls(times, prompts, outputs, indices, predicted, tiers, source, forecast, closed)
 
     def __repr__(self) -> str:
         """How many, how fast, how long and whose; not the arrays."""
@@ -368,6 +255,19 @@ class Requests:
             raise InputError(f"Requests.replace: expected fields among {', '.join(fields)}, got {', '.join(unknown)}")
         return Requests.create(**(fields | changes))
 
+    def limited(self, places: int) -> Requests:
+        """Return a copy of which at most `places` requests are in flight; 0: these requests.
+
+        Raises:
+            InputError: fewer than 1 place, or requests of a closed loop, which has its limit.
+        """
+        if places == 0:
+            return self
+        if self.loop:
+            raise InputError(f"max_concurrency: expected requests of an open loop, got a {self.loop.description}")
+        loop = Loop(places).check(len(self))
+        return self.replace(loop=loop, source=", ".join(filter(None, (self.source, loop.description))))
+
     def check_servable(self, config: EngineConfig) -> None:
         """Check that a server with these limits can serve every request (`EngineConfig.unservable`).
 
@@ -377,7 +277,7 @@ class Requests:
         bad = config.unservable(self.prompt, self.output)
         if not bad.any():
             return
-        index = _first(bad)
+        index = first_of(bad)
         prompt, output = int(self.prompt[index]), int(self.output[index])
         raise InputError(
             f"request {index}: expected {config.required_of(prompt)}, got {prompt} + {output}; "

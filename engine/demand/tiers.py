@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.demand.requests import DEFAULT_TIERS, Tier, check_shares
 from engine.errors import InputError
-from engine.fields import number
+from engine.ranges import number
 from engine.spec import read_settings
 
 STRICT_TBT_S = 0.2

@@ -18,9 +18,9 @@ from engine.demand.raw_trace import WHAT, RawTrace, Start, TraceFile, TraceForma
 from engine.demand.sharegpt import Conversations
 from engine.demand.vllm_results import VllmResults
 from engine.errors import InputError
-from engine.fields import parse_number
 from engine.files.lines import csv_rows, lines_of
 from engine.files.reading import parse_json
+from engine.ranges import parse_number
 
 _EPOCH_FLOAT = 1e7
 _SHOWN = 5

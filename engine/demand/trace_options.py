@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, parse_number
 from engine.files.reading import kind_of
+from engine.ranges import MOST_SECONDS, parse_number
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

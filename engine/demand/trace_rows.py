@@ -20,7 +20,7 @@ from engine.demand.raw_trace import RawTrace
 from engine.demand.trace_options import TraceOptions
 from engine.demand.trace_values import FloatArray, Int64Array, times_of, tokens_of
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS
+from engine.ranges import MOST_SECONDS
 
 
 @dataclass(frozen=True, eq=False)

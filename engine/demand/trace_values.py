@@ -14,8 +14,8 @@ from engine.demand.raw_trace import RawTrace
 from engine.demand.requests import INT32_MAX
 from engine.demand.trace_options import PER_SECOND, TimeUnit
 from engine.errors import InputError
-from engine.fields import parse_number
 from engine.files.reading import kind_of
+from engine.ranges import parse_number
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]

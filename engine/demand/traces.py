@@ -18,9 +18,9 @@ from engine.demand.trace_rows import TraceColumns
 from engine.demand.trace_values import FloatArray
 from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
 from engine.errors import InputError
-from engine.fields import COUNT, RATE
 from engine.files.writing import write_atomically
 from engine.machine import check_memory
+from engine.ranges import COUNT, RATE
 from engine.spec import Spec
 
 _NOT_OF_ARRIVALS = {"rate", "num_requests", "lengths", "trace", "unservable"}
@@ -96,7 +96,7 @@ def read_trace(
     workload = parse_workload(str(spec), tiers)
     if spec.given & _NOT_OF_ARRIVALS or workload.arrivals == "toy":
         raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}")
-    if rate is None and workload.arrivals != "burst":
+    if rate is None and workload.process.has_rate:
         raise InputError(f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none")
     lengths = EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
     number = len(lengths) if num_requests is None else num_requests

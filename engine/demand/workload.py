@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from engine.demand import arrivals as processes
+from engine.demand.arrivals import FloatArray, parse_think, think_times
 from engine.demand.closed import Loop, soonest
 from engine.demand.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, parse_lengths, table_names
 from engine.demand.lengths import LengthModel
+from engine.demand.processes import PROCESSES, ArrivalName, Process
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import read_columns
 from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable
 from engine.demand.trace_rows import TraceColumns
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, RATE, checked, number, whole
+from engine.fields import checked, types_of
 from engine.files.reading import file_digest, kind_of
 from engine.machine import check_memory
+from engine.ranges import MOST_SECONDS, Count, Rate, Readable, number, whole
 from engine.spec import Spec
 
 if TYPE_CHECKING:
@@ -30,32 +32,6 @@ else:
     # A command line made from this class can only offer the string.
     Lengths = str
 
-ArrivalName = Literal["poisson", "gamma", "onoff", "ramp", "step", "burst", "toy", "recorded", "closed"]
-
-_DESCRIPTIONS: dict[str, str] = {
-    "poisson": "exponential gaps at a constant rate",
-    "gamma": "Gamma gaps at a constant rate: cv below 1 is smoother than Poisson, above 1 burstier",
-    "onoff": "Poisson with a rate that jumps between two levels (MMPP-2)",
-    "ramp": "Poisson with a rate that goes linearly from rate to ramp_end_rate",
-    "step": "Poisson with a rate that is step_factor times as high for the last step_s seconds of every step_every_s",
-    "burst": "every request at t = 0",
-    "toy": "equal requests at equal distances, nothing random: latencies can be computed by hand",
-    "recorded": "rows of a trace file one after the other at their recorded times, from a random row on",
-    "closed": "users who each send a request, wait for all of it, think (exp:MEAN or fixed:SECONDS) and send the next",
-}
-_ONOFF_KEYS = ("off_factor", "on_factor", "off_mean_s", "on_mean_s")
-_COMMON_KEYS = ("num_requests", "lengths", "trace", "unservable", "max_concurrency")
-_KEYS: dict[str, tuple[str, ...]] = {
-    "poisson": ("rate", *_COMMON_KEYS, "gap_cap"),
-    "gamma": ("rate", *_COMMON_KEYS, "gap_cap", "cv"),
-    "onoff": ("rate", *_COMMON_KEYS, "gap_cap", *_ONOFF_KEYS),
-    "ramp": ("rate", *_COMMON_KEYS, "gap_cap", "ramp_end_rate"),
-    "step": ("rate", *_COMMON_KEYS, "gap_cap", "step_factor", "step_s", "step_every_s"),
-    "burst": _COMMON_KEYS,
-    "toy": ("rate", "num_requests", "lengths", "max_concurrency"),
-    "recorded": ("num_requests", "trace", "unservable", "max_concurrency"),
-    "closed": ("concurrency", "think", "num_requests", "lengths", "trace", "unservable"),
-}
 TRACE_FIELDS = ("trace", "trace_sha256", "time_unit", "unservable", "max_tokens")
 """Fields that mean something beside a trace only."""
 BYTES_PER_REQUEST = 1000
@@ -64,27 +40,8 @@ LEAST_GAP_CAP = 0.01
 """Below it hardly a gap would be left as drawn."""
 MOST_PERIODS = 10_000_000
 """Busy and quiet periods that on-off arrivals may need."""
-_PERIOD = number(0.0, MOST_SECONDS, above=True)
-_FACTOR = number(0.0, 1e6)
-_BOUNDS = {
-    "rate": RATE,
-    "num_requests": whole(1),
-    "max_tokens": whole(0),
-    "cv": number(1e-6, 100.0),
-    "gap_cap": _FACTOR,
-    "off_factor": _FACTOR,
-    "on_factor": _FACTOR,
-    "off_mean_s": _PERIOD,
-    "on_mean_s": _PERIOD,
-    "ramp_end_rate": RATE,
-    "step_factor": number(0.0, 1e6, above=True),
-    "step_s": _PERIOD,
-    "step_every_s": _PERIOD,
-    "max_concurrency": whole(0),
-    "concurrency": whole(1),
-}
-"""Ranges of a workload's numbers."""
-_TOY_DEFAULTS: dict[str, Any] = {"rate": 0.5, "num_requests": 8, "lengths": "fixed:512,8"}
+Period = Annotated[float, number(0.0, MOST_SECONDS, above=True)]
+Factor = Annotated[float, number(0.0, 1e6)]
 
 
 @dataclass(frozen=True)
@@ -104,42 +61,42 @@ class Workload:
         InputError: a field is out of range, or a name is unknown (lists the known ones).
     """
 
-    rate: float = 1.6
+    rate: Rate = 1.6
     """Mean arrival rate (requests/s); onoff and step scale it by factors, ramp starts at it, burst and recorded
     ignore it."""
-    num_requests: int = 512
+    num_requests: Count = 512
     """Number of requests."""
     arrivals: ArrivalName = "poisson"
     """Arrival process."""
     lengths: Lengths = "openchat_sharegpt4"
     """Prompt and output lengths: a shipped table (openchat_sharegpt4, azure2023_conv, azure2023_code),
     fixed:PROMPT,OUTPUT, lognormal:PMU,PSIGMA,OMU,OSIGMA or FILE.json; in Python also a length model."""
-    cv: float = 1.0
+    cv: Annotated[float, number(1e-6, 100.0)] = 1.0
     """Coefficient of variation of the gaps (no unit), for gamma."""
-    gap_cap: float = 0.0
+    gap_cap: Factor = 0.0
     """Largest gap in mean gaps, 0 for none; the public SLAI code uses 3, which raises the rate by 5.2 %."""
-    off_factor: float = 0.5
+    off_factor: Factor = 0.5
     """Rate in the quiet state as a multiple of rate, for onoff."""
-    on_factor: float = 2.0
+    on_factor: Factor = 2.0
     """Rate in the busy state as a multiple of rate, for onoff."""
-    off_mean_s: float = 60.0
+    off_mean_s: Period = 60.0
     """Mean length of a quiet period (s), for onoff."""
-    on_mean_s: float = 30.0
+    on_mean_s: Period = 30.0
     """Mean length of a busy period (s), for onoff."""
-    ramp_end_rate: float = 3.2
+    ramp_end_rate: Rate = 3.2
     """Arrival rate when the last request is due (requests/s), for ramp."""
-    step_factor: float = 1.5
+    step_factor: Annotated[float, number(0.0, 1e6, above=True)] = 1.5
     """Rate in a step as a multiple of rate, for step."""
-    step_s: float = 30.0
+    step_s: Period = 30.0
     """Length of a step (s), for step."""
-    step_every_s: float = 300.0
+    step_every_s: Period = 300.0
     """Time from the start of one step to that of the next (s), the first at step_every_s - step_s, for step."""
-    max_concurrency: int = 0
+    max_concurrency: Annotated[int, whole(0)] = 0
     """Most requests in flight (0: no limit), as `vllm bench serve --max-concurrency`: one that is due while so many are
     waits at the client, is sent when a place comes free, and its times count from then. Not for closed."""
-    concurrency: int = 64
+    concurrency: Count = 64
     """Users, for closed."""
-    think: str = "exp:2"
+    think: Annotated[str, Readable(parse_think)] = "exp:2"
     """Think time of users between two requests, for closed: exp:MEAN or fixed:SECONDS. It comes before the first
     request, too."""
     tiers: tuple[Tier, ...] = dataclasses.field(default=DEFAULT_TIERS, metadata={"read": parse_tiers})
@@ -153,7 +110,7 @@ class Workload:
     """Unit of the trace's times (default: that of its format)."""
     unservable: Unservable = "refuse"
     """Rows of the trace that cannot be served: refuse the file, or skip them."""
-    max_tokens: int = 0
+    max_tokens: Annotated[int, whole(0)] = 0
     """Longest prompt + output of the trace that can be served (tokens); 0: no limit, in an environment its server's."""
 
     def __repr__(self) -> str:
@@ -163,33 +120,39 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if self.arrivals not in get_args(ArrivalName):
+        if self.arrivals not in workload_names():
             raise InputError(f"arrivals: expected one of {', '.join(workload_names())}; got {self.arrivals!r}")
-        checked(self, "", _BOUNDS, untyped=("lengths",))
-        processes.parse_think(self.think)
-        if self.arrivals == "closed" and self.max_concurrency:
+        checked(self, "", untyped=("lengths",))
+        check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
+        check_shares(self.tiers)
+        self._check_arrivals()
+        if not isinstance(self.lengths, str) and not hasattr(self.lengths, "draw"):
+            raise InputError(f"lengths: expected a name or a length model, got {kind_of(self.lengths)}")
+        if not self.trace:  # a trace is read when requests are drawn: who only describes the workload need not have it
+            self._check_lengths()
+
+    def _check_arrivals(self) -> None:
+        """What fields of arrivals have to do with each other."""
+        if self.is_closed and self.max_concurrency:
             raise InputError(
                 f"max_concurrency: expected 0 for closed, whose users are its limit, got {self.max_concurrency}"
             )
-        check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
         if 0.0 < self.gap_cap < LEAST_GAP_CAP:
             raise InputError(f"gap_cap: expected 0 or a number >= {LEAST_GAP_CAP}, got {self.gap_cap!r}")
         if self.off_factor == 0.0 and self.on_factor == 0.0:
             raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
         if self.step_s >= self.step_every_s:
             raise InputError(f"step_s: expected less than step_every_s ({self.step_every_s:g}), got {self.step_s:g}")
-        check_shares(self.tiers)
-        if not isinstance(self.lengths, str) and not hasattr(self.lengths, "draw"):
-            raise InputError(f"lengths: expected a name or a length model, got {kind_of(self.lengths)}")
         if self.arrivals == "recorded" and not self.trace:
             raise InputError("trace: expected a trace file for recorded arrivals, got none")
-        if self.trace:
-            return  # it is read when requests are drawn: whoever only describes the workload need not have it
+        if self.arrivals == "onoff" and not self.trace:
+            self._check_periods()
+
+    def _check_lengths(self) -> None:
+        """There is such a length model; the toy's is fixed."""
         model = self.length_model
         if self.arrivals == "toy" and not isinstance(model, FixedLengths):
             raise InputError(f"lengths: expected fixed:PROMPT,OUTPUT for toy arrivals, got {model.description}")
-        if self.arrivals == "onoff":
-            self._check_periods()
 
     def _check_periods(self) -> None:
         """Periods so short that there would be many for each request are not drawn one by one."""
@@ -211,32 +174,25 @@ class Workload:
     @property
     def description(self) -> str:
         """One line for reports: process, rate, number and lengths."""
-        process = {
-            "poisson": f"Poisson arrivals at {self.rate:g}/s",
-            "gamma": f"Gamma arrivals at {self.rate:g}/s with CV {self.cv:g}",
-            "onoff": f"on-off arrivals at {self.off_factor:g} and {self.on_factor:g} times {self.rate:g}/s "
-            f"for {self.off_mean_s:g} s and {self.on_mean_s:g} s in the mean",
-            "ramp": f"Poisson arrivals, {self.rate:g}/s going linearly to {self.ramp_end_rate:g}/s",
-            "step": f"Poisson arrivals at {self.rate:g}/s, {self.step_factor:g} times that for {self.step_s:g} "
-            f"of every {self.step_every_s:g} s",
-            "burst": "all arrivals at t = 0",
-            "toy": f"toy arrivals every {1.0 / self.rate:g} s",
-            "recorded": "arrivals at recorded times from a random row on",
-            "closed": "",
-        }[self.arrivals]
+        process = self.process.describe(self)
         if loop := self._loop(np.zeros(0)):
             process = ", ".join(filter(None, (process, loop.description)))
-        cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in _KEYS[self.arrivals] else ""
+        cap = f", gaps up to {self.gap_cap:g} means" if self.gap_cap and "gap_cap" in self.process.keys else ""
         return f"{self.num_requests} requests, {process}{cap}, {self.length_model.description}"
+
+    @property
+    def process(self) -> Process:
+        """The arrival process that `arrivals` names."""
+        return PROCESSES[self.arrivals]
 
     @property
     def is_closed(self) -> bool:
         """Whether users set the rate, who think between their requests."""
         return self.arrivals == "closed"
 
-    def _loop(self, think: processes.FloatArray) -> Loop | None:
+    def _loop(self, think: FloatArray) -> Loop | None:
         if self.is_closed:
-            kind, mean = processes.parse_think(self.think)
+            kind, mean = parse_think(self.think)
             return Loop(self.concurrency, think, f"{'exponential, mean ' if kind == 'exp' else ''}{mean:g} s")
         return Loop(self.max_concurrency) if self.max_concurrency else None
 
@@ -257,8 +213,8 @@ class Workload:
         tier = None if self.arrivals == "toy" else draw_tiers(rng, n, self.tiers)
         label = "" if isinstance(seed, np.random.Generator) else f", seed {seed}"
         with np.errstate(over="ignore"):  # `Requests` refuses times that are not finite
-            loop = self._loop(processes.think_times(rng, n, self.think) if self.is_closed else np.zeros(0))
-            times = soonest(loop) if loop and self.is_closed else self._arrival_times(rng)
+            loop = self._loop(think_times(rng, n, self.think) if self.is_closed else np.zeros(0))
+            times = soonest(loop) if loop and self.is_closed else self.process.times(self, rng)
         source = self.description + label
         return Requests.create(times, prompt, output, tier, tiers=self.tiers, source=source, loop=loop)
 
@@ -288,38 +244,28 @@ class Workload:
         lengths, loop = (columns.prompt[chosen], columns.output[chosen]), self._loop(np.zeros(0))
         return Requests.create(times - times[0], *lengths, tier, tiers=self.tiers, source=source, loop=loop)
 
-    def _arrival_times(self, rng: np.random.Generator) -> processes.FloatArray:
-        if self.arrivals == "burst":
-            return np.zeros(self.num_requests)
-        if self.arrivals == "toy":
-            return processes.evenly_spaced(self.num_requests, self.rate)
-        cv = self.cv if self.arrivals == "gamma" else 1.0
-        operational = processes.operational_times(rng, self.num_requests, cv, self.gap_cap)
-        if self.arrivals == "ramp":
-            return processes.ramp(operational, self.rate, self.ramp_end_rate)
-        if self.arrivals == "step":
-            rates = (self.rate, self.step_factor * self.rate)
-            return processes.steps(operational, rates, (self.step_every_s - self.step_s, self.step_s))
-        if self.arrivals == "onoff":
-            rates = (self.off_factor * self.rate, self.on_factor * self.rate)
-            return processes.on_off(rng, operational, rates, (self.off_mean_s, self.on_mean_s))
-        return operational / self.rate
-
 
 def workload_names() -> tuple[str, ...]:
     """Return the names of the arrival processes, as spec strings begin."""
-    return get_args(ArrivalName)
+    return tuple(PROCESSES)
 
 
 def workload_descriptions() -> dict[str, str]:
     """Return one line for each arrival process, with the keys that its spec string takes."""
-    return {name: f"{_DESCRIPTIONS[name]} (keys: {', '.join(_KEYS[name])})" for name in workload_names()}
+    return {name: f"{process.about} (keys: {', '.join(process.keys)})" for name, process in PROCESSES.items()}
 
 
 def length_descriptions() -> dict[str, str]:
     """Return one line for each shipped length table and each form of length model."""
     tables = {name: parse_lengths(name).description for name in table_names()}
     return tables | LENGTH_FORMS
+
+
+def fields_said(spec: str) -> frozenset[str]:
+    """Fields of a workload that a spec says something about: those it gives, and those that its name alone sets."""
+    parsed = Spec.parse(spec)
+    process = PROCESSES.get(parsed.name)
+    return parsed.given | frozenset(process.defaults if process else ())
 
 
 def parse_workload(spec: str, tiers: tuple[Tier, ...] = DEFAULT_TIERS) -> Workload:
@@ -332,13 +278,9 @@ def parse_workload(spec: str, tiers: tuple[Tier, ...] = DEFAULT_TIERS) -> Worklo
     Raises:
         InputError: an unknown name or key (lists the known ones), a key given twice, or a bad value.
     """
-    parsed, where = Spec.parse(spec), f"workload {spec!r}"
-    name = parsed.name
-    if name not in _KEYS:
-        raise InputError(f"workload: expected one of {', '.join(workload_names())}; got {name!r}")
-    given = parsed.settings(where, _KEYS[name], commas=True)
-    values = {
-        key: _BOUNDS[key].parse(text, f"{where}: {key}") if key in _BOUNDS else text for key, text in given.items()
-    }
-    defaults = _TOY_DEFAULTS if name == "toy" else {}
-    return Workload(**{**defaults, **values, "arrivals": name, "tiers": tiers})
+    parsed = Spec.parse(spec)
+    if parsed.name not in PROCESSES:
+        raise InputError(f"workload: expected one of {', '.join(workload_names())}; got {parsed.name!r}")
+    process, types = PROCESSES[parsed.name], types_of(Workload, with_ranges=True)
+    given = parsed.values(f"workload {spec!r}", {key: types[key] for key in process.keys}, commas=True)
+    return Workload(**{**process.defaults, **given, "arrivals": parsed.name, "tiers": tiers})

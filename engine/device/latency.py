@@ -16,7 +16,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numba import typeof
@@ -25,9 +25,10 @@ from engine.compiled.jit import hot, inner
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.fields import checked, convert, from_mapping, number, whole
+from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
+from engine.ranges import NotNegative, number, whole
 from engine.server.state import Features, Server
 from engine.spec import Spec
 
@@ -74,12 +75,8 @@ NUMBERS = (*TIMES, "tile", "cached")
 """All that it gives; the others come from the config."""
 RANGES = ("tokens", "requests", "context_tokens")
 """Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
-_BOUNDS = {
-    **dict.fromkeys(TIMES, number(0.0, 1e6)),
-    "tile": whole(1, noun="whole tokens"),
-    "cached": number(0.0),
-    "table": number(0.0, 1e9),
-}
+Coefficient = Annotated[float, number(0.0, 1e6)]
+TableNumber = Annotated[float, number(0.0, 1e9)]
 _SPEED = number(0.0, 1e6, above=True)
 
 
@@ -149,33 +146,33 @@ def iteration_seconds(latency: Latency, features: Features) -> float:
 class LatencyModel:
     """A surrogate of one device running one model (seconds, tokens)."""
 
-    overhead: float
+    overhead: Coefficient
     """Fixed seconds per iteration (launches, sampling, host)."""
-    floor: float
+    floor: Coefficient
     """Seconds to read the weights once; the linear layers never take less."""
-    per_token: float
+    per_token: Coefficient
     """Seconds per token through the linear layers."""
-    per_pair: float
+    per_pair: Coefficient
     """Seconds per (query, key) pair of prefill attention."""
-    per_context: float
+    per_context: Coefficient
     """Seconds per KV token that decodes read."""
-    per_request: float = 0.0
+    per_request: Coefficient = 0.0
     """Seconds per item in the batch."""
-    tile: int = 1
+    tile: Annotated[int, whole(1, noun="tokens")] = 1
     """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
-    tick: float = 0.0
+    tick: Coefficient = 0.0
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
-    per_chunk: float = 0.0
+    per_chunk: Coefficient = 0.0
     """Seconds per item that is a prompt chunk, on top of per_request."""
-    any_chunk: float = 0.0
+    any_chunk: Coefficient = 0.0
     """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
-    per_read: float = 0.0
+    per_read: Coefficient = 0.0
     """Seconds per KV token that a tile of queries of a prompt chunk reads."""
-    per_uncached: float = 0.0
+    per_uncached: Coefficient = 0.0
     """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
-    cached: float = 0.0
+    cached: NotNegative = 0.0
     """KV tokens that decodes read from caches."""
-    table: tuple[tuple[float, float], ...] = ()
+    table: tuple[tuple[TableNumber, TableNumber], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
     """Name of the profile."""
@@ -193,7 +190,7 @@ class LatencyModel:
         if not isinstance(self.name, str) or not self.name.isprintable() or not 1 <= len(self.name) <= 300:
             raise InputError(f"profile: name: expected up to 300 printable characters, got {kind_of(self.name)}")
         where = f"profile {self.name!r}: "
-        checked(self, where, _BOUNDS)
+        checked(self, where)
         self._check_table(where)
         self._check_validity(where)
         if self.overhead + self.floor + self.per_token == 0.0 and not self.table:

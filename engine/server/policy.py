@@ -24,8 +24,9 @@ from engine.compiled.jit import compile_kernel
 from engine.compiled.own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import Bounds, checked
+from engine.fields import checked
 from engine.own_code import blame, is_ours
+from engine.ranges import Bounds
 from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 from engine.spec import write_spec
 

@@ -11,7 +11,8 @@ import numpy as np
 from numba import typeof
 
 from engine.config import EngineConfig
-from engine.demand.requests import Forecast, Requests
+from engine.demand.forecast import Forecast
+from engine.demand.requests import Requests
 from engine.errors import InputError
 
 FUTURE, WAITING, RUNNING, FINISHED, DROPPED = 0, 1, 2, 3, 4

@@ -15,7 +15,8 @@ from gymnasium import spaces
 
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.fields import Bounds, checked, whole
+from engine.fields import checked
+from engine.ranges import Bounds, whole
 from engine.server.policy import Kernel, Policy
 from llmsched_env.observation import OBSERVER_ROW_MEMORY
 

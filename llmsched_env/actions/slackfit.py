@@ -14,7 +14,7 @@ from baselines._fill import FILL_REQUEST_MEMORY
 from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.fields import Bounds, number
+from engine.ranges import Bounds, number
 from engine.server.policy import HotKernel, Kernel
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions.action import LEVELS, Codec, cells_of, record

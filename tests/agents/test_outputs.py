@@ -12,7 +12,7 @@ import pytest
 
 import agents.cli
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.options import Source
+from agents.source import Source
 from agents.work.files import claimed
 from engine.config import EngineConfig
 from engine.device.latency import load_profile

@@ -13,8 +13,8 @@ import baselines
 from agents.cli import main
 from agents.evaluation.capacity import Search, search_capacity
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.options import Source
 from agents.policies import fingerprint, resolve, split_policies
+from agents.source import Source
 from engine import InputError, Plan, Policy, PolicyFault, View, Workload, load_profile, schedule, simulate
 from engine.config import EngineConfig
 from engine.runs.simulate import Record

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.options import Source
 from agents.policies import resolve
+from agents.source import Source
 from engine import InputError, load_profile, parse_tiers, simulate, summarize
 from engine.demand.predictions import predict
 from llmsched_env import EnvConfig, LLMSchedEnv

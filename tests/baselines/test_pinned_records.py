@@ -17,7 +17,8 @@ import pytest
 from agents.policies import resolve
 from baselines import names
 from engine.config import EngineConfig
-from engine.demand.requests import Forecast, Requests, Tier
+from engine.demand.forecast import Forecast
+from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import PolicyError, Record, simulate

@@ -9,7 +9,7 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
-from engine.demand.closed import Loop, limited, soonest
+from engine.demand.closed import Loop, soonest
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload, parse_workload
@@ -51,7 +51,7 @@ def check_loop(record: Record) -> None:
 
 def test_a_limit_sends_a_request_when_it_is_due_and_a_place_is_free() -> None:
     """Prompt, then one decode: 2 s each. Five are due at 0 with 2 places: sent at 0, 0, 2, 2, 4; the last at 10."""
-    requests = limited(Requests.create([0.0] * 5 + [10.0], [4] * 6, [2] * 6), 2)
+    requests = Requests.create([0.0] * 5 + [10.0], [4] * 6, [2] * 6).limited(2)
     record = simulate(SARATHI, requests, SECOND)
     assert record.request["arrival"].tolist() == [0.0, 0.0, 2.0, 2.0, 4.0, 10.0]
     assert record.ledger["completed"].tolist() == [2.0, 2.0, 4.0, 4.0, 6.0, 12.0]
@@ -63,13 +63,13 @@ def test_a_limit_sends_a_request_when_it_is_due_and_a_place_is_free() -> None:
 
 def test_a_place_that_was_free_before_is_taken_when_the_request_is_due() -> None:
     """Request 1, due at 1.5 s in the middle of an iteration, is sent then: only request 0 is in flight."""
-    record = simulate(SARATHI, limited(Requests.create([0.0, 1.5], [4, 4], [5, 1]), 2), SECOND)
+    record = simulate(SARATHI, Requests.create([0.0, 1.5], [4, 4], [5, 1]).limited(2), SECOND)
     assert record.request["arrival"].tolist() == [0.0, 1.5]
 
 
 def test_a_dropped_request_leaves_its_place() -> None:
     """The policy vllm drops the 9-token prompt at 0 s, so that the third is sent then."""
-    requests = limited(Requests.create([0.0, 0.0, 0.0], [4, 9, 4], [3, 1, 1]), 2)
+    requests = Requests.create([0.0, 0.0, 0.0], [4, 9, 4], [3, 1, 1]).limited(2)
     record = simulate(baselines.make("vllm:max_batched_tokens=8"), requests, SECOND)
     assert record.request["status"].tolist() == [FINISHED, DROPPED, FINISHED]
     assert record.request["arrival"].tolist() == [0.0, 0.0, 0.0]
@@ -147,7 +147,7 @@ def test_every_policy_meets_the_same_loop_and_serves_everybody_once(spec: str, p
 def test_a_limit_that_nobody_reaches_changes_nothing() -> None:
     requests = Workload(num_requests=60).generate(2)
     model = load_profile("rtx6000ada-mistral-7b")
-    free, loose = (simulate(SARATHI, r, model) for r in (requests, limited(requests, 60)))
+    free, loose = (simulate(SARATHI, r, model) for r in (requests, requests.limited(60)))
     assert free.request.tobytes() == loose.request.tobytes()
     assert free.ledger.tobytes() == loose.ledger.tobytes()
 
@@ -214,8 +214,8 @@ def test_bad_loops_are_refused_in_one_line(spec: str, message: str) -> None:
 def test_a_closed_loop_cannot_be_limited_again() -> None:
     one = Workload(arrivals="closed", concurrency=3, num_requests=9).generate(0)
     with pytest.raises(InputError, match="max_concurrency: expected requests of an open loop"):
-        limited(one, 2)
+        one.limited(2)
     with pytest.raises(InputError, match="expected a whole number >= 1"):
-        limited(one.replace(loop=None), -1)
+        one.replace(loop=None).limited(-1)
     with pytest.raises(InputError, match=r"think\[1\]"):
         Requests.create([0.0, 0.0], [1, 1], [1, 1], loop=Loop(1, np.array([0.0, np.inf])))

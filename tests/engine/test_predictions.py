@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.forecast import Forecast
 from engine.demand.predictions import channel_descriptions, channel_names, errors, parse_channel, predict
-from engine.demand.requests import Forecast, Requests
+from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel
 from engine.errors import InputError

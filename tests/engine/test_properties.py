@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import baselines
 from engine.config import EngineConfig
-from engine.demand.requests import Forecast, Requests
+from engine.demand.forecast import Forecast
+from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.runs.simulate import Record, simulate
 from engine.server.policy import Policy

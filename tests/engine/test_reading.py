@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from engine.errors import InputError
-from engine.fields import Bounds, checked, from_mapping, number, parse_number, whole
+from engine.fields import checked, from_mapping
 from engine.files.lines import csv_rows, open_text, read_csv, read_jsonl
 from engine.files.reading import MIB, parse_json, read_json, read_text
 from engine.files.yaml_text import parse_yaml, read_yaml
+from engine.ranges import Bounds, number, parse_number, whole
 
 
 def refusal(call: Callable[[], Any]) -> str:

@@ -1,7 +1,7 @@
 """Workloads: arrival processes, tiers, spec strings."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.demand import arrivals
 from engine.demand.length_models import LENGTH_FORMS, EmpiricalLengths, FixedLengths, table_names
+from engine.demand.processes import ArrivalName
 from engine.demand.requests import DEFAULT_TIERS, Tier
 from engine.demand.workload import (
     Workload,
@@ -225,6 +226,7 @@ def test_bad_specs_say_what_is_known(spec: str, message: str) -> None:
 
 
 def test_every_name_has_a_description() -> None:
+    assert workload_names() == get_args(ArrivalName)
     assert tuple(workload_descriptions()) == workload_names()
     assert set(length_descriptions()) == {*table_names(), *LENGTH_FORMS}
     for name in DRAWN:

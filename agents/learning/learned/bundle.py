@@ -25,8 +25,9 @@ from agents.learning.learned.old_codec import from_old
 from agents.learning.learned.stored_env import from_stored, to_stored
 from agents.work.files import new_folder, replace_folder
 from engine.errors import InputError
-from engine.fields import convert, number
+from engine.fields import convert
 from engine.files.reading import read_bytes, read_json
+from engine.ranges import number
 from llmsched_env.actions import Codec, Mixture, Slackfit
 from llmsched_env.actions.action import cells_of
 from llmsched_env.config import EnvConfig

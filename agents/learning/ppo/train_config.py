@@ -15,10 +15,11 @@ import tyro
 from agents.learning.run_folder import plain, saved_config
 from agents.work.files import config_hash
 from engine.errors import InputError
-from engine.fields import MOST_SECONDS, SHARE, checked, number, parse_number, whole
+from engine.fields import checked
 from engine.files.reading import kind_of
 from engine.files.yaml_text import parse_yaml, read_yaml
 from engine.machine import check_memory
+from engine.ranges import MOST_SECONDS, SHARE, number, parse_number, whole
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
 

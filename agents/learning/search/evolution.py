@@ -28,8 +28,9 @@ from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.fields import RATE, checked, from_mapping, number, whole
+from engine.fields import checked, from_mapping
 from engine.files.yaml_text import read_yaml
+from engine.ranges import RATE, number, whole
 from llmsched_env.actions import Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet

@@ -6,7 +6,7 @@ import pytest
 
 from agents.commands.capacity import capacity_grids
 from agents.evaluation.capacity import NOBODY_SERVED, Search, capacity_of, gain_bound, search_capacity
-from agents.options import Source
+from agents.source import Source
 from engine.config import EngineConfig
 from engine.errors import InputError
 from tests.toys import constant

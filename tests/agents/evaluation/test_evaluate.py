@@ -8,8 +8,9 @@ import pytest
 
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.options import Source, SourceOptions
+from agents.options import SourceOptions
 from agents.policies import resolve, split_policies
+from agents.source import Source
 from agents.work.cells import CellFile
 from agents.work.processes import run_tasks
 from engine.config import EngineConfig

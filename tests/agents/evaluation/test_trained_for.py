@@ -14,9 +14,9 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.trained_for import remark
 from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.policy import LearnedPolicy
-from agents.options import Source
 from agents.policies import resolve
 from agents.reporting.report import html_text
+from agents.source import Source
 from engine.config import EngineConfig
 from engine.demand.length_models import EmpiricalLengths
 from engine.demand.lengths import measure_table

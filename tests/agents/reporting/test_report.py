@@ -10,11 +10,11 @@ import pytest
 from matplotlib.text import Annotation
 
 from agents.evaluation.evaluate import Evaluation, evaluate
-from agents.options import Source
 from agents.reporting.plot_style import style_of
 from agents.reporting.plots import PLOTS, draw_all, png
 from agents.reporting.report import definitions, html_text, load_result, write_report
 from agents.reporting.tables import csv_text, latex_text, load_label, print_tables
+from agents.source import Source
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError

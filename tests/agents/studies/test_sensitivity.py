@@ -8,7 +8,7 @@ import pytest
 
 from agents.cli import main
 from agents.evaluation.setup import Setup
-from agents.options import Source
+from agents.source import Source
 from agents.studies.sensitivity import sensitivity
 from engine.config import EngineConfig
 from engine.device.latency import LatencyModel

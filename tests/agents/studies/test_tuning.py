@@ -8,7 +8,7 @@ import pytest
 import agents.cli
 import baselines
 from agents.commands.tune import Command
-from agents.options import Source
+from agents.source import Source
 from agents.studies import tuning
 from engine.config import EngineConfig
 from engine.device.latency import load_profile

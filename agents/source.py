@@ -1,0 +1,152 @@
+"""Where the requests of a run come from: a trace file or a synthetic workload, as options describe it."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
+from engine.demand.trace_files import read_columns
+from engine.demand.trace_options import TraceOptions
+from engine.demand.traces import read_trace, trace_lengths
+from engine.demand.workload import Workload, parse_workload
+from engine.files.reading import file_digest
+from engine.server.policy import Policy
+
+DEFAULT_RATE = 1.6
+"""Arrival rate of lengths without times (requests/s)."""
+DEFAULT_NUM_REQUESTS = 2000
+"""Requests per run where neither a file nor a workload says how many."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the requests come from: a trace file or a synthetic workload."""
+
+    trace: str | None = None
+    """Trace file, or None."""
+    workload: str = "poisson"
+    """Workload spec; beside a trace the arrival process put on its lengths."""
+    synthetic_arrivals: bool = True
+    """Whether arrival times are drawn (a workload, a file without times, or a trace with its own workload)."""
+    num_requests: int | None = None
+    """Requests per run; None: every row of a file with recorded times, else DEFAULT_NUM_REQUESTS."""
+    rate_scale: float = 1.0
+    """Factor on recorded arrival rates."""
+    prediction: str | None = None
+    """Channel of length predictions for every policy that needs any; None: each its own."""
+    reading: TraceOptions = field(default_factory=TraceOptions)
+    """How the rows of the trace are read."""
+    tokenizer: str | None = None
+    """What counts the tokens of conversations: words, mistral, or a folder."""
+    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+    """Service tiers with their shares and deadlines; each request's is drawn by share."""
+    max_concurrency: int = 0
+    """Most requests in flight (0: no limit)."""
+
+    @property
+    def closed_loop(self) -> str:
+        """What limits the requests in flight, in a few words; "" for an open loop."""
+        if self.max_concurrency:
+            return f"at most {self.max_concurrency} requests in flight"
+        workload = self.drawn_workload
+        if workload is None or not (workload.is_closed or workload.max_concurrency):
+            return ""
+        if workload.is_closed:
+            return f"{workload.concurrency} users with think time {workload.think}"
+        return f"at most {workload.max_concurrency} requests in flight"
+
+    def channel(self, policy: Policy) -> str:
+        """The channel of a policy's predictions in this run, "" if it needs none."""
+        return (self.prediction or policy.channel) if policy.channel else ""
+
+    def requests(self, rate: float | None, seed: int) -> Requests:
+        """The trace of one load and seed, with its limit; the same arguments give the same requests bit for bit.
+
+        Args:
+            rate: arrival rate in requests/s; None keeps recorded times (times rate_scale).
+            seed: draws everything random.
+
+        Raises:
+            InputError: the file or the arguments do not fit.
+        """
+        drawn = self._drawn(rate, seed) if self.synthetic_arrivals else self._recorded(rate, seed)
+        return drawn.limited(self.max_concurrency)
+
+    def _drawn(self, rate: float | None, seed: int) -> Requests:
+        """Requests whose arrivals are drawn, with the lengths of the workload or of the file."""
+        workload = parse_workload(self.workload, self.tiers)
+        count = workload.num_requests if self.trace is None else DEFAULT_NUM_REQUESTS
+        if self.trace is not None:
+            lengths = trace_lengths(self.trace, tokenizer=self.tokenizer, options=self.reading)
+            workload = replace(workload, lengths=lengths)
+        count = count if self.num_requests is None else self.num_requests
+        return replace(workload, rate=workload.rate if rate is None else rate, num_requests=count).generate(seed)
+
+    def _recorded(self, rate: float | None, seed: int) -> Requests:
+        """Requests at the times of the file."""
+        assert self.trace is not None
+        return read_trace(
+            self.trace,
+            rate=rate,
+            rate_scale=1.0 if rate is not None else self.rate_scale,
+            num_requests=self.num_requests,
+            seed=seed,
+            tiers=self.tiers,
+            options=self.reading,
+        )
+
+    @property
+    def drawn_workload(self) -> Workload | None:
+        """The workload whose arrivals are drawn; None for recorded times."""
+        return parse_workload(self.workload) if self.synthetic_arrivals else None
+
+    @property
+    def usual_rate(self) -> float | None:
+        """The arrival rate where none is asked for (requests/s); None: that of the times, or none can be chosen."""
+        workload = self.drawn_workload
+        if workload is None or workload.is_closed:
+            return None
+        if self.trace is None:
+            return workload.rate
+        return DEFAULT_RATE if workload.process.has_rate else None
+
+    def left_out(self) -> dict[str, int]:
+        """Rows of the trace file that are not served, by reason; empty for a workload."""
+        if self.trace is None:
+            return {}
+        limit = None if self.synthetic_arrivals else self.num_requests
+        return read_columns(self.trace, self.reading, self.tokenizer, limit).left_out
+
+    @property
+    def seed_note(self) -> str:
+        """One line for reports: what differs between seeds."""
+        if not self.synthetic_arrivals:
+            return (
+                "Recorded arrival times and lengths are replayed as they are: seeds differ only in tiers, "
+                "and intervals say nothing about other arrivals."
+            )
+        if self.trace:
+            return "Seeds differ in the order of the file's lengths, the tiers and the arrival times."
+        return "Seeds differ in lengths, tiers and arrival times."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with the digest of the trace file."""
+        data = asdict(self)
+        del data["reading"], data["tokenizer"]
+        if self.trace is not None:
+            data["trace"] = Path(self.trace).name
+            data["trace_sha256"] = file_digest(self.trace)
+            data["left_out"] = self.left_out()
+            data |= {name: value for name, value in self._changed().items() if value is not None}
+        return data
+
+    def _changed(self) -> dict[str, Any]:
+        """What is read of the file, as far as it differs from the whole."""
+        reading, default = self.reading, TraceOptions()
+        return {
+            "window_s": [t if math.isfinite(t) else None for t in reading.window] if reading.windowed else None,
+            "time_unit": reading.time_unit,
+            "unservable": None if reading.unservable == default.unservable else reading.unservable,
+            "tokenizer": self.tokenizer,
+        }
