@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from engine.errors import InputError
@@ -103,7 +103,7 @@ def _from_file(place: str) -> ModuleType:
     return module
 
 
-def file_place(owner: Any) -> str:
+def file_place(owner: type | FunctionType) -> str:
     """``path/file.py:Name`` of a class or function that came from a file by `load_module`; "" for others."""
     module = sys.modules.get(owner.__module__)
     return f"{module.__file__}:{owner.__name__}" if module and module.__name__.startswith(_PREFIX) else ""
@@ -125,7 +125,7 @@ def load_object(place: Place) -> Any:
     return getattr(module, place.name)
 
 
-def _is_own(value: Any, module: ModuleType) -> bool:
+def _is_own(value: object, module: ModuleType) -> bool:
     """Whether a class or function is defined in this module, not imported into it."""
     return callable(value) and getattr(value, "__module__", None) == module.__name__
 
@@ -218,7 +218,7 @@ def _owners(module: ModuleType) -> list[ModuleType]:
     return [owner for owner in owners if owner is not None]
 
 
-def _module_of(value: Any) -> str:
+def _module_of(value: object) -> str:
     """Where a class or function was defined; of a compiled one, the function that it was made of."""
     try:
         name = getattr(value, "py_func", getattr(value, "function", value)).__module__
@@ -227,7 +227,7 @@ def _module_of(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def source_digest(owner: Any) -> str:
+def source_digest(owner: type | FunctionType | ModuleType) -> str:
     """16 hexadecimal digits of the SHA-256 of the sources behind a class, a function or a module of a user.
 
     The whole file counts, and every file of the user's that it imports; what was typed into a shell or a notebook
@@ -243,7 +243,7 @@ def source_digest(owner: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _typed_source(owner: Any) -> str:
+def _typed_source(owner: type | FunctionType | ModuleType) -> str:
     try:
         return inspect.getsource(owner)
     except (OSError, TypeError):

@@ -12,12 +12,12 @@ from engine.ranges import COUNT
 from llmsched_env.actions import Action
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
     """Whether a value is a whole number by type: Python's or numpy's, but no flag."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def show(value: Any, most: int = 80) -> str:
+def show(value: object, most: int = 80) -> str:
     """A value for a message: one line of at most `most` characters, whatever its repr does."""
     try:
         text = repr(value)
@@ -52,7 +52,7 @@ class Actions:
         ranges = [f"0..{n - 1} ({name.replace('_', ' ')})" for name, n in action.heads.items()]
         self._expected = " and ".join([", ".join(ranges[:-1]), ranges[-1]] if len(ranges) > 1 else ranges)
 
-    def take(self, given: Any) -> np.ndarray:
+    def take(self, given: object) -> np.ndarray:
         """The action as int64[rows, dimensions]; its range is left to the compiled step.
 
         Raises:
@@ -65,7 +65,7 @@ class Actions:
         self._slot[...] = given  # what is too large for int64 becomes negative: out of range too
         return self.array
 
-    def refused(self, given: Any, row: int = -1) -> InputError:
+    def refused(self, given: object, row: int = -1) -> InputError:
         """The error for an action that is not in the space (in a given row)."""
         shape = self._slot.shape
         kind = f"an array of shape {shape}: " if shape else ""
@@ -74,7 +74,7 @@ class Actions:
         size = f" of shape {given.shape}" if isinstance(given, np.ndarray) and given.shape != shape else ""
         return InputError(f"action: expected {kind}whole numbers {self._expected}, got {show(given)}{size}")
 
-    def _whole(self, given: Any) -> np.ndarray:
+    def _whole(self, given: object) -> np.ndarray:
         try:
             if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
                 raise self.refused(given)
@@ -90,14 +90,14 @@ class Actions:
         return array
 
 
-def _row(given: Any, row: int) -> str:
+def _row(given: object, row: int) -> str:
     try:
         return show(np.asarray(given)[row].tolist())
     except Exception:  # the value is only shown
         return show(given)
 
 
-def _leaves(given: Any, depth: int = 0) -> Iterator[Any]:
+def _leaves(given: object, depth: int = 0) -> Iterator[Any]:
     if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes) or depth > 2:
         yield given
         return
@@ -118,7 +118,7 @@ def check_seed(seed: Any, where: str = "seed") -> int | None:
     return int(seed)
 
 
-def check_seeds(seed: Any, rows: int) -> list[int | None]:
+def check_seeds(seed: object, rows: int) -> list[int | None]:
     """One seed for each row: row e has ``seed + e``, or its own entry of a list.
 
     Raises:
@@ -132,7 +132,7 @@ def check_seeds(seed: Any, rows: int) -> list[int | None]:
     return [None if first is None else first + e for e in range(rows)]
 
 
-def check_options(options: Any, known: tuple[str, ...]) -> dict[str, Any]:
+def check_options(options: object, known: tuple[str, ...]) -> dict[str, Any]:
     """The options of `reset` as a dictionary.
 
     Raises:
@@ -148,7 +148,7 @@ def check_options(options: Any, known: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def check_requests(given: Any, where: str) -> Requests:
+def check_requests(given: object, where: str) -> Requests:
     """A trace that a caller gives, validated anew: the plain constructor of `Requests` checks nothing.
 
     Raises:
@@ -164,7 +164,7 @@ def check_requests(given: Any, where: str) -> Requests:
         raise InputError(f"{where}: expected a trace as Requests.create makes it, got one with {error}") from error
 
 
-def check_traces(given: Any, rows: np.ndarray) -> list[Requests | None]:
+def check_traces(given: object, rows: np.ndarray) -> list[Requests | None]:
     """The traces of the rows that are reset (None elsewhere).
 
     Args:
@@ -183,7 +183,7 @@ def check_traces(given: Any, rows: np.ndarray) -> list[Requests | None]:
     ]
 
 
-def check_reset_mask(given: Any, rows: int) -> np.ndarray:
+def check_reset_mask(given: object, rows: int) -> np.ndarray:
     """The rows to reset, as gymnasium's vector environments take them: bool[rows] with at least one True.
 
     Raises:
@@ -195,7 +195,7 @@ def check_reset_mask(given: Any, rows: int) -> np.ndarray:
     return np.asarray(given)
 
 
-def step_limit(given: Any) -> int:
+def step_limit(given: object) -> int:
     """The limit that callers give to `gymnasium.make` (None and -1: none) as the number of steps, 0 for none.
 
     Raises:

@@ -48,7 +48,7 @@ class Step(NamedTuple):
     seen: Seen  # the servers after the step
 
 
-def read_reward(value: Any, where: str) -> RewardWeights:
+def read_reward(value: object, where: str) -> RewardWeights:
     """The reward of a configuration: weights, a mapping of them, or a function (its name or itself).
 
     Raises:
@@ -104,7 +104,7 @@ class OwnFunction:
         if sha256 not in ("", self.sha256):
             raise InputError(f"{self.where}: expected the source with hash {sha256}, got {self.sha256}: it was edited")
 
-    def __call__(self, given: Any, shape: tuple[int | None, ...], dtype: Any, finite: bool = True) -> np.ndarray:
+    def __call__(self, given: object, shape: tuple[int | None, ...], dtype: Any, finite: bool = True) -> np.ndarray:
         """What the function returns, as an array of this shape (None: any size) and type.
 
         Raises:

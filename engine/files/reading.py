@@ -222,7 +222,7 @@ def _float(text: str, where: str | Path) -> float:
     return value
 
 
-def check_depth(data: Any, where: str | Path, brackets: int = MAX_DEPTH + 1) -> None:
+def check_depth(data: object, where: str | Path, brackets: int = MAX_DEPTH + 1) -> None:
     """Check that parsed data are not nested beyond `MAX_DEPTH`.
 
     Args:
@@ -243,13 +243,13 @@ def check_depth(data: Any, where: str | Path, brackets: int = MAX_DEPTH + 1) -> 
     raise InputError(f"{where}: expected at most {MAX_DEPTH} brackets inside each other, got more")
 
 
-def _inside(item: Any) -> list[Any]:
+def _inside(item: object) -> list[Any]:
     """The dictionaries and lists that lie directly in one."""
     parts = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
     return [part for part in parts if isinstance(part, dict | list)]
 
 
-def _check_surrogates(data: Any, where: str | Path) -> None:
+def _check_surrogates(data: object, where: str | Path) -> None:
     """Half a surrogate pair can be written as an escape, but no output can print it."""
     try:
         json.dumps(data, ensure_ascii=False).encode()
@@ -283,7 +283,7 @@ def read_mapping(path: str | Path, what: str, limit: int = SMALL) -> dict[str, A
     return data
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a value is, in a few words for messages; long values are cut."""
     if isinstance(value, dict):
         return "a mapping"

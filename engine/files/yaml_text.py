@@ -7,13 +7,17 @@ what aliases stand for is counted, so that a few lines cannot mean a billion ent
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
 from engine.files.reading import MAX_DEPTH, MAX_DIGITS, check_depth, read_text
+
+if TYPE_CHECKING:
+    from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 
 LARGEST = 256 * 1024
 """Bytes of a YAML file."""
@@ -57,24 +61,24 @@ def _loader() -> Any:
             for name in ("null", "bool", "str", "seq", "map")
         } | {None: yaml.SafeLoader.yaml_constructors[None]}
 
-        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        def resolve(self, kind: type[Node], value: str, implicit: tuple[bool, bool]) -> Any:
             tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
             if kind is yaml.ScalarNode and implicit[0] and tag == _PREFIX + "str":
                 number = _number_tag(value)
                 return _PREFIX + number if number else tag
             return tag
 
-    def fail(node: Any, message: str) -> Any:
+    def fail(node: Node, message: str) -> Any:
         raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
-    def whole(loader: Any, node: Any) -> int:
+    def whole(loader: SafeLoader, node: ScalarNode) -> int:
         text = loader.construct_scalar(node)
         try:
             return int(text, 0)
         except ValueError:
             return int(fail(node, f"expected a whole number, got {text[:40]!r}"))
 
-    def real(loader: Any, node: Any) -> float:
+    def real(loader: SafeLoader, node: ScalarNode) -> float:
         text = loader.construct_scalar(node)
         try:
             return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
@@ -129,7 +133,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     return data
 
 
-def _check_node(node: Any, where: str | Path) -> None:
+def _check_node(node: ScalarNode | SequenceNode | MappingNode, where: str | Path) -> None:
     """Check the tree below a node before anything is built from it: its size with aliases, keys, numbers."""
     sizes: dict[int, int] = {}
     _size(node, where, sizes, 0)
@@ -139,7 +143,7 @@ def _check_node(node: Any, where: str | Path) -> None:
         )
 
 
-def _size(node: Any, where: str | Path, sizes: dict[int, int], depth: int) -> int:
+def _size(node: ScalarNode | SequenceNode | MappingNode, where: str | Path, sizes: dict[int, int], depth: int) -> int:
     """Entries below a node; each node is looked at once."""
     known = sizes.get(id(node))
     if known is not None:
@@ -164,7 +168,7 @@ def _size(node: Any, where: str | Path, sizes: dict[int, int], depth: int) -> in
     return total
 
 
-def _check_keys(node: Any, where: str | Path) -> None:
+def _check_keys(node: Node, where: str | Path) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
         at = f"{where}, line {key.start_mark.line + 1}"
@@ -176,17 +180,21 @@ def _check_keys(node: Any, where: str | Path) -> None:
         seen.add(key.value)
 
 
-def _check_scalar(node: Any, where: str | Path) -> None:
+def _check_scalar(node: Node, where: str | Path) -> None:
     at = f"{where}, line {node.start_mark.line + 1}"
     if node.tag not in (_PREFIX + "float", _PREFIX + "int"):
         return
     if len(node.value) > MAX_DIGITS:
         raise InputError(f"{at}: expected numbers of at most {MAX_DIGITS} digits, got one of {len(node.value)}")
-    if node.tag == _PREFIX + "float":
-        text = node.value.lower()
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("inf") if text.endswith((".inf", ".nan")) else 0.0
-        if value != value or value in (float("inf"), float("-inf")):
-            raise InputError(f"{at}: expected finite numbers, got {node.value[:20]!r}")
+    if node.tag == _PREFIX + "float" and not _is_finite(node.value.lower()):
+        raise InputError(f"{at}: expected finite numbers, got {node.value[:20]!r}")
+
+
+def _is_finite(text: str) -> bool:
+    """Whether a number is; what is none is told where it is converted."""
+    if text.endswith((".inf", ".nan")):
+        return False
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return True
