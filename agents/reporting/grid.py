@@ -86,23 +86,29 @@ def show(grid: Grid, console: Console, wide: bool = False) -> None:
     """
     columns = [_Column.of(k, grid, console.width) for k in range(len(grid.heads))]
     shown = columns if wide else _chosen(columns, console.width)
-    groups = [shown] if _needed(shown) <= console.width else _stacked(shown, console.width) if wide else []
     for part in grid.parts:
-        if part.title:
-            console.print(Text(part.title, style="bold"))
-        for group in groups:
-            console.print(_table(part, group, console))
-            console.print()
-        if not groups:
-            _print_blocks(part, shown, console)
-    if grid.caption:
-        console.print(Text(grid.caption, style="italic"))
+        _print_part(part, shown, console, wide)
+    notes = [Text(grid.caption, style="italic")] if grid.caption else []
     left_out = [column.head.title.partition(", ")[0] for column in columns if column not in shown]
     if left_out:
         note = f"Left out for want of room: {', '.join(left_out)}. --wide shows every column."
-        console.print(Text(note, style="dim"))
-    if grid.caption or left_out:
+        notes.append(Text(note, style="dim"))
+    for text in notes:
+        console.print(text)
+    if notes:
         console.print()
+
+
+def _print_part(part: Part, shown: "Sequence[_Column]", console: Console, wide: bool) -> None:
+    """One part of a table, in one piece, in several, or row by row."""
+    if part.title:
+        console.print(Text(part.title, style="bold"))
+    groups = [shown] if _needed(shown) <= console.width else _stacked(shown, console.width) if wide else []
+    for group in groups:
+        console.print(_table(part, group, console))
+        console.print()
+    if not groups:
+        _print_blocks(part, shown, console)
 
 
 @dataclass(frozen=True)
@@ -205,11 +211,17 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
         for k in numbers:
             widths[k] = columns[k].natural
     for kind in ("name", "prose"):
-        growing = [k for k, column in enumerate(columns) if column.head.kind == kind]
-        while spare > 0 and (growing := [k for k in growing if widths[k] < columns[k].natural]):
-            widths[max(growing, key=lambda k: columns[k].natural / widths[k])] += 1
-            spare -= 1
+        spare = _widen(widths, columns, kind, spare)
     return widths
+
+
+def _widen(widths: list[int], columns: Sequence[_Column], kind: Kind, spare: int) -> int:
+    """Share room among the columns of a kind, always to the one that lacks most; returns what is left."""
+    growing = [k for k, column in enumerate(columns) if column.head.kind == kind]
+    while spare > 0 and (growing := [k for k in growing if widths[k] < columns[k].natural]):
+        widths[max(growing, key=lambda k: columns[k].natural / widths[k])] += 1
+        spare -= 1
+    return spare
 
 
 def _table(part: Part, columns: Sequence[_Column], console: Console) -> Table:
