@@ -7,6 +7,7 @@ are whole ones. Docstrings are read from the sources (griffe), so that nothing h
 import ast
 import contextlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import agents
 import baselines
@@ -28,6 +30,8 @@ PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
 """In the order of the imports between them."""
 HELP_COLUMNS = 84
 """Width of the help texts; as wide as a page of the site."""
+UNRESOLVED = re.compile(r"(?:<code>[^<]*</code>|[\w.]+)\]\[[\w.]*\]")
+"""A cross-reference that nothing answers: mkdocs-autorefs leaves it as it stands."""
 MARK = re.compile(r"<!-- generated: (\w+) -->")
 
 
@@ -125,20 +129,20 @@ PIECES: dict[str, Callable[[], str]] = {
 
 
 def api_page(room: Path) -> str:
-    """The modules of a room, and the names that the package itself exports."""
+    """The names that a package itself exports, and its modules."""
     dotted = ".".join(room.parts)
-    lines = [f"# {dotted}", "", *_directive(dotted, members=False)]
+    lines = ["---", f"title: {dotted}", "---", "", *_directive(dotted, 1, "members: false")]
     if public := exports(room):
-        lines += ["", "## Public names", ""]
-        for name, place in sorted(public.items(), key=lambda pair: pair[0].lower()):
-            lines.append(f'- <autoref identifier="{place}" optional>`{name}`</autoref>')
+        names = sorted(public, key=str.lower)
+        links = [f'<autoref identifier="{public[name]}" optional>`{name}`</autoref>' for name in names]
+        lines += ["", "## Public names", "", ",\n".join(links)]
     for module in modules(room):
-        lines += ["", f"## {dotted}.{module}", "", *_directive(f"{dotted}.{module}")]
+        lines += ["", *_directive(f"{dotted}.{module}", 2)]
     return "\n".join(lines) + "\n"
 
 
-def _directive(name: str, members: bool = True) -> list[str]:
-    options = ["show_root_heading: false", "show_root_toc_entry: false", *([] if members else ["members: false"])]
+def _directive(name: str, level: int, *options: str) -> list[str]:
+    options = (f"heading_level: {level}", "show_root_full_path: true", "show_symbol_type_heading: false", *options)
     return [f"::: {name}", "    options:", *(f"      {option}" for option in options)]
 
 
@@ -184,3 +188,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Fill the generated pieces of a page in."""
     return MARK.sub(lambda found: PIECES[found[1]](), markdown)
+
+
+def on_post_page(output: str, page: Page, **_: object) -> None:
+    """Warn of cross-references that lead nowhere, which ends a strict build."""
+    prose = re.sub(r"<pre.*?</pre>", "", output, flags=re.DOTALL)
+    for found in UNRESOLVED.findall(prose):
+        logging.getLogger("mkdocs.hooks").warning("%s: nothing has the name in %s", page.file.src_path, found)
