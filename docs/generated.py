@@ -6,14 +6,16 @@ are whole ones. Docstrings are read from the sources (griffe), so that nothing h
 
 import ast
 import contextlib
+import inspect
 import io
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -21,6 +23,7 @@ from mkdocs.structure.pages import Page
 import agents
 import baselines
 import llmsched_env
+import llmsched_env.observation
 from agents.cli import commands, main
 from agents.commands.policies import COLUMNS, cells
 from agents.policies import RANDOM, resolve
@@ -109,13 +112,25 @@ def room_map() -> str:
 
 
 def observation() -> str:
-    """The entries of the observation; neighbours whose names begin alike share a line."""
-    lines = table("entries", "names")
-    for _, group in groupby(enumerate(llmsched_env.OBSERVATION_NAMES), key=lambda entry: entry[1].split("_")[:2]):
-        found = list(group)
-        first, last = found[0][0], found[-1][0]
-        where = str(first) if first == last else f"{first} to {last}"
-        lines.append(f"| {where} | {', '.join(f'`{name}`' for _, name in found)} |")
+    """The entries of the observation, with what the source says of each."""
+    source = inspect.getsource(llmsched_env.observation).partition("OBSERVATION = ")[2].partition("\n)\n")[0]
+    notes = dict(re.findall(r'\("(\w+)", "f4".*?\), *(?:# (.*))?$', source, re.MULTILINE))
+    lines, at = table("entry", "name", ""), 0
+    for field, (kind, *_) in (llmsched_env.observation.OBSERVATION.fields or {}).items():
+        last = at + int(np.prod(kind.shape)) - 1
+        lines.append(f"| {at if last == at else f'{at} to {last}'} | `{field}` | {cell(notes[field])} |")
+        at = last + 1
+    return "\n".join(lines)
+
+
+def actions() -> str:
+    """What a learner can choose: the actions by name, with their dimensions and settings."""
+    lines = table("action", "", "dimensions", "settings")
+    for name, kind in llmsched_env.ACTIONS.items():
+        about = cell((kind.__doc__ or "").partition("\n")[0])
+        heads = ", ".join(f"{head.replace('_', ' ')} {size}" for head, size in kind().heads.items())
+        settings = ", ".join(f"`{field.name}`" for field in fields(kind))
+        lines.append(f"| `{name}` | {about} | {heads} | {settings} |")
     return "\n".join(lines)
 
 
@@ -124,6 +139,7 @@ PIECES: dict[str, Callable[[], str]] = {
     "commands": help_texts,
     "rooms": room_map,
     "observation": observation,
+    "actions": actions,
 }
 """What a page can ask for."""
 
