@@ -14,8 +14,9 @@ import numpy as np
 from engine.compiled.jit import hot
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
+from engine.server.features import new_features
 from engine.server.integrity import FAULTS, checksum, server_fault
-from engine.server.state import ROW, Features, Hidden, Server, View, new_features, new_plan, set_limits
+from engine.server.state import ROW, Hidden, Server, View, new_plan, set_limits
 from llmsched_env.actions import Codec
 from llmsched_env.actions.action import LEVELS
 from llmsched_env.config import EnvConfig
@@ -104,7 +105,6 @@ class StateCodec:
             "output": hidden.output,
             "release": hidden.release,
             "tier": hidden.tier,
-            "swapped": servers.features.swapped,
             "draft": servers.plan.draft,
             "memory_request": memories.request,
             "memory_row": memories.row,
@@ -138,8 +138,7 @@ class StateCodec:
         view = View(records("request"), one["queue"][0], one["running"][0], records("row"))
         gaps, refresh = self._gaps[0], np.zeros(0, np.float32)
         hidden = Hidden(records("ledger"), one["output"][0], records("tier"), gaps, refresh, one["release"][0])
-        features = Features(*new_features()[:-1], one["swapped"][0])
-        return Server(view, hidden, new_plan(n), features)
+        return Server(view, hidden, new_plan(n), new_features())
 
     def describe(self, config: EnvConfig, model: LatencyModel) -> None:
         """Set what states are compared with: limits and digest of a configuration."""

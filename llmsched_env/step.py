@@ -130,7 +130,7 @@ _duration = inner(_by_profile, source=_by_executor)
 @inner
 def _run_batch(server: Server, latency: Latency) -> None:
     begin(server, False)
-    if server.features.requests[0] > 0:
+    if server.features[0].requests > 0:
         finish(server, _duration(latency, server))
 
 
@@ -139,7 +139,7 @@ def _run_choice(kernels: Any, server: Server, rows: Rows, e: int, choice: np.nda
     """Plan and run a choice. If nothing can be done: try again after evictions, wait, or else fall back."""
     _plan(kernels, server, rows.memories, e, choice)
     _run_batch(server, rows.latency)
-    if server.features.requests[0] == 0 and not pause(server):
+    if server.features[0].requests == 0 and not pause(server):
         empty(server)
         _plan_by_codec(kernels, server, rows.memories, e, rows.rules.fallback)
         _run_batch(server, rows.latency)

@@ -23,19 +23,12 @@ from engine.fields import checked
 from engine.files.lines import read_csv
 from engine.files.reading import read_mapping, read_text
 from engine.ranges import number, whole
+from engine.server.features import FEATURES
 
 FORMAT = "llmsched-measurements/2"
-COLUMNS = (
-    "set",
-    "prefills",
-    "decodes",
-    "tokens",
-    "requests",
-    "prefill_pairs",
-    "prefill_reads",
-    "decode_context",
-    "seconds",
-)
+BATCH_COLUMNS = ("set", "prefills", "decodes")
+FEATURE_COLUMNS = tuple(name for name in FEATURES.names or () if name not in ("decodes", "swapped"))
+"""Features of the batch, for whoever reads the table elsewhere: a profile is fitted to the batch itself."""
 ROUNDS, WARMUP, REPEATS = 7, 1, 3
 MOST_CHUNKS = 3
 KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
@@ -194,13 +187,14 @@ def read_points(path: Path) -> list[Point]:
 
 def _read_rows(path: Path) -> list[Point]:
     rows = read_csv(path, "a table of measurements")
-    if not rows or tuple(rows[0][1]) != COLUMNS:
-        raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}")
+    heads = tuple(rows[0][1]) if rows else ()
+    if heads[: len(BATCH_COLUMNS)] != BATCH_COLUMNS or heads[-1] != "seconds":
+        raise InputError(f"{path}, line 1: expected the columns {','.join(BATCH_COLUMNS)}, features, seconds")
     points = []
     for line, row in rows[1:]:
         try:
             seconds = float(_CELL_SECONDS.parse(row[-1], "seconds"))
-            if len(row) != len(COLUMNS) or row[0] not in KINDS:
+            if len(row) != len(heads) or row[0] not in KINDS:
                 raise ValueError
             points.append(Point(row[0], _batch(row[1], row[2]), seconds))
         except (ValueError, IndexError):
@@ -234,7 +228,7 @@ def todo(
     beside = path.with_name(path.name + ".json")
     if not path.exists():
         write_atomically(beside, json_text({"format": FORMAT, **provenance}))
-        write_atomically(path, ",".join(COLUMNS) + "\n")
+        write_atomically(path, ",".join((*BATCH_COLUMNS, *FEATURE_COLUMNS, "seconds")) + "\n")
     known = read_provenance(path)
     for key, value in provenance.items():
         if key != "date" and known.get(key) != value:
@@ -257,8 +251,7 @@ def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) ->
         writer = csv.writer(file, lineterminator="\n")
         for kind, batch in points:
             seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP)))
-            f = batch.features()
-            features = (f.tokens[0], f.requests[0], f.prefill_pairs[0], f.prefill_reads[0], f.decode_context[0])
+            features = (f"{batch.features()[name][0]:.15g}" for name in FEATURE_COLUMNS)
             writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
             file.flush()
             yield Point(kind, batch, seconds)

@@ -7,7 +7,7 @@ import numpy as np
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel, interpolate
-from engine.server.state import QUERY_TILE
+from engine.server.features import QUERY_TILE
 
 
 def capacity_bound(seconds: np.ndarray) -> float | None:

@@ -1,25 +1,22 @@
 """From measured batches to a `LatencyModel`: a table for the linear layers, non-negative terms for the rest.
 
 The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
-measured alone), and non-negative multiples of the other features (TERMS). All of it is one non-negative least squares
-on relative errors.
+measured alone), and non-negative multiples of the terms' weights (`engine.device.latency.Weights`). All of it is one
+non-negative least squares on relative errors.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from engine.device.latency import LatencyModel, iteration_seconds
+from engine.device.latency import LatencyModel, Weights, iteration_seconds, weights
 from engine.errors import InputError
-from engine.server.state import QUERY_TILE, Features, new_features
+from engine.server.features import EMPTY, add, new_features, store
 
 TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
 """Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
-TERMS = ("per_request", "per_chunk", "any_chunk", "per_pair", "per_read", "per_context", "per_uncached")
-"""Coefficients of a `LatencyModel` that are fitted beside its table."""
 CACHED = (0, *(1024 << k for k in range(9)))
 """KV tokens that caches may hold; the fit takes the best."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
@@ -45,15 +42,14 @@ class Batch:
         """KV tokens held after the batch."""
         return sum(n + context for n, context in self.prefills) + sum(self.decodes)
 
-    def features(self) -> Features:
-        """What its latency depends on."""
-        features = new_features()
-        features.tokens[0] = self.tokens
-        features.requests[0] = len(self.prefills) + len(self.decodes)
-        features.decodes[0] = len(self.decodes)
-        features.prefill_pairs[0] = sum(n * (context + (n + 1) / 2) for n, context in self.prefills)
-        features.prefill_reads[0] = sum((context + n) * math.ceil(n / QUERY_TILE) for n, context in self.prefills)
-        features.decode_context[0] = sum(self.decodes)
+    def features(self) -> np.ndarray:
+        """What its latency depends on, FEATURES[1]."""
+        f, features = EMPTY, new_features()
+        for n, context in self.prefills:
+            f = add(f, context, n, False)
+        for context in self.decodes:
+            f = add(f, context - 1, 1, True)
+        store(f, 0.0, features)
         return features
 
 
@@ -94,7 +90,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         overhead=0.0,
         floor=0.0,
         per_token=0.0,
-        **dict(zip(TERMS, solution[len(nodes) :].tolist(), strict=True)),
+        **dict(zip(Weights._fields, solution[len(nodes) :].tolist(), strict=True)),
         table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
         cached=float(cached),
         name=name,
@@ -113,17 +109,12 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
 
 
 def _terms(batch: Batch, nodes: np.ndarray, cached: int) -> np.ndarray:
-    """Weights of the table's nodes at this token count, then the features in the order of TERMS."""
-    features = batch.features()
+    """Weights of the table's nodes at this token count, then those of the terms."""
     k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
     share = (batch.tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
     table = np.zeros(len(nodes))
     table[k], table[k + 1] = 1.0 - share, share
-    chunks = len(batch.prefills)
-    counts = (features.requests[0], chunks, min(chunks, 1))
-    context = features.decode_context[0]
-    attention = (features.prefill_pairs[0], features.prefill_reads[0], context, max(0, context - cached))
-    return np.array([*table, *counts, *attention])
+    return np.array([*table, *weights(batch.features()[0], cached)])
 
 
 def predicted(model: LatencyModel, points: Sequence[Point]) -> np.ndarray:

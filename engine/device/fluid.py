@@ -13,7 +13,7 @@ import numpy as np
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel, iteration_seconds
 from engine.errors import InputError
-from engine.server.state import QUERY_TILE, new_features
+from engine.server.features import EMPTY, Features, add, new_features, store
 
 POINTS = 32
 """Batch sizes at which the latency model is read for the line."""
@@ -85,20 +85,26 @@ def fit_line(model: LatencyModel, types: Types, capacity_tokens: int) -> Line:
         types: the mix; at least one must arrive.
         capacity_tokens: KV tokens on the device.
     """
-    latency, features = model.compiled(), new_features()
+    latency, batch, shares = model.compiled(), new_features(), _stage_features(types)
     kv = np.linspace(capacity_tokens / POINTS, capacity_tokens, POINTS)
-    length, output = kv / types.kv_rate, types.output
     seconds = np.empty(POINTS)
-    for k, count in enumerate(np.outer(length, types.rate)):
-        features.tokens[0] = round(float((count * (types.prompt + output)).sum()))
-        features.requests[0] = round(float((count * (output + 1.0)).sum()))
-        features.decodes[0] = round(float((count * output).sum()))
-        features.prefill_pairs[0] = (count * types.prompt * (types.prompt + 1.0) / 2.0).sum()
-        features.prefill_reads[0] = round(float((count * types.prompt * np.ceil(types.prompt / QUERY_TILE)).sum()))
-        features.decode_context[0] = round(float((count * output * (types.prompt + (output + 1.0) / 2.0)).sum()))
-        seconds[k] = iteration_seconds(latency, features)
+    for k, count in enumerate(np.outer(kv / types.kv_rate, types.rate)):
+        exact = Features(*(count[:, None] * shares).sum(axis=0))
+        whole = Features(*np.rint(exact))._replace(prefill_pairs=exact.prefill_pairs)
+        store(whole, 0.0, batch)
+        seconds[k] = iteration_seconds(latency, batch)
     d1, d0 = np.polyfit(kv, seconds, 1)
     return Line(float(d0), float(d1), float(np.abs((d0 + d1 * kv) / seconds - 1.0).max()))
+
+
+def _stage_features(types: Types) -> np.ndarray:
+    """What one request of each type in each of its stages adds to a batch, float64[types, features]."""
+    shares = []
+    for prompt, output in zip(types.prompt, types.output, strict=True):
+        chunk = add(EMPTY, 0.0, prompt, False)
+        decode = add(EMPTY, prompt + (output + 1.0) / 2.0 - 1.0, 1.0, True)  # the mean one: all is linear in its KV
+        shares.append(np.add(chunk, np.multiply(output, decode)))
+    return np.array(shares)
 
 
 class Equilibrium(NamedTuple):

@@ -14,14 +14,16 @@ measured, residuals, and the range in which they hold.
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, get_type_hints
 
 import numpy as np
 from numba import typeof
 
-from engine.compiled.jit import hot, inner
+from engine.compiled.jit import hot_inlined, inner
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.errors import InputError
@@ -29,55 +31,53 @@ from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
 from engine.ranges import NotNegative, number, whole
-from engine.server.state import Features, Server
+from engine.server.state import Server
 from engine.spec import Spec
 
 FORMAT = "llmsched-profile/1"
 
-COEFFICIENTS = np.dtype(
-    [
-        ("overhead", "f8"),  # s per iteration
-        ("per_request", "f8"),  # s per batch item
-        ("per_chunk", "f8"),  # s per item that is a prompt chunk, on top
-        ("any_chunk", "f8"),  # s, on top, of a batch with a prompt chunk
-        ("floor", "f8"),  # s, reading the weights once
-        ("per_token", "f8"),  # s per token through the linear layers
-        ("tile", "f8"),  # tokens, columns of a GeMM tile; 1 = no steps
-        ("per_pair", "f8"),  # s per (query, key) pair of prefill attention
-        ("per_read", "f8"),  # s per KV token read by a tile of queries of a prompt chunk
-        ("per_context", "f8"),  # s per KV token read by decodes
-        ("cached", "f8"),  # KV tokens read by decodes that caches hold
-        ("per_uncached", "f8"),  # s, on top, per KV token beyond that
-        ("tick", "f8"),  # s, the result is a multiple of this; 0 = exact
-        ("decision", "f8"),  # s charged for each scheduling decision
-        ("decision_per_request", "f8"),  # s charged for each request in the batch
-        ("per_swapped", "f8"),  # s to move half a KV block between device and host
-    ],
-    align=True,
-)
-
-
-TIMES = (
-    "overhead",
-    "per_request",
-    "per_chunk",
-    "any_chunk",
-    "floor",
-    "per_token",
-    "per_pair",
-    "per_read",
-    "per_context",
-    "per_uncached",
-    "tick",
-)
-"""Coefficients that a profile gives in seconds."""
-NUMBERS = (*TIMES, "tile", "cached")
-"""All that it gives; the others come from the config."""
+Time = Annotated[float, number(0.0, 1e6)]
+"""A field of a model in seconds: a device twice as fast has half of it."""
 RANGES = ("tokens", "requests", "context_tokens")
 """Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
-Coefficient = Annotated[float, number(0.0, 1e6)]
 TableNumber = Annotated[float, number(0.0, 1e9)]
 _SPEED = number(0.0, 1e6, above=True)
+
+
+class Weights(NamedTuple):
+    """How often a batch pays each term of a `LatencyModel` that is linear in its features.
+
+    A term is a field of the model and an entry here, of the same name; the sum, the fit, profiles and their speeds
+    follow from these. They are added in this order.
+    """
+
+    per_request: float
+    per_chunk: float
+    any_chunk: float
+    per_pair: float
+    per_context: float
+    per_read: float
+    per_uncached: float
+
+
+@inner
+def weights(f: Any, cached: float) -> Weights:
+    """Weights of the terms in a batch.
+
+    Args:
+        f: its FEATURES record.
+        cached: KV tokens that caches hold.
+    """
+    chunks = f.requests - f.decodes
+    return Weights(
+        per_request=f.requests,
+        per_chunk=chunks,
+        any_chunk=min(1.0, chunks),
+        per_pair=f.prefill_pairs,
+        per_context=f.decode_context,
+        per_read=f.prefill_reads,
+        per_uncached=max(0.0, f.decode_context - cached),
+    )
 
 
 class Latency(NamedTuple):
@@ -124,51 +124,66 @@ def interpolate(table: np.ndarray, tokens: float) -> float:
     return float(seconds)
 
 
-@hot
-def iteration_seconds(latency: Latency, features: Features) -> float:
-    """Duration of one iteration in seconds; the formula of the module docstring."""
-    c = latency.coefficient[0]
-    tokens = float(features.tokens[0])
+@inner
+def charged(seconds: float, c: Any, f: Any) -> float:
+    """Seconds of a batch with what a config charges for it.
+
+    Args:
+        seconds: without.
+        c: a record with the fields CHARGES.
+        f: the FEATURES record of the batch.
+    """
+    return float(seconds + c.decision + c.decision_per_request * f.requests + c.per_swapped * f.swapped)
+
+
+@hot_inlined
+def iteration_seconds(latency: Latency, features: np.ndarray) -> float:
+    """Duration of one iteration in seconds from its FEATURES[1]; the formula of the module docstring."""
+    c, f = latency.coefficient[0], features[0]
+    tokens = f.tokens
     if c.tile > 1.0:
         tokens = np.ceil(tokens / c.tile) * c.tile
     linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
-    t = c.overhead + c.per_request * features.requests[0] + linear
-    chunks = features.requests[0] - features.decodes[0]
-    t = t + c.per_chunk * chunks + (c.any_chunk if chunks > 0 else 0.0)
-    t = t + features.prefill_pairs[0] * c.per_pair + features.decode_context[0] * c.per_context
-    t = t + features.prefill_reads[0] * c.per_read + max(0.0, features.decode_context[0] - c.cached) * c.per_uncached
+    w = weights(f, c.cached)
+    t = c.overhead + c.per_request * w.per_request + linear
+    t += c.per_chunk * w.per_chunk
+    t += c.any_chunk * w.any_chunk
+    t += c.per_pair * w.per_pair
+    t += c.per_context * w.per_context
+    t += c.per_read * w.per_read
+    t += c.per_uncached * w.per_uncached
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
-    return float(t + c.decision + c.decision_per_request * features.requests[0] + c.per_swapped * features.swapped[0])
+    return float(charged(t, c, f))
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """A surrogate of one device running one model (seconds, tokens)."""
 
-    overhead: Coefficient
+    overhead: Time
     """Fixed seconds per iteration (launches, sampling, host)."""
-    floor: Coefficient
+    floor: Time
     """Seconds to read the weights once; the linear layers never take less."""
-    per_token: Coefficient
+    per_token: Time
     """Seconds per token through the linear layers."""
-    per_pair: Coefficient
+    per_pair: Time
     """Seconds per (query, key) pair of prefill attention."""
-    per_context: Coefficient
+    per_context: Time
     """Seconds per KV token that decodes read."""
-    per_request: Coefficient = 0.0
+    per_request: Time = 0.0
     """Seconds per item in the batch."""
     tile: Annotated[int, whole(1, noun="tokens")] = 1
     """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
-    tick: Coefficient = 0.0
+    tick: Time = 0.0
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
-    per_chunk: Coefficient = 0.0
+    per_chunk: Time = 0.0
     """Seconds per item that is a prompt chunk, on top of per_request."""
-    any_chunk: Coefficient = 0.0
+    any_chunk: Time = 0.0
     """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
-    per_read: Coefficient = 0.0
+    per_read: Time = 0.0
     """Seconds per KV token that a tile of queries of a prompt chunk reads."""
-    per_uncached: Coefficient = 0.0
+    per_uncached: Time = 0.0
     """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
     cached: NotNegative = 0.0
     """KV tokens that decodes read from caches."""
@@ -216,15 +231,10 @@ class LatencyModel:
         return replace(self, **{name: factor * getattr(self, name) for name in TIMES}, table=table)
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:
-        """The parameters as an array for compiled loops; with a config its costs of decisions and of swapping too."""
-        coefficient = np.zeros(1, COEFFICIENTS).view(np.recarray)
-        for name in NUMBERS:
-            coefficient[name] = getattr(self, name)
-        if config is not None:
-            coefficient["decision"] = config.decision_s
-            coefficient["decision_per_request"] = config.decision_per_request_s
-            coefficient["per_swapped"] = config.half_block_s
-        return Latency(coefficient, np.array(self.table, np.float64).reshape(-1, 2))
+        """The parameters as arrays for compiled loops; with a config what it charges, too."""
+        values = {name: getattr(self, name) for name in NUMBERS} | _charges(config)
+        coefficient = np.array([tuple(values[name] for name in COEFFICIENTS.names or ())], COEFFICIENTS)
+        return Latency(coefficient.view(np.recarray), np.array(self.table, np.float64).reshape(-1, 2))
 
     def start(self, requests: Requests) -> None:
         """Nothing to prepare: the model has no memory."""
@@ -253,6 +263,22 @@ class LatencyModel:
         return from_mapping(cls, {k: v for k, v in data.items() if k != "format"}, where)
 
 
+_DECLARED = get_type_hints(LatencyModel, include_extras=True)
+TIMES = tuple(name for name, kind in _DECLARED.items() if kind is Time)
+"""Fields that a profile gives in seconds."""
+NUMBERS = (*TIMES, "tile", "cached")
+"""All numbers that it gives."""
+CHARGES = ("decision", "decision_per_request", "per_swapped")
+"""Seconds that a config charges: for a scheduling decision, for each request in a batch, to move half a KV block."""
+COEFFICIENTS = np.dtype([(name, "f8") for name in (*NUMBERS, *CHARGES)], align=True)
+"""All numbers of a model as compiled loops take them."""
+
+
+def _charges(config: EngineConfig | None) -> dict[str, float]:
+    costs = (config.decision_s, config.decision_per_request_s, config.half_block_s) if config else (0.0, 0.0, 0.0)
+    return dict(zip(CHARGES, costs, strict=True))
+
+
 @dataclass(frozen=True)
 class Charged:
     """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
@@ -267,12 +293,12 @@ class Charged:
 
     def seconds(self, server: Server) -> float:
         """Run the planned batch; its seconds with these costs."""
-        config, features = self.config, server.features
-        if self.real_time:
-            return self.executor.seconds(server)
-        seconds = self.executor.seconds(server) + config.decision_s  # added in the order of `iteration_seconds`
-        seconds += config.decision_per_request_s * float(features.requests[0])
-        return seconds + config.half_block_s * float(features.swapped[0])
+        seconds = self.executor.seconds(server)
+        return seconds if self.real_time else charged(seconds, self._charges, server.features[0])
+
+    @cached_property
+    def _charges(self) -> SimpleNamespace:
+        return SimpleNamespace(**_charges(self.config))
 
     def start(self, requests: Requests) -> None:
         """Get ready for this trace."""

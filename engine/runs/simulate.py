@@ -56,7 +56,7 @@ def _run(
         code = begin(server, True)
         if code != 0:
             return code
-        if server.features.requests[0] > 0:
+        if server.features[0].requests > 0:
             finish(server, iteration_seconds(latency, server.features))
         elif not pause(server):
             return STALLED
@@ -158,7 +158,7 @@ class _Guarded:
         self.count = 0
 
     def __call__(self, policy: Policy, server: Server, memory: Memory) -> int:
-        arrays = (*server.visible, server.hidden.ledger, *server.features)
+        arrays = (*server.visible, server.hidden.ledger, server.features)
         saved = [array.copy() for array in arrays]
         with contextlib.suppress(PolicyError, ArithmeticError, ValueError, IndexError):
             if _decide(policy, server, memory) == 0 and not _is_stuck(server):
@@ -238,7 +238,7 @@ def _drive(
         decision_s = time.perf_counter() - began if executor.real_time else 0.0
         start = float(row.now)
         since = steps.planned(server) if steps else 0
-        has_batch = server.features.requests[0] > 0
+        has_batch = server.features[0].requests > 0
         if has_batch:
             finish(server, decision_s + executor.seconds(server))
         if steps:

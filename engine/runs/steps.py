@@ -142,7 +142,7 @@ def _run(
             return code
         start = row.now
         note_plan(server, log)
-        if server.features.requests[0] > 0:
+        if server.features[0].requests > 0:
             finish(server, iteration_seconds(latency, server.features))
             note_step(server, log, start, since)
             continue

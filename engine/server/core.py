@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.compiled.jit import hot, inner
+from engine.compiled.jit import hot, hot_inlined, inner
+from engine.server.features import EMPTY, add, store
 from engine.server.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, free_place, growth
 from engine.server.plan import clear
 from engine.server.state import (
@@ -16,7 +17,6 @@ from engine.server.state import (
     GAP_BUCKETS_PER_OCTAVE,
     GAP_MIN_EXPONENT,
     NUM_GAP_BUCKETS,
-    QUERY_TILE,
     RUNNING,
     WAITING,
     Server,
@@ -63,7 +63,7 @@ def arrive(server: Server) -> None:
     row.max_waiting = max(row.max_waiting, row.num_waiting)
 
 
-@hot
+@hot_inlined
 def begin(server: Server, strict: bool) -> int:
     """Turn the plan into admissions, evictions, KV blocks and batch features.
 
@@ -74,14 +74,14 @@ def begin(server: Server, strict: bool) -> int:
     Returns:
         0, or ``code + CODE_SHIFT * entry`` with ``ILLEGAL[code]`` saying what is wrong.
     """
-    view, features = server.visible, server.features
+    view = server.visible
     request, entries, row = view.request, server.plan.entry, view.row[0]
     iteration, block_size, num_requests = row.iterations, row.block_size, row.next_arrival
     if server.plan.size[0] > entries.shape[0]:
         server.plan.size[0] = entries.shape[0]
         if strict:
             return TOO_MANY + CODE_SHIFT * (entries.shape[0] - 1)
-    tokens, requests, decodes, context, pairs, reads = 0, 0, 0, 0, 0.0, 0
+    f, tokens = EMPTY, 0
     for k in range(server.plan.size[0]):
         entry = entries[k]
         i, n = entry.request, entry.tokens
@@ -98,8 +98,7 @@ def begin(server: Server, strict: bool) -> int:
                 r.blocks += need
                 row.free_blocks -= need
                 r.last_run = iteration
-                context += r.length
-                decodes += 1
+                f = add(f, r.length - 1, 1, True)
                 tokens += 1
                 continue
         n, code = book(server, k, tokens, strict)
@@ -108,16 +107,12 @@ def begin(server: Server, strict: bool) -> int:
         if n > 0:
             r = request[i]
             if r.prefilled < r.prompt:
-                pairs += n * (r.prefilled + (n + 1) / 2)
-                reads += (r.prefilled + n) * ((n + QUERY_TILE - 1) // QUERY_TILE)
-                requests += 1
+                f = add(f, r.prefilled, n, False)
             else:
-                context += r.length
-                decodes += 1
+                f = add(f, r.length - 1, 1, True)
             r.last_run = iteration
             tokens += n
-    features.tokens[0], features.requests[0], features.decodes[0] = tokens, requests + decodes, decodes
-    features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0] = pairs, reads, context
+    store(f, row.moved, server.features)
     return 0
 
 
@@ -127,11 +122,12 @@ def begin_decodes(server: Server) -> bool:
 
     For servers with no prompt in progress: one pass instead of a policy's and `begin`'s.
     """
-    view, features, row = server.visible, server.features, server.visible.row[0]
+    view, row = server.visible, server.visible.row[0]
     running = row.num_running
     if row.free_blocks <= running or running > row.max_batched_tokens:
         return False
-    entries, iteration, context, taken = server.plan.entry, row.iterations, 0, 0
+    f, taken = EMPTY, 0
+    entries, iteration = server.plan.entry, row.iterations
     for k in range(running):
         i = view.running[k]
         r = view.request[i]
@@ -139,13 +135,12 @@ def begin_decodes(server: Server) -> bool:
         r.blocks += need
         taken += need
         r.last_run = iteration
-        context += r.length
+        f = add(f, r.length - 1, 1, True)
         entry = entries[k]
         entry.request, entry.tokens, entry.reserve = i, 1, 0
     row.free_blocks -= taken
     server.plan.size[0] = running
-    features.tokens[0], features.requests[0], features.decodes[0] = running, running, running
-    features.prefill_pairs[0], features.prefill_reads[0], features.decode_context[0] = 0.0, 0, context
+    store(f, row.moved, server.features)
     return True
 
 
@@ -191,10 +186,9 @@ def _drop_finished(view: Any) -> None:
     row.num_running = kept
 
 
-@hot
+@hot_inlined
 def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loop: calls in it would double its cost
     """Let `seconds` pass and give the batch of the last `begin` its effects, then queue new arrivals."""
-    server.features.swapped[0] = 0
     request, ledger, output = server.visible.request, server.hidden.ledger, server.hidden.output
     tiers, gaps = server.hidden.tier, server.hidden.gaps
     entries, row = server.plan.entry, server.visible.row[0]
@@ -264,8 +258,9 @@ def finish(server: Server, seconds: float) -> None:  # noqa: C901 - one flat loo
                 free_place(server)
     row.prefill_tokens += prefill_tokens
     row.decode_tokens += decode_tokens
-    row.batch_requests += server.features.requests[0]
-    row.batch_tokens = server.features.tokens[0]
+    row.batch_requests += int(server.features[0].requests)
+    row.batch_tokens = int(server.features[0].tokens)
+    row.moved = 0
     row.iterations += 1
     arrive(server)
 

@@ -195,7 +195,7 @@ def _is_touched(r: np.record, h: np.record) -> bool:
 @inner
 def _totals_fault(server: Server) -> int:
     row = server.visible.row[0]
-    broken = 0 + (server.features.swapped[0] < 0)
+    broken = 0 + (row.moved < 0)
     for value in (row.now, row.last_duration, row.busy, row.kv_time, row.queue_time, row.present_time):
         broken += _unbounded(value)
     for count in (row.iterations, row.evictions, row.prefill_tokens, row.decode_tokens, row.recomputed_tokens):

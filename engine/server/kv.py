@@ -149,7 +149,7 @@ def _swap(server: Server, i: int, compressed: bool) -> None:
     row.free_host -= r.host
     row.swapped_out += r.host
     row.swaps += 1
-    server.features.swapped[0] += r.host
+    row.moved += r.host
     _requeue(server.visible, i)
 
 
@@ -172,7 +172,7 @@ def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
     r.status = RUNNING
     if r.host > 0:
         row.swapped_in += r.host
-        server.features.swapped[0] += r.host
+        row.moved += r.host
         _leave_host(row, r)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.compiled.jit import inner
-from engine.server.state import Features, Hidden, Plan, Server, View, new_server
+from engine.server.state import Hidden, Plan, Server, View, new_server
 
 
 def new_rows(rows: int, num_requests: int, num_tiers: int) -> Server:
@@ -17,25 +17,17 @@ def new_rows(rows: int, num_requests: int, num_tiers: int) -> Server:
         View(*map(stacked, one.visible)),
         Hidden(*map(stacked, one.hidden)),
         Plan(*map(stacked, one.plan)),
-        Features(*map(stacked, one.features)),
+        stacked(one.features),
     )
 
 
 @inner
 def row_of(servers: Server, e: int) -> Server:
     """Server `e` of many; its arrays are views, so changes reach the stack."""
-    v, h, p, f = servers.visible, servers.hidden, servers.plan, servers.features
+    v, h, p = servers.visible, servers.hidden, servers.plan
     return Server(
         View(v.request[e], v.queue[e], v.running[e], v.row[e]),
         Hidden(h.ledger[e], h.output[e], h.tier[e], h.gaps[e], h.refresh[e], h.release[e]),
         Plan(p.entry[e], p.size[e], p.wake[e], p.draft[e], p.victim[e], p.named[e]),
-        Features(
-            f.tokens[e],
-            f.requests[e],
-            f.decodes[e],
-            f.prefill_pairs[e],
-            f.prefill_reads[e],
-            f.decode_context[e],
-            f.swapped[e],
-        ),
+        servers.features[e],
     )

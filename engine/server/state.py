@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.demand.forecast import Forecast
 from engine.demand.requests import Requests
 from engine.errors import InputError
+from engine.server.features import new_features
 
 FUTURE, WAITING, RUNNING, FINISHED, DROPPED = 0, 1, 2, 3, 4
 """Life of a request: not arrived, queued without KV, holding KV, served, left unserved."""
@@ -105,6 +106,7 @@ ROW = np.dtype(
         ("swaps", "i8"),  # times that KV went to the host
         ("swapped_out", "i8"),  # half KV blocks moved to the host
         ("swapped_in", "i8"),  # half KV blocks moved back
+        ("moved", "i8"),  # half KV blocks moved either way since the previous iteration
         ("batch_requests", "i8"),  # sum of batch sizes
         ("batch_tokens", "i8"),  # tokens of the previous iteration
         ("max_waiting", "i8"),
@@ -194,29 +196,13 @@ class Hidden(NamedTuple):
     release: np.ndarray  # float64[requests], closed loop: s, when a request is due, or think time before it
 
 
-QUERY_TILE = 128
-"""Queries of a prompt chunk that attention kernels take together: each tile of them reads the KV anew."""
-
-
-class Features(NamedTuple):
-    """What the latency of an iteration depends on (one planned batch)."""
-
-    tokens: np.ndarray  # int64[1], all tokens through the linear layers
-    requests: np.ndarray  # int64[1], items in the batch
-    decodes: np.ndarray  # int64[1]
-    prefill_pairs: np.ndarray  # float64[1], sum over chunks of n (context + (n + 1) / 2): attention of prefill
-    prefill_reads: np.ndarray  # int64[1], sum over chunks of KV tokens (context + n) x tiles of QUERY_TILE queries
-    decode_context: np.ndarray  # int64[1], sum over decodes of KV tokens read
-    swapped: np.ndarray  # int64[1], half KV blocks moved between device and host since the previous iteration
-
-
 class Server(NamedTuple):
     """One server, everything together: what `begin`, `finish` and the loops work on."""
 
     visible: View
     hidden: Hidden
     plan: Plan
-    features: Features
+    features: np.ndarray  # FEATURES[1] of the batch that `begin` took
 
 
 def _records(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -254,12 +240,6 @@ def new_server(num_requests: int, num_tiers: int, num_refreshes: int = 0) -> Ser
     return Server(view, hidden, new_plan(num_requests), new_features())
 
 
-def new_features() -> Features:
-    """The features of an empty batch."""
-    whole, real = np.int64, np.float64
-    return Features(*(np.zeros(1, t) for t in (whole, whole, whole, real, whole, whole, whole)))
-
-
 def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     """Put a server at time 0 in front of `requests`, nothing served yet.
 
@@ -292,7 +272,6 @@ def load(server: Server, config: EngineConfig, requests: Requests) -> None:
     server.visible.row["num_requests"] = len(requests)
     _load_loop(server, requests)
     _load_forecast(server, requests.forecast)
-    server.features.swapped[0] = 0
     server.plan.draft.view(np.uint8)[...] = 0
     server.plan.named[...] = 0
 

@@ -10,7 +10,8 @@ from engine.demand.workload import Workload
 from engine.device.bounds import bound_note, capacity_bound, least_seconds
 from engine.device.latency import LatencyModel, iteration_seconds, load_profile
 from engine.runs.simulate import simulate
-from engine.server.state import FINISHED, new_features
+from engine.server.features import new_features
+from engine.server.state import FINISHED
 
 CONFIG = EngineConfig()
 BURST = Workload(arrivals="burst", num_requests=150).generate(0)
@@ -115,7 +116,7 @@ def test_a_table_never_leads_below_zero_beyond_its_ends(table: tuple[tuple[float
     (first, least), (last, most) = table[0], table[-1]
     for tokens in (1, 10, 3000, 60_000):
         features = new_features()
-        features.tokens[0] = tokens
+        features["tokens"] = tokens
         seconds = float(iteration_seconds(model.compiled(), features))
         assert seconds > 0.0
         if tokens < first:

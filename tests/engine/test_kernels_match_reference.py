@@ -28,7 +28,6 @@ from engine.server.state import (
     SWAP,
     SWAP_COMPRESSED,
     WAITING,
-    Features,
     Hidden,
     Plan,
     Server,
@@ -64,7 +63,7 @@ def copied(server: Server) -> Server:
         View(*(a.copy() for a in server.visible)),
         Hidden(*(a.copy() for a in server.hidden)),
         Plan(*(a.copy() for a in server.plan)),
-        Features(*(a.copy() for a in server.features)),
+        server.features.copy(),
     )
 
 
@@ -186,7 +185,7 @@ def compare(server: Server, reference: ReferenceServer) -> None:
 def compare_features(server: Server, reference: ReferenceServer) -> None:
     """What the latency model is told about the planned batch."""
     expected = reference.features()
-    assert {name: getattr(server.features, name)[0] for name in expected} == pytest.approx(expected)
+    assert {name: float(server.features[name][0]) for name in expected} == pytest.approx(expected)
 
 
 def random_plan(rng: np.random.Generator, reference: ReferenceServer, junk: float) -> list[Entry]:

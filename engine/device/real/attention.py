@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.server.state import QUERY_TILE
+from engine.server.features import QUERY_TILE
 
 NAME = "llmsched"
 
