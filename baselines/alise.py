@@ -16,9 +16,10 @@ from baselines.families.priority import (
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
+from baselines.parameters import Factor, Levels, Requests, Seconds, SecondsFrom0, Tokens
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records
-from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
 
 REQUEST = np.dtype(
@@ -42,23 +43,23 @@ class ALISE(Policy):
     when KV comes back: those are ours. Chunked prefill is ours, too.
     """
 
-    token_budget: int = 512
+    token_budget: Tokens = 512
     """Tokens per iteration."""
-    batch_cap: int = 128
+    batch_cap: Requests = 128
     """Requests per iteration."""
-    levels: int = 4
+    levels: Levels = 4
     """Number of levels."""
-    first_level_s: float = 2.0
+    first_level_s: Seconds = 2.0
     """Requests with less predicted time left than this (s) are at the top level."""
-    factor: float = 2.0
+    factor: Factor = 2.0
     """Each level's limit is this many times that of the level above."""
-    age_s: float = 3.0
+    age_s: SecondsFrom0 = 3.0
     """A request without service for this long (s) goes one level up (0: never)."""
-    prompt_token_s: float = 8.36e-5
+    prompt_token_s: SecondsFrom0 = 8.36e-5
     """Predicted seconds per prompt token (the shipped profile's `per_token`)."""
-    context_token_s: float = 1.37e-7
+    context_token_s: SecondsFrom0 = 1.37e-7
     """Predicted seconds of a decode per prompt token (the shipped profile's `per_context`)."""
-    decode_s: float = 0.025
+    decode_s: SecondsFrom0 = 0.025
     """Predicted seconds of a decode (the shipped profile's iteration without prompts: overhead and floor)."""
 
     name: ClassVar[str] = "alise"
@@ -74,17 +75,6 @@ class ALISE(Policy):
         "first_level_s": (0.5, 2.0, 8.0),
         "age_s": (1.0, 3.0, 10.0),
     }
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(1 <= self.levels <= 64, self, "levels", "1 to 64 levels")
-        require(0.0 < self.first_level_s < float("inf"), self, "first_level_s", "seconds > 0")
-        require(1.0 <= self.factor < float("inf"), self, "factor", "a factor >= 1")
-        for name in ("age_s", "prompt_token_s", "context_token_s", "decode_s"):
-            require(0.0 <= getattr(self, name) < float("inf"), self, name, "seconds >= 0")
 
 
 _params, _ranking, _requests = record(params_of(ALISE)), record(RANKING), records(REQUEST)

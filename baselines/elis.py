@@ -5,11 +5,12 @@ from typing import Any, ClassVar
 
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from baselines.grids import BATCH_CAPS
+from baselines.parameters import Requests, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.moves import remaining
 from engine.server.plan import drop, evict, schedule
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import RUNNING, WAITING, Memory, Plan, View
 
 WINDOW, BATCH_SIZE, PROMPT_BUDGET, REFILL = range(4)
@@ -245,11 +246,11 @@ class ELIS(Policy):
     most output left lose theirs. Prompts run alone and whole, as in vLLM v0, on which the paper's workers are built.
     """
 
-    window: int = 50
+    window: TokensFrom0 = 50
     """Output tokens per request in one window (0: until everybody in the batch has finished)."""
-    batch_size: int = 32
+    batch_size: Requests = 32
     """Requests in a batch."""
-    prompt_budget: int = 4096
+    prompt_budget: Tokens = 4096
     """Prompt tokens per iteration."""
     refill_inside_window: bool = False
     """Fill places that are free before the window ends, for the rest of it."""
@@ -264,10 +265,3 @@ class ELIS(Policy):
     row_memory: ClassVar[int] = ELIS_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"window": (5, 10, 25, 50), "batch_size": BATCH_CAPS, "prompt_budget": (1024, 2048, 4096)}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.window >= 0, self, "window", "tokens >= 0")
-        require(self.batch_size >= 1, self, "batch_size", "requests >= 1")
-        require(self.prompt_budget >= 1, self, "prompt_budget", "tokens >= 1")

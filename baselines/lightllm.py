@@ -22,9 +22,10 @@ from baselines.families.peak import (
     running_limit,
 )
 from baselines.grids import BATCH_CAPS
+from baselines.parameters import IterationsFrom0, Requests, ShareFrom0, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import Memory, Plan, View
 
 MAX_NEW_TOKENS, TOKEN_RATIO, EXPECTED_TOKENS, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -87,17 +88,17 @@ class LightLLM(Policy):
     server, and a prompt longer than an iteration may be goes alone, in chunks.
     """
 
-    max_new_tokens: int = 1024
+    max_new_tokens: Tokens = 1024
     """Output tokens that users ask for at most (the model length also applies); an output may exceed it."""
-    token_ratio: float = 0.0
+    token_ratio: ShareFrom0 = 0.0
     """Share of the KV in use from which every output counts as max_new_tokens; 0: always (safe mode, no evictions)."""
-    expected_tokens: int = 1024
+    expected_tokens: Tokens = 1024
     """Below token_ratio, an output counts as this or 1.1 x the tokens so far, whichever is more."""
-    batch_max_tokens: int = 0
+    batch_max_tokens: TokensFrom0 = 0
     """Prompt tokens per iteration; 0: the model length."""
-    batch_cap: int = 128
+    batch_cap: Requests = 128
     """Requests that run at the same time (the server's max_num_seqs also applies)."""
-    max_wait_tokens: int = 6
+    max_wait_tokens: IterationsFrom0 = 6
     """Decode iterations from a refusal until new prompts are considered again."""
 
     name: ClassVar[str] = "lightllm"
@@ -114,13 +115,3 @@ class LightLLM(Policy):
         "batch_cap": BATCH_CAPS,
         "max_wait_tokens": (2, 4, 6, 10),
     }
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.max_new_tokens >= 1, self, "max_new_tokens", "tokens >= 1")
-        require(self.token_ratio >= 0.0, self, "token_ratio", "a share >= 0")
-        require(self.expected_tokens >= 1, self, "expected_tokens", "tokens >= 1")
-        require(self.batch_max_tokens >= 0, self, "batch_max_tokens", "tokens >= 0")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(self.max_wait_tokens >= 0, self, "max_wait_tokens", "iterations >= 0")

@@ -16,9 +16,10 @@ from baselines.families.priority import (
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
+from baselines.parameters import Iterations, IterationsFrom0, Requests, Tokens
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records
-from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
 
 SERVER = np.dtype(
@@ -52,14 +53,14 @@ class LTR(Policy):
     before their turn; here they come back at their turn, and on a server that does not swap newcomers wait for KV.
     """
 
-    token_budget: int = 768
+    token_budget: Tokens = 768
     """Tokens per iteration (the code's setting with chunked prefill)."""
-    batch_cap: int = 256
+    batch_cap: Requests = 256
     """Requests per iteration."""
-    starvation_threshold: int = 0
+    starvation_threshold: IterationsFrom0 = 0
     """Iterations in a row without service after which a request is promoted (0: never, as in the paper's main runs; 200
     in its experiments on starvation)."""
-    quantum: int = 10
+    quantum: Iterations = 10
     """Iterations of service for which a promotion lasts."""
 
     name: ClassVar[str] = "ltr"
@@ -75,14 +76,6 @@ class LTR(Policy):
         "batch_cap": (64, 128, 256),
         "starvation_threshold": (0, 100, 400),
     }
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(self.starvation_threshold >= 0, self, "starvation_threshold", "iterations >= 0")
-        require(self.quantum >= 1, self, "quantum", "iterations >= 1")
 
 
 _params, _server, _requests = record(params_of(LTR)), record(SERVER), records(REQUEST)

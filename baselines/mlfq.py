@@ -16,9 +16,10 @@ from baselines.families.priority import (
     settle,
 )
 from baselines.grids import TOKEN_BUDGETS
+from baselines.parameters import Factor, Levels, Seconds, SecondsFrom0, Tokens
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records
-from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
 
 SERVER = np.dtype(
@@ -51,15 +52,15 @@ class MLFQ(Policy):
     levels out to the host, as in that code; on others they wait for KV.
     """
 
-    token_budget: int = 768
+    token_budget: Tokens = 768
     """Tokens per iteration (the LTR code's setting with chunked prefill)."""
-    quantum_s: float = 0.03
+    quantum_s: Seconds = 0.03
     """Seconds of service at the top level."""
-    factor: float = 2.0
+    factor: Factor = 2.0
     """Each level's quantum is this many times that of the level above."""
-    levels: int = 8
+    levels: Levels = 8
     """Number of levels; at the last one nobody is demoted."""
-    promote_after_s: float = 0.0
+    promote_after_s: SecondsFrom0 = 0.0
     """A request without service for this long goes back to the top (0: never)."""
 
     name: ClassVar[str] = "mlfq"
@@ -70,15 +71,6 @@ class MLFQ(Policy):
     request_memory: ClassVar[int] = cells_of(REQUEST)
     row_memory: ClassVar[int] = cells_of(SERVER)
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "quantum_s": (0.03, 0.1, 0.3, 1.0), "levels": (2, 4, 8)}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(0.0 < self.quantum_s < float("inf"), self, "quantum_s", "seconds > 0")
-        require(1.0 <= self.factor < float("inf"), self, "factor", "a factor >= 1")
-        require(1 <= self.levels <= 64, self, "levels", "1 to 64 levels")
-        require(0.0 <= self.promote_after_s < float("inf"), self, "promote_after_s", "seconds >= 0")
 
 
 _params, _server, _requests = record(params_of(MLFQ)), record(SERVER), records(REQUEST)

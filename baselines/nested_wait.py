@@ -17,6 +17,7 @@ from baselines.families.quota import (
     QUOTA_ROW_MEMORY,
     WAITING_AT,
     WAITS,
+    Quotas,
     encode_quotas,
     forget_classes,
     has_quota,
@@ -25,9 +26,10 @@ from baselines.families.quota import (
     put,
     serve_open,
 )
+from baselines.parameters import Seconds, Variant
 from engine.compiled.jit import inner
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import Memory, Plan, View
 
 
@@ -74,13 +76,13 @@ class NestedWAIT(Policy):
     WAIT; a request that loses its KV starts again in the first segment.
     """
 
-    segments: str = "64:1;128:1;256:1;inf:1"
+    segments: Quotas = "64:1;128:1;256:1;inf:1"
     """Segments as tokens:requests, joined by ";": last token of the segment, and how many enter at a time."""
-    variant: str = "code"
+    variant: Variant = "code"
     """paper or code."""
     wait: bool = True
     """Wait for quotas; without, they only limit how many enter."""
-    timeout_s: float = 1.0
+    timeout_s: Seconds = 1.0
     """Seconds after which a segment that was not served runs with what it has (not in the paper)."""
 
     name: ClassVar[str] = "nested_wait"
@@ -92,13 +94,6 @@ class NestedWAIT(Policy):
     row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        parse_quotas(self.segments, "policy 'nested_wait': segments")
-        require(self.variant in ("paper", "code"), self, "variant", "paper or code")
-        require(0.0 < self.timeout_s < float("inf"), self, "timeout_s", "seconds > 0")
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """Variant, flag and timeout, then the segments."""

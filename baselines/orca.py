@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines.families.reserved import admit_whole, run_all
+from baselines.parameters import Requests
 from engine.compiled.records import params_of, record
-from engine.server.policy import Policy, Space, check_parameters, kernel_of, require
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
 
 
@@ -17,7 +18,7 @@ class Orca(Policy):
     A long prompt stalls every decode of its iteration.
     """
 
-    batch_cap: int = 8
+    batch_cap: Requests = 8
     """Requests in a batch (8 in the SLAI repository: reservations and activations grow with it)."""
 
     name: ClassVar[str] = "orca"
@@ -26,11 +27,6 @@ class Orca(Policy):
     eviction: ClassVar[str] = "none (KV reserved)"
     evidence: ClassVar[str] = "public code, replayed step by step"
     space: ClassVar[Space] = {"batch_cap": (8, 16, 32, 64, 128)}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
 
 
 _params = record(params_of(Orca))

@@ -22,10 +22,11 @@ from baselines.families.peak import (
     running_limit,
 )
 from baselines.grids import BATCH_CAPS
+from baselines.parameters import IterationsFrom0, Requests, Seed, Share, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.random import uniform
 from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import DROPPED, FINISHED, Memory, Plan, View
 
 MAX_NEW_TOKENS, LIMIT, SEED, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
@@ -197,17 +198,17 @@ class PastFuture(Policy):
     LightLLM here.
     """
 
-    max_new_tokens: int = 1024
+    max_new_tokens: Tokens = 1024
     """Output tokens that users ask for at most: also what the history holds before requests finish (100 times)."""
-    limit: float = 0.95
+    limit: Share = 0.95
     """Share of the capacity below which the highest peak must stay; above 1 overcommits the memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
-    batch_max_tokens: int = 0
+    batch_max_tokens: TokensFrom0 = 0
     """Prompt tokens per iteration; 0: the model length."""
-    batch_cap: int = 128
+    batch_cap: Requests = 128
     """Requests that run at the same time (the server's max_num_seqs also applies)."""
-    max_wait_tokens: int = 6
+    max_wait_tokens: IterationsFrom0 = 6
     """Decode iterations from a refusal until new prompts are considered again."""
 
     name: ClassVar[str] = "past_future"
@@ -224,13 +225,3 @@ class PastFuture(Policy):
         "batch_cap": BATCH_CAPS,
         "max_wait_tokens": (2, 4, 6, 10),
     }
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.max_new_tokens >= 1, self, "max_new_tokens", "tokens >= 1")
-        require(self.limit > 0.0, self, "limit", "a share > 0")
-        require(0 <= self.seed < 2**53, self, "seed", "a whole number from 0 to 2**53 - 1")
-        require(self.batch_max_tokens >= 0, self, "batch_max_tokens", "tokens >= 0")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(self.max_wait_tokens >= 0, self, "max_wait_tokens", "iterations >= 0")

@@ -1,17 +1,18 @@
 """RAD, reconstructed: prefill mode and decode mode in turn, batches as wide as GeMM tiles (arXiv 2508.01002)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from baselines.parameters import Requests, RequestsFrom0, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record
 from engine.config import EngineConfig
 from engine.server.kv import blocks_for
 from engine.server.moves import chunk, decode, enter, fits_decode, is_decode, take_kv
 from engine.server.plan import drop, is_named, name
-from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.policy import Policy, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -41,20 +42,20 @@ class RAD(Policy):
     of blocks: then the youngest request is evicted.
     """
 
-    prefills: int = 64
+    prefills: Requests = 64
     """N: requests that one prefill mode admits at most."""
-    chunk: int = 512
+    chunk: Tokens = 512
     """Prompt tokens per iteration; best a common multiple of the tile sides."""
-    decode_batch: int = 0
+    decode_batch: RequestsFrom0 = 0
     """Decodes per iteration. 0: the largest multiple of tile within max_num_seqs (all of them below one tile), which
     has the least time per token wherever an iteration has fixed costs; a purely tile-proportional cost wants tile."""
-    tile: int = 128
+    tile: Tokens = 128
     """Columns of a GeMM tile in tokens, for decode_batch=0."""
-    drain: str = "carry"
+    drain: Literal["carry", "full"] = "carry"
     """When decode mode ends: carry (fewer than decode_batch left) or full (none left)."""
     pack_tail: bool = False
     """Fill the last chunk of a prompt with the next prompt, instead of leaving it short."""
-    reserve_output: int = 1024
+    reserve_output: TokensFrom0 = 1024
     """Output tokens for which admission reserves KV."""
 
     name: ClassVar[str] = "rad"
@@ -63,15 +64,6 @@ class RAD(Policy):
     eviction: ClassVar[str] = "none (KV reserved); beyond the reservation the youngest, recompute"
     evidence: ClassVar[str] = "reconstructed from third-party notes, no public code"
     row_memory: ClassVar[int] = cells_of(MODE)
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        for parameter in ("prefills", "chunk", "tile"):
-            require(getattr(self, parameter) >= 1, self, parameter, "a whole number >= 1")
-        require(self.decode_batch >= 0, self, "decode_batch", "requests >= 0")
-        require(self.reserve_output >= 0, self, "reserve_output", "tokens >= 0")
-        require(self.drain in ("carry", "full"), self, "drain", "carry or full")
 
     def encode(self, name: str, value: Any) -> float:
         """The drain rule as the number that the kernel compares."""

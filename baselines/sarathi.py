@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from baselines.grids import TOKEN_BUDGETS
+from baselines.parameters import Order, Tokens
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import admit_chunks, continue_prefills, decode_oldest_first
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, Queue
 from engine.server.state import Memory, Plan, View
 
@@ -28,10 +29,10 @@ class Sarathi(Policy):
     Code: agrimUT/SLAI sarathi/core/scheduler/sarathi_scheduler.py, which adds the shortest-prompt-first order.
     """
 
-    token_budget: int = 512
+    token_budget: Tokens = 512
     """Tokens per iteration, decodes included (the chunk size of the paper; the server's max_batched_tokens also
     applies)."""
-    order: str = "fcfs"
+    order: Order = "fcfs"
     """Order of the waiting queue: fcfs or spf (shortest prompt first)."""
 
     name: ClassVar[str] = "sarathi"
@@ -43,12 +44,6 @@ class Sarathi(Policy):
     row_memory: ClassVar[int] = cells_of(QUEUE)
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "order": ("fcfs", "spf")}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.order in ("fcfs", "spf"), self, "order", "fcfs or spf")
 
     def encode(self, name: str, value: Any) -> float:
         """The order as the number that the kernel compares."""

@@ -11,9 +11,10 @@ import numpy as np
 
 from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
 from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params
+from baselines.parameters import BatchSeconds, NumberFrom0, ShareFrom0, TokensPerSecond, WeightFrom0
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import Memory, Plan, View
 
 STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, AGEING, CLOSE, FORESIGHT, PROFILE = range(9)
@@ -41,21 +42,21 @@ class Slackfit(Policy):
     predicted duration is corrected by what the last batches took, so the profile needs only the right shape.
     """
 
-    strict_limit: float = 0.08
+    strict_limit: BatchSeconds = 0.08
     """Seconds of a batch while a user of the strict tier decodes."""
-    relaxed_limit: float = 0.1
+    relaxed_limit: BatchSeconds = 0.1
     """Seconds of a batch otherwise."""
-    slack: float = 3.0
+    slack: NumberFrom0 = 3.0
     """A decode must run if less than this many batch limits, this batch's and then the longer one, are left until its
     deadline."""
-    eager_from: float = 0.8
+    eager_from: ShareFrom0 = 0.8
     """Share of the KV blocks in use from which decodes with much KV run in any case: with twice the mean here, with
     any at memory_limit."""
-    memory_limit: float = 0.8
+    memory_limit: ShareFrom0 = 0.8
     """Share of the KV blocks in use from which every decode runs."""
-    ageing: float = 0.0
+    ageing: TokensPerSecond = 0.0
     """Tokens that a prompt counts less for each second since its arrival: 0 lets long prompts starve, many is FCFS."""
-    close: float = 0.0
+    close: WeightFrom0 = 0.0
     """A batch ends early with a finished prompt if this many times the seconds that its user saves are more than what
     another iteration costs those behind (0: never); not while KV is short (eager_from)."""
     profile: str = "rtx6000ada-mistral-7b"
@@ -89,14 +90,7 @@ class Slackfit(Policy):
         Raises:
             InputError: one is out of range, or there is no such profile.
         """
-        check_parameters(self)
-        for name in ("strict_limit", "relaxed_limit"):
-            require(0.0 < getattr(self, name) < 1e6, self, name, "seconds > 0")
-        require(self.slack >= 0.0, self, "slack", "a number >= 0")
-        require(0.0 <= self.eager_from, self, "eager_from", "a share >= 0")
-        require(0.0 <= self.memory_limit, self, "memory_limit", "a share >= 0")
-        require(0.0 <= self.ageing < 1e9, self, "ageing", "tokens/s >= 0")
-        require(0.0 <= self.close < 1e9, self, "close", "a number >= 0")
+        super().__post_init__()
         _profile(self.profile)
 
     def params(self, config: EngineConfig) -> np.ndarray:
@@ -113,7 +107,7 @@ class Clairvoyant(Slackfit):
     What a long output costs is memory, so this pays where KV is short; there it is worth 4 to 6 % of the mean TTFT.
     """
 
-    foresight: float = 1.0
+    foresight: WeightFrom0 = 1.0
     """Weight of an output token beside a prompt token."""
 
     name: ClassVar[str] = "clairvoyant"
@@ -124,12 +118,3 @@ class Clairvoyant(Slackfit):
     @property
     def _foresight(self) -> float:
         return self.foresight
-
-    def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            InputError: one is out of range, or there is no such profile.
-        """
-        super().__post_init__()
-        require(0.0 <= self.foresight < 1e9, self, "foresight", "a number >= 0")

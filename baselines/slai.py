@@ -1,11 +1,12 @@
 """SLAI: last schedulable times for decodes, prefill in the slack (arXiv 2508.01002)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from baselines.grids import TOKEN_BUDGETS
+from baselines.parameters import NumberFrom0, Requests, ShareFrom0, Tokens
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import (
@@ -16,7 +17,7 @@ from engine.server.moves import (
     is_decode,
     take_kv,
 )
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, STRICT_SPF, Queue
 from engine.server.sorting import SORTED, insert_sorted
 from engine.server.state import Memory, Plan, View
@@ -159,19 +160,19 @@ class SLAI(Policy):
     prompt queued last, else itself; it never evicts another decode.
     """
 
-    token_budget: int = 512
+    token_budget: Tokens = 512
     """Tokens per iteration."""
-    order: str = "strict_spf"
+    order: Literal["fcfs", "spf", "strict_spf"] = "strict_spf"
     """Order of the waiting queue: fcfs, spf, or strict_spf (paying users first: the paper's user priority)."""
-    offset: float = 5.0
+    offset: NumberFrom0 = 5.0
     """Mean batch durations that the LST lies before the deadline."""
-    pressure_offset: float = 10.0
+    pressure_offset: NumberFrom0 = 10.0
     """The same while KV use is at or above memory_limit (the paper's dynamic offset)."""
-    memory_limit: float = 0.96
+    memory_limit: ShareFrom0 = 0.96
     """Share of the KV blocks in use from which pressure_offset holds."""
     fixed_offset: bool = False
     """Always use offset."""
-    max_decodes: int = 128
+    max_decodes: Requests = 128
     """Decodes per iteration."""
 
     name: ClassVar[str] = "slai"
@@ -189,16 +190,6 @@ class SLAI(Policy):
         "pressure_offset": (2.0, 5.0, 10.0, 20.0),
         "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
     }
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.max_decodes >= 1, self, "max_decodes", "requests >= 1")
-        require(self.order in ("fcfs", "spf", "strict_spf"), self, "order", "fcfs, spf or strict_spf")
-        require(self.offset >= 0.0, self, "offset", "a number >= 0")
-        require(self.pressure_offset >= 0.0, self, "pressure_offset", "a number >= 0")
-        require(0.0 <= self.memory_limit, self, "memory_limit", "a share >= 0")
 
     def encode(self, name: str, value: Any) -> float:
         """The order as the number that the kernel compares."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines.families.priority import RANKED, RANKING, Ranks, list_changed, serve_in_order, settle
+from baselines.parameters import Requests, Tokens
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import remaining
-from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.policy import Policy, kernel_of
 from engine.server.state import Memory, Plan, View
 
 
@@ -18,9 +19,9 @@ class SRTF(Policy):
     predictions it is SPRPT, shortest predicted remaining first.
     """
 
-    token_budget: int = 768
+    token_budget: Tokens = 768
     """Tokens per iteration (the LTR code's setting with chunked prefill)."""
-    batch_cap: int = 256
+    batch_cap: Requests = 256
     """Requests per iteration."""
 
     name: ClassVar[str] = "srtf"
@@ -31,12 +32,6 @@ class SRTF(Policy):
     evidence: ClassVar[str] = "public code; without swapping, ours"
     request_memory: ClassVar[int] = cells_of(RANKED)
     row_memory: ClassVar[int] = cells_of(RANKING)
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
 
 
 _params, _ranking, _ranked = record(params_of(SRTF)), record(RANKING), records(RANKED)

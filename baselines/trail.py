@@ -16,11 +16,12 @@ from baselines._fill import (
 )
 from baselines.families.heap import HEAP_COLUMNS, HEAP_KEY, TIE, put, take_out
 from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
+from baselines.parameters import MarginTokens, Requests, ShareFrom0, TimesFrom0, Tokens
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.moves import remaining
 from engine.server.plan import drop, evict, schedule
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import WAITING, Memory, Plan, View
 
 TOKEN_BUDGET, BATCH_CAP, WINDOW, MARGIN, MAX_PREEMPTIONS, PROTECT = range(6)
@@ -187,15 +188,15 @@ class TRAIL(Policy):
     that of the youngest running request.
     """
 
-    token_budget: int = 512
+    token_budget: Tokens = 512
     """Tokens per iteration, decodes included."""
-    batch_cap: int = 48
+    batch_cap: Requests = 48
     """Requests that hold KV at the same time (the cap of the released benchmark; max_num_seqs also applies)."""
-    c: float = 0.8
+    c: ShareFrom0 = 0.8
     """Share of the first prediction up to which a request can be preempted (0: never; the released launcher's)."""
-    margin: float = 0.0
+    margin: MarginTokens = 0.0
     """Tokens by which a victim must be longer than who takes its place."""
-    max_preemptions: int = 0
+    max_preemptions: TimesFrom0 = 0
     """Times that a request can be preempted (0: no limit)."""
     protect_requeued: bool = False
     """A request that loses its KV after that share goes to the front of the queue instead of its end."""
@@ -210,12 +211,3 @@ class TRAIL(Policy):
     row_memory: ClassVar[int] = TRAIL_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "batch_cap": BATCH_CAPS, "c": (0.0, 0.5, 0.8, 1.0)}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(self.c >= 0.0, self, "c", "a share >= 0")
-        require(0.0 <= self.margin < float("inf"), self, "margin", "tokens >= 0")
-        require(self.max_preemptions >= 0, self, "max_preemptions", "times >= 0")

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.parameters import Requests, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import params_of, record
 from engine.demand.requests import INT32_MAX
 from engine.server.moves import continue_prefills, decode_oldest_first, enter, fits
 from engine.server.plan import drop
-from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.policy import Policy, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -23,10 +24,10 @@ class VLLM(Policy):
     vllm_replica_scheduler.py. Decodes stall for as long as prompts keep coming.
     """
 
-    max_batched_tokens: int = 0
+    max_batched_tokens: TokensFrom0 = 0
     """Prompt tokens per iteration; 0: the model length, as vLLM without chunked prefill (the server's
     max_batched_tokens also applies). A longer prompt is dropped."""
-    batch_cap: int = 128
+    batch_cap: Requests = 128
     """Requests that hold KV at the same time (the server's max_num_seqs also applies)."""
 
     name: ClassVar[str] = "vllm"
@@ -34,12 +35,6 @@ class VLLM(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.max_batched_tokens >= 0, self, "max_batched_tokens", "tokens >= 0")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
 
 
 _params = record(params_of(VLLM))

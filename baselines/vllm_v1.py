@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.parameters import Requests, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import params_of, record
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.moves import chunk, decode, enter, is_decode, take_kv
 from engine.server.plan import drop
-from engine.server.policy import Policy, check_parameters, kernel_of, require
+from engine.server.policy import Policy, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -25,11 +26,11 @@ class VLLMV1(Policy):
     there, no watermark is kept.
     """
 
-    token_budget: int = 2048
+    token_budget: Tokens = 2048
     """Tokens per iteration, decodes included."""
-    batch_cap: int = 256
+    batch_cap: Requests = 256
     """Requests that hold KV at the same time (the server's max_num_seqs also applies)."""
-    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold: TokensFrom0 = 0
     """Prompt tokens of one request in one iteration at most; 0: no limit."""
 
     name: ClassVar[str] = "vllm_v1"
@@ -37,13 +38,6 @@ class VLLMV1(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code; defaults depend on the GPU"
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        require(self.token_budget >= 1, self, "token_budget", "tokens >= 1")
-        require(self.batch_cap >= 1, self, "batch_cap", "requests >= 1")
-        require(self.long_prefill_token_threshold >= 0, self, "long_prefill_token_threshold", "tokens >= 0")
 
 
 _params = record(params_of(VLLMV1))

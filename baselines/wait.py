@@ -15,6 +15,7 @@ from baselines.families.quota import (
     QUOTA_ROW_MEMORY,
     WAITING_AT,
     WAITS,
+    Quotas,
     class_of,
     encode_quotas,
     forget_classes,
@@ -24,8 +25,9 @@ from baselines.families.quota import (
     put,
     serve_open,
 )
+from baselines.parameters import Seconds, Variant
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, Space, check_parameters, require
+from engine.server.policy import HotKernel, Kernel, Policy, Space
 from engine.server.state import Memory, Plan, View
 
 
@@ -68,13 +70,13 @@ class WAIT(Policy):
     opens a type.
     """
 
-    types: str = "64:1;128:1;256:1;inf:1"
+    types: Quotas = "64:1;128:1;256:1;inf:1"
     """Types as tokens:requests, joined by ";": outputs up to so many tokens, and how many enter at a time."""
-    variant: str = "code"
+    variant: Variant = "code"
     """paper or code."""
     wait: bool = True
     """Wait for quotas; without, they only limit how many enter."""
-    timeout_s: float = 1.0
+    timeout_s: Seconds = 1.0
     """Seconds after which a type that was not served runs with what it has (not in the paper)."""
 
     name: ClassVar[str] = "wait"
@@ -87,13 +89,6 @@ class WAIT(Policy):
     row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        check_parameters(self)
-        parse_quotas(self.types, "policy 'wait': types")
-        require(self.variant in ("paper", "code"), self, "variant", "paper or code")
-        require(0.0 < self.timeout_s < float("inf"), self, "timeout_s", "seconds > 0")
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """Variant, flag and timeout, then the types."""

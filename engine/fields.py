@@ -173,7 +173,7 @@ def _in_range(value: Any, kind: Any, checks: Sequence[Any], where: str, bounds: 
 
 def _one_of(value: Any, known: tuple[Any, ...], where: str) -> Any:
     for option in known:
-        if type(value) is type(option) and value == option:
+        if isinstance(value, type(option)) and isinstance(value, bool) is isinstance(option, bool) and value == option:
             return option
     names = [str(option) for option in known]
     expected = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]

@@ -7,13 +7,14 @@ the others keep their KV and wait. A class that has not been served for a timeou
 
 import itertools
 import math
+from typing import Annotated
 
 import numpy as np
 
 from engine.compiled.jit import inner
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
-from engine.ranges import number, whole
+from engine.ranges import Readable, number, whole
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.plan import drop, evict, schedule
 from engine.server.state import Memory, Plan, View
@@ -51,6 +52,10 @@ def parse_quotas(text: str, where: str) -> list[tuple[float, int]]:
     if min(quota for _, quota in quotas) < 1 or len(quotas) > MAX_CLASSES:
         raise InputError(f"{where}: expected 1 to {MAX_CLASSES} quotas >= 1, got {text!r}")
     return quotas
+
+
+Quotas = Annotated[str, Readable(parse_quotas)]
+"""A parameter that says quotas."""
 
 
 def encode_quotas(quotas: list[tuple[float, int]], stages: list[float]) -> list[float]:

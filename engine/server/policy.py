@@ -26,7 +26,6 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.fields import checked
 from engine.own_code import blame, is_ours
-from engine.ranges import Bounds
 from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 from engine.spec import write_spec
 
@@ -123,6 +122,15 @@ class Policy:
     space: ClassVar[Space] = {}
     """What `llmsched tune` tries: parameter -> values."""
 
+    def __post_init__(self) -> None:
+        """Check the parameters against what their fields declare: types, and ranges (`engine.ranges`); not defaults.
+
+        Raises:
+            InputError: one is of another type, not finite, or out of its range.
+        """
+        defaults = [f.name for f in fields(self) if getattr(self, f.name) is f.default]
+        checked(self, f"policy {self.name!r}: ", untyped=defaults)
+
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Fill `plan` for the next iteration; it comes in empty.
 
@@ -186,17 +194,6 @@ def kernel_of(policy: type[Policy]) -> Callable[[Callable[[Any, Any, Any], None]
         return policy.kernel
 
     return attach
-
-
-def check_parameters(policy: Policy) -> None:
-    """Check the types of a baseline's parameters, and that kernels can count with them; its ranges are its own.
-
-    Raises:
-        InputError: one is of another type, not finite, or too large.
-    """
-    whole, real = Bounds(-(2**53), 2**53, whole=True), Bounds(-1e12, 1e12)
-    bounds = {f.name: whole if f.type in (int, "int") else real for f in fields(policy)}
-    checked(policy, f"policy {policy.name!r}: ", bounds)
 
 
 def require(condition: bool, policy: Policy, name: str, expected: str) -> None:

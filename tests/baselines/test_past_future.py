@@ -336,7 +336,7 @@ def test_overcommitted_memory_evicts_the_newest() -> None:
         (lambda: LightLLM(max_wait_tokens=-1), "policy 'lightllm': max_wait_tokens: expected iterations >= 0, got -1"),
         (lambda: PastFuture(max_new_tokens=0), "policy 'past_future': max_new_tokens: expected tokens >= 1, got 0"),
         (lambda: PastFuture(limit=0.0), "policy 'past_future': limit: expected a share > 0, got 0.0"),
-        (lambda: PastFuture(seed=-1), "policy 'past_future': seed: expected a whole number from 0 to .*, got -1"),
+        (lambda: PastFuture(seed=-1), "policy 'past_future': seed: expected a whole number >= 0, got -1"),
         (lambda: PastFuture(batch_cap=0), "policy 'past_future': batch_cap: expected requests >= 1, got 0"),
     ],
 )

@@ -138,7 +138,7 @@ def test_every_plan_is_legal_and_every_request_leaves(seed: int) -> None:
         prefills=int(rng.integers(1, 20)),
         chunk=int(rng.choice([16, 128, 2048])),
         decode_batch=int(rng.choice([0, 1, 4, 64])),
-        drain=str(rng.choice(["carry", "full"])),
+        drain="full" if rng.random() < 0.5 else "carry",
         pack_tail=bool(rng.random() < 0.5),
         reserve_output=int(rng.choice([0, 64, 1024])),
     )

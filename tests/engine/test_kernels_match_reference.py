@@ -302,14 +302,14 @@ def drive_policies(policy: Policy, plain: PlainPolicy, config: EngineConfig, req
     compare(server, reference)
 
 
-orders = st.sampled_from(("fcfs", "spf", "strict_spf"))
+orders: st.SearchStrategy[Any] = st.sampled_from(("fcfs", "spf", "strict_spf"))
 budgets = st.sampled_from((3, 16, 200))
 
 
 @fixed(150)
 @given(configs(), workloads(20), budgets, orders)
 def test_sarathi_kernel_plans_what_the_plain_policy_plans(
-    config: EngineConfig, requests: Requests, budget: int, order: str
+    config: EngineConfig, requests: Requests, budget: int, order: Any
 ) -> None:
     order = order.removeprefix("strict_")
     config = config.replace(max_batched_tokens=4096)
