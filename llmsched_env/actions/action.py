@@ -197,8 +197,7 @@ def to_names(dtype: np.dtype, cells: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (kind, at, *_) in (dtype.fields or {}).items():
         inside = cells[at // 8 : (at + kind.itemsize) // 8]
-        values = inside.reshape(kind.shape).tolist()
-        found[name] = to_names(kind, inside) if kind.names else values
+        found[name] = to_names(kind, inside) if kind.names else inside.reshape(kind.shape).tolist()
     return found
 
 
