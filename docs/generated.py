@@ -27,6 +27,7 @@ import llmsched_env.observation
 from agents.cli import commands, main
 from agents.commands.policies import COLUMNS, cells
 from agents.policies import RANDOM, resolve
+from agents.reporting.report import definitions
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
@@ -134,12 +135,18 @@ def actions() -> str:
     return "\n".join(lines)
 
 
+def metrics() -> str:
+    """Every number of a report, as the reports themselves define it."""
+    return "\n".join([*table("number", "meaning"), *(f"| {term} | {cell(text)} |" for term, text in definitions())])
+
+
 PIECES: dict[str, Callable[[], str]] = {
     "policies": policies,
     "commands": help_texts,
     "rooms": room_map,
     "observation": observation,
     "actions": actions,
+    "definitions": metrics,
 }
 """What a page can ask for."""
 

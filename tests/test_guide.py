@@ -112,6 +112,27 @@ def test_code_is_not_wider_than_the_page(page: Path) -> None:
     assert [line for block in blocks(page) for line in block.text.splitlines() if len(line) > 92] == []
 
 
+def is_there(dotted: str) -> bool:
+    """Whether a dotted name is a module, or something that its module mentions; read from the sources."""
+    parts = dotted.split(".")
+    for k in range(len(parts), 0, -1):
+        folder = ROOT.joinpath(*parts[:k])
+        file = next((f for f in (folder.with_suffix(".py"), folder / "__init__.py") if f.is_file()), None)
+        if file:
+            return k == len(parts) or re.search(rf"\b{parts[k]}\b", file.read_text(encoding="utf-8")) is not None
+    return False
+
+
+def test_names_that_pages_and_sources_mention_exist() -> None:
+    sources = [file for package in (*PACKAGES, "docs", "examples") for file in sorted((ROOT / package).rglob("*.py"))]
+    assert [
+        (name(file), found)
+        for file in (*PAGES, *sources)
+        for found in re.findall(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)`", file.read_text(encoding="utf-8"))
+        if not is_there(found)
+    ] == []
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8"))
     assert links

@@ -1,4 +1,4 @@
-"""`llmsched bench`: the measurements of `agents.speed.speed`."""
+"""`llmsched bench`: the measurements of `agents.bench.speed`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -44,7 +44,7 @@ CAPTIONS = {
 def definitions() -> list[tuple[str, str]]:
     """(term, meaning) of every metric, as `engine.runs.metrics` defines them."""
     text = (metrics.__doc__ or "").partition("\n\n")[2]
-    items = re.split(r"\n(?=\S)", text.strip())
+    items = re.split(r"^- ", text, flags=re.MULTILINE)[1:]
     pairs = [" ".join(item.split()).partition(": ") for item in items]
     return [(term, meaning) for term, _, meaning in pairs]
 

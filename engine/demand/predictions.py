@@ -120,7 +120,7 @@ def errors(requests: Requests, limit: float = math.inf) -> Errors:
     if forecast.total.size:
         _, request, generated = refreshes_of(output, forecast.every)
         left = forecast.total - generated
-        stale = np.maximum(1.0, 0.5 * generated) if forecast.stale_half else 1.0  # as `engine.server.policy.remaining`
+        stale = np.maximum(1.0, 0.5 * generated) if forecast.stale_half else 1.0  # as `engine.server.moves.remaining`
         left = np.where(left < 1.0, stale, left)
         truth = output[request] - generated
         refreshed = float(np.abs(np.minimum(left, limit) - np.minimum(truth, limit)).mean())

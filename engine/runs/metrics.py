@@ -1,54 +1,55 @@
 """Numbers from a record: what each of them means (seconds here; milliseconds in JSON).
 
-TTFT: arrival to the end of the iteration that yields output token 1. Queueing counts, an eviction does not
-    reset it. A request that never got one (unfinished or dropped) is not left out: it enters with the time
-    from its arrival to the end of the run, a lower bound. Reference semantics (config.ttft_at =
-    prompt_done): arrival to the last completion of the prompt, finished requests only.
-TBT (itl): each single gap between consecutive output tokens of one request, pooled over requests.
-    Percentiles come from a histogram, with a relative error below 0.2 %. Reference semantics
-    (config.zero_gaps): two gaps of 0 s are added for each request, one when its prompt is complete, one at
-    token 1.
-TPOT: (completion - token 1) / (output tokens - 1) of a finished request with at least 2 output tokens.
-E2E (e2el): arrival to completion of a finished request. Normalised latency: E2E / output tokens.
-SLO attainment: share of the arrived requests. TTFT: token 1 within the tier's TTFT deadline. TBT: finished,
-    and no gap over the tier's TBT deadline. Joint: both. Unfinished and dropped requests have not attained
-    it.
-Goodput (slo_goodput): requests that attained the joint SLO, per second of the run.
-Capacity, paper's criterion: median TTFT < 0.5 s and, in each tier, p99 TBT within its deadline.
-Capacity, sound criterion: also p99 TTFT < 10 s and no growing queue, that is: when the last request
-    arrives, at least 98 % of those that arrived are finished, are receiving tokens, or are inside their
-    TTFT deadline.
-Duration: time 0 (or the end of the warm-up) to the end of the last iteration, so the drain after the last
-    arrival is included. Throughputs are per second of it.
-Arrival rate: n - 1 gaps over the time between the first and the last arrival of the n requests that count; a
-    short run of random arrivals differs from the rate that was asked for.
-Closed loop: a request arrives when it is sent: due, with a place free, and its user done with thinking. TTFT,
-    waits and E2E count from there, so what it waited at the client is not in them; the arrival rate is what
-    came out, with the throughput it is the load that the loop makes.
-Ended by length: finished requests that reached max_model_len before they had all tokens they wanted
-    (ended_by_length); their output counts as far as it went.
-Warm-up: requests that arrive before warmup_s are served but not counted in TTFT, TPOT, E2E, SLO and
-    goodput. Gaps and the totals of the server (iterations, evictions, KV use, ...) always cover the whole
-    run.
-Max wait: longest time from arrival to the first iteration of a request (to the end of the run if there was
-    none).
-Prompt quartiles (Q1 to Q4): the requests in four parts by prompt length, the shortest first (equal lengths
-    together); p99.9 TTFT and longest wait of each show who starves.
-Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
-    fast.
-KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in iterations.
-Recomputed tokens: KV tokens that were lost to evictions. Swaps: times that KV was moved to the host.
-Keys of vLLM: a key of `vllm bench serve --save-result` has vLLM's meaning here (vllm/benchmarks/serve.py,
-    calculate_metrics). These are duration, num_prompts, completed, failed (dropped, or unfinished when the run
-    ended), total_input_tokens and total_output_tokens (of finished requests), request_throughput,
-    output_throughput, total_token_throughput, max_concurrent_requests (most finished requests present at one
-    time), request_goodput (only with limits, `--goodput ttft:200 tpot:50`: finished requests whose TTFT, mean
-    time per token and latency kept them, per second), and mean, median, std and percentiles (p99, p99.9) of
-    ttft, tpot, itl and e2el in ms. TTFT and itl are vLLM's where no request failed; where some did, vLLM
-    leaves them out, and ours count: ttft_completed has vLLM's numbers then. An empty sample is null here, 0
-    there. vLLM's max_output_tokens_per_s and its lists of single requests are not written. All other keys are
-    ours: slo_goodput, delivered_tokens and delivered_throughput (also of unfinished requests), arrived,
-    unfinished, dropped, arrival_rate, maxima, attainments, capacity, tiers and the server's totals.
+- TTFT: arrival to the end of the iteration that yields output token 1. Queueing counts, an eviction does
+  not reset it. A request that never got one (unfinished or dropped) is not left out: it enters with the
+  time from its arrival to the end of the run, a lower bound. Reference semantics (config.ttft_at =
+  prompt_done): arrival to the last completion of the prompt, finished requests only.
+- TBT (itl): each single gap between consecutive output tokens of one request, pooled over requests.
+  Percentiles come from a histogram, with a relative error below 0.2 %. Reference semantics
+  (config.zero_gaps): two gaps of 0 s are added for each request, one when its prompt is complete, one at
+  token 1.
+- TPOT: (completion - token 1) / (output tokens - 1) of a finished request with at least 2 output tokens.
+- E2E (e2el): arrival to completion of a finished request. Normalised latency: E2E / output tokens.
+- SLO attainment: share of the arrived requests. TTFT: token 1 within the tier's TTFT deadline. TBT:
+  finished, and no gap over the tier's TBT deadline. Joint: both. Unfinished and dropped requests have not
+  attained it.
+- Goodput (slo_goodput): requests that attained the joint SLO, per second of the run.
+- Capacity, paper's criterion: median TTFT < 0.5 s and, in each tier, p99 TBT within its deadline.
+- Capacity, sound criterion: also p99 TTFT < 10 s and no growing queue, that is: when the last request
+  arrives, at least 98 % of those that arrived are finished, are receiving tokens, or are inside their TTFT
+  deadline.
+- Duration: time 0 (or the end of the warm-up) to the end of the last iteration, so the drain after the last
+  arrival is included. Throughputs are per second of it.
+- Arrival rate: n - 1 gaps over the time between the first and the last arrival of the n requests that
+  count; a short run of random arrivals differs from the rate that was asked for.
+- Closed loop: a request arrives when it is sent: due, with a place free, and its user done with thinking.
+  TTFT, waits and E2E count from there, so what it waited at the client is not in them; the arrival rate is
+  what came out, with the throughput it is the load that the loop makes.
+- Ended by length: finished requests that reached max_model_len before they had all tokens they wanted
+  (ended_by_length); their output counts as far as it went.
+- Warm-up: requests that arrive before warmup_s are served but not counted in TTFT, TPOT, E2E, SLO and
+  goodput. Gaps and the totals of the server (iterations, evictions, KV use, ...) always cover the whole
+  run.
+- Max wait: longest time from arrival to the first iteration of a request (to the end of the run if there
+  was none).
+- Prompt quartiles (Q1 to Q4): the requests in four parts by prompt length, the shortest first (equal
+  lengths together); p99.9 TTFT and longest wait of each show who starves.
+- Jain index: of the output tokens per second of presence of each arrived request; 1 = all served equally
+  fast.
+- KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in
+  iterations.
+- Recomputed tokens: KV tokens that were lost to evictions. Swaps: times that KV was moved to the host.
+- Keys of vLLM: a key of `vllm bench serve --save-result` has vLLM's meaning here (vllm/benchmarks/serve.py,
+  calculate_metrics). These are duration, num_prompts, completed, failed (dropped, or unfinished when the
+  run ended), total_input_tokens and total_output_tokens (of finished requests), request_throughput,
+  output_throughput, total_token_throughput, max_concurrent_requests (most finished requests present at one
+  time), request_goodput (only with limits, `--goodput ttft:200 tpot:50`: finished requests whose TTFT, mean
+  time per token and latency kept them, per second), and mean, median, std and percentiles (p99, p99.9) of
+  ttft, tpot, itl and e2el in ms. TTFT and itl are vLLM's where no request failed; where some did, vLLM
+  leaves them out, and ours count: ttft_completed has vLLM's numbers then. An empty sample is null here, 0
+  there. vLLM's max_output_tokens_per_s and its lists of single requests are not written. All other keys are
+  ours: slo_goodput, delivered_tokens and delivered_throughput (also of unfinished requests), arrived,
+  unfinished, dropped, arrival_rate, maxima, attainments, capacity, tiers and the server's totals.
 """
 
 import math
