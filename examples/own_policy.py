@@ -5,7 +5,7 @@ llmsched evaluate --policies sarathi,examples/own_policy.py:Patient:patience=6 -
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import tyro
@@ -36,6 +36,7 @@ from engine import (
     simulate,
     summarize,
 )
+from engine.ranges import whole
 
 REMEMBERED = np.dtype([("held", "i8")])  # iterations in a row in which a decode did not run
 
@@ -78,9 +79,9 @@ def _decode_those(view: View, plan: Plan, request: np.ndarray, held: int, most: 
 class Patient(Policy):
     """Prompts before decodes, in order of arrival; but no decode is held back more than `patience` times in a row."""
 
-    token_budget: int = 512
+    token_budget: Annotated[int, whole(1)] = 512
     """Tokens of a batch from which on no prompt is added."""
-    patience: int = 3
+    patience: Annotated[int, whole(0)] = 3
     """Iterations in a row for which a decode may be left out."""
 
     name: ClassVar[str] = "patient"
