@@ -7,62 +7,28 @@ from typing import ClassVar
 import numpy as np
 
 from baselines.families.quota import (
-    CODE,
-    ENTERS,
-    FIRST_CLASS,
-    NUM_CLASSES,
-    OPEN,
-    QUOTA_CELLS,
-    QUOTA_REQUEST_MEMORY,
-    QUOTA_ROW_MEMORY,
-    WAITING_AT,
-    WAITS,
+    CLASS_CELLS,
+    PLACED,
+    Classes,
     Quotas,
+    empty_classes,
     encode_quotas,
-    forget_classes,
     has_quota,
     open_late,
     parse_quotas,
-    put,
+    place,
+    placed_in,
+    quotas_of,
+    rows_of,
+    rule_of,
     serve_open,
 )
 from baselines.parameters import Seconds, Variant
 from engine.compiled.jit import inner
+from engine.compiled.records import cells_of
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
-
-
-@inner
-def _segment(memory: Memory, generated: int) -> int:
-    """Segment of a request that is to generate token number `generated` + 1."""
-    p = memory.params
-    last = int(p[NUM_CLASSES]) - 1
-    for c in range(last):
-        if generated < p[FIRST_CLASS + 3 * c]:
-            return c
-    return last
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row, p = view.row[0], memory.params
-    forget_classes(memory)
-    memory.row[WAITING_AT] = row.num_waiting
-    for k in range(row.num_running):
-        i = view.running[k]
-        r = view.request[i]
-        c = _segment(memory, r.generated)
-        put(memory, i, c, c > 0 and r.prefilled == r.prompt and r.generated == p[FIRST_CLASS + 3 * (c - 1)])
-    prefix = True
-    for c in range(int(p[NUM_CLASSES])):
-        enough = has_quota(memory, c) or not p[WAITS] or (c == 0 and p[CODE] > 0.0)
-        prefix = prefix and enough
-        memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if prefix or p[CODE] > 0.0 else 0.0
-        if not prefix:
-            memory.row[QUOTA_CELLS * c + ENTERS] = 0.0
-    open_late(view, memory)
-    serve_open(view, memory, plan, 0)
 
 
 @dataclass(frozen=True)
@@ -90,9 +56,8 @@ class NestedWAIT(Policy):
     knows: ClassVar[str] = "distribution of output lengths, in its quotas"
     eviction: ClassVar[str] = "youngest running request under memory pressure, recompute"
     evidence: ClassVar[str] = "public code of an author and notes to the paper; KV check and timeout are ours"
-    request_memory: ClassVar[int] = QUOTA_REQUEST_MEMORY
-    row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(PLACED)
+    row_memory: ClassVar[int] = CLASS_CELLS
     space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
 
     def params(self, config: EngineConfig) -> np.ndarray:
@@ -100,5 +65,43 @@ class NestedWAIT(Policy):
         segments = parse_quotas(self.segments, "policy 'nested_wait': segments")
         bounds = [0.0, *(bound for bound, _ in segments)]
         stages = [b - a for a, b in itertools.pairwise(bounds)]
-        cells = encode_quotas(segments, stages)
-        return np.array([self.variant == "code", self.wait, self.timeout_s, *cells], np.float64)
+        return encode_quotas(self.variant == "code", self.wait, self.timeout_s, segments, stages)
+
+
+@inner
+def _segment(classes: Classes, generated: int) -> int:
+    """Segment of a request that is to generate token number `generated` + 1."""
+    last = int(classes.rule.classes) - 1
+    for c in range(last):
+        if generated < classes.quota[c].bound:
+            return c
+    return last
+
+
+@inner
+def _place(view: View, classes: Classes) -> None:
+    """The queue at the entry of the first segment, who runs in its own, or at the entry of that."""
+    row = view.row[0]
+    classes.row[0].at_entry = row.num_waiting
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        c = _segment(classes, r.generated)
+        at_entry = c > 0 and r.prefilled == r.prompt and r.generated == classes.quota[c - 1].bound
+        place(classes, i, c, at_entry)
+
+
+@kernel_of(NestedWAIT)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    classes = Classes(rule_of(memory.params), quotas_of(memory.params), rows_of(memory.row), placed_in(memory.request))
+    empty_classes(classes)
+    rule, prefix = classes.rule, True
+    _place(view, classes)
+    for c in range(int(rule.classes)):
+        enough = has_quota(classes, c) or not rule.waits or (c == 0 and rule.is_code > 0.0)
+        prefix = prefix and enough
+        classes.row[c].is_open = prefix or rule.is_code > 0.0
+        if not prefix:
+            classes.row[c].may_enter = 0.0
+    open_late(view, classes)
+    serve_open(view, plan, classes, 0)

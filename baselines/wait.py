@@ -5,58 +5,28 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines.families.quota import CODE as CODE_VARIANT
 from baselines.families.quota import (
-    FIRST_CLASS,
-    NUM_CLASSES,
-    OPEN,
-    QUOTA_CELLS,
-    QUOTA_REQUEST_MEMORY,
-    QUOTA_ROW_MEMORY,
-    WAITING_AT,
-    WAITS,
+    CLASS_CELLS,
+    PLACED,
+    Classes,
     Quotas,
-    class_of,
+    empty_classes,
     encode_quotas,
-    forget_classes,
     has_quota,
     open_late,
     parse_quotas,
-    put,
+    place,
+    placed_in,
+    quotas_of,
+    rows_of,
+    rule_of,
     serve_open,
 )
-from baselines.parameters import Seconds, Variant
+from engine.compiled.jit import inner
+from engine.compiled.records import cells_of
 from engine.config import EngineConfig
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row, p = view.row[0], memory.params
-    forget_classes(memory)
-    for k in range(row.num_running):
-        i = view.running[k]
-        put(memory, i, class_of(memory, view.request[i].prediction), False)
-    missing = int(p[NUM_CLASSES])
-    for k in range(row.num_waiting):
-        if missing == 0:
-            break
-        i = view.queue[k]
-        c = class_of(memory, view.request[i].prediction)
-        put(memory, i, c, True)
-        if memory.row[QUOTA_CELLS * c + WAITING_AT] == p[FIRST_CLASS + 3 * c + 1]:
-            missing -= 1
-    any_ready = False
-    for c in range(int(p[NUM_CLASSES])):
-        ready = has_quota(memory, c) or not p[WAITS]
-        any_ready = any_ready or ready
-        memory.row[QUOTA_CELLS * c + OPEN] = 1.0 if ready else 0.0
-    if p[CODE_VARIANT] and any_ready:
-        for c in range(int(p[NUM_CLASSES])):
-            memory.row[QUOTA_CELLS * c + OPEN] = 1.0
-    open_late(view, memory)
-    serve_open(view, memory, plan, -1)
 
 
 @dataclass(frozen=True)
@@ -85,13 +55,54 @@ class WAIT(Policy):
     prediction: ClassVar[str] = "oracle"
     eviction: ClassVar[str] = "youngest running request under memory pressure, recompute"
     evidence: ClassVar[str] = "public code of an author and notes to the paper; KV check and timeout are ours"
-    request_memory: ClassVar[int] = QUOTA_REQUEST_MEMORY
-    row_memory: ClassVar[int] = QUOTA_ROW_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(PLACED)
+    row_memory: ClassVar[int] = CLASS_CELLS
     space: ClassVar[Space] = {"wait": (True, False), "timeout_s": (0.1, 0.3, 1.0), "variant": ("code", "paper")}
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """Variant, flag and timeout, then the types."""
         types = parse_quotas(self.types, "policy 'wait': types")
-        cells = encode_quotas(types, [bound + 1.0 for bound, _ in types])
-        return np.array([self.variant == "code", self.wait, self.timeout_s, *cells], np.float64)
+        stages = [bound + 1.0 for bound, _ in types]
+        return encode_quotas(self.variant == "code", self.wait, self.timeout_s, types, stages)
+
+
+@inner
+def _type_of(classes: Classes, output: float) -> int:
+    """The first type whose bound is not below `output` tokens, else the last."""
+    last = int(classes.rule.classes) - 1
+    for c in range(last):
+        if output <= classes.quota[c].bound:
+            return c
+    return last
+
+
+@inner
+def _place(view: View, classes: Classes) -> None:
+    """Everybody who runs, and so many of the queue that every type has its quota."""
+    row, missing = view.row[0], int(classes.rule.classes)
+    for j in range(row.num_running):
+        i = view.running[j]
+        place(classes, i, _type_of(classes, view.request[i].prediction), False)
+    for j in range(row.num_waiting):
+        if missing == 0:
+            break
+        i = view.queue[j]
+        c = _type_of(classes, view.request[i].prediction)
+        place(classes, i, c, True)
+        missing -= classes.row[c].at_entry == classes.quota[c].enter
+
+
+@kernel_of(WAIT)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    classes = Classes(rule_of(memory.params), quotas_of(memory.params), rows_of(memory.row), placed_in(memory.request))
+    empty_classes(classes)
+    rule, any_ready = classes.rule, False
+    _place(view, classes)
+    for c in range(int(rule.classes)):
+        classes.row[c].is_open = has_quota(classes, c) or not rule.waits
+        any_ready = any_ready or classes.row[c].is_open > 0
+    if rule.is_code and any_ready:
+        for c in range(int(rule.classes)):
+            classes.row[c].is_open = 1
+    open_late(view, classes)
+    serve_open(view, plan, classes, -1)

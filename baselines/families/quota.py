@@ -7,30 +7,77 @@ the others keep their KV and wait. A class that has not been served for a timeou
 
 import itertools
 import math
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from engine.compiled.jit import inner
+from engine.compiled.records import cells_of, record, records, series
 from engine.demand.requests import INT32_MAX
 from engine.errors import InputError
 from engine.ranges import Readable, number, whole
-from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.plan import drop, evict, schedule
-from engine.server.state import Memory, Plan, View
+from engine.server.kv import decode_need
+from engine.server.moves import admit, chunk, decode, is_decode, take_kv
+from engine.server.plan import drop
+from engine.server.state import Plan, View
 from engine.spec import Spec
 
 MAX_CLASSES = 32
 _BOUND, _QUOTA = number(0.0, INT32_MAX, above=True, noun="tokens"), whole(0, above=True, noun="requests")
-CODE, WAITS, TIMEOUT, NUM_CLASSES, FIRST_CLASS = range(5)
-"""Cells of the parameters; from FIRST_CLASS on, three for each class: upper bound in tokens, quota, limit."""
 
-CLASS, AT_ENTRY, QUOTA_REQUEST_MEMORY = range(3)
-"""Columns: class of a request, whether it stands at the entry of its class."""
-WAITING_AT, INSIDE, OPEN, ENTERS, LAST, QUOTA_CELLS = range(6)
-"""Cells of each class: requests at its entry, requests inside, whether it is open, how many may enter, when it was
-served last (s; -1: nobody is there)."""
-QUOTA_ROW_MEMORY = MAX_CLASSES * QUOTA_CELLS
+RULE = np.dtype(
+    [
+        ("is_code", "f8"),  # whether the variant is that of the published code
+        ("waits", "f8"),  # whether classes wait for their quotas
+        ("timeout_s", "f8"),
+        ("classes", "f8"),  # how many there are
+    ],
+    align=True,
+)
+"""The parameters, before a series of QUOTA."""
+
+QUOTA = np.dtype(
+    [
+        ("bound", "f8"),  # output tokens up to which a request belongs to the class
+        ("enter", "f8"),  # requests that enter at a time
+        ("inside", "f8"),  # requests that it holds at most (of the published code)
+    ],
+    align=True,
+)
+"""The parameters of a class."""
+
+CLASS = np.dtype(
+    [
+        ("at_entry", "i8"),  # requests at its entry
+        ("inside", "i8"),  # requests behind it
+        ("is_open", "i8"),  # whether the class is served in this iteration
+        ("may_enter", "f8"),  # how many may enter in this iteration
+        ("served_s", "f8"),  # when it was served last, s; -1: nobody is there
+    ],
+    align=True,
+)
+"""What is remembered of a class."""
+
+PLACED = np.dtype(
+    [
+        ("kind", "i8"),  # class of the request
+        ("at_entry", "i8"),  # whether it stands at the entry of its class
+    ],
+    align=True,
+)
+"""What is remembered of a request."""
+
+CLASS_CELLS = MAX_CLASSES * cells_of(CLASS)
+rule_of, quotas_of, rows_of, placed_in = record(RULE), series(QUOTA, behind=RULE), series(CLASS), records(PLACED)
+
+
+class Classes(NamedTuple):
+    """The classes in the parameters and the memory of a policy (`rule_of` and so on view them)."""
+
+    rule: Any  # RULE
+    quota: Any  # QUOTA[classes]
+    row: Any  # CLASS[classes]
+    request: Any  # PLACED[requests]
 
 
 def parse_quotas(text: str, where: str) -> list[tuple[float, int]]:
@@ -58,152 +105,145 @@ Quotas = Annotated[str, Readable(parse_quotas)]
 """A parameter that says quotas."""
 
 
-def encode_quotas(quotas: list[tuple[float, int]], stages: list[float]) -> list[float]:
-    """Bounds, quotas and limits for the kernel; the limit of a class is its quota in each of its stages."""
-    cells = [float(len(quotas))]
+def encode_quotas(
+    is_code: bool, waits: bool, timeout_s: float, quotas: list[tuple[float, int]], stages: list[float]
+) -> np.ndarray:
+    """The parameters as RULE and QUOTA lay them out; a class holds at most its quota in each of its stages."""
+    cells = [float(is_code), float(waits), timeout_s, float(len(quotas))]
     for (bound, quota), count in zip(quotas, stages, strict=True):
         cells += [bound, float(quota), quota * count if math.isfinite(count) else np.inf]
-    return cells
+    return np.array(cells)
 
 
 @inner
-def class_of(memory: Memory, output: float) -> int:
-    """The first class whose bound is not below `output` tokens, else the last."""
-    p = memory.params
-    last = int(p[NUM_CLASSES]) - 1
-    for c in range(last):
-        if output <= p[FIRST_CLASS + 3 * c]:
-            return c
+def empty_classes(classes: Classes) -> None:
+    """Start counting anew."""
+    for c in range(int(classes.rule.classes)):
+        k = classes.row[c]
+        k.at_entry, k.inside, k.is_open, k.may_enter = 0, 0, 0, 0.0
+
+
+@inner
+def place(classes: Classes, i: int, c: int, at_entry: bool) -> None:
+    """Count request `i` in class `c`."""
+    classes.request[i].kind, classes.request[i].at_entry = c, at_entry
+    if at_entry:
+        classes.row[c].at_entry += 1
+    else:
+        classes.row[c].inside += 1
+
+
+@inner
+def has_quota(classes: Classes, c: int) -> bool:
+    """Whether class `c` has as many requests at its entry as it takes in; sets how many may enter."""
+    q, k = classes.quota[c], classes.row[c]
+    enter = q.enter
+    if classes.rule.is_code:
+        enter = min(enter, max(0.0, q.inside - k.inside))
+    k.may_enter = min(enter, k.at_entry)
+    return bool(k.at_entry >= enter)
+
+
+@inner
+def open_late(view: View, classes: Classes) -> None:
+    """Open the classes that have been waiting for the timeout; remember since when the others do."""
+    now = view.row[0].now
+    for c in range(int(classes.rule.classes)):
+        k = classes.row[c]
+        if k.at_entry + k.inside == 0:
+            k.served_s = -1.0
+        elif k.served_s < 0.0:
+            k.served_s = now
+        elif now >= k.served_s + classes.rule.timeout_s:
+            k.is_open = 1
+            has_quota(classes, c)
+
+
+@inner
+def _enters(classes: Classes, i: int) -> bool:
+    """Whether request `i`, which holds KV, is behind the entry of its class or may pass it now."""
+    k = classes.row[classes.request[i].kind]
+    if classes.request[i].at_entry:
+        if k.may_enter <= 0.0:
+            return False
+        k.may_enter -= 1.0
+    return True
+
+
+@inner
+def _run_decodes(view: View, plan: Plan, classes: Classes) -> int:
+    """Decodes of open classes, oldest first; who finds no block takes those of the youngest request, open or not.
+
+    Returns:
+        How many of `running` still hold KV.
+    """
+    row, draft = view.row[0], plan.draft[0]
+    last, k = row.num_running, 0
+    while k < last and draft.tokens < row.max_batched_tokens:
+        i = view.running[k]
+        r, its = view.request[i], classes.row[classes.request[i].kind]
+        k += 1
+        if not is_decode(r) or not its.is_open or not _enters(classes, i):
+            continue
+        need = decode_need(r, row.block_size)
+        while need > draft.free and last > k:
+            last -= 1
+            take_kv(view, plan, view.running[last])
+        if need <= draft.free:
+            decode(view, plan, i)
+            its.served_s = row.now
     return last
 
 
 @inner
-def forget_classes(memory: Memory) -> None:
-    """Start counting anew."""
-    for c in range(int(memory.params[NUM_CLASSES])):
-        for cell in (WAITING_AT, INSIDE, OPEN, ENTERS):
-            memory.row[QUOTA_CELLS * c + cell] = 0.0
+def _continue_prompts(view: View, plan: Plan, classes: Classes, last: int) -> None:
+    """Started prompts of open classes among ``running[:last]``."""
+    row, draft = view.row[0], plan.draft[0]
+    for j in range(last):
+        i = view.running[j]
+        its, room = classes.row[classes.request[i].kind], row.max_batched_tokens - draft.tokens
+        if not is_decode(view.request[i]) and its.is_open and room > 0:
+            chunk(view, plan, i, room)
+            its.served_s = row.now
 
 
 @inner
-def put(memory: Memory, i: int, c: int, at_entry: bool) -> None:
-    """Count request `i` in class `c`."""
-    memory.request[i, CLASS] = c
-    memory.request[i, AT_ENTRY] = 1.0 if at_entry else 0.0
-    memory.row[QUOTA_CELLS * c + (WAITING_AT if at_entry else INSIDE)] += 1.0
-
-
-@inner
-def has_quota(memory: Memory, c: int) -> bool:
-    """Whether class `c` has as many requests at its entry as it takes in; sets how many may enter."""
-    p, cell = memory.params, QUOTA_CELLS * c
-    quota = p[FIRST_CLASS + 3 * c + 1]
-    if p[CODE]:
-        quota = min(quota, max(0.0, p[FIRST_CLASS + 3 * c + 2] - memory.row[cell + INSIDE]))
-    memory.row[cell + ENTERS] = min(quota, memory.row[cell + WAITING_AT])
-    return bool(memory.row[cell + WAITING_AT] >= quota)
-
-
-@inner
-def open_late(view: View, memory: Memory) -> None:
-    """Open the classes that have been waiting for the timeout; remember since when the others do."""
-    now = view.row[0].now
-    for c in range(int(memory.params[NUM_CLASSES])):
-        cell = QUOTA_CELLS * c
-        if memory.row[cell + WAITING_AT] + memory.row[cell + INSIDE] == 0.0:
-            memory.row[cell + LAST] = -1.0
-        elif memory.row[cell + LAST] < 0.0:
-            memory.row[cell + LAST] = now
-        elif now >= memory.row[cell + LAST] + memory.params[TIMEOUT]:
-            memory.row[cell + OPEN] = 1.0
-            has_quota(memory, c)
-
-
-@inner
-def _run_decodes(view: View, memory: Memory, plan: Plan) -> tuple[int, int, int]:
-    """Decodes of open classes, oldest first; returns (running requests left, tokens, free blocks).
-
-    Who finds no free block takes those of the youngest running request, open or not.
-    """
-    row, cells, free, tokens = view.row[0], memory.row, view.row[0].free_blocks, 0
-    last, k = row.num_running, 0
-    while k < last and tokens < row.max_batched_tokens:
-        i = view.running[k]
-        r = view.request[i]
-        k += 1
-        cell = QUOTA_CELLS * int(memory.request[i, CLASS])
-        if r.prefilled < r.prompt or not cells[cell + OPEN]:
-            continue
-        if memory.request[i, AT_ENTRY]:
-            if cells[cell + ENTERS] <= 0.0:
-                continue
-            cells[cell + ENTERS] -= 1.0
-        need = decode_need(r, row.block_size)
-        while need > free and last > k:
-            last -= 1
-            free += view.request[view.running[last]].blocks
-            evict(plan, view.running[last])
-        if need <= free:
-            free -= need
-            tokens += 1
-            schedule(plan, i, 1)
-            cells[cell + LAST] = row.now
-    return last, tokens, free
-
-
-@inner
-def _may_enter(memory: Memory) -> float:
-    """Newcomers that the open classes take in now."""
-    enter = 0.0
-    for c in range(int(memory.params[NUM_CLASSES])):
-        if memory.row[QUOTA_CELLS * c + OPEN]:
-            enter += memory.row[QUOTA_CELLS * c + ENTERS]
-    return enter
-
-
-@inner
-def serve_open(view: View, memory: Memory, plan: Plan, entry: int) -> None:
-    """Plan the open classes; with nothing to run, wake when the next class has waited for the timeout.
-
-    `entry` is the class of everybody in the queue; -1: as put.
-    """
-    row, cells = view.row[0], memory.row
-    last, tokens, free = _run_decodes(view, memory, plan)
-    for k in range(last):
-        i = view.running[k]
-        r = view.request[i]
-        cell = QUOTA_CELLS * int(memory.request[i, CLASS])
-        chunk = min(r.prompt - r.prefilled, row.max_batched_tokens - tokens)
-        if chunk > 0 and cells[cell + OPEN]:
-            schedule(plan, i, chunk)
-            tokens += chunk
-            cells[cell + LAST] = row.now
-    active = last
-    enter = _may_enter(memory) if entry < 0 else cells[QUOTA_CELLS * entry + OPEN] * cells[QUOTA_CELLS * entry + ENTERS]
-    for k in range(row.num_waiting):
+def _admit(view: View, plan: Plan, classes: Classes, entry: int) -> None:
+    """Newcomers of open classes; `entry` is the class of everybody in the queue, -1: as placed."""
+    row, draft, enter = view.row[0], plan.draft[0], 0.0
+    for c in range(int(classes.rule.classes)):
+        if classes.row[c].is_open and (entry < 0 or c == entry):
+            enter += classes.row[c].may_enter
+    for j in range(row.num_waiting):
         if enter <= 0.0:
             break
-        i = view.queue[k]
-        r = view.request[i]
-        if r.prompt > row.max_model_len:
+        i = view.queue[j]
+        if view.request[i].prompt > row.max_model_len:
             drop(plan, i)
             continue
-        cell = QUOTA_CELLS * (int(memory.request[i, CLASS]) if entry < 0 else entry)
-        if not cells[cell + OPEN] or cells[cell + ENTERS] <= 0.0:
+        its = classes.row[classes.request[i].kind if entry < 0 else entry]
+        if not its.is_open or its.may_enter <= 0.0:
             continue
-        need = blocks_to_admit(r, row.block_size)
-        chunk = min(tokens_left(r), row.max_batched_tokens - tokens)
-        if chunk <= 0 or need + row.watermark_blocks > free or active >= row.max_num_seqs:
+        if not admit(view, plan, i, row.max_batched_tokens - draft.tokens):
             break
-        schedule(plan, i, chunk)
-        tokens += chunk
-        free -= need
-        active += 1
         enter -= 1.0
-        cells[cell + ENTERS] -= 1.0
-        cells[cell + LAST] = row.now
-    if plan.size[0] == 0:
-        for c in range(int(memory.params[NUM_CLASSES])):
-            late = cells[QUOTA_CELLS * c + LAST] + memory.params[TIMEOUT]
-            if cells[QUOTA_CELLS * c + LAST] >= 0.0 and late > row.now:
-                plan.wake[0] = min(plan.wake[0], late)
+        its.may_enter -= 1.0
+        its.served_s = row.now
+
+
+@inner
+def serve_open(view: View, plan: Plan, classes: Classes, entry: int) -> None:
+    """Plan the open classes; with nothing to run, wake when the next class has waited for the timeout.
+
+    `entry` is the class of everybody in the queue; -1: as placed.
+    """
+    last = _run_decodes(view, plan, classes)
+    _continue_prompts(view, plan, classes, last)
+    _admit(view, plan, classes, entry)
+    if plan.size[0] > 0:
+        return
+    for c in range(int(classes.rule.classes)):
+        served_s = classes.row[c].served_s
+        late = served_s + classes.rule.timeout_s
+        if served_s >= 0.0 and late > view.row[0].now:
+            plan.wake[0] = min(plan.wake[0], late)

@@ -71,6 +71,37 @@ def records(record_type: np.dtype) -> Any:
     return _Accessor(_intrinsic(record_type, _line_up), lambda cells: _records(cells, record_type))
 
 
+def series(record_type: np.dtype, behind: np.dtype | None = None) -> Any:
+    """What views the cells of a row as records of one type, one after another, as many as there is room for.
+
+    Args:
+        record_type: as for `record`.
+        behind: the record of another type with which the row begins, if there is one.
+
+    Returns:
+        ``f(cells: float64[k]) -> record[n]``, for kernels and for Python.
+
+    Raises:
+        InputError: as `record`.
+    """
+    _check(record_type)
+    first = cells_of(behind) if behind is not None else 0
+
+    def line_up(context: Any, builder: Any, kind: Any, source: Any) -> Any:
+        (cells,) = cgutils.unpack_tuple(builder, source.shape)
+        number = builder.sdiv(builder.sub(cells, cells.type(first)), cells.type(cells_of(record_type)))
+        data, stride = builder.gep(source.data, [cells.type(first)]), cells.type(kind.dtype.size)
+        return _lines(context, builder, kind, source, data, (number, stride))
+
+    def interpreted(cells: np.ndarray) -> np.ndarray:
+        if len(cells) < first:
+            raise ValueError(_TOO_FEW)
+        whole = (len(cells) - first) // cells_of(record_type)
+        return _records(cells[first : first + whole * cells_of(record_type)].reshape(whole, -1), record_type)
+
+    return _Accessor(_intrinsic(record_type, line_up, first), interpreted)
+
+
 class _Accessor:
     """One function with two bodies: numba sees an intrinsic, Python calls another."""
 
@@ -99,11 +130,11 @@ def _records(cells: np.ndarray, record_type: np.dtype) -> np.ndarray:
     return cells[:, : cells_of(record_type)].view(record_type)[:, 0].view(np.recarray)
 
 
-def _intrinsic(record_type: np.dtype, build: Callable[..., Any]) -> Callable[..., Any]:
+def _intrinsic(record_type: np.dtype, build: Callable[..., Any], least: int | None = None) -> Callable[..., Any]:
     """The compiled accessor: checks the number of cells, then lets `build` point at them."""
     kind: Any = from_dtype(record_type)
     returned = kind if build is _point else types.Array(kind, 1, "A", aligned=True)
-    least = cells_of(record_type)
+    least = cells_of(record_type) if least is None else least
 
     def view_cells(typing_context: Any, cells: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -125,13 +156,18 @@ def _point(context: Any, builder: Any, kind: Any, source: Any) -> Any:
 
 def _line_up(context: Any, builder: Any, kind: Any, source: Any) -> Any:
     """An array with the record of each line."""
+    (number, _), (stride, _) = (cgutils.unpack_tuple(builder, x) for x in (source.shape, source.strides))
+    return _lines(context, builder, kind, source, source.data, (number, stride))
+
+
+def _lines(context: Any, builder: Any, kind: Any, source: Any, data: Any, layout: tuple[Any, Any]) -> Any:
+    """An array of records in the cells of another one: how many, and bytes from one to the next."""
     found = make_array(kind)(context, builder)
-    strides = cgutils.unpack_tuple(builder, source.strides)[:1]
     populate_array(
         found,
-        data=builder.bitcast(source.data, found.data.type),
-        shape=cgutils.unpack_tuple(builder, source.shape)[:1],
-        strides=strides,
+        data=builder.bitcast(data, found.data.type),
+        shape=layout[:1],
+        strides=layout[1:],
         itemsize=context.get_constant(types.intp, kind.dtype.size),
         meminfo=source.meminfo,
         parent=source.parent,
