@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines._fill import take_decodes_oldest_first
+import numpy as np
+
 from baselines.families.peak import (
-    FUTURE_WIDTH,
-    FUTURES,
-    PEAK_ROW_MEMORY,
-    WAITED,
+    PEAK,
     add_to_future,
-    admit_prompt,
     capacity_tokens,
-    continue_prompt,
+    decode_without_prompts,
     has_room,
     is_due,
     next_candidate,
@@ -24,58 +21,11 @@ from baselines.families.peak import (
 from baselines.grids import BATCH_CAPS
 from baselines.parameters import IterationsFrom0, Requests, ShareFrom0, Tokens, TokensFrom0
 from engine.compiled.jit import inner
-from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.compiled.records import cells_of, params_of, record, records
+from engine.server.moves import enter
+from engine.server.policy import Policy, Space, kernel_of
+from engine.server.sorting import SORTED
 from engine.server.state import Memory, Plan, View
-
-MAX_NEW_TOKENS, TOKEN_RATIO, EXPECTED_TOKENS, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
-
-
-@inner
-def _assumed_output(view: View, memory: Memory, i: int) -> int:
-    """Output of a request: all it may have if the pool is busy, else a guess that grows with what it has."""
-    row, r, p = view.row[0], view.request[i], memory.params
-    most = own_maximum(row, r, int(p[MAX_NEW_TOKENS]))
-    if (row.num_blocks - row.free_blocks) / row.num_blocks >= p[TOKEN_RATIO]:
-        return most
-    return min(most, max(int(1.1 * r.generated), int(p[EXPECTED_TOKENS])))
-
-
-@inner
-def _admit(view: View, memory: Memory, plan: Plan, limit: int) -> int:
-    """New prompts in arrival order while the peak stays below the capacity; returns the tokens planned."""
-    row = view.row[0]
-    cap, free, active = running_limit(row, int(memory.params[BATCH_CAP])), row.free_blocks, row.num_running
-    tokens, taken = 0, 0
-    if row.num_waiting == 0 or active >= cap:
-        return 0
-    for j in range(active):
-        add_to_future(view, memory, 0, j, view.running[j], _assumed_output(view, memory, view.running[j]))
-    while True:
-        i, taken = next_candidate(view, memory, plan, taken)
-        if i < 0 or not has_room(row, view.request[i], tokens, limit, active, cap, free):
-            return tokens
-        add_to_future(view, memory, 0, active, i, _assumed_output(view, memory, i))
-        active += 1
-        if active > 1 and peak_tokens(memory, 0, active) >= capacity_tokens(row):
-            return tokens
-        tokens += admit_prompt(view, plan, i, limit)
-        free -= blocks_for(view.request[i].prompt, row.block_size)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    limit, max_wait = (
-        prompt_limit(view.row[0], int(memory.params[BATCH_MAX_TOKENS])),
-        int(memory.params[MAX_WAIT_TOKENS]),
-    )
-    tokens = continue_prompt(view, plan, limit)
-    if tokens == 0 and is_due(view, memory, max_wait):
-        tokens = _admit(view, memory, plan, limit)
-        memory.row[WAITED] = max_wait if tokens > 0 else 0
-    if tokens == 0:
-        take_decodes_oldest_first(view, memory, plan)
-        memory.row[WAITED] += 1.0
 
 
 @dataclass(frozen=True)
@@ -106,12 +56,54 @@ class LightLLM(Policy):
     knows: ClassVar[str] = "prompt length, limit of the output"
     eviction: ClassVar[str] = "none in safe mode, else youngest running request, recompute"
     evidence: ClassVar[str] = "public code"
-    request_memory: ClassVar[int] = FUTURES + FUTURE_WIDTH
-    row_memory: ClassVar[int] = PEAK_ROW_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(SORTED)
+    row_memory: ClassVar[int] = cells_of(PEAK)
     space: ClassVar[Space] = {
         "max_new_tokens": (256, 512, 1024, 2048),
         "token_ratio": (0.0, 0.5, 0.8, 1.0),
         "batch_cap": BATCH_CAPS,
         "max_wait_tokens": (2, 4, 6, 10),
     }
+
+
+_params, _peak, _future = record(params_of(LightLLM)), record(PEAK), records(SORTED)
+
+
+@inner
+def _assumed_output(view: View, p: np.record, i: int) -> int:
+    """Output of a request: all it may have if the pool is busy, else a guess that grows with what it has."""
+    row, r = view.row[0], view.request[i]
+    most = own_maximum(row, r, int(p.max_new_tokens))
+    if (row.num_blocks - row.free_blocks) / row.num_blocks >= p.token_ratio:
+        return most
+    return min(most, max(int(1.1 * r.generated), int(p.expected_tokens)))
+
+
+@inner
+def _admit(view: View, plan: Plan, p: np.record, future: np.recarray, limit: int) -> None:
+    """New prompts in arrival order while the peak stays below the capacity."""
+    row, draft = view.row[0], plan.draft[0]
+    cap = running_limit(row, int(p.batch_cap))
+    if row.num_waiting == 0 or draft.seats >= cap:
+        return
+    for j in range(row.num_running):
+        i = view.running[j]
+        add_to_future(view, future, j, i, _assumed_output(view, p, i))
+    while True:
+        i = next_candidate(view, plan)
+        if i < 0 or not has_room(view, plan, i, limit, cap):
+            return
+        add_to_future(view, future, draft.seats, i, _assumed_output(view, p, i))
+        if draft.seats > 0 and peak_tokens(view, future, draft.seats + 1) >= capacity_tokens(row):
+            return
+        enter(view, plan, i, min(view.request[i].prompt, limit))
+
+
+@kernel_of(LightLLM)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, peak = _params(memory.params), _peak(memory.row)
+    limit, max_wait = prompt_limit(view.row[0], int(p.batch_max_tokens)), int(p.max_wait_tokens)
+    due = is_due(view, plan, peak, limit, max_wait)
+    if due:
+        _admit(view, plan, p, _future(memory.request), limit)
+    decode_without_prompts(view, plan, peak, due, max_wait)

@@ -1,18 +1,15 @@
 """The past-future scheduler: peak memory under outputs drawn from those of requests that finished lately."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from baselines._fill import take_decodes_oldest_first
+import numpy as np
+
 from baselines.families.peak import (
-    FUTURE_WIDTH,
-    FUTURES,
-    PEAK_ROW_MEMORY,
-    WAITED,
+    PEAK,
     add_to_future,
-    admit_prompt,
     capacity_tokens,
-    continue_prompt,
+    decode_without_prompts,
     has_room,
     is_due,
     next_candidate,
@@ -25,167 +22,45 @@ from baselines.grids import BATCH_CAPS
 from baselines.parameters import IterationsFrom0, Requests, Seed, Share, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.random import uniform
-from engine.server.kv import blocks_for
-from engine.server.policy import HotKernel, Kernel, Policy, Space
-from engine.server.state import DROPPED, FINISHED, Memory, Plan, View
-
-MAX_NEW_TOKENS, LIMIT, SEED, BATCH_MAX_TOKENS, BATCH_CAP, MAX_WAIT_TOKENS = range(6)
+from engine.compiled.records import cells_of, params_of, record, records, series
+from engine.server.members import MEMBER, join, keep_present
+from engine.server.moves import enter
+from engine.server.policy import Policy, Space, kernel_of
+from engine.server.sorting import SORTED
+from engine.server.state import FINISHED, Memory, Plan, View
 
 WINDOW, MAX_FUTURES = 200, 5
 """Output lengths remembered, futures drawn at most."""
 
-WATCHED, IS_WATCHED, PAST_FUTURE_REQUEST_MEMORY = (FUTURES + FUTURE_WIDTH * MAX_FUTURES + k for k in range(3))
-"""Columns of the request memory: requests that were admitted and have not left, whether a request is among them."""
-NUM_WATCHED, SEEN_LEFT, DRAWS, LENGTHS, OLDEST, RING = (PEAK_ROW_MEMORY + k for k in range(6))
-"""Cells of the row memory: watched requests, requests that had left when they were last looked at, random numbers
-drawn, lengths in the history, place of the oldest; then the history as it came, and sorted."""
-SORTED, PAST_FUTURE_ROW_MEMORY = RING + WINDOW, RING + 2 * WINDOW
+SERVER = np.dtype(
+    [
+        ("peak", PEAK),
+        ("watched", "i8"),  # requests that were admitted and have not left
+        ("gone", "i8"),  # requests that had left when the watched ones were last looked at
+        ("draws", "i8"),  # random numbers drawn
+        ("lengths", "i8"),  # outputs in the history
+        ("oldest", "i8"),  # place of the oldest
+    ],
+    align=True,
+)
+"""What is remembered of the server, before a series of OUTPUT."""
+
+OUTPUT = np.dtype(
+    [
+        ("came", "f8"),  # of line k: the output at place k of a ring
+        ("ranked", "f8"),  # of line k: the k-th smallest output
+    ],
+    align=True,
+)
+"""The history of outputs, twice."""
 
 
-@inner
-def _draw(memory: Memory) -> float:
-    """The next random number of this run."""
-    memory.row[DRAWS] += 1.0
-    return uniform(int(memory.params[SEED]), int(memory.row[DRAWS]))
+class Past(NamedTuple):
+    """What is remembered of requests that have left, and who is watched until it does."""
 
-
-@inner
-def remember(memory: Memory, output: int) -> None:
-    """Append an output length to the history; the oldest one leaves when the window is full."""
-    cells, n, place = memory.row, int(memory.row[LENGTHS]), int(memory.row[OLDEST])
-    if n == WINDOW:
-        gone, k = cells[RING + place], SORTED
-        while cells[k] != gone:
-            k += 1
-        for m in range(k, SORTED + n - 1):
-            cells[m] = cells[m + 1]
-        n -= 1
-    k = SORTED + n
-    while k > SORTED and cells[k - 1] > output:
-        cells[k] = cells[k - 1]
-        k -= 1
-    cells[k] = output
-    cells[RING + place] = output
-    cells[LENGTHS] = n + 1
-    cells[OLDEST] = (place + 1) % WINDOW
-
-
-@inner
-def _watch(memory: Memory, i: int) -> None:
-    """From now on look whether request `i` has finished."""
-    if not memory.request[i, IS_WATCHED]:
-        memory.request[i, IS_WATCHED] = 1.0
-        memory.request[int(memory.row[NUM_WATCHED]), WATCHED] = i
-        memory.row[NUM_WATCHED] += 1.0
-
-
-@inner
-def _learn(view: View, memory: Memory) -> None:
-    """Fill the history at the start; then append the outputs of requests that finished since the last look."""
-    row, cells = view.row[0], memory.row
-    if cells[LENGTHS] == 0:
-        for _ in range(WINDOW // 2):
-            remember(memory, int(memory.params[MAX_NEW_TOKENS]))
-    if row.finished + row.dropped == cells[SEEN_LEFT]:
-        return
-    cells[SEEN_LEFT] = row.finished + row.dropped
-    kept = 0
-    for k in range(int(cells[NUM_WATCHED])):
-        i = int(memory.request[k, WATCHED])
-        r = view.request[i]
-        if r.status == FINISHED:
-            remember(memory, r.generated)
-        if r.status == FINISHED or r.status == DROPPED:
-            memory.request[i, IS_WATCHED] = 0.0
-        else:
-            memory.request[kept, WATCHED] = i
-            kept += 1
-    cells[NUM_WATCHED] = kept
-
-
-@inner
-def conditioned_output(memory: Memory, generated: int, most: int, u: float) -> int:
-    """Quantile `u` of the outputs above `generated`: of history, and the request's own maximum after them.
-
-    Linear between neighbours, the first of which is `generated` itself.
-    """
-    cells, n = memory.row, int(memory.row[LENGTHS])
-    low, high = 0, n  # the first entry of the history above `generated`
-    while low < high:
-        middle = (low + high) // 2
-        if cells[SORTED + middle] > generated:
-            high = middle
-        else:
-            low = middle + 1
-    larger = n - low
-    at = u * (larger + 1)
-    k = int(at)
-    left = float(generated) if k == 0 else cells[SORTED + low + k - 1]
-    right = float(most) if k == larger else cells[SORTED + low + k]
-    return max(int(left + (right - left) * (at - k) + 0.5), generated + 1)
-
-
-@inner
-def _assume_running(view: View, memory: Memory, futures: int) -> None:
-    """Draw the futures of the running requests."""
-    row = view.row[0]
-    for j in range(row.num_running):
-        i = view.running[j]
-        r = view.request[i]
-        _watch(memory, i)
-        most = own_maximum(row, r, int(memory.params[MAX_NEW_TOKENS]))
-        for s in range(futures):
-            add_to_future(view, memory, s, j, i, conditioned_output(memory, r.generated, most, _draw(memory)))
-
-
-@inner
-def _peak_with(view: View, memory: Memory, futures: int, n: int, i: int) -> float:
-    """Add candidate `i` to the `n` requests of each future, with any output of the history; the highest peak."""
-    peak = 0.0
-    for s in range(futures):
-        k = int(_draw(memory) * memory.row[LENGTHS])
-        add_to_future(view, memory, s, n, i, int(memory.row[SORTED + k]))
-        peak = max(peak, peak_tokens(memory, s, n + 1))
-    return peak
-
-
-@inner
-def _admit(view: View, memory: Memory, plan: Plan, limit: int) -> int:
-    """New prompts in arrival order while the peak of every future stays low; returns the tokens planned."""
-    row = view.row[0]
-    cap, free, active = running_limit(row, int(memory.params[BATCH_CAP])), row.free_blocks, row.num_running
-    tokens, taken = 0, 0
-    if row.num_waiting == 0 or active >= cap:
-        return 0
-    futures = min(MAX_FUTURES, WINDOW // active + 1) if active > 0 else 1
-    _assume_running(view, memory, futures)
-    while True:
-        i, taken = next_candidate(view, memory, plan, taken)
-        if i < 0 or not has_room(row, view.request[i], tokens, limit, active, cap, free):
-            return tokens
-        peak = _peak_with(view, memory, futures, active, i)
-        if active > 0 and peak >= memory.params[LIMIT] * capacity_tokens(row):
-            return tokens
-        active += 1
-        tokens += admit_prompt(view, plan, i, limit)
-        free -= blocks_for(view.request[i].prompt, row.block_size)
-        _watch(memory, i)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    limit, max_wait = (
-        prompt_limit(view.row[0], int(memory.params[BATCH_MAX_TOKENS])),
-        int(memory.params[MAX_WAIT_TOKENS]),
-    )
-    _learn(view, memory)
-    tokens = continue_prompt(view, plan, limit)
-    if tokens == 0 and is_due(view, memory, max_wait):
-        tokens = _admit(view, memory, plan, limit)
-        memory.row[WAITED] = max_wait if tokens > 0 else 0
-    if tokens == 0:
-        take_decodes_oldest_first(view, memory, plan)
-        memory.row[WAITED] += 1.0
+    row: Any  # SERVER
+    output: Any  # OUTPUT[WINDOW]
+    watched: Any  # MEMBER[requests]
 
 
 @dataclass(frozen=True)
@@ -216,12 +91,158 @@ class PastFuture(Policy):
     knows: ClassVar[str] = "prompt length, limit of the output, outputs of finished requests"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code"
-    request_memory: ClassVar[int] = PAST_FUTURE_REQUEST_MEMORY
-    row_memory: ClassVar[int] = PAST_FUTURE_ROW_MEMORY
-    kernel: ClassVar[Kernel | None] = _plan
+    request_memory: ClassVar[int] = cells_of(MEMBER) + MAX_FUTURES * cells_of(SORTED)
+    row_memory: ClassVar[int] = cells_of(SERVER) + WINDOW * cells_of(OUTPUT)
     space: ClassVar[Space] = {
         "max_new_tokens": (512, 1024, 2048),
         "limit": (0.8, 0.9, 0.95, 1.0),
         "batch_cap": BATCH_CAPS,
         "max_wait_tokens": (2, 4, 6, 10),
     }
+
+
+_params, _server, _outputs = record(params_of(PastFuture)), record(SERVER), series(OUTPUT, behind=SERVER)
+_watched, _future = records(MEMBER), records(SORTED)
+_MEMBER_CELLS, _FUTURE_CELLS = cells_of(MEMBER), cells_of(SORTED)
+
+
+@inner
+def _cell_of(future: int) -> int:
+    """The first cell of an assumed future in a request's line: they are behind MEMBER."""
+    return _MEMBER_CELLS + future * _FUTURE_CELLS
+
+
+@inner
+def _draw(p: np.record, past: Past) -> float:
+    """The next random number of this run."""
+    past.row.draws += 1
+    return float(uniform(int(p.seed), past.row.draws))
+
+
+@inner
+def _forget_oldest(past: Past) -> None:
+    gone, k = past.output[past.row.oldest].came, 0
+    while past.output[k].ranked != gone:
+        k += 1
+    past.row.lengths -= 1
+    for m in range(k, past.row.lengths):
+        past.output[m].ranked = past.output[m + 1].ranked
+
+
+@inner
+def remember(past: Past, output: int) -> None:
+    """Append an output length to the history; the oldest one leaves when the window is full."""
+    row, outputs = past.row, past.output
+    if row.lengths == WINDOW:
+        _forget_oldest(past)
+    k = row.lengths
+    while k > 0 and outputs[k - 1].ranked > output:
+        outputs[k].ranked = outputs[k - 1].ranked
+        k -= 1
+    outputs[k].ranked = output
+    outputs[row.oldest].came = output
+    row.lengths += 1
+    row.oldest = (row.oldest + 1) % WINDOW
+
+
+@inner
+def _watch(past: Past, i: int) -> None:
+    """From now on look whether request `i` has finished."""
+    if not past.watched[i].is_listed:
+        past.row.watched = join(past.watched, past.row.watched, i)
+
+
+@inner
+def _learn(view: View, p: np.record, past: Past) -> None:
+    """Fill the history at the start; then append the outputs of requests that finished since the last look."""
+    row, m = view.row[0], past.row
+    if m.lengths == 0:
+        for _ in range(WINDOW // 2):
+            remember(past, int(p.max_new_tokens))
+    if row.finished + row.dropped == m.gone:
+        return
+    m.gone = row.finished + row.dropped
+    for k in range(m.watched):
+        r = view.request[past.watched[k].listed]
+        if r.status == FINISHED:
+            remember(past, r.generated)
+    m.watched = keep_present(view, past.watched, m.watched)
+
+
+@inner
+def conditioned_output(past: Past, generated: int, most: int, u: float) -> int:
+    """Quantile `u` of the outputs above `generated`: of history, and the request's own maximum after them.
+
+    Linear between neighbours, the first of which is `generated` itself.
+    """
+    outputs, low, high = past.output, 0, past.row.lengths
+    while low < high:  # the first entry of the history above `generated`
+        middle = (low + high) // 2
+        if outputs[middle].ranked > generated:
+            high = middle
+        else:
+            low = middle + 1
+    larger = past.row.lengths - low
+    at = u * (larger + 1)
+    k = int(at)
+    left = float(generated) if k == 0 else outputs[low + k - 1].ranked
+    right = float(most) if k == larger else outputs[low + k].ranked
+    return max(int(left + (right - left) * (at - k) + 0.5), generated + 1)
+
+
+@inner
+def _assume_running(view: View, memory: Memory, past: Past, futures: int) -> None:
+    """Draw the futures of the running requests."""
+    row, p = view.row[0], _params(memory.params)
+    for j in range(row.num_running):
+        i = view.running[j]
+        r = view.request[i]
+        _watch(past, i)
+        most = own_maximum(row, r, int(p.max_new_tokens))
+        for s in range(futures):
+            output = conditioned_output(past, r.generated, most, _draw(p, past))
+            add_to_future(view, _future(memory.request[:, _cell_of(s) :]), j, i, output)
+
+
+@inner
+def _peak_with(view: View, memory: Memory, past: Past, futures: int, n: int, i: int) -> float:
+    """Add candidate `i` to the `n` requests of each future, with any output of the history; the highest peak."""
+    peak, p = 0.0, _params(memory.params)
+    for s in range(futures):
+        k = int(_draw(p, past) * past.row.lengths)
+        future = _future(memory.request[:, _cell_of(s) :])
+        add_to_future(view, future, n, i, int(past.output[k].ranked))
+        peak = max(peak, peak_tokens(view, future, n + 1))
+    return peak
+
+
+@inner
+def _admit(view: View, memory: Memory, plan: Plan, past: Past, limit: int) -> None:
+    """New prompts in arrival order while the peak of every future stays low."""
+    row, p, draft = view.row[0], _params(memory.params), plan.draft[0]
+    cap = running_limit(row, int(p.batch_cap))
+    if row.num_waiting == 0 or draft.seats >= cap:
+        return
+    futures = min(MAX_FUTURES, WINDOW // draft.seats + 1) if draft.seats > 0 else 1
+    _assume_running(view, memory, past, futures)
+    while True:
+        i = next_candidate(view, plan)
+        if i < 0 or not has_room(view, plan, i, limit, cap):
+            return
+        peak = _peak_with(view, memory, past, futures, draft.seats, i)
+        if draft.seats > 0 and peak >= p.limit * capacity_tokens(row):
+            return
+        enter(view, plan, i, min(view.request[i].prompt, limit))
+        _watch(past, i)
+
+
+@kernel_of(PastFuture)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, server = _params(memory.params), _server(memory.row)
+    past = Past(server, _outputs(memory.row), _watched(memory.request))
+    limit, max_wait = prompt_limit(view.row[0], int(p.batch_max_tokens)), int(p.max_wait_tokens)
+    _learn(view, p, past)
+    due = is_due(view, plan, server.peak, limit, max_wait)
+    if due:
+        _admit(view, memory, plan, past, limit)
+    decode_without_prompts(view, plan, server.peak, due, max_wait)

@@ -22,6 +22,7 @@ from baselines.families.quota import (
     rule_of,
     serve_open,
 )
+from baselines.parameters import Seconds, Variant
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of
 from engine.config import EngineConfig

@@ -1,24 +1,23 @@
 """Admission by peak memory: the KV that the requests will need together, given an assumed output of each.
 
-An assumed future is a list of requests with the decodes that each has left after its next one. The longest-lived come
-last; the peak falls at the moment when one of them ends.
+An assumed future is a list of requests (SORTED) with the decodes that each has left after its next one as the key. The
+longest-lived come last; the peak falls at the moment when one of them ends.
 """
 
 from typing import Any
 
-from baselines._fill import FCFS, FILL_REQUEST_MEMORY, continue_prefills, insert_sorted, is_decode, next_waiting
+import numpy as np
+
 from engine.compiled.jit import inner
 from engine.server.kv import blocks_for
-from engine.server.plan import drop, schedule
-from engine.server.state import Memory, Plan, View
+from engine.server.moves import continue_prefills, decode_oldest_first, is_decode
+from engine.server.plan import drop
+from engine.server.queue import first_waiting
+from engine.server.sorting import insert_sorted
+from engine.server.state import Plan, View
 
-KV, FUTURES = FILL_REQUEST_MEMORY, FILL_REQUEST_MEMORY + 1
-"""Columns of the request memory: KV tokens at the next decode, then LISTED and LEFT of each future."""
-LISTED, LEFT, FUTURE_WIDTH = 0, 1, 2
-"""Columns of one future: the requests with the least left first, decodes left after the next one by request."""
-
-WAITED, PEAK_ROW_MEMORY = 0, 1
-"""Cells of the row memory: decode iterations since new prompts were last considered."""
+PEAK = np.dtype([("waited", "i8")])
+"""What is remembered of the server: decode iterations since new prompts were last considered."""
 
 
 @inner
@@ -28,35 +27,37 @@ def own_maximum(row: Any, r: Any, max_new_tokens: int) -> int:
 
 
 @inner
-def add_to_future(view: View, memory: Memory, future: int, n: int, i: int, output: int) -> None:
+def _emits(row: Any, r: Any) -> int:
+    """Output tokens that come with the end of the prompt that request `r` has still to do."""
+    return 0 if is_decode(r) else row.prompt_emits
+
+
+@inner
+def add_to_future(view: View, future: np.recarray, n: int, i: int, output: int) -> None:
     """Put request `i` into a future.
 
     Args:
         view: the server.
-        memory: the policy's memory.
-        future: which future.
+        future: SORTED[requests].
         n: requests in it before.
         i: the request, running or about to be admitted.
         output: tokens that it generates in all.
     """
-    row, r = view.row[0], view.request[i]
-    emits = 0 if is_decode(r) else row.prompt_emits
-    column = FUTURES + FUTURE_WIDTH * future
-    # Memory comes in blocks: an unfilled last one counts in full.
-    memory.request[i, KV] = r.length + emits + row.block_size - 1
-    memory.request[i, column + LEFT] = max(output - r.generated - emits - 1, 0)
-    insert_sorted(memory.request, column + LISTED, column + LEFT, n, i)
+    r = view.request[i]
+    future[i].key = max(output - r.generated - _emits(view.row[0], r) - 1, 0)
+    insert_sorted(future, n, i)
 
 
 @inner
-def peak_tokens(memory: Memory, future: int, n: int) -> float:
+def peak_tokens(view: View, future: np.recarray, n: int) -> float:
     """Most KV tokens that the `n` requests of a future will hold at the same time."""
-    cells, column = memory.request, FUTURES + FUTURE_WIDTH * future
-    held, peak = 0.0, 0.0
+    row, held, peak = view.row[0], 0.0, 0.0
     for k in range(n):
-        i = int(cells[n - 1 - k, column + LISTED])
-        held += cells[i, KV]
-        peak = max(peak, held + (k + 1) * cells[i, column + LEFT])
+        i = future[n - 1 - k].listed
+        r = view.request[i]
+        # Memory comes in blocks: an unfilled last one counts in full.
+        held += r.length + _emits(row, r) + row.block_size - 1
+        peak = max(peak, held + (k + 1) * future[i].key)
     return peak
 
 
@@ -79,47 +80,42 @@ def running_limit(row: Any, batch_cap: int) -> int:
 
 
 @inner
-def is_due(view: View, memory: Memory, max_wait_tokens: int) -> bool:
-    """Whether this iteration considers new prompts."""
-    return bool(view.row[0].num_running == 0 or memory.row[WAITED] >= max_wait_tokens)
-
-
-@inner
-def continue_prompt(view: View, plan: Plan, limit: int) -> int:
-    """The next chunk of a prompt that is longer than an iteration may be; returns the tokens planned."""
+def is_due(view: View, plan: Plan, peak: Any, limit: int, max_wait: int) -> bool:
+    """Go on with a prompt that is longer than an iteration may be, else say whether new ones are considered now."""
     row = view.row[0]
-    return continue_prefills(view, plan, row.num_running, 0, limit) if row.num_prefilling > 0 else 0
+    continue_prefills(view, plan, row.num_running, limit)
+    return bool(plan.draft[0].tokens == 0 and (row.num_running == 0 or peak.waited >= max_wait))
 
 
 @inner
-def next_candidate(view: View, memory: Memory, plan: Plan, taken: int) -> tuple[int, int]:
-    """The waiting request after the first `taken`; those that can never be served are dropped on the way.
+def decode_without_prompts(view: View, plan: Plan, peak: Any, was_due: bool, max_wait: int) -> None:
+    """All decodes, unless there are prompts to run; after a refusal new ones are considered some iterations later."""
+    prompts = plan.draft[0].tokens > 0
+    if was_due:
+        peak.waited = max_wait if prompts else 0
+    if not prompts:
+        decode_oldest_first(view, plan)
+        peak.waited += 1
 
-    Returns:
-        (request or -1, requests taken from the queue with this one).
-    """
+
+@inner
+def next_candidate(view: View, plan: Plan) -> int:
+    """The next waiting request, -1 if there is none; those that can never be served are dropped on the way."""
     row = view.row[0]
     while True:
-        i = next_waiting(view, memory, FCFS, 0, taken)
+        i = first_waiting(view, plan)
         if i < 0:
-            return -1, taken
-        prompt, taken = view.request[i].prompt, taken + 1
+            return -1
+        prompt = view.request[i].prompt
         possible = blocks_for(prompt, row.block_size) + row.decode_needs_free_block <= row.num_blocks
         if prompt <= row.max_model_len and possible:
-            return i, taken
+            return i
         drop(plan, i)
 
 
 @inner
-def has_room(row: Any, r: Any, tokens: int, limit: int, active: int, cap: int, free: int) -> bool:
+def has_room(view: View, plan: Plan, i: int, limit: int, cap: int) -> bool:
     """Whether a candidate may start now: prompt tokens (one that is longer than allowed goes alone), slots, blocks."""
-    fits_iteration = tokens == 0 or tokens + r.prompt <= limit
-    return bool(fits_iteration and active < cap and blocks_for(r.prompt, row.block_size) <= free)
-
-
-@inner
-def admit_prompt(view: View, plan: Plan, i: int, limit: int) -> int:
-    """Plan the prompt of a new request, or its first chunk; returns its tokens."""
-    tokens = min(view.request[i].prompt, limit)
-    schedule(plan, i, tokens)
-    return tokens
+    draft, prompt = plan.draft[0], view.request[i].prompt
+    fits_iteration = draft.tokens == 0 or draft.tokens + prompt <= limit
+    return bool(fits_iteration and draft.seats < cap and blocks_for(prompt, view.row[0].block_size) <= draft.free)

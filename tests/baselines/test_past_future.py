@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 
 from baselines.families.peak import add_to_future, peak_tokens
 from baselines.lightllm import LightLLM
-from baselines.past_future import LENGTHS, SORTED, WINDOW, PastFuture, conditioned_output, remember
+from baselines.past_future import OUTPUT, SERVER, WINDOW, Past, PastFuture, conditioned_output, remember
 from baselines.vllm import VLLM
+from engine.compiled.records import cells_of, record, records, series
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.errors import InputError
 from engine.runs.simulate import Record, simulate
+from engine.server.members import MEMBER
 from engine.server.policy import Policy
+from engine.server.sorting import SORTED
 from engine.server.state import FINISHED, Memory, Plan, View, load, new_server
 from tests.strategies import DEVICE, configs, fixed, workloads
 from tests.toys import Observed, burst
@@ -46,6 +49,18 @@ def batches(policy: Policy, requests: Requests, config: EngineConfig) -> list[tu
     ]
 
 
+def past_of(memory: Memory) -> Past:
+    """What the past-future scheduler remembers, by name."""
+    outputs = series(OUTPUT, behind=SERVER)(memory.row)
+    return Past(record(SERVER)(memory.row), outputs, records(MEMBER)(memory.request))
+
+
+def history_of(past: Past) -> list[float]:
+    """The outputs that it remembers, the smallest first."""
+    ranked: list[float] = past.output.ranked[: past.row.lengths].tolist()
+    return ranked
+
+
 def same(a: Record, b: Record) -> bool:
     return a.ledger.tobytes() == b.ledger.tobytes() and a.row.tobytes() == b.row.tobytes()
 
@@ -61,21 +76,21 @@ def residents(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], int]:
 @given(residents())
 def test_the_peak_is_the_most_memory_that_any_step_needs(scene: tuple[list[tuple[int, int, int]], int]) -> None:
     requests, block_size = scene
-    policy, n = LightLLM(), len(requests)
+    n = len(requests)
     server, config = new_server(n, 1), EngineConfig(block_size=block_size)
     load(server, config, burst([1] * n, [1] * n))
-    view, memory = server.visible, policy.memory(config, n)
+    view, future = server.visible, records(SORTED)(np.zeros((n, cells_of(SORTED))))
     for i, (prompt, generated, more) in enumerate(requests):
         r = view.request[i]
         r.prompt, r.prefilled, r.length, r.generated = prompt, prompt, prompt + generated, generated
-        add_to_future(view, memory, 0, i, i, generated + more)
+        add_to_future(view, future, i, i, generated + more)
 
     tokens, blocks, step = [], [], 0
     while alive := [prompt + generated + step for prompt, generated, more in requests if step < more]:
         tokens.append(sum(alive))
         blocks.append(sum(-(-held // block_size) for held in alive))
         step += 1
-    peak = peak_tokens(memory, 0, n)
+    peak = peak_tokens(view, future, n)
     assert max(tokens) <= peak <= max(tokens) + n * (block_size - 1)
     assert peak >= max(blocks) * block_size, "whole blocks are taken"
 
@@ -83,12 +98,11 @@ def test_the_peak_is_the_most_memory_that_any_step_needs(scene: tuple[list[tuple
 @fixed(200)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=450))
 def test_the_history_is_the_last_outputs_in_order_of_size(outputs: list[int]) -> None:
-    memory = PastFuture().memory(ROOMY, 1)
+    past = past_of(PastFuture().memory(ROOMY, 1))
     for output in outputs:
-        remember(memory, output)
-    n = int(memory.row[LENGTHS])
-    assert n == min(len(outputs), WINDOW)
-    assert memory.row[SORTED : SORTED + n].tolist() == sorted(outputs[-WINDOW:])
+        remember(past, output)
+    assert past.row.lengths == min(len(outputs), WINDOW)
+    assert history_of(past) == sorted(outputs[-WINDOW:])
 
 
 @fixed(300)
@@ -101,11 +115,11 @@ def test_the_history_is_the_last_outputs_in_order_of_size(outputs: list[int]) ->
 def test_an_output_drawn_for_a_running_request_exceeds_what_it_has(
     outputs: list[int], generated: int, room: int, quantiles: list[float]
 ) -> None:
-    memory = PastFuture().memory(ROOMY, 1)
+    past = past_of(PastFuture().memory(ROOMY, 1))
     for output in outputs:
-        remember(memory, output)
+        remember(past, output)
     most = generated + room
-    drawn = [conditioned_output(memory, generated, most, u) for u in sorted(quantiles)]
+    drawn = [conditioned_output(past, generated, most, u) for u in sorted(quantiles)]
     points = [generated, *sorted(x for x in outputs[-WINDOW:] if x > generated), most]
     expected = [np.interp(u * (len(points) - 1), range(len(points)), points) for u in sorted(quantiles)]
     assert all(x > generated for x in drawn)
@@ -136,8 +150,7 @@ def test_the_history_follows_the_requests_that_finish() -> None:
     finished: list[list[int]] = []
 
     def look(view: View, memory: Memory, plan: Plan) -> None:
-        n = int(memory.row[LENGTHS])
-        seen.append(memory.row[SORTED : SORTED + n].tolist())
+        seen.append(history_of(past_of(memory)))
         done = view.request["status"] == FINISHED
         finished.append(requests.output[done].tolist())
 
@@ -163,8 +176,7 @@ def test_requests_that_another_policy_admitted_count_too() -> None:
                 super().plan(view, memory, plan)
 
     def look(view: View, memory: Memory, plan: Plan) -> None:
-        n = int(memory.row[LENGTHS])
-        seen.append(memory.row[SORTED : SORTED + n].tolist())
+        seen.append(history_of(past_of(memory)))
 
     requests = Requests.create([0.0, 0.0, 0.1], [10, 10, 10], [40, 41, 90])
     simulate(Handover(PastFuture(max_new_tokens=500), after=look), requests, DEVICE, ROOMY)
@@ -177,7 +189,7 @@ class Warmed(PastFuture):
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         memory = super().memory(config, num_requests)
         for k in range(WINDOW):
-            remember(memory, 400 if k % 2 else 1)
+            remember(past_of(memory), 400 if k % 2 else 1)
         return memory
 
 
