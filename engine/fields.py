@@ -23,7 +23,7 @@ from engine.ranges import Bounds, Readable, number, whole
 T = TypeVar("T")
 
 
-def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None, untyped: Collection[str] = ()) -> None:
+def checked(record: Any, where: str, untyped: Collection[str] = ()) -> None:
     """Check every field of a frozen dataclass against its annotation, from its ``__post_init__``.
 
     A range is part of the annotation: ``rate: Annotated[float, number(0.0, 1e9)]``, or one of the names above; without
@@ -34,7 +34,6 @@ def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None,
         record: the instance; its fields are set anew where their value is converted.
         where: what names the record in messages, a dot between it and the field ("env" for env.rates); nothing is put
             after a space ("policy 'slai': ").
-        bounds: ranges of fields that do not declare theirs.
         untyped: fields that are left alone.
 
     Raises:
@@ -44,10 +43,10 @@ def checked(record: Any, where: str, bounds: Mapping[str, Bounds] | None = None,
     cls: Any = type(record)
     for declared in _declared(cls):
         name = declared.name
-        value, limits = getattr(record, name), bounds.get(name) if bounds else None
-        if declared.is_plainly(value, limits) or name in untyped:
+        value = getattr(record, name)
+        if declared.is_plainly(value) or name in untyped:
             continue
-        new = convert(value, declared.kind, place + name, limits)
+        new = convert(value, declared.kind, place + name)
         if new is not value:
             object.__setattr__(record, name, new)
 
@@ -63,7 +62,7 @@ class _Declared(NamedTuple):
     limits: Bounds | None
     """The range of a number."""
 
-    def is_plainly(self, value: Any, limits: Bounds | None) -> bool:
+    def is_plainly(self, value: Any) -> bool:
         """Whether a value is seen at a glance to be what it should: most are, and records are made for every episode.
 
         A number on the edge of its range is left to the closer look.
@@ -71,8 +70,7 @@ class _Declared(NamedTuple):
         if type(value) is not self.plain:
             return False
         if self.plain is float or self.plain is int:
-            limits = limits or self.limits
-            return limits is not None and limits.low < value < limits.high
+            return self.limits is not None and self.limits.low < value < self.limits.high
         return self.kind is bool or (self.kind is str and value.isascii() and value.isprintable())
 
 

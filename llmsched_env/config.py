@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
@@ -10,19 +10,11 @@ from engine.demand.workload import TRACE_FIELDS, Workload
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.reading import file_digest, kind_of
-from engine.ranges import RATE, SECONDS, whole
+from engine.ranges import Rate, Seconds, whole
 from llmsched_env.actions import Action, Allocation, Codec
 from llmsched_env.actions.reading import is_setting, read_action, settings
 from llmsched_env.own import OwnFunction, place_of, read_reward
 from llmsched_env.reward import RewardWeights
-
-_BOUNDS = {
-    "rates": RATE,
-    "backlog": whole(0),
-    "max_steps": whole(0),
-    "horizon_s": SECONDS,
-}
-"""Ranges of the fields."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +27,13 @@ class EnvConfig:
     """Latency profile: a shipped name or a JSON file."""
     workload: Workload = field(default_factory=lambda: Workload(rate=1.6, num_requests=256))
     """Arrivals, lengths and tiers of an episode."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[Rate, ...] = ()
     """Arrival rates in requests per second, one drawn for each episode (empty: the workload's own rate)."""
-    backlog: int = 0
+    backlog: Annotated[int, whole(0)] = 0
     """Up to this many requests are already present at time 0 (drawn uniformly for each episode)."""
-    max_steps: int = 0
+    max_steps: Annotated[int, whole(0)] = 0
     """Truncate an episode after this many decisions (0: no limit)."""
-    horizon_s: float = 0.0
+    horizon_s: Seconds = 0.0
     """Truncate an episode at this time in seconds (0: no limit)."""
     skip_decode_only: bool = False
     """Run iterations without any prompt work (all decodes) without asking; their time and reward count. Learning is
@@ -79,7 +71,7 @@ class EnvConfig:
             object.__setattr__(self, "horizon_s", 0.0)
         if not isinstance(self.action, Action):
             object.__setattr__(self, "action", read_action({"action": self.action}, Allocation(), "env"))
-        checked(self, "env", _BOUNDS)
+        checked(self, "env")
         if self.workload.arrivals == "recorded" and self.rates:
             raise InputError(f"env.rates: expected none with recorded arrivals, got {self.rates}")
         if self.workload.trace and not self.workload.max_tokens:

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.compiled.jit import inner
 from engine.fields import checked
-from engine.ranges import NOT_NEGATIVE
+from engine.ranges import NotNegative
 from engine.runs.simulate import Record
 from engine.server.state import Hidden, View
 
@@ -22,17 +22,17 @@ from engine.server.state import Hidden, View
 class RewardWeights:
     """Weight of each reward term, and what starvation means."""
 
-    ttft: float = 1.0
+    ttft: NotNegative = 1.0
     """Weight of -(requests without a first token) x seconds."""
-    tbt: float = 1.0
+    tbt: NotNegative = 1.0
     """Weight of -(lateness of each late gap in deadlines, times the weight of its tier)."""
-    e2e: float = 0.0
+    e2e: NotNegative = 0.0
     """Weight of -(requests present) x seconds."""
-    goodput: float = 0.0
+    goodput: NotNegative = 0.0
     """Weight of each finished request that met every deadline."""
-    starvation: float = 0.0
+    starvation: NotNegative = 0.0
     """Weight of -(requests that wait for their first batch, older than starvation_s) x seconds."""
-    starvation_s: float = 10.0
+    starvation_s: NotNegative = 10.0
     """Wait in seconds from which a request counts as starving."""
     function: str = ""
     """A function of yours instead of the weighted sum: module:function or FILE.py:function (`llmsched_env.own`)."""
@@ -45,14 +45,14 @@ class RewardWeights:
         Raises:
             InputError: one is not.
         """
-        checked(self, "reward", dict.fromkeys(_NUMBERS, NOT_NEGATIVE))
+        checked(self, "reward")
 
     def vector(self) -> np.ndarray:
         """The numbers as one record of WEIGHTS: float64[6]."""
         return np.array([getattr(self, name) for name in WEIGHTS.names or ()], np.float64)
 
 
-_NUMBERS = tuple(f.name for f in fields(RewardWeights) if f.type in (float, "float"))
+_NUMBERS = tuple(f.name for f in fields(RewardWeights) if f.name not in ("function", "function_sha256"))
 REWARD_TERMS = tuple(name for name in _NUMBERS if name != "starvation_s")
 """Names of the terms, in the order that they have in arrays: that of their weights."""
 NUM_TERMS = len(REWARD_TERMS)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
@@ -35,13 +35,6 @@ KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
 
 TRIES = 10_000
 """Random batches that are drawn until one is within the limits."""
-_BOUNDS = {
-    "tokens": whole(64, 2**20),
-    "context": whole(64, 2**24),
-    "decodes": whole(1, 2**16),
-    "kv_tokens": whole(256, 2**40),
-    "thin": whole(1, 10**6),
-}
 _CELL_TOKENS, _CELL_COUNT, _CELL_SECONDS = whole(0, 2**24), whole(1, 2**16), number(0.0, 1e6, above=True)
 
 
@@ -59,15 +52,15 @@ class Measuring(Protocol):
 class Limits:
     """The largest batches to measure."""
 
-    tokens: int = 2048
+    tokens: Annotated[int, whole(64, 2**20)] = 2048
     """Tokens of a batch."""
-    context: int = 6144
+    context: Annotated[int, whole(64, 2**24)] = 6144
     """KV tokens of a request."""
-    decodes: int = 128
+    decodes: Annotated[int, whole(1, 2**16)] = 128
     """Decodes of a batch."""
-    kv_tokens: int = 224_000
+    kv_tokens: Annotated[int, whole(256, 2**40)] = 224_000
     """KV tokens of all requests of a batch."""
-    thin: int = 1
+    thin: Annotated[int, whole(1, 10**6)] = 1
     """Measure only every so many points of each set (1: all)."""
 
     def __post_init__(self) -> None:
@@ -76,7 +69,7 @@ class Limits:
         Raises:
             InputError: a limit is out of range.
         """
-        checked(self, "grid", _BOUNDS)
+        checked(self, "grid")
 
     @property
     def capacity_tokens(self) -> int:

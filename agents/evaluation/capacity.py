@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
+from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells
 from agents.evaluation.statistics import mean_interval, paired_interval
+from agents.work.provenance import versions
 from engine.errors import InputError
 from engine.runs.metrics import Report, summarize
 from engine.runs.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S

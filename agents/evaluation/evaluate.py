@@ -15,11 +15,12 @@ import numpy as np
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
-from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells, versions
+from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells
 from agents.evaluation.window import look
 from agents.policies import fingerprint
 from agents.work.processes import run_tasks
 from agents.work.progress import OnProgress, unseen
+from agents.work.provenance import versions
 from engine.device.bounds import bound_note
 from engine.errors import InputError
 from engine.runs.metrics import summarize, ttft_samples

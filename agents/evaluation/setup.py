@@ -2,12 +2,10 @@
 
 import json
 import math
-import platform
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +15,9 @@ from agents.evaluation.trained_for import remark
 from agents.policies import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
 from agents.source import Source
 from agents.work.cells import CellFile
-from agents.work.files import config_hash, locked
+from agents.work.files import locked
 from agents.work.processes import run_tasks, start_method
+from agents.work.provenance import config_hash
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
@@ -248,15 +247,4 @@ def _run_cells(
             on_cell(len(finished), len(tasks))
     # Through JSON text, so that resumed and fresh cells are equal to the last digit and type.
     found: list[dict[str, Any]] = json.loads(json.dumps([finished[name] for name in tasks]))
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that could change a result."""
-    found = {"python": platform.python_version()}
-    for name in ("llmsched", "numpy", "numba"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
     return found

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.evaluation.setup import Setup, policy_of, versions
+from agents.evaluation.setup import Setup, policy_of
 from agents.evaluation.statistics import mean_interval, paired_interval
 from agents.work.processes import run_tasks
+from agents.work.provenance import versions
 from engine.demand.predictions import errors, parse_channel
 from engine.errors import InputError
 from engine.runs.metrics import summarize

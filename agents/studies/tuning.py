@@ -18,9 +18,10 @@ from agents.learning.heldout import record_return
 from agents.policies import fingerprint
 from agents.source import Source
 from agents.work.cells import CellFile
-from agents.work.files import config_hash, json_text, locked, write_atomically
+from agents.work.files import json_text, locked, write_atomically
 from agents.work.processes import run_tasks
 from agents.work.progress import OnProgress, unseen
+from agents.work.provenance import config_hash
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.device.latency import LatencyModel

@@ -6,7 +6,6 @@ lock, ``.llmsched.lock``, that names the run and ends with its process.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.work.locks import lock
+from agents.work.provenance import config_hash
 from engine.errors import InputError
 from engine.files.reading import read_mapping
 from engine.files.writing import STDOUT, TEMPORARY, check_writable, is_stdout, text_to_stderr, write_atomically
@@ -29,7 +29,6 @@ __all__ = [
     "check_apart",
     "check_writable",
     "claimed",
-    "config_hash",
     "empty_folder",
     "is_ours",
     "is_stdout",
@@ -48,11 +47,6 @@ FORMAT = "llmsched-folder/1"
 def json_text(data: dict[str, Any]) -> str:
     """A result as strict JSON, as all commands write it."""
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-
-def config_hash(data: dict[str, Any]) -> str:
-    """What cells and checkpoints carry of a configuration: 16 hexadecimal digits of the SHA-256 of its JSON form."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_ours(folder: Path, *kinds: str) -> bool:

@@ -194,13 +194,3 @@ def kernel_of(policy: type[Policy]) -> Callable[[Callable[[Any, Any, Any], None]
         return policy.kernel
 
     return attach
-
-
-def require(condition: bool, policy: Policy, name: str, expected: str) -> None:
-    """Check one parameter of a policy.
-
-    Raises:
-        InputError: the condition does not hold.
-    """
-    if not condition:
-        raise InputError(f"policy {policy.name!r}: {name}: expected {expected}, got {getattr(policy, name)!r}")

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.fields import checked
-from engine.ranges import Bounds, whole
+from engine.ranges import Count
 from engine.server.policy import Kernel, Policy
 from llmsched_env.observation import OBSERVER_ROW_MEMORY
 
@@ -49,12 +49,7 @@ class Action:
         Raises:
             InputError: one does not fit.
         """
-        checked(self, f"action {self.name!r}: ", self.bounds())
-
-    @classmethod
-    def bounds(cls) -> dict[str, Bounds]:
-        """Ranges of the settings that are numbers."""
-        return {}
+        checked(self, f"action {self.name!r}: ")
 
     @property
     def heads(self) -> dict[str, int]:
@@ -118,14 +113,9 @@ class Codec(Action):
     FALLBACK: ClassVar[tuple[int, ...]]
     """The choice where the learner's leads nowhere: the batch of Sarathi-Serve, or what comes next to it."""
 
-    hold: int = 1
+    hold: Count = 1
     """Iterations for which a choice holds (those that are skipped do not count): what memory costs is seen only after
     many seconds, and noise that lasts a second explores more than noise of one batch."""
-
-    @classmethod
-    def bounds(cls) -> dict[str, Bounds]:
-        """Ranges of the settings that are numbers."""
-        return {"hold": whole(1)}
 
     @property
     def codec(self) -> "Codec":

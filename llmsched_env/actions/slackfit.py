@@ -6,7 +6,7 @@ shortest remaining.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from baselines._fill import FILL_REQUEST_MEMORY
 from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.ranges import Bounds, number
+from engine.ranges import number
 from engine.server.policy import HotKernel, Kernel
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
@@ -41,6 +41,8 @@ PARAMS = record(
 _CELLS, _PROFILE = cells_of(PARAMS), len(LIMITS_S) + len(SLACK_LEVELS)
 _LIMIT, _SLACK, _SHARES, _CLOCK = LEVELS, LEVELS + 1, LEVELS + 2, LEVELS + 3
 
+Weight = Annotated[float, number(0.0, 1e9, below=True)]
+
 
 @HotKernel
 def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
@@ -66,16 +68,10 @@ class Slackfit(Codec):
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
 
-    ageing: float = 0.0
+    ageing: Weight = 0.0
     """Tokens that a prompt counts less for each second since its arrival: against starvation."""
-    close: float = 0.0
+    close: Weight = 0.0
     """When a batch ends early with a finished prompt (`baselines.slackfit`)."""
-
-    @classmethod
-    def bounds(cls) -> dict[str, Bounds]:
-        """Ranges of the settings that are numbers."""
-        weight = number(0.0, 1e9, below=True)
-        return {**super().bounds(), "ageing": weight, "close": weight}
 
     @property
     def heads(self) -> dict[str, int]:

@@ -15,7 +15,6 @@ from agents.work.files import (
     MARK,
     check_apart,
     claimed,
-    config_hash,
     empty_folder,
     is_ours,
     locked,
@@ -23,6 +22,7 @@ from agents.work.files import (
     replace_folder,
 )
 from agents.work.locks import lock
+from agents.work.provenance import config_hash
 from engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

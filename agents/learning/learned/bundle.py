@@ -11,11 +11,8 @@ policy knew about its device in training), so a bundle does not depend on a prof
 
 import hashlib
 import json
-import platform
 import shutil
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import numpy as np
 from agents.learning.learned.old_codec import from_old
 from agents.learning.learned.stored_env import from_stored, to_stored
 from agents.work.files import new_folder, replace_folder
+from agents.work.provenance import TRAINS, source_hash, versions
 from engine.errors import InputError
 from engine.fields import convert
 from engine.files.reading import read_bytes, read_json
@@ -302,27 +300,6 @@ def _read_tensors(path: Path, sha256: Any, limit: int) -> dict[str, np.ndarray]:
     return tensors
 
 
-@cache
-def source_hash() -> str:
-    """16 hexadecimal digits of the SHA-256 of every source file of the four packages."""
-    root, digest = Path(__file__).resolve().parents[3], hashlib.sha256()
-    for package in ("engine", "baselines", "llmsched_env", "agents"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what trains; a package that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in ("llmsched", "numpy", "numba", "gymnasium", "torch", "stable-baselines3"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def export(model: Any, normalizer: Any, env: EnvConfig, codec: np.ndarray, command: str = "") -> Bundle:
     """The actor of an SB3 actor-critic model as a bundle.
 
@@ -358,6 +335,6 @@ def export(model: Any, normalizer: Any, env: EnvConfig, codec: np.ndarray, comma
         env=env,
         command=command,
         timesteps=int(model.num_timesteps),
-        versions=versions(),
+        versions=versions(TRAINS),
         sources=source_hash(),
     )

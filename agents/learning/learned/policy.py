@@ -7,7 +7,7 @@ learner must clear. Policies that choose among baselines are in `agents.learning
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.server.policy import Kernel, Policy, require
+from engine.ranges import whole
+from engine.server.policy import Kernel, Policy
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions import ACTIONS, Allocation, Codec
 from llmsched_env.actions.action import cells_of, record
@@ -236,17 +237,8 @@ class RandomLegal(Policy):
     row_memory: ClassVar[int] = _RANDOM.row_memory
     kernel: ClassVar[Kernel | None] = _random
 
-    seed: int = 0
-    """Seed of the choices."""
-
-    def __post_init__(self) -> None:
-        """Check the seed.
-
-        Raises:
-            InputError: it is not a whole number from 0 to 2**53, which float64 parameters can hold.
-        """
-        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
-        require(whole and 0 <= self.seed <= 2**53, self, "seed", "a whole number from 0 to 2**53")
+    seed: Annotated[int, whole(0, 2**53)] = 0
+    """Seed of the choices, which float64 parameters can hold."""
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """The codec's parameters for the default environment, that it skips as in training, the seed."""

@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 import llmsched_env  # noqa: F401 - registers the environments
 from agents.learning.heldout import TRAINING_SEED
-from agents.learning.learned.bundle import export, source_hash, versions
+from agents.learning.learned.bundle import export
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog
 from agents.learning.ppo.checkpoint import checkpoints, load_checkpoint, old_checkpoints
@@ -33,6 +33,7 @@ from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.run_folder import CONFIG_FILE, refuse_difference, write_about
 from agents.learning.teachers import Teacher, teacher
 from agents.work.files import claimed
+from agents.work.provenance import TRAINS, source_hash, versions
 from engine.device.latency import load_profile
 from engine.errors import InputError
 
@@ -140,7 +141,7 @@ def _prepare(config: TrainConfig) -> list[Path]:
             print(f"llmsched: {folder} was interrupted before its first decision: begins anew", file=sys.stderr)
     elif found:
         raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
-    about = {"config": config.to_dict(), "versions": versions(), "command": _command(), "sources": source_hash()}
+    about = {"config": config.to_dict(), "versions": versions(TRAINS), "command": _command(), "sources": source_hash()}
     write_about(folder, about)
     return found if config.resume else []
 

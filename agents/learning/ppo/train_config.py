@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.learning.run_folder import plain, saved_config
-from agents.work.files import config_hash
+from agents.work.provenance import config_hash
 from engine.errors import InputError
 from engine.fields import checked
 from engine.files.reading import kind_of
 from engine.files.yaml_text import parse_yaml, read_yaml
 from engine.machine import check_memory
-from engine.ranges import MOST_SECONDS, SHARE, number, parse_number, whole
+from engine.ranges import MOST_SECONDS, Share, number, parse_number, whole
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
 
@@ -38,22 +38,11 @@ BYTES_PER_ROW_REQUEST = 150
 """Memory of one request in one row of the environment, at the least."""
 BYTES_PER_DECISION = 4 * 64
 """Memory of one decision in a rollout: its observation, at the least."""
-_COUNT = whole(1, 10**12)
-_POSITIVE, _NOT_NEGATIVE = number(0.0, 1e6, above=True), number(0.0, 1e6)
-_BOUNDS = {
-    **dict.fromkeys(("total_timesteps", "n_steps", "n_epochs", "checkpoint_every", "imitation_steps"), _COUNT),
-    **dict.fromkeys(("n_envs", "eval_traces", "eval_requests", "keep_checkpoints"), whole(1, 10**7)),
-    "threads": whole(1, 1024),
-    "seed": whole(0, 2**32 - 1),
-    "eval_every": whole(0, 10**12),
-    "batch_size": whole(2, 10**9),
-    **dict.fromkeys(("learning_rate", "clip_range", "max_grad_norm"), _POSITIVE),
-    "discount_s": number(0.0, MOST_SECONDS, above=True),
-    **dict.fromkeys(("ent_coef", "vf_coef", "target_kl"), _NOT_NEGATIVE),
-    "gae_lambda": SHARE,
-    "net_arch": whole(1, 4096, noun="widths"),
-}
-"""Ranges of the fields."""
+Many = Annotated[int, whole(1, 10**12)]
+Some = Annotated[int, whole(1, 10**7)]
+Weight = Annotated[float, number(0.0, 1e6)]
+_POSITIVE = number(0.0, 1e6, above=True)
+Positive = Annotated[float, _POSITIVE]
 
 
 @dataclass(frozen=True)
@@ -66,59 +55,59 @@ class TrainConfig:
     """Folder of the run: checkpoints, TensorBoard events, best and final policy."""
     resume: bool = False
     """Continue from the last checkpoint in the run folder."""
-    total_timesteps: int = 1_000_000
+    total_timesteps: Many = 1_000_000
     """Decisions to train on, all rows together; rounded up to whole rollouts."""
-    n_envs: int = 256
+    n_envs: Some = 256
     """Rows: servers that are simulated side by side."""
-    n_steps: int = 64
+    n_steps: Many = 64
     """Decisions of each row in one rollout."""
-    batch_size: int = 2048
+    batch_size: Annotated[int, whole(2, 10**9)] = 2048
     """Decisions in one gradient step."""
-    n_epochs: int = 4
+    n_epochs: Many = 4
     """Passes over each rollout."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Step size of Adam."""
     schedule: Literal["constant", "linear"] = "constant"
     """Whether the learning rate stays or falls linearly to 0 at `total_timesteps`."""
-    discount_s: float = 30.0
+    discount_s: Annotated[float, number(0.0, MOST_SECONDS, above=True)] = 30.0
     """Seconds after which a reward counts 1/e of its value."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Lambda of generalised advantage estimation, per decision."""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """PPO's clip of the probability ratio."""
-    ent_coef: float = 0.0
+    ent_coef: Weight = 0.0
     """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
+    vf_coef: Weight = 0.5
     """Weight of the value loss."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
-    target_kl: float = 0.0
+    target_kl: Weight = 0.0
     """Stop an update when the policy has moved this far (0: never)."""
-    net_arch: tuple[int, ...] = (64, 64)
+    net_arch: tuple[Annotated[int, whole(1, 4096, noun="widths")], ...] = (64, 64)
     """Width of the hidden layers, for actor and critic each."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Between the layers."""
     teacher: str = ""
     """Baseline to imitate before PPO begins: slackfit or sarathi with parameters (empty: begin from scratch)."""
-    imitation_steps: int = 200_000
+    imitation_steps: Many = 200_000
     """Decisions of the teacher to learn from; they do not count as timesteps."""
     normalize: bool = True
     """Scale observations and rewards by running statistics."""
-    seed: int = 0
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     """Seed of the networks, of exploration and of the training traces."""
     device: str = "cpu"
     """Where the networks live: cpu, cuda or auto."""
-    threads: int = 1
+    threads: Annotated[int, whole(1, 1024)] = 1
     """Threads of torch; two are slower than one whenever another process is busy."""
-    checkpoint_every: int = 500_000
+    checkpoint_every: Many = 500_000
     """Decisions between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Some = 3
     """Checkpoints to keep."""
-    eval_every: int = 250_000
+    eval_every: Annotated[int, whole(0, 10**12)] = 250_000
     """Decisions between evaluations on held-out traces (0: never)."""
-    eval_traces: int = 3
+    eval_traces: Some = 3
     """Held-out traces at each arrival rate."""
-    eval_requests: int = 400
+    eval_requests: Some = 400
     """Requests in each held-out trace."""
     eval_baselines: tuple[str, ...] = ("sarathi", "slai", "vllm")
     """Policies whose margin is logged."""
@@ -133,7 +122,7 @@ class TrainConfig:
         Raises:
             InputError: one is out of range.
         """
-        checked(self, "", _BOUNDS)
+        checked(self, "")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise InputError(f"device: expected cpu, cuda, cuda:NUMBER or auto, got {self.device!r}")
         if self.n_envs * self.n_steps % self.batch_size:
@@ -274,7 +263,7 @@ def _rate(text: str, where: str) -> float:
     value = parse_number(text.removeprefix("lin_"))
     if value is None:
         raise InputError(f"{where}: expected lin_<number>, got {kind_of(text)}")
-    return float(_BOUNDS["learning_rate"].check(value, where))
+    return float(_POSITIVE.check(value, where))
 
 
 def _network(given: Any, where: str) -> dict[str, Any]:

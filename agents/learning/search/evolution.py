@@ -12,25 +12,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
-from agents.learning.learned.bundle import Bundle, source_hash, versions
+from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
 from agents.learning.teachers import teacher
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
+from agents.work.provenance import TRAINS, source_hash, versions
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.yaml_text import read_yaml
-from engine.ranges import RATE, number, whole
+from engine.ranges import Rate, number, whole
 from llmsched_env.actions import Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
@@ -57,16 +58,8 @@ WEIGHTS = (1.0, 0.5, -2.0)
 CLIP = 5.0
 """Largest absolute value of a normalised feature."""
 
-_COUNT, _WEIGHT = whole(1, 10**9), number(0.0, 1e9, below=True)
-_BOUNDS = {
-    **dict.fromkeys(("requests", "traces", "generations", "hold", "workers"), _COUNT),
-    **dict.fromkeys(("ageing", "close", "loss_weight"), _WEIGHT),
-    "rates": RATE,
-    "population": whole(4, 10**6),
-    "sigma": number(0.0, 100.0, above=True, below=True),
-    "seed": whole(0, 2**20 - 1),
-}
-"""Ranges of the fields."""
+Some = Annotated[int, whole(1, 10**9)]
+Weight = Annotated[float, number(0.0, 1e9, below=True)]
 
 
 @dataclass(frozen=True)
@@ -77,35 +70,35 @@ class EvolutionConfig(Search):
     """Folder of the run: the policy in final, log.csv, and what it can be resumed from."""
     teacher: str = "slackfit:tuned"
     """Baseline to start from."""
-    rates: tuple[float, ...] = (1.4, 1.6, 1.8, 2.0)
+    rates: tuple[Rate, ...] = (1.4, 1.6, 1.8, 2.0)
     """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
     others: tuple[str, ...] = ()
     """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
     tiers: tuple[Any, ...] = ()
     """Service tiers of all of them (`engine.demand.tiers.parse_tiers`; none: the default ones)."""
-    requests: int = 3000
+    requests: Some = 3000
     """Requests in each trace."""
-    traces: int = 1
+    traces: Some = 1
     """Traces of each rate that a generation is judged on."""
-    generations: int = 150
+    generations: Some = 150
     """New sets of candidates."""
-    population: int = 16
+    population: Annotated[int, whole(4, 10**6)] = 16
     """Candidates in each generation."""
-    sigma: float = 0.4
+    sigma: Annotated[float, number(0.0, 100.0, above=True, below=True)] = 0.4
     """Spread of the first generation, in levels."""
-    hold: int = 8
+    hold: Some = 8
     """Iterations for which a choice holds (`llmsched_env.Slackfit`)."""
-    ageing: float = 0.0
+    ageing: Weight = 0.0
     """Tokens that a prompt counts less for each second since its arrival (`llmsched_env.Slackfit`)."""
-    close: float = 1.0
+    close: Weight = 1.0
     """When a batch ends early with a finished prompt (`llmsched_env.Slackfit`)."""
     features: tuple[str, ...] = FEATURES
     """Observations that the levels depend on (none: constant levels)."""
-    loss_weight: float = 2.0
+    loss_weight: Weight = 2.0
     """Weight, on top, of what is worse than the teacher at a load: one load must not be won at the cost of another."""
-    seed: int = 0
+    seed: Annotated[int, whole(0, 2**20 - 1)] = 0
     """Seed of the candidates and of the training traces."""
-    workers: int = 2
+    workers: Some = 2
     """Processes; the result does not depend on it."""
 
     def __post_init__(self) -> None:
@@ -114,7 +107,7 @@ class EvolutionConfig(Search):
         Raises:
             InputError: one is out of range.
         """
-        checked(self, "", _BOUNDS)
+        checked(self, "")
         if unknown := [name for name in self.features if name not in OBSERVATION_NAMES]:
             raise InputError(f"features: expected names among {', '.join(OBSERVATION_NAMES)}, got {unknown[0]!r}")
         if not self.rates:
@@ -204,7 +197,7 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
         column = OBSERVATION_NAMES.index(feature)
         mean[column], std[column] = observations[:, column].mean(), max(1e-3, observations[:, column].std())
     base = choose(np.zeros((1, OBSERVATION_SIZE), np.float32))[0].astype(np.float64)
-    about = {"command": command, "versions": versions(), "sources": source_hash()}
+    about = {"command": command, "versions": versions(TRAINS), "sources": source_hash()}
     return Frame(env, mean, std, base, config.features, about)
 
 

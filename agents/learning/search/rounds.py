@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from agents.learning.learned.bundle import source_hash, versions
 from agents.learning.run_folder import plain, read_about, refuse_difference, saved_config, write_about
 from agents.work.cells import CellFile
-from agents.work.files import config_hash, write_atomically
+from agents.work.files import write_atomically
+from agents.work.provenance import TRAINS, config_hash, source_hash, versions
 from engine.errors import InputError
 
 ROUNDS_FILE, LOG_FILE = "rounds.jsonl", "log.csv"
@@ -80,7 +80,7 @@ class Rounds:
             raise InputError(
                 f"run_dir: {self.folder} already holds a run; --resume continues it, or choose another folder"
             )
-        about = {"config": config, "versions": versions(), "command": self.command, "sources": source_hash()}
+        about = {"config": config, "versions": versions(TRAINS), "command": self.command, "sources": source_hash()}
         if not resume:
             write_about(self.folder, about)
         path = self.folder / ROUNDS_FILE

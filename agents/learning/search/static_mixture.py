@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
-from agents.learning.learned.bundle import Bundle, source_hash, versions
+from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
+from agents.work.provenance import TRAINS, source_hash, versions
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
@@ -94,7 +95,7 @@ def static_mixture(env: EnvConfig, theta: np.ndarray, name: str = "mixture", com
         env=env,
         sampled=True,
         command=command,
-        versions=versions(),
+        versions=versions(TRAINS),
         sources=source_hash(),
     )
     return LearnedPolicy.of(bundle, name)

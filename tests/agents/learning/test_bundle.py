@@ -365,7 +365,7 @@ def test_random_legal_uses_every_choice_about_equally() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, 2**54])
 def test_random_legal_refuses_other_seeds(seed: Any) -> None:
-    with pytest.raises(InputError, match="seed: expected a whole number from 0 to"):
+    with pytest.raises(InputError, match="seed: expected a whole number"):
         RandomLegal(seed=seed)
 
 
