@@ -1,7 +1,8 @@
 """What the guide makes of the code when it is built: policies, commands, the map of the rooms, the API of every room.
 
-A hook of mkdocs (see mkdocs.yml). In a page, `<!-- generated: NAME -->` stands where a piece goes; the pages of the API
-are whole ones. Docstrings are read from the sources (griffe), so that nothing heavy is imported for them.
+A hook of mkdocs (see mkdocs.yml). In a page, `<!-- generated: NAME -->` stands where a piece goes and
+`<!-- file: PATH -->` where a source file does; the pages of the API are whole ones. Docstrings are read from the sources
+(griffe), so that nothing heavy is imported for them.
 """
 
 import ast
@@ -29,6 +30,8 @@ from agents.commands.policies import COLUMNS, cells
 from agents.policies import RANDOM, resolve
 from agents.reporting.report import definitions
 
+LOG = logging.getLogger("mkdocs.hooks")
+"""What is said here at the level of a warning ends a strict build."""
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
 """In the order of the imports between them."""
@@ -37,6 +40,7 @@ HELP_COLUMNS = 84
 UNRESOLVED = re.compile(r"(?:<code>[^<]*</code>|[\w.]+)\]\[[\w.]*\]")
 """A cross-reference that nothing answers: mkdocs-autorefs leaves it as it stands."""
 MARK = re.compile(r"<!-- generated: (\w+) -->")
+FILE = re.compile(r"<!-- file: ([\w./]+\.py) -->")
 
 
 def rooms() -> list[Path]:
@@ -92,7 +96,8 @@ def _help(name: str) -> str:
     os.environ["COLUMNS"] = str(HELP_COLUMNS)
     try:
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            main([name, "--help"])
+            if main([name, "--help"]) != 0:
+                LOG.warning("llmsched %s --help failed", name)
     finally:
         del os.environ["COLUMNS"]
         if before is not None:
@@ -209,12 +214,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Fill the generated pieces of a page in."""
-    return MARK.sub(lambda found: PIECES[found[1]](), markdown)
+    """Fill the generated pieces of a page in, and the files that it shows."""
+    filled = MARK.sub(lambda found: PIECES[found[1]](), markdown)
+    return FILE.sub(lambda found: f"```python\n{(ROOT / found[1]).read_text(encoding='utf-8')}```", filled)
 
 
 def on_post_page(output: str, page: Page, **_: object) -> None:
     """Warn of cross-references that lead nowhere, which ends a strict build."""
     prose = re.sub(r"<pre.*?</pre>", "", output, flags=re.DOTALL)
     for found in UNRESOLVED.findall(prose):
-        logging.getLogger("mkdocs.hooks").warning("%s: nothing has the name in %s", page.file.src_path, found)
+        LOG.warning("%s: nothing has the name in %s", page.file.src_path, found)

@@ -43,7 +43,7 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page."""
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [Block(language, text, not skipped) for skipped, language, text in found if "--8<--" not in text]
+    return [Block(language, text, not skipped) for skipped, language, text in found]
 
 
 def lines(block: Block) -> list[list[str]]:
