@@ -1,8 +1,8 @@
 """What the guide makes of the code when it is built: policies, commands, the map of the rooms, the API of every room.
 
 A hook of mkdocs (see mkdocs.yml). In a page, `<!-- generated: NAME -->` stands where a piece goes and
-`<!-- file: PATH -->` where a source file does; the pages of the API are whole ones. Docstrings are read from the sources
-(griffe), so that nothing heavy is imported for them.
+`<!-- file: PATH -->` where a source file does; the pages of the API are whole ones. Docstrings are read from the
+sources (griffe), so that nothing heavy is imported for them.
 """
 
 import ast
