@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from agents.cli import commands, main
 from agents.commands.policies import COLUMNS, cells
 from agents.policies import RANDOM, resolve
 from agents.reporting.report import definitions
+from engine.demand.predictions import channel_descriptions
+from engine.demand.trace_formats import FORMATS
+from engine.demand.workload import length_descriptions, workload_descriptions
 
 LOG = logging.getLogger("mkdocs.hooks")
 """What is said here at the level of a warning ends a strict build."""
@@ -145,6 +148,11 @@ def metrics() -> str:
     return "\n".join([*table("number", "meaning"), *(f"| {term} | {cell(text)} |" for term, text in definitions())])
 
 
+def described(lines: Mapping[str, str]) -> str:
+    """Names with what they mean, as `llmsched workloads` prints them."""
+    return "\n".join([*table("name", "what it is"), *(f"| `{name}` | {cell(text)} |" for name, text in lines.items())])
+
+
 PIECES: dict[str, Callable[[], str]] = {
     "policies": policies,
     "commands": help_texts,
@@ -152,6 +160,10 @@ PIECES: dict[str, Callable[[], str]] = {
     "observation": observation,
     "actions": actions,
     "definitions": metrics,
+    "arrivals": lambda: described(workload_descriptions()),
+    "lengths": lambda: described(length_descriptions()),
+    "channels": lambda: described(channel_descriptions()),
+    "traces": lambda: described({form.name: form.about for form in FORMATS}),
 }
 """What a page can ask for."""
 
