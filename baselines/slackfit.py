@@ -9,24 +9,24 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines._fill import FILL_REQUEST_MEMORY, FILL_ROW_MEMORY
-from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit, profile_params
+from baselines.families.filling import FILLING, PROFILE, RULE, Filling, Rule, fill_by_rule, profile_params
 from baselines.parameters import BatchSeconds, NumberFrom0, ShareFrom0, TokensPerSecond, WeightFrom0
+from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
 
-STRICT_LIMIT, RELAXED_LIMIT, SLACK, EAGER_FROM, MEMORY_LIMIT, AGEING, CLOSE, FORESIGHT, PROFILE = range(9)
-"""The latency profile takes the place of its name."""
+PARAMS = np.dtype([("rule", RULE), ("profile", PROFILE)], align=True)
+_params, _seen, _requests = record(PARAMS), record(FILLING), records(QUEUED)
 
 
 @HotKernel
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    p = memory.params
-    limits = p[STRICT_LIMIT], p[RELAXED_LIMIT], max(p[STRICT_LIMIT], p[RELAXED_LIMIT])
-    rules = p[SLACK], p[EAGER_FROM], p[MEMORY_LIMIT], p[AGEING], p[CLOSE], p[FORESIGHT]
-    fill_as_slackfit(view, memory, plan, PROFILE, FILL_ROW_MEMORY, *limits, *rules)
+    p, seen = _params(memory.params), _seen(memory.row)
+    queue = Queue(seen.queue, _requests(memory.request))
+    fill_by_rule(view, plan, Filling(queue, seen.clock, p.profile), p.rule)
 
 
 @cache
@@ -67,8 +67,8 @@ class Slackfit(Policy):
     knows: ClassVar[str] = "prompt length, tier, batch times, a latency profile"
     eviction: ClassVar[str] = "youngest, when a decode finds no block"
     evidence: ClassVar[str] = "ours"
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    row_memory: ClassVar[int] = FILL_ROW_MEMORY + CLOCK_CELLS
+    request_memory: ClassVar[int] = cells_of(QUEUED)
+    row_memory: ClassVar[int] = cells_of(FILLING)
     kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {
         "strict_limit": (0.04, 0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
@@ -94,10 +94,19 @@ class Slackfit(Policy):
         _profile(self.profile)
 
     def params(self, config: EngineConfig) -> np.ndarray:
-        """The numbers, then the profile (`profile_params`)."""
-        limits = (self.strict_limit, self.relaxed_limit, self.slack, self.eager_from, self.memory_limit)
-        weights = (self.ageing, self.close, self._foresight)
-        return np.array([*limits, *weights, *_profile(self.profile)], np.float64)
+        """A record of PARAMS: the rule, then the profile in the place of its name."""
+        rule = Rule(
+            strict_limit=self.strict_limit,
+            relaxed_limit=self.relaxed_limit,
+            longest_limit=max(self.strict_limit, self.relaxed_limit),
+            slack=self.slack,
+            eager_from=self.eager_from,
+            memory_limit=self.memory_limit,
+            ageing=self.ageing,
+            close=self.close,
+            foresight=self._foresight,
+        )
+        return np.array([*rule, *_profile(self.profile)], np.float64)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ policies go by the names, so that they stay as they are (`agents.learning.learne
 
 import numpy as np
 
-from baselines._fill import FILL_ROW_MEMORY
 from engine.compiled.jit import hot, inner
+from engine.compiled.records import cells_of, record
 from engine.server.state import Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
@@ -71,37 +71,30 @@ OBSERVATION_LIMIT = 10.0
 """Every entry is clipped to +- this."""
 
 SEEN = np.dtype(
-    (
-        np.record,
-        [
-            ("iterations", "f8"),  # of the server, at the last look
-            ("batch_time", "f8"),  # s, running mean over the latest batches
-            ("arrived", "f8"),  # requests, at the last look
-            ("arrival_gap", "f8"),  # s, running mean between arrivals
-            ("arrival_time", "f8"),  # s, of the last look that saw new arrivals
-            ("arrival_gap_slow", "f8"),  # s, over a longer time
-            ("kv_use_slow", "f8"),  # share of the KV blocks at arrivals, over a longer time
-        ],
-    )
+    [
+        ("iterations", "f8"),  # of the server, at the last look
+        ("batch_time", "f8"),  # s, running mean over the latest batches
+        ("arrived", "f8"),  # requests, at the last look
+        ("arrival_gap", "f8"),  # s, running mean between arrivals
+        ("arrival_time", "f8"),  # s, of the last look that saw new arrivals
+        ("arrival_gap_slow", "f8"),  # s, over a longer time
+        ("kv_use_slow", "f8"),  # share of the KV blocks at arrivals, over a longer time
+    ],
+    align=True,
 )
-"""What `remember` keeps between decisions, in the cells of the row memory from OBSERVER on."""
-OBSERVER, OBSERVER_ROW_MEMORY = FILL_ROW_MEMORY, FILL_ROW_MEMORY + SEEN.itemsize // 8
+"""What `remember` keeps between decisions, at the beginning of the row memory."""
+OBSERVER_ROW_MEMORY = cells_of(SEEN)
+seen_before = record(SEEN)
+"""``seen_before(memory.row)`` is what `remember` has kept, in place."""
 _FORGET, _FORGET_SLOWLY = 0.1, 0.01
 """Weight of the last batch or arrival in running means; the slow ones begin as means of all so far."""
 _FIRST_BATCH_TIME_S = 0.03
 
 
-@inner
-def seen_before(memory: Memory) -> np.record:
-    """What `remember` has kept: a record of SEEN, in place."""
-    seen: np.record = memory.row[OBSERVER:OBSERVER_ROW_MEMORY].view(SEEN)[0]
-    return seen
-
-
 @hot
 def remember(view: View, memory: Memory) -> None:
     """Update the running means of batch time and time between arrivals; call once before each decision."""
-    row, seen = view.row[0], seen_before(memory)
+    row, seen = view.row[0], seen_before(memory.row)
     if seen.batch_time == 0.0:
         seen.batch_time, seen.arrival_gap = _FIRST_BATCH_TIME_S, 1.0
     if row.iterations > seen.iterations:
@@ -196,7 +189,7 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
         memory: holds what `remember` keeps.
         out: float32[OBSERVATION_SIZE], overwritten.
     """
-    row, seen, o = view.row[0], seen_before(memory), out.view(OBSERVATION)[0]
+    row, seen, o = view.row[0], seen_before(memory.row), out.view(OBSERVATION)[0]
     unit = seen.batch_time
     out[:] = 0.0
     _show_waiting(view, o)

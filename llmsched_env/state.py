@@ -21,7 +21,7 @@ from llmsched_env.actions import Codec
 from llmsched_env.actions.action import LEVELS
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import is_whole, show
-from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVER
+from llmsched_env.observation import OBSERVATION_LIMIT
 from llmsched_env.step import Memories, Outcome
 
 GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -276,7 +276,7 @@ def _memory_is_sound(cells: np.ndarray, request: np.ndarray, observation: np.nda
     for k in range(observation.shape[0]):
         if not abs(observation[k]) <= OBSERVATION_LIMIT:
             return False
-    for k in range(OBSERVER, LEVELS):
+    for k in range(LEVELS):
         if cells[k] < 0:
             return False
     for d in range(sizes.shape[0]):

@@ -9,24 +9,28 @@ from numba.experimental import structref
 
 from engine.compiled.jit import inner
 from engine.compiled.kept import kept
+from engine.compiled.records import record
 from engine.device.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
 from engine.server.core import begin, begin_decodes, empty, finish, idle, is_over, pause
 from engine.server.policy import KERNEL_SIGNATURE
 from engine.server.rows import new_rows, row_of
 from engine.server.state import Memory, Server
-from llmsched_env.actions.action import record
 from llmsched_env.asking import ASKED, DECODES, NOBODY, due, set_levels
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 from llmsched_env.reward import NUM_TERMS, add_totals, weighted
 
-LIMITS = record(
-    ("max_steps", "f8"),  # decisions (0: none)
-    ("horizon_s", "f8"),  # s (0: none)
-    ("skips", "f8"),  # whether iterations without any prompt work pass by themselves
-    ("hold", "f8"),  # iterations
-    ("max_episode_steps", "f8"),  # decisions (0: none)
+LIMITS = np.dtype(
+    [
+        ("max_steps", "f8"),  # decisions (0: none)
+        ("horizon_s", "f8"),  # s (0: none)
+        ("skips", "f8"),  # whether iterations without any prompt work pass by themselves
+        ("hold", "f8"),  # iterations
+        ("max_episode_steps", "f8"),  # decisions (0: none)
+    ],
+    align=True,
 )
 """When an episode ends, and when the learner is asked."""
+_limits = record(LIMITS)
 
 
 class Memories(NamedTuple):
@@ -158,7 +162,7 @@ def _run_decodes(kernels: Any, server: Server, rows: Rows, e: int) -> None:
 @inner
 def _to_next_decision(kernels: Any, server: Server, rows: Rows, e: int, choice: np.ndarray, left: float) -> None:
     """Let time pass until the learner is asked (or the episode ends); `choice` holds for `left` iterations more."""
-    row, limits, observer = server.visible.row[0], rows.rules.limits.view(LIMITS)[0], _memory(rows.memories, e, 0)
+    row, limits, observer = server.visible.row[0], _limits(rows.rules.limits), _memory(rows.memories, e, 0)
     remember(server.visible, observer)
     while not is_over(server) and (limits.horizon_s == 0.0 or row.now < limits.horizon_s):
         next_up = due(row, limits.skips > 0.0, left)
@@ -184,7 +188,7 @@ def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float)
     outcome.reward[e] = weighted(rules.weights, terms)
     outcome.steps[e] += 1
     outcome.terminated[e] = is_over(server)
-    limits = rules.limits.view(LIMITS)[0]
+    limits = _limits(rules.limits)
     late = limits.horizon_s > 0.0 and row.now >= limits.horizon_s
     long = limits.max_steps > 0.0 and outcome.steps[e] >= limits.max_steps
     outcome.truncated[e] = (late or long) and not outcome.terminated[e]
@@ -224,7 +228,7 @@ def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None
         _open_episode(server, rows.outcome, e)
     else:
         start = _open_step(server, rows.rules, rows.outcome.terms[e])
-        left += rows.rules.limits.view(LIMITS)[0].hold - 1.0
+        left += _limits(rows.rules.limits).hold - 1.0
         _run_choice(kernels, server, rows, e, action[e])
     _to_next_decision(kernels, server, rows, e, action[e], left)
     if not opens:

@@ -1,45 +1,84 @@
 """Batches of a predicted duration, decodes by slack (seconds until the deadline of their next token), prompts by SRPT.
 
-slackfit and the allocation codec share these moves. The predicted duration is that of a latency profile, times how much
-slower than predicted the device has been of late; a policy that uses it keeps the five numbers of the profile at one
-place of its parameters (`OVERHEAD` ...) and `CLOCK_CELLS` cells of its row memory.
+slackfit and its action share these moves. The predicted duration is that of a latency profile, times how much slower
+than predicted the device has been of late.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from baselines._fill import (
-    AGEING,
-    FORESIGHT,
-    TAKEN,
-    WEIGHED,
-    evict_into,
-    fits_decode,
-    is_decode,
-    next_waiting,
-    schedule_decode,
-    take,
-    weighed,
-)
 from engine.compiled.jit import inner
 from engine.device.latency import LatencyModel
-from engine.server.kv import blocks_to_admit, tokens_left
-from engine.server.plan import schedule
-from engine.server.state import Memory, Plan, View
+from engine.server.kv import tokens_left
+from engine.server.moves import admit, chunk, decode, fits_decode, is_decode, take_kv
+from engine.server.plan import is_named, name
+from engine.server.queue import QUEUE, QUEUED, WEIGHED, Queue, next_waiting, weighed
+from engine.server.state import Plan, View
 
-OVERHEAD, FLOOR, PER_TOKEN, PER_PAIR, PER_CONTEXT, PROFILE_PARAMS = range(6)
-"""The profile in the parameters, from its first number on."""
-SCALE, PREDICTED, SEEN, CLOCK_CELLS = range(4)
-"""Cells from the first one on: running mean of measured / predicted seconds, the last prediction, its batch."""
+PROFILE = np.dtype(
+    [(name, "f8") for name in ("overhead", "floor", "per_token", "per_pair", "per_context")],  # s
+    align=True,
+)
+"""A latency profile, as far as it predicts a batch."""
+
+CLOCK = np.dtype(
+    [
+        ("scale", "f8"),  # running mean of measured / predicted seconds
+        ("predicted", "f8"),  # s, of the batch of the last plan, 0: none
+        ("iteration", "f8"),  # its index
+        ("attention", "f8"),  # s, predicted of the batch in the making: all that is not per token
+    ],
+    align=True,
+)
+"""What is known of batch durations."""
+
+FILLING = np.dtype([("queue", QUEUE), ("clock", CLOCK)], align=True)
+"""What these moves remember of the server; of each request they remember QUEUED."""
+
 FORGET = 0.05
 """Weight of the last batch in the running mean."""
 LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
 
 
+class Filling(NamedTuple):
+    """What these moves work with beside view and plan."""
+
+    queue: Queue
+    clock: Any  # CLOCK, in the memory
+    profile: Any  # PROFILE, in the parameters
+
+
+class Rule(NamedTuple):
+    """The rule of `baselines.slackfit.Slackfit`; its fields are described there."""
+
+    strict_limit: float  # s
+    relaxed_limit: float  # s
+    longest_limit: float  # s, that the next batch may have
+    slack: float  # batch limits
+    eager_from: float  # share of the KV blocks
+    memory_limit: float  # share of the KV blocks
+    ageing: float  # tokens/s
+    close: float
+    foresight: float
+
+
+RULE = np.dtype([(name, "f8") for name in Rule._fields], align=True)
+"""The same in the parameters of a policy."""
+
+
+class Aim(NamedTuple):
+    """What one batch is to be."""
+
+    limit_s: float  # s, > 0: predicted, of the batch
+    slack_s: float  # s: a decode with less slack must run (inf: all of them)
+    times_mean: float  # one with more KV than this many times the mean runs, too (inf: none)
+    close: float  # weight of the seconds that an early end saves users of finished prompts (0: no early end)
+
+
 def profile_params(model: LatencyModel) -> tuple[float, ...]:
-    """A profile as PROFILE_PARAMS numbers (s); of a table the ends are kept."""
+    """A profile as the numbers of PROFILE (s); of a table the ends are kept."""
     floor, per_token = model.floor, model.per_token
     if model.table:
         (_, floor), (most, seconds) = model.table[0], model.table[-1]
@@ -48,100 +87,82 @@ def profile_params(model: LatencyModel) -> tuple[float, ...]:
 
 
 @inner
-def learn_scale(view: View, memory: Memory, cell: int) -> float:
-    """Compare the last batch with its prediction; returns the device's seconds per predicted second."""
-    row, m = view.row[0], memory.row
-    if m[cell + SCALE] == 0.0:
-        m[cell + SCALE] = 1.0
-    if m[cell + PREDICTED] > 0.0 and row.iterations == m[cell + SEEN] + 1.0:
-        m[cell + SCALE] += FORGET * (row.last_duration / m[cell + PREDICTED] - m[cell + SCALE])
-    m[cell + SEEN], m[cell + PREDICTED] = row.iterations, 0.0
-    return m[cell + SCALE]
+def learn_scale(view: View, clock: Any) -> None:
+    """Compare the last batch with its prediction, and begin another one."""
+    row = view.row[0]
+    if clock.scale == 0.0:
+        clock.scale = 1.0
+    if clock.predicted > 0.0 and row.iterations == clock.iteration + 1.0:
+        clock.scale += FORGET * (row.last_duration / clock.predicted - clock.scale)
+    clock.iteration, clock.predicted = row.iterations, 0.0
 
 
 @inner
-def _seconds(p: Any, at: int, tokens: int, attention: float) -> float:
-    return p[at + OVERHEAD] + max(p[at + FLOOR], p[at + PER_TOKEN] * tokens) + attention
+def _seconds(profile: Any, tokens: int, attention: float) -> float:
+    return profile.overhead + max(profile.floor, profile.per_token * tokens) + attention
 
 
 @inner
-def _largest_chunk(p: Any, at: int, tokens: int, attention: float, done: int, limit: float) -> int:
-    """Prompt tokens that fit a batch of so many tokens and attention seconds, behind `done` tokens of their request."""
-    over = p[at + OVERHEAD] + attention + p[at + PER_TOKEN] * tokens - limit
-    if over >= 0.0 or p[at + OVERHEAD] + attention + p[at + FLOOR] > limit:
+def _largest_chunk(filling: Filling, tokens: int, done: int, limit_s: float) -> int:
+    """Prompt tokens that fit a batch of so many tokens, behind `done` tokens of their request."""
+    profile, attention = filling.profile, filling.clock.attention
+    over = profile.overhead + attention + profile.per_token * tokens - limit_s
+    if over >= 0.0 or profile.overhead + attention + profile.floor > limit_s:
         return 0
-    a, b = 0.5 * p[at + PER_PAIR], p[at + PER_TOKEN] + p[at + PER_PAIR] * (done + 0.5)
+    a, b = 0.5 * profile.per_pair, profile.per_token + profile.per_pair * (done + 0.5)
     return int(-2.0 * over / (b + np.sqrt(b * b - 4.0 * a * over)))
 
 
 @inner
-def _youngest_unplanned(view: View, memory: Memory, i: int) -> int:
+def _youngest_unplanned(view: View, plan: Plan, i: int) -> int:
     """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
-    row = view.row[0]
-    for j in range(row.num_running - 1, -1, -1):
-        v = view.running[j]
-        if memory.request[v, TAKEN] != row.iterations + 1:
-            return v
+    for j in range(view.row[0].num_running - 1, -1, -1):
+        if not is_named(plan, view.running[j]):
+            return view.running[j]
     return i
 
 
 @inner
-def take_urgent(
-    view: View, memory: Memory, plan: Plan, slack_s: float, free: int, victims: int
-) -> tuple[int, int, int]:
-    """Decodes with less slack than this, oldest first; one that finds no block evicts the youngest unplanned request.
-
-    Returns:
-        (tokens, free blocks, victims).
-    """
-    row = view.row[0]
-    stamp = row.iterations + 1
-    tokens = 0
+def take_urgent(view: View, plan: Plan, slack_s: float) -> None:
+    """Decodes with less slack than this, oldest first; one without a block evicts the youngest unplanned request."""
+    row, draft = view.row[0], plan.draft[0]
     for j in range(row.num_running):
-        if plan.size[0] - victims >= row.max_batched_tokens:
+        if draft.tokens >= row.max_batched_tokens:
             break
         i = view.running[j]
         r = view.request[i]
-        if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or memory.request[i, TAKEN] == stamp:
+        if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or is_named(plan, i):
             continue
-        memory.request[i, TAKEN] = stamp
-        fits = fits_decode(row, r, free)
+        name(plan, i)
+        fits = fits_decode(view, plan, i)
         while not fits:
-            v = _youngest_unplanned(view, memory, i)
-            take(view, memory, v)
-            free += evict_into(plan, memory, view, v, victims)
-            victims += 1
+            v = _youngest_unplanned(view, plan, i)
+            name(plan, v)  # it is not served again
+            take_kv(view, plan, v)
             if v == i:
                 break
-            fits = fits_decode(row, r, free)
+            fits = fits_decode(view, plan, i)
         if fits:
-            free -= schedule_decode(plan, row, i, r)
-            tokens += 1
-    return tokens, free, victims
+            decode(view, plan, i)
 
 
 @inner
-def take_large(view: View, memory: Memory, plan: Plan, times_mean: float, free: int) -> tuple[int, int]:
-    """Decodes with more KV than so many times the mean: they free the most memory. Returns (tokens, free blocks)."""
-    row = view.row[0]
-    total = 0
+def take_large(view: View, plan: Plan, times_mean: float) -> None:
+    """Decodes with more KV than so many times the mean: they free the most memory."""
+    row, draft, total = view.row[0], plan.draft[0], 0
     for j in range(row.num_running):
         total += view.request[view.running[j]].length
-    tokens = 0
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
         large = is_decode(r) and r.length * row.num_running > times_mean * total
-        large = large and plan.size[0] < row.max_batched_tokens
-        if large and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
-            free -= schedule_decode(plan, row, i, r)
-            take(view, memory, i)
-            tokens += 1
-    return tokens, free
+        large = large and draft.tokens < row.max_batched_tokens
+        if large and not is_named(plan, i) and fits_decode(view, plan, i):
+            decode(view, plan, i)
 
 
 @inner
-def _shortest_started(view: View, memory: Memory) -> int:
+def shortest_started(view: View, plan: Plan, queue: Queue) -> int:
     """The started prompt with the fewest tokens left, as `weighed`, that this plan has not taken; -1: there is none."""
     row = view.row[0]
     best, least = -1, np.inf
@@ -149,197 +170,154 @@ def _shortest_started(view: View, memory: Memory) -> int:
         for j in range(row.num_running):
             i = view.running[j]
             r = view.request[i]
-            left = weighed(memory, r, r.prompt - r.prefilled)
-            if left < least and not is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1:
+            left = weighed(queue, r, r.prompt - r.prefilled)
+            if left < least and not is_decode(r) and not is_named(plan, i):
                 best, least = i, left
     return best
 
 
 @inner
-def _shortest_remaining(view: View, memory: Memory, started: int, victims: int, taken: int) -> int:
+def shortest_remaining(view: View, plan: Plan, queue: Queue, started: int) -> int:
     """The waiting request with fewer tokens (`weighed`) than `started` lacks, else `started`; -1: there is neither."""
-    i = next_waiting(view, memory, WEIGHED, victims, taken)
-    if i < 0 or memory.request[i, TAKEN] == view.row[0].iterations + 1:
+    i = next_waiting(view, plan, queue, WEIGHED)
+    if i < 0 or is_named(plan, i):
         return started
     if started >= 0:
         r, s = view.request[i], view.request[started]
-        if weighed(memory, r, r.prompt) >= weighed(memory, s, s.prompt - s.prefilled):
+        if weighed(queue, r, r.prompt) >= weighed(queue, s, s.prompt - s.prefilled):
             return started
     return i
 
 
 @inner
-def _take_prompts(
-    view: View,
-    memory: Memory,
-    plan: Plan,
-    at: int,
-    limit: float,
-    tokens: int,
-    attention: float,
-    free: int,
-    victims: int,
-    close: float,
-) -> tuple[int, float, int, bool]:
+def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim) -> bool:
     """Chunks by shortest remaining prompt while predicted time is left.
 
     Once prompts are done, the batch is closed if `close` times the seconds that their users save are more than the
     overhead of another iteration for each prompt behind; with none behind it is closed to decodes that can wait.
 
     Returns:
-        (tokens, attention, free blocks, whether the batch is closed).
+        Whether the batch is closed.
     """
-    row, p = view.row[0], memory.params
-    taken, blocked, first = 0, False, True
-    active = row.num_running - victims
-    behind, done_prompts = row.num_waiting + row.num_prefilling + victims, 0
+    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
+    blocked, first = False, True
+    behind, done_prompts = row.num_waiting + row.num_prefilling + draft.victims, 0
     while row.num_waiting + row.num_prefilling > 0:
-        started = _shortest_started(view, memory)
-        best = started if blocked else _shortest_remaining(view, memory, started, victims, taken)
+        started = shortest_started(view, plan, filling.queue)
+        best = started if blocked else shortest_remaining(view, plan, filling.queue, started)
         if best < 0:
             break
         r = view.request[best]
         done, left = (r.prefilled, tokens_left(r)) if best == started else (0, r.prompt)
-        chunk = max(_largest_chunk(p, at, tokens, attention, done, limit), LEAST_CHUNK if first else 0)
-        chunk = min(left, row.max_batched_tokens - tokens, chunk)
-        if chunk <= 0:
+        n = max(_largest_chunk(filling, draft.tokens, done, aim.limit_s), LEAST_CHUNK if first else 0)
+        n = min(left, row.max_batched_tokens - draft.tokens, n)
+        if n <= 0:
             break
-        if best != started:
-            need = blocks_to_admit(r, row.block_size)
-            if free - need < row.watermark_blocks or active >= row.max_num_seqs:
-                blocked = True
-                continue
-            free -= need
-            active += 1
-            taken += 1
-        schedule(plan, best, chunk)
-        take(view, memory, best)
-        tokens += chunk
-        attention += p[at + PER_PAIR] * chunk * (done + 0.5 * (chunk + 1))
+        if best == started:
+            chunk(view, plan, best, n)
+        elif not admit(view, plan, best, n):
+            blocked = True
+            continue
+        clock.attention += profile.per_pair * n * (done + 0.5 * (n + 1))
         first = False
-        if chunk < left:
+        if n < left:
             break
         done_prompts += 1
         behind -= 1
-        left_s = limit - _seconds(p, at, tokens, attention)
-        if behind > 0 and close * done_prompts * left_s > p[at + OVERHEAD] * behind:
-            return tokens, attention, free, True
-    return tokens, attention, free, done_prompts > 0 and close > 0.0
+        left_s = aim.limit_s - _seconds(profile, draft.tokens, clock.attention)
+        if behind > 0 and aim.close * done_prompts * left_s > profile.overhead * behind:
+            return True
+    return done_prompts > 0 and aim.close > 0.0
 
 
 @inner
-def _take_others(
-    view: View, memory: Memory, plan: Plan, at: int, limit: float, tokens: int, attention: float, free: int
-) -> tuple[int, float]:
-    """Decodes that could wait, oldest first, while predicted time is left; returns (tokens, attention)."""
-    row, p = view.row[0], memory.params
+def _take_others(view: View, plan: Plan, filling: Filling, limit_s: float) -> None:
+    """Decodes that could wait, oldest first, while predicted time is left."""
+    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
-        if is_decode(r) and memory.request[i, TAKEN] != row.iterations + 1 and fits_decode(row, r, free):
-            more = p[at + PER_CONTEXT] * r.length
-            if tokens >= row.max_batched_tokens or _seconds(p, at, tokens + 1, attention + more) > limit:
+        if is_decode(r) and not is_named(plan, i) and fits_decode(view, plan, i):
+            more = profile.per_context * r.length
+            seconds = _seconds(profile, draft.tokens + 1, clock.attention + more)
+            if draft.tokens >= row.max_batched_tokens or seconds > limit_s:
                 break
-            free -= schedule_decode(plan, row, i, r)
-            take(view, memory, i)
-            tokens += 1
-            attention += more
-    return tokens, attention
+            decode(view, plan, i)
+            clock.attention += more
 
 
 @inner
-def _context_seconds(view: View, memory: Memory, at: int) -> float:
+def _context_seconds(view: View, plan: Plan, profile: Any) -> float:
     """Predicted attention seconds of the decodes taken so far."""
     row, total = view.row[0], 0
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
-        if is_decode(r) and memory.request[i, TAKEN] == row.iterations + 1:
+        if is_decode(r) and is_named(plan, i):
             total += r.length
-    return memory.params[at + PER_CONTEXT] * total
+    return profile.per_context * total
 
 
 @inner
-def fill_for(
-    view: View,
-    memory: Memory,
-    plan: Plan,
-    at: int,
-    cell: int,
-    limit: float,
-    slack_s: float,
-    times_mean: float,
-    close: float,
-) -> None:
-    """A batch of about `limit` seconds: urgent decodes, large decodes, prompts by SRPT, then the other decodes.
+def fill(view: View, plan: Plan, filling: Filling, aim: Aim) -> None:
+    """A batch as aimed at: urgent decodes, large decodes, prompts by SRPT, then the other decodes."""
+    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
+    prompts = row.num_waiting + row.num_prefilling > 0
+    take_urgent(view, plan, aim.slack_s if prompts else np.inf)
+    if prompts and draft.victims == 0 and aim.times_mean < np.inf:
+        take_large(view, plan, aim.times_mean)
+    clock.attention = _context_seconds(view, plan, profile)
+    if prompts:
+        closed = _take_prompts(view, plan, filling, aim)
+        if draft.victims == 0 and not closed:
+            _take_others(view, plan, filling, aim.limit_s)
+    if plan.size[0] == draft.victims:
+        take_urgent(view, plan, np.inf)
+        clock.attention = _context_seconds(view, plan, profile)
+    clock.predicted = _seconds(profile, draft.tokens, clock.attention)
+
+
+@inner
+def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: Any) -> None:
+    """A batch by the rule of slackfit.
 
     Args:
         view: the server.
-        memory: the policy's memory.
         plan: receives the batch.
-        at: where the profile is in the parameters.
-        cell: where the clock's cells are in the row memory.
-        limit: seconds, > 0.
-        slack_s: a decode with less slack must run (inf: all of them).
-        times_mean: one with more KV than this many times the mean runs, too (inf: none).
-        close: weight of the seconds that an early end of the batch saves users of finished prompts (0: no early end).
+        filling: queue, clock and profile.
+        rule: a `Rule`, or a record of RULE.
     """
-    row = view.row[0]
-    limit /= learn_scale(view, memory, cell)
-    prompts = row.num_waiting + row.num_prefilling > 0
-    if not prompts:
-        slack_s = np.inf
-    tokens, free, victims = take_urgent(view, memory, plan, slack_s, row.free_blocks, 0)
-    if prompts and victims == 0 and times_mean < np.inf:
-        more, free = take_large(view, memory, plan, times_mean, free)
-        tokens += more
-    attention = _context_seconds(view, memory, at)
-    if prompts:
-        tokens, attention, free, closed = _take_prompts(
-            view, memory, plan, at, limit, tokens, attention, free, victims, close
-        )
-        if victims == 0 and not closed:
-            tokens, attention = _take_others(view, memory, plan, at, limit, tokens, attention, free)
-    if plan.size[0] == victims:
-        tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
-        attention = _context_seconds(view, memory, at)
-    memory.row[cell + PREDICTED] = _seconds(memory.params, at, tokens, attention)
-
-
-@inner
-def fill_as_slackfit(
-    view: View,
-    memory: Memory,
-    plan: Plan,
-    at: int,
-    cell: int,
-    strict_limit: float,
-    relaxed_limit: float,
-    longest: float,
-    slack: float,
-    eager_from: float,
-    memory_limit: float,
-    ageing: float,
-    close: float,
-    foresight: float,
-) -> None:
-    """The rule of `baselines.slackfit.Slackfit` with these parameters; `at` and `cell` as for `fill_for`.
-
-    `longest` is the largest limit that the next batch may have (s).
-    """
-    row = view.row[0]
-    memory.row[AGEING], memory.row[FORESIGHT] = ageing, foresight
-    strict = False
+    row, q, strict = view.row[0], filling.queue.row, False
+    q.ageing, q.foresight = rule.ageing, rule.foresight
     for j in range(row.num_running):
         r = view.request[view.running[j]]
         strict = strict or (r.strict > 0 and is_decode(r))
-    limit = strict_limit if strict else relaxed_limit
+    limit = rule.strict_limit if strict else rule.relaxed_limit
     use = 1.0 - row.free_blocks / row.num_blocks
-    slack_s, times_mean = limit + (slack - 1.0) * longest, np.inf
-    if use >= memory_limit:
-        slack_s = np.inf
-        close = 0.0
-    elif use > eager_from:
-        close = 0.0
-        times_mean = 2.0 * (memory_limit - use) / (memory_limit - eager_from)
-    fill_for(view, memory, plan, at, cell, limit, slack_s, times_mean, close)
+    slack_s, times_mean, close = limit + (rule.slack - 1.0) * rule.longest_limit, np.inf, rule.close
+    if use >= rule.memory_limit:
+        slack_s, close = np.inf, 0.0
+    elif use > rule.eager_from:
+        times_mean, close = 2.0 * (rule.memory_limit - use) / (rule.memory_limit - rule.eager_from), 0.0
+    learn_scale(view, filling.clock)
+    fill(view, plan, filling, Aim(limit / filling.clock.scale, slack_s, times_mean, close))
+
+
+__all__ = [
+    "CLOCK",
+    "FILLING",
+    "PROFILE",
+    "QUEUED",
+    "RULE",
+    "Aim",
+    "Filling",
+    "Rule",
+    "fill",
+    "fill_by_rule",
+    "learn_scale",
+    "profile_params",
+    "shortest_remaining",
+    "shortest_started",
+    "take_large",
+    "take_urgent",
+]

@@ -47,7 +47,7 @@ def hot_inlined(function: Callable[..., Any]) -> Any:
 
 def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None) -> Any:
     """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
-    dispatcher = kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    dispatcher = kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
     return _Inner(dispatcher, source or function)
 
 

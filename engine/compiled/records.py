@@ -1,6 +1,6 @@
 """Named records in memory: `cells` are float64, so that all kernels have one type, and are viewed as a record.
 
-A record is a numpy dtype of fields of 8 bytes ("f8" or "i8"), which may be records themselves:
+A record is a numpy dtype of fields of 8 bytes ("f8" or "i8"), of arrays of such and of other records:
 
     CLOCK = np.dtype([("mean_s", "f8"), ("batches", "i8")])
     clock = record(CLOCK)
@@ -42,7 +42,7 @@ def record(record_type: np.dtype) -> Any:
     """What views the first cells of a row of them as one record.
 
     Args:
-        record_type: fields of 8 bytes each, or records of such.
+        record_type: fields of 8 bytes each, arrays of such, or records.
 
     Returns:
         ``f(cells: float64[k]) -> record``, for kernels and for Python; k >= `cells_of` the record.
@@ -116,10 +116,10 @@ class _Accessor:
 
 def _check(record_type: np.dtype) -> None:
     for name, (kind, *_) in (record_type.fields or {"": (record_type, 0)}).items():
-        if kind.fields:
-            _check(kind)
-        elif kind not in (np.dtype("f8"), np.dtype("i8")):
-            raise InputError(f"record: field {name!r}: expected f8, i8 or a record of these, got {kind}")
+        if kind.base.fields:
+            _check(kind.base)
+        elif kind.base not in (np.dtype("f8"), np.dtype("i8")):
+            raise InputError(f"record: field {name!r}: expected f8, i8, arrays or records of these, got {kind}")
         if hasattr(np.record, name) or hasattr(np.recarray, name):
             raise InputError(f"record: expected names that numpy's records leave free, got the field {name!r}")
 

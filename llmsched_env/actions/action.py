@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
+from engine.compiled.records import cells_of
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.fields import checked
@@ -24,16 +25,6 @@ LEVELS = OBSERVER_ROW_MEMORY
 """Where in a codec's row memory the levels of the present batch begin, behind what the observer remembers."""
 LARGEST = 1e9
 """Largest parameter of a codec: seconds, tokens or a factor."""
-
-
-def record(*named: tuple[Any, ...]) -> np.dtype:
-    """A record of float64 fields: ``cells.view(dtype)[0].name`` reads float64 cells by name, in compiled code too."""
-    return np.dtype((np.record, list(named)))
-
-
-def cells_of(dtype: np.dtype) -> int:
-    """How many float64 cells a record takes."""
-    return dtype.itemsize // 8
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ class Codec(Action):
     """
 
     PARAMS: ClassVar[np.dtype]
-    """The kernel's parameters by name, a `record`."""
+    """The kernel's parameters by name, a record of float64 (`engine.compiled.records`)."""
     ENDLESS: ClassVar[tuple[str, ...]] = ()
     """Which of them are numbers above 0 that may be infinite."""
     kernel: ClassVar[Kernel]

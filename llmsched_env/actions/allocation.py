@@ -15,28 +15,19 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from baselines._fill import (
-    FILL_REQUEST_MEMORY,
-    SPF,
-    TAKEN,
-    admit_chunks,
-    fits_decode,
-    is_decode,
-    next_waiting,
-    schedule_decode,
-    take,
-)
-from baselines.families.filling import profile_params, take_urgent
+from baselines.families.filling import PROFILE, profile_params, take_urgent
 from engine.compiled.jit import inner
+from engine.compiled.records import cells_of, record, records
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.server.kv import blocks_to_admit, tokens_left
-from engine.server.plan import schedule
+from engine.server.moves import admit, admit_chunks, chunk, decode, fits_decode, is_decode
+from engine.server.plan import is_named
 from engine.server.policy import HotKernel, Kernel
+from engine.server.queue import QUEUE, QUEUED, SPF, Queue, next_waiting
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
+from llmsched_env.actions.action import LEVELS, Codec
 from llmsched_env.actions.queue_memory import queue_is_sound
-from llmsched_env.observation import seen_before
+from llmsched_env.observation import SEEN
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Token budgets of an iteration (decodes included), multiples of a GeMM tile."""
@@ -48,16 +39,27 @@ SRPT = 3
 ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
 """Prefill orders; in srpt (shortest remaining prompt) a short newcomer overtakes a started prompt, which keeps KV."""
 
-PROFILE = record(*((name, "f8") for name in ("overhead", "floor", "per_token", "per_pair", "per_context")))
-"""What a codec knows about its device (s)."""
-PARAMS = record(
-    ("budgets", "f8", (len(TOKEN_LEVELS),)),  # tokens, or s
-    ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch times
-    ("timed", "f8"),  # whether budgets are seconds
-    ("profile", PROFILE),
+PARAMS = np.dtype(
+    [
+        ("budgets", "f8", (len(TOKEN_LEVELS),)),  # tokens, or s
+        ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch times
+        ("timed", "f8"),  # whether budgets are seconds
+        ("profile", PROFILE),
+    ],
+    align=True,
 )
-_CELLS = cells_of(PARAMS)
-_BUDGET, _RULE, _ORDER = LEVELS, LEVELS + 1, LEVELS + 2
+MEMORY = np.dtype(
+    [
+        ("seen", SEEN),
+        ("budget", "f8"),  # index of the present choice in the budgets
+        ("rule", "f8"),  # in SLACK_LEVELS
+        ("order", "f8"),  # in ORDERS
+        ("queue", QUEUE),
+    ],
+    align=True,
+)
+"""What is remembered of the server."""
+_params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
 
 def profile_of(model: LatencyModel) -> dict[str, float]:
@@ -87,94 +89,88 @@ def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
 
 
 @inner
-def _take_shortest_remaining(
-    view: View, memory: Memory, plan: Plan, victims: int, tokens: int, budget: int, free: int, active: int
-) -> tuple[int, int]:
-    """Chunks by shortest remaining prompt among started and waiting ones; returns (tokens, free blocks)."""
+def _shortest_started(view: View, plan: Plan) -> int:
+    """The started prompt with the fewest tokens left that this plan has not taken; -1: there is none."""
     row = view.row[0]
-    stamp = row.iterations + 1
-    taken, blocked = 0, False
-    while tokens < budget:
-        best, least = -1, 1 << 30
-        if row.num_prefilling > 0:
-            for j in range(row.num_running):
-                i = view.running[j]
-                r = view.request[i]
-                if r.prompt - r.prefilled < least and not is_decode(r) and memory.request[i, TAKEN] != stamp:
-                    best, least = i, r.prompt - r.prefilled
-        started = best
-        if not blocked:
-            i = next_waiting(view, memory, SPF, victims, taken)
-            if i >= 0 and memory.request[i, TAKEN] != stamp and view.request[i].prompt < least:
-                best = i
-        if best < 0:
-            break
-        r = view.request[best]
-        if best != started:
-            need = blocks_to_admit(r, row.block_size)
-            if free - need < row.watermark_blocks or active >= row.max_num_seqs:
-                blocked = True
-                continue
-            free -= need
-            active += 1
-            taken += 1
-        chunk = min(tokens_left(r), budget - tokens)
-        schedule(plan, best, chunk)
-        take(view, memory, best)
-        tokens += chunk
-    return tokens, free
-
-
-@inner
-def _take_prompts(
-    view: View, memory: Memory, plan: Plan, order: int, victims: int, tokens: int, budget: int, free: int
-) -> tuple[int, int]:
-    row = view.row[0]
-    active = row.num_running - victims
-    if order == SRPT:
-        return _take_shortest_remaining(view, memory, plan, victims, tokens, budget, free, active)
+    best, least = -1, 1 << 30
     for j in range(row.num_running if row.num_prefilling > 0 else 0):
         i = view.running[j]
         r = view.request[i]
-        if not is_decode(r) and tokens < budget and memory.request[i, TAKEN] != row.iterations + 1:
-            chunk = min(r.prompt - r.prefilled, budget - tokens)
-            schedule(plan, i, chunk)
-            tokens += chunk
-    if victims > 0:
-        return tokens, free
-    return admit_chunks(view, memory, plan, order, 0, tokens, budget, free, active)
+        if r.prompt - r.prefilled < least and not is_decode(r) and not is_named(plan, i):
+            best, least = i, r.prompt - r.prefilled
+    return best
 
 
 @inner
-def _take_leftover(view: View, memory: Memory, plan: Plan, room: int, free: int) -> None:
-    row = view.row[0]
-    stamp = row.iterations + 1
+def _shortest_remaining(view: View, plan: Plan, queue: Queue, started: int) -> int:
+    """The waiting request with a prompt shorter than what `started` lacks, else `started`; -1: there is neither."""
+    i = next_waiting(view, plan, queue, SPF)
+    if i < 0 or is_named(plan, i):
+        return started
+    if started >= 0:
+        s = view.request[started]
+        if view.request[i].prompt >= s.prompt - s.prefilled:
+            return started
+    return i
+
+
+@inner
+def _take_shortest_remaining(view: View, plan: Plan, queue: Queue, budget: int) -> None:
+    """Chunks by shortest remaining prompt among started and waiting ones."""
+    draft, blocked = plan.draft[0], False
+    while draft.tokens < budget:
+        started = _shortest_started(view, plan)
+        best = started if blocked else _shortest_remaining(view, plan, queue, started)
+        if best < 0:
+            break
+        if best == started:
+            chunk(view, plan, best, budget - draft.tokens)
+        elif not admit(view, plan, best, budget - draft.tokens):
+            blocked = True
+
+
+@inner
+def _take_prompts(view: View, plan: Plan, queue: Queue, order: int, budget: int) -> None:
+    """Chunks in an order of ORDERS, up to a budget of tokens."""
+    row, draft = view.row[0], plan.draft[0]
+    if order == SRPT:
+        _take_shortest_remaining(view, plan, queue, budget)
+        return
+    for j in range(row.num_running if row.num_prefilling > 0 else 0):
+        i = view.running[j]
+        if not is_decode(view.request[i]) and draft.tokens < budget and not is_named(plan, i):
+            chunk(view, plan, i, budget - draft.tokens)
+    if draft.victims == 0:
+        admit_chunks(view, plan, queue, order, budget)
+
+
+@inner
+def _take_leftover(view: View, plan: Plan, budget: int) -> None:
+    """Decodes that could wait, oldest first, as far as tokens and KV last."""
+    row, draft = view.row[0], plan.draft[0]
     for j in range(row.num_running):
-        if room <= 0:
+        if draft.tokens >= budget:
             break
         i = view.running[j]
-        r = view.request[i]
-        if is_decode(r) and memory.request[i, TAKEN] != stamp and fits_decode(row, r, free):
-            free -= schedule_decode(plan, row, i, r)
-            room -= 1
+        if is_decode(view.request[i]) and not is_named(plan, i) and fits_decode(view, plan, i):
+            decode(view, plan, i)
 
 
 @HotKernel
 def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the levels in the memory (see the module docstring)."""
-    row, p, m = view.row[0], memory.params[:_CELLS].view(PARAMS)[0], memory.row
-    budget, seconds = _budget_and_time(view, p, int(m[_BUDGET]))
-    slack = p.slacks[int(m[_RULE])] * max(seen_before(memory).batch_time, seconds)
-    order = int(m[_ORDER])
-    tokens, free, victims = take_urgent(view, memory, plan, slack, row.free_blocks, 0)
-    if budget > tokens and row.num_waiting + row.num_prefilling > 0:
-        tokens, free = _take_prompts(view, memory, plan, order, victims, tokens, budget, free)
-    if budget > tokens:
-        _take_leftover(view, memory, plan, budget - tokens, free)
-    if plan.size[0] == victims:
-        tokens, free, victims = take_urgent(view, memory, plan, np.inf, free, victims)
-        if tokens == 0:
-            _take_prompts(view, memory, plan, order, victims, 0, min(TOKEN_LEVELS[1], row.max_batched_tokens), free)
+    row, draft, p, m = view.row[0], plan.draft[0], _params(memory.params), _memory(memory.row)
+    queue, order = Queue(m.queue, _requests(memory.request)), int(m.order)
+    budget, seconds = _budget_and_time(view, p, int(m.budget))
+    take_urgent(view, plan, p.slacks[int(m.rule)] * max(m.seen.batch_time, seconds))
+    if budget > draft.tokens and row.num_waiting + row.num_prefilling > 0:
+        _take_prompts(view, plan, queue, order, budget)
+    if budget > draft.tokens:
+        _take_leftover(view, plan, budget)
+    if plan.size[0] == draft.victims:
+        take_urgent(view, plan, np.inf)
+        if draft.tokens == 0:
+            _take_prompts(view, plan, queue, order, min(TOKEN_LEVELS[1], row.max_batched_tokens))
 
 
 @dataclass(frozen=True)
@@ -185,8 +181,8 @@ class Allocation(Codec):
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     kernel: ClassVar[Kernel] = allocate_batch
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    own_cells: ClassVar[int] = 0
+    request_memory: ClassVar[int] = cells_of(QUEUED)
+    own_cells: ClassVar[int] = cells_of(QUEUE)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (TOKEN_LEVELS.index(512), 0, 0)
 
@@ -206,7 +202,7 @@ class Allocation(Codec):
 
     def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
         """Whether the memory of the queue is in range."""
-        return bool(queue_is_sound(cells, request))
+        return bool(queue_is_sound(cells[LEVELS + len(self.sizes) :], request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.

@@ -1,32 +1,39 @@
 """Whether a codec's memory of the queue is sound: what it indexes with, after something else has written it."""
 
+from typing import Any
+
 import numpy as np
 
-from baselines._fill import BEST, LEFT_STAMP, NUM_HEAPED, NUM_LEFT, SEEN_ARRIVALS, SEEN_EVICTIONS, SEEN_ORDER
-from baselines._fill import HEAP as FILL_HEAP
-from baselines._fill import LEFT as FILL_LEFT
-from baselines.families.heap import PLACE
-from engine.compiled.jit import hot
+from engine.compiled.jit import hot, inner
+from engine.compiled.records import record, records
+from engine.server.queue import QUEUE, QUEUED, Queue
+
+_row, _requests = record(QUEUE), records(QUEUED)
 
 
-@hot
-def _heap_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
+@inner
+def _counts_are_sound(q: Any, n: int) -> bool:
+    """No number below 0, and none that is a request or a number of requests above theirs."""
+    found = min(q.order, q.heap_order, q.lost, q.heap_lost, q.fronted, q.left_to) >= 0
+    least = min(q.best, q.waiting, q.arrivals, q.heaped, q.heap_arrivals, q.left)
+    most = max(q.best, q.waiting, q.arrivals, q.heaped, q.heap_arrivals, q.left)
+    return found and 0 <= least and most <= n and q.best < n
+
+
+@inner
+def _lists_are_sound(queue: Queue) -> bool:
     """The heap of the queue and the list of who left it: every entry a request, at the place that it says."""
-    n = request.shape[0]
-    for k in range(NUM_HEAPED, LEFT_STAMP + 1):
-        if not 0.0 <= cells[k] < 2.0**53:
+    q, lines, heap = queue.row, queue.request, queue.request.heap
+    n = lines.shape[0]
+    for k in range(q.left):
+        if not 0 <= lines[k].left < n:
             return False
-    if cells[NUM_HEAPED] > n or cells[NUM_LEFT] > n:
-        return False
-    for k in range(int(cells[NUM_LEFT])):
-        if not 0.0 <= request[k, FILL_LEFT] < n:
-            return False
-    for k in range(int(cells[NUM_HEAPED])):
-        i = request[k, FILL_HEAP]
-        if not 0.0 <= i < n or request[int(i), FILL_HEAP + PLACE] != k + 1:
+    for k in range(q.heaped):
+        i = heap[k].listed
+        if not 0 <= i < n or heap[i].place != k + 1:
             return False
     for i in range(n):
-        if not 0.0 <= request[i, FILL_HEAP + PLACE] <= cells[NUM_HEAPED]:
+        if not 0 <= heap[i].place <= q.heaped:
             return False
     return True
 
@@ -36,11 +43,8 @@ def queue_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
     """What is known of the queue.
 
     Args:
-        cells: row memory.
-        request: memory of the requests.
+        cells: row memory, from where the QUEUE is.
+        request: memory of the requests, from where QUEUED is.
     """
-    n = request.shape[0]
-    for k in range(SEEN_ARRIVALS, SEEN_ORDER):
-        if cells[k] < 0 or (k < SEEN_EVICTIONS and cells[k] > n):
-            return False
-    return bool(cells[BEST] >= -1 and cells[BEST] < n and _heap_is_sound(cells, request))
+    queue = Queue(_row(cells), _requests(request))
+    return bool(_counts_are_sound(queue.row, request.shape[0]) and _lists_are_sound(queue))

@@ -10,16 +10,18 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from baselines._fill import FILL_REQUEST_MEMORY
-from baselines.families.filling import CLOCK_CELLS, fill_as_slackfit
+from baselines.families.filling import FILLING, PROFILE, Filling, Rule, fill_by_rule
+from engine.compiled.records import cells_of, record, records
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.ranges import number
 from engine.server.policy import HotKernel, Kernel
+from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.action import LEVELS, Codec, cells_of, record
-from llmsched_env.actions.allocation import PROFILE, SLACK_LEVELS, profile_of
+from llmsched_env.actions.action import LEVELS, Codec
+from llmsched_env.actions.allocation import SLACK_LEVELS, profile_of
 from llmsched_env.actions.queue_memory import queue_is_sound
+from llmsched_env.observation import SEEN
 
 LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
 """Predicted durations that slackfit fills, seconds."""
@@ -30,16 +32,29 @@ RELAXED_FACTOR = 1.5
 SHARES = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
 """slackfit's eager_from and memory_limit, shares of the KV blocks."""
 
-PARAMS = record(
-    ("limits", "f8", (len(LIMITS_S),)),  # s
-    ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch durations
-    ("profile", PROFILE),
-    ("ageing", "f8"),  # tokens/s
-    ("close", "f8"),
-    ("shares", "f8", (len(SHARES), 2)),
+PARAMS = np.dtype(
+    [
+        ("limits", "f8", (len(LIMITS_S),)),  # s
+        ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch durations
+        ("profile", PROFILE),
+        ("ageing", "f8"),  # tokens/s
+        ("close", "f8"),
+        ("shares", "f8", (len(SHARES), 2)),
+    ],
+    align=True,
 )
-_CELLS, _PROFILE = cells_of(PARAMS), len(LIMITS_S) + len(SLACK_LEVELS)
-_LIMIT, _SLACK, _SHARES, _CLOCK = LEVELS, LEVELS + 1, LEVELS + 2, LEVELS + 3
+MEMORY = np.dtype(
+    [
+        ("seen", SEEN),
+        ("limit", "f8"),  # index of the present choice in LIMITS_S
+        ("slack", "f8"),  # in SLACK_LEVELS
+        ("shares", "f8"),  # in SHARES
+        ("filling", FILLING),
+    ],
+    align=True,
+)
+"""What is remembered of the server."""
+_params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
 Weight = Annotated[float, number(0.0, 1e9, below=True)]
 
@@ -47,12 +62,21 @@ Weight = Annotated[float, number(0.0, 1e9, below=True)]
 @HotKernel
 def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the levels in the memory (see the module docstring)."""
-    p, m = memory.params[:_CELLS].view(PARAMS)[0], memory.row
-    limit, shares = p.limits[int(m[_LIMIT])], p.shares[int(m[_SHARES])]
-    longest = RELAXED_FACTOR * p.limits[len(LIMITS_S) - 1]
-    rules = p.slacks[int(m[_SLACK])], shares[0], shares[1], p.ageing, p.close, 0.0
-    strict, relaxed = min(limit, STRICT_LIMIT_S), RELAXED_FACTOR * limit
-    fill_as_slackfit(view, memory, plan, _PROFILE, _CLOCK, strict, relaxed, longest, *rules)
+    p, m = _params(memory.params), _memory(memory.row)
+    limit, shares = p.limits[int(m.limit)], p.shares[int(m.shares)]
+    rule = Rule(
+        min(limit, STRICT_LIMIT_S),
+        RELAXED_FACTOR * limit,
+        RELAXED_FACTOR * p.limits[len(LIMITS_S) - 1],
+        p.slacks[int(m.slack)],
+        shares[0],
+        shares[1],
+        p.ageing,
+        p.close,
+        0.0,
+    )
+    queue = Queue(m.filling.queue, _requests(memory.request))
+    fill_by_rule(view, plan, Filling(queue, m.filling.clock, p.profile), rule)
 
 
 @dataclass(frozen=True)
@@ -63,8 +87,8 @@ class Slackfit(Codec):
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     kernel: ClassVar[Kernel] = fill_batch
-    request_memory: ClassVar[int] = FILL_REQUEST_MEMORY
-    own_cells: ClassVar[int] = CLOCK_CELLS
+    request_memory: ClassVar[int] = cells_of(QUEUED)
+    own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
 
@@ -91,7 +115,7 @@ class Slackfit(Codec):
 
     def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
         """Whether the memory of the queue is in range."""
-        return bool(queue_is_sound(cells, request))
+        return bool(queue_is_sound(cells[LEVELS + len(self.sizes) :], request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.

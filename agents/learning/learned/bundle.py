@@ -22,12 +22,12 @@ from agents.learning.learned.old_codec import from_old
 from agents.learning.learned.stored_env import from_stored, to_stored
 from agents.work.files import new_folder, replace_folder
 from agents.work.provenance import TRAINS, source_hash, versions
+from engine.compiled.records import cells_of
 from engine.errors import InputError
 from engine.fields import convert
 from engine.files.reading import read_bytes, read_json
 from engine.ranges import number
 from llmsched_env.actions import Codec, Mixture, Slackfit
-from llmsched_env.actions.action import cells_of
 from llmsched_env.config import EnvConfig
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 

@@ -8,12 +8,12 @@ import numpy as np
 import baselines
 from agents.learning.learned.policy import LearnedPolicy, best, forward
 from engine.compiled.random import splitmix64
+from engine.compiled.records import cells_of
 from engine.config import EngineConfig
 from engine.server.core import begin
 from engine.server.plan import clear
 from engine.server.state import Memory, Plan, Server, View, new_server
 from llmsched_env.actions import Mixture
-from llmsched_env.actions.action import cells_of
 from llmsched_env.asking import ASKED, due, set_levels
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 

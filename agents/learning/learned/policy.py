@@ -14,6 +14,7 @@ import numpy as np
 from agents.learning.learned.bundle import ACTIVATIONS, MAX_LAYERS, POLICY_FILE, Bundle
 from engine.compiled.kept import kept
 from engine.compiled.random import splitmix64
+from engine.compiled.records import cells_of, record
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
@@ -21,22 +22,24 @@ from engine.ranges import whole
 from engine.server.policy import Kernel, Policy
 from engine.server.state import Memory, Plan, View
 from llmsched_env.actions import ACTIONS, Allocation, Codec
-from llmsched_env.actions.action import cells_of, record
 from llmsched_env.asking import ASKED, HELD, due, set_levels
 from llmsched_env.config import EnvConfig
 from llmsched_env.observation import OBSERVATION_SIZE, encode, remember
 
-HEADER = record(
-    ("skips", "f8"),  # whether nobody is asked about iterations without any prompt work
-    ("hold", "f8"),  # iterations for which a choice holds
-    ("relu", "f8"),  # whether the activation is relu, not tanh
-    ("clip", "f8"),  # of normalised observations
-    ("layers", "f8"),
-    ("widths", "f8", (MAX_LAYERS,)),
+HEADER = np.dtype(
+    [
+        ("skips", "f8"),  # whether nobody is asked about iterations without any prompt work
+        ("hold", "f8"),  # iterations for which a choice holds
+        ("relu", "f8"),  # whether the activation is relu, not tanh
+        ("clips_at", "f8"),  # of normalised observations
+        ("layers", "f8"),
+        ("widths", "f8", (MAX_LAYERS,)),
+    ],
+    align=True,
 )
 """A network's first parameters, behind those of the codec; then come mean and std of the observation, then for each
 layer the weights [in, out] and the biases."""
-NETWORK = cells_of(HEADER)
+NETWORK, _header = cells_of(HEADER), record(HEADER)
 
 
 @kept
@@ -48,9 +51,9 @@ def forward(p: Any, observation: Any, scratch: Any) -> int:
         observation: float32[OBSERVATION_SIZE].
         scratch: float64, twice the largest width (the observation's included).
     """
-    header, size, half = p[:NETWORK].view(HEADER)[0], OBSERVATION_SIZE, scratch.shape[0] // 2
+    header, size, half = _header(p), OBSERVATION_SIZE, scratch.shape[0] // 2
     mean, std, at = NETWORK, NETWORK + size, NETWORK + 2 * size
-    clip, relu = header.clip, header.relu > 0.0
+    clip, relu = header.clips_at, header.relu > 0.0
     for i in range(size):
         x = (observation[i] - p[mean + i]) / p[std + i]
         # Rounded as the learner's observations are.
@@ -101,7 +104,7 @@ def _learned(action: str) -> Kernel:
     def plan_learned(view: View, memory: Memory, plan: Plan) -> None:
         remember(view, memory)
         p, m = memory.params[params:], memory.row
-        asking, choice = p[:NETWORK].view(HEADER)[0], m[first:end]
+        asking, choice = _header(p), m[first:end]
         comes = due(view.row[0], asking.skips > 0.0, m[left])
         if comes == ASKED:
             observation, scratch = np.empty(OBSERVATION_SIZE, np.float32), m[end:]
@@ -142,7 +145,7 @@ def network_params(bundle: Bundle) -> np.ndarray:
     """A bundle as the parameters of `forward`, float64."""
     header = np.zeros(1, HEADER)
     header["skips"], header["hold"] = bundle.env.skip_decode_only, bundle.env.action.holds
-    header["relu"], header["clip"] = ACTIVATIONS.index(bundle.activation), bundle.clip
+    header["relu"], header["clips_at"] = ACTIVATIONS.index(bundle.activation), bundle.clip
     header["layers"] = len(bundle.layers)
     header["widths"][0, : len(bundle.layers)] = [len(bias) for _, bias in bundle.layers]
     parts = [header.view(np.float64), bundle.mean, bundle.std]
