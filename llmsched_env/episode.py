@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.runs.metrics import Distribution, arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
+from engine.runs.distribution import Distribution
+from engine.runs.metrics import arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
 from engine.server.state import Server
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.files.reading import kind_of
 from engine.ranges import MOST_SECONDS, Bounds, parse_number
-from engine.runs.report import Floats
+from engine.runs.distribution import Floats
 
 _MILLISECONDS = Bounds(0.0, 1000.0 * MOST_SECONDS, noun="milliseconds")
 

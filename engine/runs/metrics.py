@@ -59,8 +59,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.runs.distribution import Distribution, Floats
 from engine.runs.goodput import Goodput
-from engine.runs.report import Distribution, Floats, PromptQuartile, Report, TierReport
+from engine.runs.report import PromptQuartile, Report, TierReport
 from engine.runs.simulate import Record
 from engine.server.state import DROPPED, FINISHED, FUTURE
 
@@ -336,7 +337,6 @@ def summarize(record: Record, *, warmup_s: float = 0.0, goodput: Goodput | None 
 
 
 __all__ = [
-    "Distribution",
     "Goodput",
     "PromptQuartile",
     "Report",

@@ -10,7 +10,8 @@ from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.runs.metrics import Distribution, Report, summarize, ttft_samples
+from engine.runs.distribution import Distribution
+from engine.runs.metrics import Report, summarize, ttft_samples
 from engine.runs.simulate import Record, simulate
 from engine.server.plan import drop, schedule
 from engine.server.state import Memory, Plan, View
