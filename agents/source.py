@@ -11,6 +11,7 @@ from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace, trace_lengths
 from engine.demand.workload import Workload, parse_workload
 from engine.files.reading import file_digest
+from engine.runs.serve import RequestSource
 from engine.server.policy import Policy
 
 DEFAULT_RATE = 1.6
@@ -20,7 +21,7 @@ DEFAULT_NUM_REQUESTS = 2000
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(RequestSource):
     """Where the requests come from: a trace file or a synthetic workload."""
 
     trace: str | None = None

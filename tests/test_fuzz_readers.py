@@ -4,6 +4,8 @@ What is accepted must be sound: numbers finite and within the documented ranges,
 """
 
 import contextlib
+import gzip
+import io
 import json
 import math
 import os
@@ -19,20 +21,23 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 import baselines
 from agents.cli import main
 from agents.device.profiling import read_points, read_provenance
-from agents.evaluation import evaluate
+from agents.evaluation.result import Comparison
 from agents.learning.learned.bundle import Bundle
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
 from agents.options import parse_rates
 from agents.policies import pretrained_folder, resolve, split_policies
-from agents.reporting.report import load_result
+from agents.reporting.report import html_text, load_result
+from agents.reporting.tables import TEXTS, print_tables
 from agents.studies.tuning import save
 from agents.work import cells
 from agents.work.cells import CellFile
+from agents.work.files import json_text
 from engine.demand.length_models import parse_lengths
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
 from engine.demand.predictions import parse_channel
@@ -48,6 +53,8 @@ from engine.ranges import MOST_SECONDS, MOST_TOKENS
 from llmsched_env.config import EnvConfig
 from tests.fuzz_inputs import json_bytes, spec, structured, textual
 
+RESULT_FILE = "agents/reporting/results/evaluation.json.gz"
+"""An evaluation, below tests."""
 SECONDS = 20
 """A case that takes longer hangs."""
 TIMED = b"arrived_at,num_prefill_tokens,num_decode_tokens\n" + b"".join(b"%d.5,%d,3\n" % (k, 50 + k) for k in range(6))
@@ -65,11 +72,23 @@ VLLM = {
     "start_times": [5.0, 5.5, 6.25],
     "errors": ["", "", ""],
 }
-RESULT = {
-    "format": evaluate.FORMAT,
-    **{part: {} for part in ("config", "windows")},
-    **{part: [{"load": 1.0, "policy": "slai"}] for part in ("cells", "summary", "paired", "traces", "policies")},
-}
+
+
+def _small(result: Any) -> Any:
+    """A result with one load, one seed and two policies of those that it has."""
+    load, labels = result["config"]["loads"][0], [policy["label"] for policy in result["policies"][:2]]
+    for part in ("cells", "summary", "paired", "behaviour"):
+        rows = [row for row in result[part] if row["load"] == load and row["policy"] in labels]
+        result[part] = [row for row in rows if row.get("seed", 0) == 0]
+    result["traces"] = [trace for trace in result["traces"] if (trace["load"], trace["seed"]) == (load, 0)]
+    looks = result["windows"]["policies"]
+    for label in labels:
+        looks[label]["timeline"] = {name: values[:2] for name, values in looks[label]["timeline"].items()}
+    result["windows"]["policies"] = {label: looks[label] for label in labels}
+    return result | {"policies": result["policies"][:2], "config": result["config"] | {"loads": [load]}}
+
+
+RESULT = _small(json.loads(gzip.decompress((Path(__file__).parent / RESULT_FILE).read_bytes())))
 MEASURED = b"set,prefills,decodes,tokens,requests,prefill_pairs,prefill_reads,decode_context,seconds\n" + b"".join(
     b"table,%d@0,,%d,1,36,8,0,0.02\nmixed,64@128 8@0,300x4 20,77,7,99,99,1220,0.03\n" % (k, k) for k in (8, 16, 64)
 )
@@ -146,8 +165,30 @@ def _provenance(path: Path) -> dict[str, Any]:
     return read_provenance(path.with_suffix(""))
 
 
-def _resumed(path: Path) -> list[dict[str, Any]]:
-    return CellFile(path, "abc", True, lambda cell: (cell["policy"], cell["seed"])).cells
+@dataclass(frozen=True)
+class Toy:
+    """A cell."""
+
+    policy: str
+    seed: int
+    value: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.policy, self.seed
+
+
+def _resumed(path: Path) -> list[Toy]:
+    return CellFile(path, "abc", Toy, True).cells
+
+
+def _sound_result(result: Comparison) -> None:
+    """All of a report but the plots, which take long."""
+    for text in TEXTS.values():
+        text(result)
+    html_text(result, {})
+    print_tables(result, Console(file=io.StringIO(), width=100))
+    json_text(result)
 
 
 @dataclass(frozen=True)
@@ -206,7 +247,7 @@ READERS = {
         json.dumps(EnvConfig().to_dict()).encode(),
     ),
     "bundle": Reader(_bundle, _sound_bundle, (pretrained_folder() / "policy.json").read_bytes()),
-    "result": Reader(load_result, _anything, json.dumps(RESULT).encode()),
+    "result": Reader(load_result, _sound_result, json.dumps(RESULT).encode()),
     "measurements": Reader(read_points, lambda points: _finite([p.seconds for p in points]), MEASURED, ".csv"),
     "provenance": Reader(
         _provenance, _anything, b'{"format": "llmsched-measurements/2", "device": "x", "model": {"a": [1]}}'

@@ -3,31 +3,17 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
-from agents.evaluation.capacity import CRITERIA, NOBODY_SERVED, Search, search_capacity
+from agents.evaluation.capacity import CapacityResult, Search, search_capacity
 from agents.options import ComparisonOptions, parse_rates
-from agents.reporting.grid import Grid, Head, Part, show, terminal_console
+from agents.reporting.capacity_tables import capacity_grids, capacity_remarks
+from agents.reporting.grid import show, terminal_console
 from agents.work.files import check_writable, claimed, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars
-from engine.device.bounds import bound_note
 from engine.errors import InputError
-
-CRITERION_TEXT = {
-    "paper": "median TTFT < 0.5 s and p99 TBT of each tier within its deadline",
-    "sound": "also p99 TTFT < 10 s and no growing queue",
-}
-
-HEADS = (
-    Head("policy", "name"),
-    Head("req/s"),
-    Head("over seeds", "number", 1),
-    Head("gain"),
-    Head("limited by", "prose", 2),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +55,11 @@ class Command(ComparisonOptions):
         console = terminal_console()
         for grid in capacity_grids(result):
             show(grid, console, self.wide)
-        bound = bound_note(result["bound"])
-        gain = f"Gain over {result['reference']}, same traces, with a 95 % paired interval."
-        limit = AT_LIMIT if any(set(row["bounds"]) != {"exact"} for row in result["rows"]) else ""
-        for line in filter(None, (*result["notes"], came_of_asked(result["points"]), bound, gain, limit)):
+        for line in capacity_remarks(result):
             console.print(Text(line))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 
-    def _search(self, search: Search, progress: OnProgress) -> dict[str, Any]:
+    def _search(self, search: Search, progress: OnProgress) -> CapacityResult:
         progress("getting ready", 0, 0)
         result = search_capacity(
             search,
@@ -88,58 +71,3 @@ class Command(ComparisonOptions):
         for path in filter(None, (self.out / "capacity.json", self.json)):
             write_atomically(path, json_text(result))
         return result
-
-
-def _rates(row: dict[str, Any], lowest: float) -> tuple[str, str]:
-    """The mean capacity and those of the seeds, and that they are bounds where the search found no more."""
-    bounds = row["bounds"]
-    if row["limited_by"] == [NOBODY_SERVED] and not any(row["by_seed"]):
-        return "-", "-"
-    if set(bounds) == {"below"}:
-        return f"< {lowest:.3f}", f"< {lowest:.2f}"
-    low, high = min(row["by_seed"]), max(row["by_seed"])
-    first = f"{low:.2f}" if low else f"< {lowest:.2f}"
-    last = f"{'>= ' if 'above' in bounds else ''}{high:.2f}"
-    # A capacity below the lowest rate counts as 0, which is a lower bound, too.
-    return (
-        f"{'' if set(bounds) == {'exact'} else '>= '}{row['capacity']['mean']:.3f}",
-        last if low == high else f"{first} to {last}",
-    )
-
-
-def _gain(row: dict[str, Any]) -> str:
-    """The gain with its interval; at a limit of the search only what it is at least or at most."""
-    gain, bound = row["gain"], row["gain_bound"]
-    if not gain or bound == "open":
-        return "-"
-    text = f"{gain['mean']:+.1%}"
-    if bound != "exact":
-        return f"{'>=' if bound == 'at least' else '<='} {text}"
-    return text if gain["low"] is None else f"{text} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
-
-
-AT_LIMIT = "At the limits of the search: capacities are bounds (>=, <), gains too, and have no interval (-: not known)."
-
-
-def came_of_asked(points: list[dict[str, Any]]) -> str:
-    """One line: how far the realised arrival rates of the runs were from the asked ones; "" where there are none."""
-    off = [point["arrival_rate"] / point["rate"] - 1.0 for point in points if point["arrival_rate"]]
-    if not off:
-        return ""
-    mean, low, high = sum(off) / len(off), min(off), max(off)
-    return f"Rates are asked ones; arrivals came {mean:+.1%} off on average ({low:+.1%} to {high:+.1%} over the runs)."
-
-
-def capacity_grids(result: dict[str, Any]) -> list[Grid]:
-    """The capacities, one table per criterion."""
-    grids = []
-    search = result["config"]
-    lowest = (search["rates"] or search["bisection"])[0]
-    for criterion in CRITERIA:
-        rows = []
-        for row in (row for row in result["rows"] if row["criterion"] == criterion):
-            limits = "; ".join(row["limited_by"]) or "-"
-            rows.append((row["policy"], *_rates(row, lowest), _gain(row), limits))
-        title = f"Capacity, {criterion} criterion: {CRITERION_TEXT[criterion]}"
-        grids.append(Grid(HEADS, [Part(rows, title)]))
-    return grids

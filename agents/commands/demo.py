@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.result import Comparison
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.learning.ppo.train_config import TrainConfig
 from agents.options import ProgressOptions, TableOptions, TierTexts
@@ -77,7 +77,7 @@ class Command(TableOptions, ProgressOptions):
             result = evaluate(evaluation, workers=workers, progress=progress)
             margins = reward_margins(evaluation, config, learned, progress)
             written = write_report(result, self.out, progress=progress)
-        write_atomically(self.out / "reward.json", json_text({k: v.to_dict() for k, v in margins.items()}))
+        write_atomically(self.out / "reward.json", json_text(margins))
         _print(result, margins, self.wide)
         times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
         print(f"report: {written[-1]}; TensorBoard: tensorboard --logdir {learned} ({times})")
@@ -128,7 +128,7 @@ def reward_margins(
     for seed in range(evaluation.seeds):
         progress("rewards", seed, evaluation.seeds)
         for spec, values in returns.items():
-            record = evaluation.serve(spec, evaluation.loads[0], seed)
+            record = evaluation.serve(spec, evaluation.loads[0], seed).record
             values.append(record_return(record, config.env.reward) / len(record.requests))
     return {s: paired_interval(returns[learned], values) for s, values in returns.items() if s != learned}
 
@@ -142,7 +142,7 @@ def _margin_text(margin: Interval) -> str:
     return f"[{margin.low:+.3f}, {margin.high:+.3f}]" if margin.n > 1 else "- (one trace)"
 
 
-def _print(result: dict[str, Any], margins: dict[str, Interval], wide: bool) -> None:
+def _print(result: Comparison, margins: dict[str, Interval], wide: bool) -> None:
     from agents.reporting.grid import Grid, Head, Part, show, terminal_console
     from agents.reporting.tables import print_tables
 

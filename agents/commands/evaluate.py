@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.result import Comparison
 from agents.options import ComparisonOptions, GoodputOptions
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import write_report
@@ -60,7 +60,7 @@ class Command(ComparisonOptions, GoodputOptions):
         print_tables(result, console, self.wide)
         console.print(Text(f"written: {written}", style="dim"))
 
-    def _run(self, evaluation: Evaluation, progress: OnProgress) -> tuple[dict[str, Any], Path]:
+    def _run(self, evaluation: Evaluation, progress: OnProgress) -> tuple[Comparison, Path]:
         """The result, and the place to look at."""
         progress("getting ready", 0, 0)
         draws = self.plots or self.report is not None

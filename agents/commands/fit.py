@@ -6,7 +6,7 @@ from pathlib import Path
 from agents.device import profiling
 from agents.options import TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from agents.reporting.residual_plot import plot_residuals
+from agents.reporting.study_plots import plot_residuals
 from agents.work.files import check_writable, write_atomically
 from engine.device import fitting
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -12,7 +12,6 @@ from agents.reporting.report import load_result, write_report
 from agents.reporting.tables import print_tables
 from agents.work.files import check_writable, claimed
 from agents.work.progress import bars
-from engine.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,6 @@ class Command(TableOptions, ProgressOptions):
             InputError: not the result of an evaluation, or a place that cannot be written.
         """
         result = load_result(self.result)
-        try:
-            self._write(result)
-        except (OSError, InputError):
-            raise
-        except Exception as error:  # the whole report is made of that one file: what breaks it is in there
-            what = f"{type(error).__name__}: {str(error)[:100]}"
-            raise InputError(
-                f"{self.result}: expected the result of an evaluation, got damaged parts: {what}"
-            ) from error
-
-    def _write(self, result: dict[str, Any]) -> None:
-        """Make, print and write."""
         folder = self.out or (self.result if self.result.is_dir() else self.result.parent)
         check_writable(self.html)
         with claimed(folder, "evaluate", "demo"), bars(self.progress) as progress:

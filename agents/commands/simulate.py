@@ -1,9 +1,9 @@
 """`llmsched simulate`: one policy, one trace, its numbers."""
 
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.text import Text
@@ -16,12 +16,13 @@ from agents.policies import resolve
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
-from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.runs.metrics import Distribution, Report, summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.distribution import Distribution
+from engine.runs.goodput import Goodput
+from engine.runs.report import Report
+from engine.runs.serve import Deployment, Run
 from engine.server.policy import Policy
 
 
@@ -55,52 +56,66 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         (load,) = self.loads(self.rate, None)
         source, policy, model = self.source(), resolve(self.policy), self.model()
         requests = source.requests(load, self.seed)
-        channel = source.channel(policy)
-        told = predict(requests, channel, self.seed) if channel else requests
-        record = self._simulate(policy, told, model)
-        report = summarize(record, warmup_s=self.warmup, goodput=limits)
+        told, channel = source.predicted(policy, requests, self.seed), source.channel(policy)
+        with bars(self.progress) as bar:
+            run = self._deployment(model, limits).run(policy, told, partial(bar, "requests"))
         trained = remark(policy, requests.tiers, model if self.executor is None else None, self.engine, source)
         if self.json is not None:
-            data = report.to_dict() | {"trace": requests.digest(), "source": requests.source}
-            data |= {"left_out": source.left_out(), "notes": [trained] if trained else []}
-            data |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
-            data |= {"config": {"tiers": [asdict(tier) for tier in requests.tiers]}}
-            data |= {"max_concurrency": requests.loop.places if requests.loop else None}
-            data |= {"prediction": channel, "executor": self.executor, "fallbacks": record.fallbacks}
-            write_atomically(self.json, json_text(data))
-        lines = [f"{policy.spec} on {requests.source} (trace {requests.digest()})"]
-        if channel:
-            lines.append(f"predictions of output lengths: {channel}")
-        if requests.loop and load is None and not math.isnan(report.arrival_rate):
-            lines.append(f"Arrivals, requests/s: came {report.arrival_rate:.3g}.")
-        elif came := arrivals_note(by_load([(load, report.arrival_rate)])):
-            lines.append(came)
-        lines += [trained] if trained else []
+            about: dict[str, object] = {"left_out": source.left_out(), "notes": [trained] if trained else []}
+            about |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
+            write_atomically(self.json, json_text(self._data(run, requests, about, channel)))
         console = terminal_console()
-        for line in [*lines, outcome(report)]:
+        for line in filter(None, (*_origin(policy, requests, channel, load, run.report), trained, outcome(run.report))):
             console.print(Text(line))
-        show(seconds_grid(report), console, self.wide)
-        more = remarks(report)
-        if limits is not None:
-            within = f"within {' '.join(self.goodput)} ms (vLLM's request goodput)"
-            more.append(f"{figure(report.request_goodput, '.3f')} requests/s {within}")
-        if self.executor is not None:
-            more.append(f"{self.executor}: {record.fallbacks} of {report.iterations} batches by the fallback, sarathi")
-        for line in more:
+        show(seconds_grid(run.report), console, self.wide)
+        for line in (*remarks(run.report), *self._limited(run)):
             console.print(Text(line))
 
-    def _simulate(self, policy: Policy, requests: Requests, model: LatencyModel) -> Record:
-        with bars(self.progress) as bar:
-            run = functools.partial(simulate, policy, requests, config=self.engine, horizon_s=self.horizon)
-            return self._serve(functools.partial(run, on_progress=functools.partial(bar, "requests")), model)
-
-    def _serve(self, run: Callable[..., Record], model: LatencyModel) -> Record:
+    def _deployment(self, model: LatencyModel, limits: Goodput | None) -> Deployment:
+        """The server on the model, or on the real executor with somebody who steps in where the policy fails."""
+        counted = Deployment(
+            executor=model, config=self.engine, horizon_s=self.horizon, warmup_s=self.warmup, goodput=limits
+        )
         if self.executor is None:
-            return run(executor=model)
+            return counted
         from engine.device.real.executor import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)
-        return run(executor=executor, fallback=baselines.make("sarathi"))
+        return replace(counted, executor=executor, fallback=baselines.make("sarathi"))
+
+    def _data(self, run: Run, requests: Requests, about: dict[str, object], channel: str) -> dict[str, object]:
+        """The report as JSON, with where its requests came from."""
+        return {
+            **run.report.to_dict(),
+            "trace": requests.digest(),
+            "source": requests.source,
+            **about,
+            "config": {"tiers": [asdict(tier) for tier in requests.tiers]},
+            "max_concurrency": requests.loop.places if requests.loop else None,
+            "prediction": channel,
+            "executor": self.executor,
+            "fallbacks": run.record.fallbacks,
+        }
+
+    def _limited(self, run: Run) -> Iterator[str]:
+        """What only some runs have: vLLM's goodput, and how often the fallback decided."""
+        if self.goodput:
+            within = f"within {' '.join(self.goodput)} ms (vLLM's request goodput)"
+            yield f"{figure(run.report.request_goodput, '.3f')} requests/s {within}"
+        if self.executor is not None:
+            of = f"{run.record.fallbacks} of {run.report.iterations} batches"
+            yield f"{self.executor}: {of} by the fallback, sarathi"
+
+
+def _origin(policy: Policy, requests: Requests, channel: str, load: float | None, report: Report) -> Iterator[str]:
+    """Who served what: the trace, the predictions, the rate at which requests came."""
+    yield f"{policy.spec} on {requests.source} (trace {requests.digest()})"
+    if channel:
+        yield f"predictions of output lengths: {channel}"
+    if requests.loop and load is None and not math.isnan(report.arrival_rate):
+        yield f"Arrivals, requests/s: came {report.arrival_rate:.3g}."
+    else:
+        yield arrivals_note(by_load([(load, report.arrival_rate)]))
 
 
 def _swaps(report: Report) -> str:

@@ -2,33 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import ComparisonOptions
 from agents.policies import with_setting
-from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.reporting.tables import load_label
+from agents.reporting.grid import show, terminal_console
+from agents.reporting.study_tables import starvation_grid
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.errors import InputError
 from engine.ranges import parse_number
-
-COLUMNS = {
-    "median_ttft_ms": ("TTFT median, s", 1e-3, 3),
-    "mean_ttft_ms": ("TTFT mean, s", 1e-3, 3),
-    "p99_ttft_ms": ("TTFT p99, s", 1e-3, 1),
-    "p99.9_ttft_ms": ("p99.9 TTFT, s", 1e-3, 1),
-    "prompt_quartiles.q4.p99.9_ttft_ms": ("of the longest quarter", 1e-3, 1),
-    "max_wait_s": ("max wait, s", 1.0, 1),
-    "slo_goodput": ("goodput, req/s", 1.0, 3),
-}
-"""Numbers of a report that are shown: title, scale, digits."""
-LEFT_OUT_FIRST = {"median_ttft_ms": 2, "p99.9_ttft_ms": 1}
-"""What a narrow terminal leaves out, the highest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +53,13 @@ class Command(ComparisonOptions):
             progress("getting ready", 0, 0)
             result = evaluate(evaluation, workers=workers, with_windows=False, progress=progress)
         console = terminal_console()
-        show(_grid(result), console, self.wide)
-        for note in result["notes"]:
+        show(starvation_grid(result), console, self.wide)
+        for note in result.notes:
             console.print(Text(note))
         if self.json is not None:
             write_atomically(self.json, json_text(result))
         if self.plot is not None:
-            from agents.reporting.tradeoff_plot import plot_tradeoff
+            from agents.reporting.study_plots import plot_tradeoff
 
             write_atomically(self.plot, plot_tradeoff(result))
 
@@ -88,20 +74,3 @@ class Command(ComparisonOptions):
 def with_ageing(policy: str, ageing: float) -> str:
     """The spec of a policy with this setting of the knob."""
     return with_setting(policy, "ageing", f"{ageing:g}")
-
-
-def _grid(result: dict[str, Any]) -> Grid:
-    parts = []
-    for load in result["config"]["loads"]:
-        rows = []
-        for row in (row for row in result["summary"] if row["load"] == load):
-            means = {key: row["metrics"][key]["mean"] for key in COLUMNS}
-            values = (_value(means[key], scale, digits) for key, (_, scale, digits) in COLUMNS.items())
-            rows.append((row["policy"], *values))
-        parts.append(Part(rows, load_label(result, load)))
-    heads = [Head(title, "number", LEFT_OUT_FIRST.get(key, 0)) for key, (title, _, _) in COLUMNS.items()]
-    return Grid((Head("policy", "name"), *heads), parts)
-
-
-def _value(mean: float | None, scale: float, digits: int) -> str:
-    return figure(None if mean is None else mean * scale, f".{digits}f")

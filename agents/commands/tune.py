@@ -52,7 +52,13 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         names = tuple(baselines.names()) if self.policies == "all" else split_policies(self.policies)
         for name in names:
             tuning.space_of(name)
-        rates, source, model = parse_rates(self.rates), self.source(), self.model()
+        ground = tuning.Ground(
+            rates=parse_rates(self.rates),
+            source=self.source(),
+            seeds=self.seeds,
+            model=self.model(),
+            config=self.engine,
+        )
         if is_stdout(self.save):
             raise InputError(f"save: expected a file, which is added to, got {self.save}")
         check_writable(self.save)
@@ -60,11 +66,10 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         workers = default_workers() if self.workers is None else self.workers
         cells, rows = self.save.with_suffix(".cells.jsonl"), []
         with locked(cells):
-            kept = CellFile(cells, tuning.tuning_hash(source, model, self.engine), self.resume, tuning.cell_key)
-            setup = (source, rates, self.seeds, model, self.engine, workers)
+            kept = CellFile(cells, ground.digest(), tuning.Cost, self.resume)
             for name in names:
                 with bars(self.progress) as bar:
-                    found = tuning.tune(name, *setup, bar.log, bar, kept)
+                    found = tuning.tune(name, ground, workers, bar.log, bar, kept)
                 default, best = found[0], found[-1]
                 tuning.save(self.save, self._workload(), best.spec)
                 costs = (figure(default.cost, ".3f"), figure(best.cost, ".3f"))
@@ -72,7 +77,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
         console = terminal_console()
         show(Grid(HEADS, [Part(rows, title)]), console, self.wide)
-        if came := arrivals_note(by_load(tuning.realised_rates(source, rates, self.seeds))):
+        if came := arrivals_note(by_load(ground.realised_rates())):
             console.print(Text(came))
         print(f"written: {self.save}")
 

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -47,8 +46,8 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         limit = validate.capacity(source, model, self.engine)
         rates = [share * limit for share in shares]
         with bars(self.progress) as progress:
-            options = (self.engine, self.seed, progress, self.rescale)
-            rows = validate.compare(policies, source, rates, executor, model, *options)
+            twins = validate.Twins(executor, model, self.engine, self.rescale)
+            rows = validate.compare(policies, source, rates, twins, self.seed, progress)
         console = terminal_console()
         show(_table(rows, limit, self.profile), console, self.wide)
         for share, rate in zip(shares, rates, strict=True):
@@ -56,7 +55,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
             words = {True: "the same", False: "NOT the same"}
             ranking = [f"by {of} TTFT {words[orders[f'{of}_ttft_ms']]}" for of in ("median", "p99")]
             console.print(Text(f"{share:g} of capacity: ranking {', '.join(ranking)}"))
-        if came := arrivals_note(by_load((row["rate"], row["arrival_rate"]) for row in rows)):
+        if came := arrivals_note(by_load((row.rate, row.arrival_rate) for row in rows)):
             console.print(Text(came))
         if self.json is not None:
             result = {
@@ -70,15 +69,14 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
             write_atomically(self.json, json_text(result))
 
 
-def _table(rows: list[dict[str, Any]], limit: float, profile: str) -> Grid:
+def _table(rows: list[validate.Row], limit: float, profile: str) -> Grid:
     cells = []
     for row in rows:
         figures = (
-            f"{figure(row['device'][key], '.4g')} / {figure(row['surrogate'][key], '.4g')} "
-            f"({figure(row['ratio'][key], '.2f')})"
+            f"{figure(row.device[key], '.4g')} / {figure(row.surrogate[key], '.4g')} ({figure(row.ratio[key], '.2f')})"
             for key in validate.METRICS
         )
-        cells.append((f"{row['rate']:.3g}", row["policy"], *figures, f"{row['batches']:.2f}", str(row["fallbacks"])))
+        cells.append((f"{row.rate:.3g}", row.policy, *figures, f"{row.batches:.2f}", str(row.fallbacks)))
     figure_heads = [Head(title, "number", int("median" not in title)) for title in validate.METRICS.values()]
     heads = (Head("requests/s", "name"), Head("policy", "name"), *figure_heads)
     more = (Head("batches", "number", 2), Head("fallbacks", "number", 3))

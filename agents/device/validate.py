@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import baselines
 from agents.source import Source
 from agents.work.progress import OnProgress
 from engine.config import EngineConfig
-from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import parse_workload
 from engine.device.latency import Executor, LatencyModel
-from engine.runs.metrics import summarize
+from engine.runs.distribution import finite
+from engine.runs.serve import Deployment, Run
 from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 from engine.server.state import Server
@@ -62,62 +61,92 @@ class _SideBySide:
         return took
 
 
+@dataclass(frozen=True)
+class Twins:
+    """A device and the model that stands in for it, behind the same server."""
+
+    executor: Executor
+    model: LatencyModel
+    config: EngineConfig
+    """Limits and semantics of the server."""
+    rescale: bool = False
+    """Give the model first the speed that the device had in the run, for machines whose speed drifts."""
+
+    def serve(self, policy: Policy, requests: Requests) -> tuple[Run, Run, float]:
+        """Serve a trace on both.
+
+        Returns:
+            The run on the device, that on the model, and predicted / measured seconds of the device's own batches.
+        """
+        both = _SideBySide(self.executor, self.model)
+        fallback = baselines.make("sarathi")
+        real = Deployment(executor=both, config=self.config, fallback=fallback).run(policy, requests)
+        speed = both.predicted / both.measured
+        model = self.model.scaled(1.0 / speed) if self.rescale else self.model
+        return real, Deployment(executor=model, config=self.config).run(policy, requests), speed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy at one rate, on the device and on the model; METRICS in ms."""
+
+    rate: float
+    """Requests/s that were asked for ..."""
+    arrival_rate: float | None
+    """... and that came."""
+    policy: str
+    device: dict[str, float | None]
+    surrogate: dict[str, float | None]
+    ratio: dict[str, float | None]
+    """Surrogate / device."""
+    batches: float
+    """Predicted / measured seconds of the device's own batches: how far it is from the speed at which it was
+    profiled."""
+    fallbacks: int
+    """Batches that the fallback decided on the device."""
+
+
 def compare(
-    policies: Sequence[Policy],
-    source: Source,
-    rates: Sequence[float],
-    executor: Executor,
-    model: LatencyModel,
-    config: EngineConfig,
-    seed: int,
-    progress: OnProgress,
-    rescale: bool = False,
-) -> list[dict[str, Any]]:
-    """Serve the trace of each rate with each policy, on the device and on the model.
-
-    With `rescale` the model first gets the speed that the device had in that run, for machines whose speed drifts.
-
-    Returns:
-        One row per rate and policy: `rate` (asked) and `arrival_rate` (came) in requests/s, `policy`, `device` and
-        `surrogate` (each METRICS key in ms), `ratio` (surrogate / device), `batches` (predicted / measured seconds of
-        the device's own batches: how far the device is from the speed at which it was profiled) and `fallbacks`.
-    """
-    rows: list[dict[str, Any]] = []
-    fallback = baselines.make("sarathi")
+    policies: Sequence[Policy], source: Source, rates: Sequence[float], twins: Twins, seed: int, progress: OnProgress
+) -> list[Row]:
+    """Serve the trace of each rate with each policy, on the device and on the model: a row for each."""
+    rows: list[Row] = []
     for rate in rates:
+        requests = source.requests(rate, seed)
         for policy in policies:
             progress("runs", len(rows), len(rates) * len(policies))
-            requests = source.requests(rate, seed)
-            came = requests.rate
-            channel = source.channel(policy)
-            told = predict(requests, channel, seed) if channel else requests
-            both = _SideBySide(executor, model)
-            real = simulate(policy, told, both, config, fallback=fallback)
-            speed = both.predicted / both.measured
-            simulated = simulate(policy, told, model.scaled(1.0 / speed) if rescale else model, config)
-            figures = [summarize(record).to_dict() for record in (real, simulated)]
-            device, surrogate = ({key: report[key] for key in METRICS} for report in figures)
+            real, simulated, speed = twins.serve(policy, source.predicted(policy, requests, seed))
+            device, surrogate = (_figures(run) for run in (real, simulated))
             rows.append(
-                {
-                    "rate": rate,
-                    "arrival_rate": came if math.isfinite(came) else None,
-                    "policy": policy.spec,
-                    "device": device,
-                    "surrogate": surrogate,
-                    "ratio": {key: _ratio(surrogate[key], device[key]) for key in METRICS},
-                    "batches": speed,
-                    "fallbacks": real.fallbacks,
-                }
+                Row(
+                    rate=rate,
+                    arrival_rate=finite(requests.rate),
+                    policy=policy.spec,
+                    device=device,
+                    surrogate=surrogate,
+                    ratio={key: _ratio(surrogate[key], device[key]) for key in METRICS},
+                    batches=speed,
+                    fallbacks=real.record.fallbacks,
+                )
             )
     return rows
+
+
+def _figures(run: Run) -> dict[str, float | None]:
+    report = run.report.to_dict()
+    return {key: report[key] for key in METRICS}
 
 
 def _ratio(surrogate: float | None, device: float | None) -> float | None:
     return surrogate / device if surrogate is not None and device else None
 
 
-def same_ranking(rows: Sequence[dict[str, Any]], rate: float, key: str) -> bool:
+def same_ranking(rows: Sequence[Row], rate: float, key: str) -> bool:
     """Whether device and surrogate put the policies of one rate in the same order."""
-    chosen = [row for row in rows if row["rate"] == rate]
-    orders = [sorted(chosen, key=lambda row, side=side: row[side][key]) for side in ("device", "surrogate")]  # type: ignore[misc]
-    return orders[0] == orders[1]
+    chosen = [row for row in rows if row.rate == rate]
+    by_device = sorted(chosen, key=lambda row: _or_last(row.device[key]))
+    return by_device == sorted(chosen, key=lambda row: _or_last(row.surrogate[key]))
+
+
+def _or_last(value: float | None) -> float:
+    return math.inf if value is None else value

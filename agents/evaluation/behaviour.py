@@ -1,9 +1,10 @@
 """What a policy does: how long its batches are, whom they hold back and who overtakes, against KV use and load."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from agents.evaluation.looks import BINS, Behaviour
 from engine.compiled.jit import hot
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
@@ -15,19 +16,15 @@ from engine.server.state import DROP, EVICT
 
 UNTIL_S, FROM_S = 360.0, 60.0
 """The run is watched between these times."""
-BINS = 10
-"""Parts of the KV memory."""
 
 
-def behave(policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig) -> dict[str, Any]:
-    """Watch a policy for some minutes of one trace.
+def behave(
+    policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig, load: float | None = None
+) -> Behaviour:
+    """Watch a policy for some minutes of one trace, whose requests were asked for at this load (requests/s).
 
-    Returns:
-        Over iterations with prompt tokens, by use of the KV blocks (lists of BINS): `iterations`, `batch_s` (mean
-        seconds), `held_share` (mean share of the decodes present that did not run; None where there was no iteration).
-        Over the whole time: `deadline_share` by tier (mean gap between two tokens / TBT deadline), `overtaken_share`
-        (of the other prompts present, the part that came before the one that runs, mean over prompt tokens: 0 is first
-        come first served).
+    What depends on the KV memory is over the iterations with prompt tokens, in BINS parts by the blocks in use; the
+    shares of deadlines and of overtaking (a mean over prompt tokens) are over the whole time.
     """
     requests = requests.head(max(1, int(np.searchsorted(requests.arrival, UNTIL_S))))
     record = simulate(policy, requests, model, config, horizon_s=UNTIL_S, log_steps=True)
@@ -42,13 +39,15 @@ def behave(policy: Policy, requests: Requests, model: LatencyModel, config: Engi
     count = np.bincount(use, minlength=BINS)
     sums = _watch(record, steps)
     tiers = enumerate(requests.tiers)
-    return {
-        "iterations": count.tolist(),
-        "batch_s": _means(steps.duration_s[seen], use, count),
-        "held_share": _means(held, use[some], np.bincount(use[some], minlength=BINS)),
-        "deadline_share": {t.name: _mean(sums.deadlines[k], sums.gaps[k]) for k, t in tiers},
-        "overtaken_share": _mean(sums.overtaken[0], sums.overtaken[1]),
-    }
+    return Behaviour(
+        policy=policy.spec,
+        load=load,
+        iterations=tuple(count.tolist()),
+        batch_s=_means(steps.duration_s[seen], use, count),
+        held_share=_means(held, use[some], np.bincount(use[some], minlength=BINS)),
+        deadline_share={t.name: _mean(sums.deadlines[k], sums.gaps[k]) for k, t in tiers},
+        overtaken_share=_mean(sums.overtaken[0], sums.overtaken[1]),
+    )
 
 
 def _tokens(steps: StepLog) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +58,9 @@ def _tokens(steps: StepLog) -> tuple[np.ndarray, np.ndarray]:
     return prompts.astype(np.int64), np.bincount(iteration[kind == 0], minlength=n)
 
 
-def _means(values: np.ndarray, part: np.ndarray, count: np.ndarray) -> list[float | None]:
+def _means(values: np.ndarray, part: np.ndarray, count: np.ndarray) -> tuple[float | None, ...]:
     sums = np.bincount(part, values, minlength=BINS)
-    return [_mean(total, n) for total, n in zip(sums, count, strict=True)]
+    return tuple(_mean(total, n) for total, n in zip(sums, count, strict=True))
 
 
 def _mean(total: float, count: float) -> float | None:
@@ -110,29 +109,40 @@ def _watch(record: Record, steps: StepLog) -> _Progress:
 
 
 @hot
-def _go_through(times: Any, first: Any, item: Any, progress: _Progress, since: float, prompt_emits: bool) -> None:
+def _go_through(
+    times: np.ndarray, first: np.ndarray, item: np.ndarray, progress: _Progress, since: float, prompt_emits: bool
+) -> None:
     oldest, arrived = 0, 0  # all before `oldest` have their prompt done
     for step in range(times.shape[0]):
         start, end = times[step]
-        for k in range(first[step], first[step + 1]):
-            if item[k, 2] == EVICT:
-                progress.left[item[k, 0]] = progress.length[item[k, 0]]
-                oldest = min(oldest, item[k, 0])
-            elif item[k, 2] == DROP:
-                progress.left[item[k, 0]] = 0
+        batch = item[first[step] : first[step + 1]]
+        oldest = _take_out(batch, progress, oldest)
         while arrived < progress.arrival.shape[0] and progress.arrival[arrived] <= start:
             arrived += 1
         while oldest < arrived and progress.left[oldest] == 0:
             oldest += 1
         if start >= since:
-            _add_overtaken(item[first[step] : first[step + 1]], progress, oldest, arrived)
-        for k in range(first[step], first[step + 1]):
-            if item[k, 2] >= 0:
-                _add_tokens(item[k], progress, end, start >= since, prompt_emits)
+            _add_overtaken(batch, progress, oldest, arrived)
+        for k in range(batch.shape[0]):
+            if batch[k, 2] >= 0:
+                _add_tokens(batch[k], progress, end, start >= since, prompt_emits)
 
 
 @hot
-def _prompts(left: Any, since: int, until: int) -> int:
+def _take_out(batch: np.ndarray, progress: _Progress, oldest: int) -> int:
+    """Let evicted requests begin anew and dropped ones go; returns the oldest request that may have prompt to do."""
+    for k in range(batch.shape[0]):
+        request, kind = batch[k, 0], batch[k, 2]
+        if kind == EVICT:
+            progress.left[request] = progress.length[request]
+            oldest = min(oldest, request)
+        elif kind == DROP:
+            progress.left[request] = 0
+    return oldest
+
+
+@hot
+def _prompts(left: np.ndarray, since: int, until: int) -> int:
     """How many of these requests have prompt tokens to do."""
     count = 0
     for request in range(since, until):
@@ -141,7 +151,7 @@ def _prompts(left: Any, since: int, until: int) -> int:
 
 
 @hot
-def _add_overtaken(batch: Any, progress: _Progress, oldest: int, arrived: int) -> None:
+def _add_overtaken(batch: np.ndarray, progress: _Progress, oldest: int, arrived: int) -> None:
     """Add, for each prompt chunk, the share of the other prompts present that came before it, times its tokens."""
     present = 0
     for k in range(batch.shape[0]):
@@ -157,7 +167,7 @@ def _add_overtaken(batch: Any, progress: _Progress, oldest: int, arrived: int) -
 
 
 @hot
-def _add_tokens(entry: Any, progress: _Progress, end: float, counts: bool, prompt_emits: bool) -> None:
+def _add_tokens(entry: np.ndarray, progress: _Progress, end: float, counts: bool, prompt_emits: bool) -> None:
     """Move a request on; add the gap before its token as a share of the deadline, by tier."""
     request = entry[0]
     if entry[2] == 1:

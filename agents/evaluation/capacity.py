@@ -5,22 +5,22 @@ on a grid, the capacity is the last rate before the first failure.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells
-from agents.evaluation.statistics import mean_interval, paired_interval
+from agents.evaluation.statistics import Interval, mean_interval, paired_interval
+from agents.work.cells import kept_cells
 from agents.work.provenance import versions
+from agents.work.records import as_json
 from engine.errors import InputError
-from engine.runs.metrics import Report, summarize
-from engine.runs.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
+from engine.runs.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S, Report
 
 FORMAT = "llmsched-capacity/2"
 CRITERIA = ("paper", "sound")
-
-Cell = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,115 @@ class Task(NamedTuple):
     rate: float | None
 
 
+@dataclass(frozen=True)
+class Point:
+    """One rate that was simulated: whether it meets each criterion, what fails, and the numbers behind it."""
+
+    rate: float
+    """Requests/s that were asked for."""
+    arrival_rate: float | None
+    """Requests/s that came."""
+    paper: bool
+    sound: bool
+    failures: tuple[str, ...]
+    """Conditions of the sound criterion that are not met."""
+    trace: str
+    """Digest of the requests."""
+    median_ttft_ms: float | None
+    p99_ttft_ms: float | None
+    p99_itl_ms: dict[str, float | None]
+    """By tier."""
+    kept_up_share: float | None
+    slo_goodput: float | None
+    iterations: int
+
+    def meets(self, criterion: str) -> bool:
+        """Whether it meets the criterion `paper` or `sound`."""
+        return self.paper if criterion == "paper" else self.sound
+
+
+@dataclass(frozen=True)
+class Points:
+    """The rates that one task simulated."""
+
+    policy: str
+    seed: int
+    rate: float | None
+    """That of a grid, or None for a bisection."""
+    points: tuple[Point, ...]
+    """By rate."""
+
+    @property
+    def key(self) -> tuple[str, int, float | None]:
+        """What tells tasks apart."""
+        return self.policy, self.seed, self.rate
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where the points of one policy, seed and criterion end."""
+
+    rate: float
+    """Requests/s, 0 if already the lowest rate fails."""
+    bound: str
+    """`exact`, `below` (the lowest rate fails) or `above` (none fails)."""
+    reasons: str
+    """What fails first."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The capacity of one policy by one criterion."""
+
+    policy: str
+    criterion: str
+    by_seed: tuple[float, ...]
+    """Requests/s; 0 if already the lowest rate fails."""
+    capacity: Interval
+    """Mean over the seeds."""
+    bounds: tuple[str, ...]
+    """Of each seed: `exact`, `below` or `above` the rates that were tried."""
+    limited_by: tuple[str, ...]
+    """What fails first, over the seeds."""
+    gain: Interval | None
+    """Over the reference, as a share; None for the reference, or where that sustains nothing."""
+    gain_bound: str | None
+    """What the gain is (`gain_bound`)."""
+
+
+@dataclass(frozen=True)
+class CapacityResult:
+    """What a search found; `to_dict` is what capacity.json holds."""
+
+    config: dict[str, Any]
+    """The search as plain data."""
+    config_hash: str
+    reference: str
+    bound: float | None
+    """Requests/s that no scheduler sustains."""
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+    """Policies that were trained for something else."""
+    rows: tuple[Capacity, ...]
+    points: tuple[Points, ...]
+    """Every simulated rate."""
+
+    @property
+    def lowest(self) -> float:
+        """The lowest rate that was tried, requests/s."""
+        return float((self.config["rates"] or self.config["bisection"])[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: every point on a line of its own."""
+        points = [
+            {"policy": task.policy, "seed": task.seed, **as_json(point)}
+            for task in self.points
+            for point in task.points
+        ]
+        values = {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return {"format": FORMAT, **values, "points": points}
+
+
 NOBODY_SERVED = "nobody served before the run ended"
 """Why no criterion is met where a run shows nothing."""
 SOUND_ONLY = ("p99 TTFT", "growing queue")
@@ -86,48 +195,52 @@ def failures(report: Report) -> list[str]:
     return found + ([] if report.kept_up_share >= KEPT_UP_SHARE else ["growing queue"])
 
 
-def measure(search: Search, policy: str, seed: int, rate: float) -> Cell:
-    """Simulate one rate: whether it meets each criterion, what fails, and the numbers behind it."""
-    record = search.serve(policy, rate, seed)
-    report = summarize(record, warmup_s=search.warmup_s)
+def measure(search: Search, policy: str, seed: int, rate: float) -> Point:
+    """Simulate one rate."""
+    report = search.serve(policy, rate, seed).report
     data = report.to_dict()
-    return {
-        "rate": rate,
-        "arrival_rate": data["arrival_rate"],
-        "paper": report.paper,
-        "sound": report.sound,
-        "failures": failures(report),
-        "trace": requests_of(search.source, rate, seed).digest(),
-        "median_ttft_ms": data["median_ttft_ms"],
-        "p99_ttft_ms": data["p99_ttft_ms"],
-        "p99_itl_ms": {name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},
-        "kept_up_share": data["kept_up_share"],
-        "slo_goodput": data["slo_goodput"],
-        "iterations": report.iterations,
-    }
+    return Point(
+        rate=rate,
+        arrival_rate=data["arrival_rate"],
+        paper=report.paper,
+        sound=report.sound,
+        failures=tuple(failures(report)),
+        trace=requests_of(search.source, rate, seed).digest(),
+        median_ttft_ms=data["median_ttft_ms"],
+        p99_ttft_ms=data["p99_ttft_ms"],
+        p99_itl_ms={name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},
+        kept_up_share=data["kept_up_share"],
+        slo_goodput=data["slo_goodput"],
+        iterations=report.iterations,
+    )
 
 
-def run_task(task: Task) -> Cell:
+def run_task(task: Task) -> Points:
     """The points of one task, by rate."""
-    search, points = task.search, {}
+    search = task.search
+    points: dict[float, Point] = {}
 
     def meets(criterion: str, rate: float) -> bool:
         if rate not in points:
             points[rate] = measure(search, task.policy, task.seed, rate)
-        return bool(points[rate][criterion])
+        return points[rate].meets(criterion)
 
     if task.rate is not None:
         meets("paper", task.rate)
     else:
         for criterion in CRITERIA:
-            low, high = search.low, search.high
-            if not meets(criterion, low) or meets(criterion, high):
-                continue
-            while high - low > search.tolerance:
-                middle = 0.5 * (low + high)
-                low, high = (middle, high) if meets(criterion, middle) else (low, middle)
-    cell = {"policy": task.policy, "seed": task.seed, "rate": task.rate}
-    return cell | {"points": [points[rate] for rate in sorted(points)]}
+            _bisect(search, partial(meets, criterion))
+    return Points(task.policy, task.seed, task.rate, tuple(points[rate] for rate in sorted(points)))
+
+
+def _bisect(search: Search, meets: Callable[[float], bool]) -> None:
+    """Try rates until those that meet a criterion and those that do not are close."""
+    low, high = search.low, search.high
+    if not meets(low) or meets(high):
+        return
+    while high - low > search.tolerance:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if meets(middle) else (low, middle)
 
 
 def gain_bound(ours: Sequence[str], base: Sequence[str]) -> str:
@@ -141,25 +254,16 @@ def gain_bound(ours: Sequence[str], base: Sequence[str]) -> str:
     return ("open" if most else "at least") if least else ("at most" if most else "exact")
 
 
-def _key(cell: Cell) -> tuple[str, int, float | None]:
-    return cell["policy"], cell["seed"], cell["rate"]
-
-
-def capacity_of(points: Sequence[Cell], criterion: str) -> tuple[float, str, str]:
-    """Read a capacity from measured points.
-
-    Returns:
-        Rate (0 if already the lowest fails); `exact`, `below` (the lowest rate fails) or `above` (none fails); what
-        fails first.
-    """
+def capacity_of(points: Iterable[Point], criterion: str) -> Limit:
+    """Read a capacity from measured points."""
     best = 0.0
-    for point in sorted(points, key=lambda point: point["rate"]):
-        if not point[criterion]:
+    for point in sorted(points, key=lambda point: point.rate):
+        if not point.meets(criterion):
             also = () if criterion == "sound" else SOUND_ONLY
-            reasons = ", ".join(reason for reason in point["failures"] if reason not in also)
-            return best, "exact" if best else "below", reasons
-        best = point["rate"]
-    return best, "above", ""
+            reasons = ", ".join(reason for reason in point.failures if reason not in also)
+            return Limit(best, "exact" if best else "below", reasons)
+        best = point.rate
+    return Limit(best, "above", "")
 
 
 def search_capacity(
@@ -169,7 +273,7 @@ def search_capacity(
     cells_path: Path | None = None,
     resume: bool = False,
     on_cell: OnCell | None = None,
-) -> dict[str, Any]:
+) -> CapacityResult:
     """Find the capacity of every policy by both criteria.
 
     Args:
@@ -179,15 +283,11 @@ def search_capacity(
         resume: take the cells that the file already has.
         on_cell: called with (cells finished, all cells) after each one.
 
-    Returns:
-        JSON: `notes` (policies that were trained for something else),
-        `rows` (policy, criterion, capacity per seed and as an interval, what limits it, gain over the
-        reference and whether it is a bound: `gain_bound`), `points` (every simulated rate), `config`, `versions`.
-
     Raises:
         InputError: bad input, or a cells file of another configuration.
     """
-    search.check((search.rates or (search.low,))[0])
+    lowest = (search.rates or (search.low,))[0]
+    search.check(lowest)
     order = [
         Task(search, policy, seed, rate)
         for seed in range(search.seeds)
@@ -195,52 +295,51 @@ def search_capacity(
         for policy in search.policies
     ]
     tasks = {task[1:]: task for task in order}
-    cells = run_cells(
-        search, run_task, tasks, _key, workers=workers, cells_path=cells_path, resume=resume, on_cell=on_cell
+    with kept_cells(cells_path, search.digest(), Points, resume) as file:
+        cells = run_cells(search, run_task, tasks, file, workers=workers, on_cell=on_cell)
+    return CapacityResult(
+        config=search.to_dict(),
+        config_hash=search.digest(),
+        reference=str(search.reference),
+        bound=search.bound(lowest),
+        versions=versions(),
+        notes=tuple(search.training_remarks(lowest)),
+        rows=tuple(_rows(search, cells)),
+        points=tuple(cells),
     )
-    return {
-        "format": FORMAT,
-        "config": search.to_dict(),
-        "config_hash": search.digest(),
-        "reference": search.reference,
-        "bound": search.bound((search.rates or (search.low,))[0]),
-        "versions": versions(),
-        "notes": search.training_remarks((search.rates or (search.low,))[0]),
-        "rows": _rows(search, cells),
-        "points": [
-            {"policy": cell["policy"], "seed": cell["seed"], **point} for cell in cells for point in cell["points"]
-        ],
-    }
 
 
-def _rows(search: Search, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
-    for policy in search.policies:
+def _limits(search: Search, cells: Sequence[Points], policy: str, criterion: str) -> list[Limit]:
+    """Where the points of each seed end."""
+    by_seed = (
+        [point for cell in cells if (cell.policy, cell.seed) == (policy, seed) for point in cell.points]
+        for seed in range(search.seeds)
+    )
+    return [capacity_of(points, criterion) for points in by_seed]
+
+
+def _rows(search: Search, cells: Sequence[Points]) -> Iterator[Capacity]:
+    for policy in search.labels:
         for criterion in CRITERIA:
-            by_seed = (
-                [p for c in cells if (c["policy"], c["seed"]) == (policy, seed) for p in c["points"]]
-                for seed in range(search.seeds)
+            ours = _limits(search, cells, policy, criterion)
+            reference = _limits(search, cells, str(search.reference), criterion)
+            gain = None if policy == search.reference else _gain(ours, reference)
+            rates, bounds = tuple(limit.rate for limit in ours), tuple(limit.bound for limit in ours)
+            yield Capacity(
+                policy=policy,
+                criterion=criterion,
+                by_seed=rates,
+                capacity=mean_interval(rates),
+                bounds=bounds,
+                limited_by=tuple(sorted({limit.reasons for limit in ours} - {""})),
+                gain=gain,
+                gain_bound=gain_bound(bounds, [limit.bound for limit in reference]) if gain else None,
             )
-            found[policy, criterion] = [capacity_of(points, criterion) for points in by_seed]
-    rows = []
-    for (policy, criterion), values in found.items():
-        rates, bounds = [rate for rate, _, _ in values], [bound for _, bound, _ in values]
-        reference = found[search.reference, criterion]
-        base = [rate for rate, _, _ in reference]
-        gain = None
-        if policy != search.reference and all(base):
-            ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
-            gain = paired_interval(ratios, [1.0] * len(ratios)).to_dict()
-        rows.append(
-            {
-                "policy": policy,
-                "criterion": criterion,
-                "by_seed": rates,
-                "capacity": mean_interval(rates).to_dict(),
-                "bounds": bounds,
-                "limited_by": sorted({reason for _, _, reason in values if reason}),
-                "gain": gain,
-                "gain_bound": gain_bound(bounds, [bound for _, bound, _ in reference]) if gain else None,
-            }
-        )
-    return rows
+
+
+def _gain(ours: Sequence[Limit], reference: Sequence[Limit]) -> Interval | None:
+    """How much more than the reference, as a share, seed by seed; None where that sustains nothing."""
+    if not all(limit.rate for limit in reference):
+        return None
+    ratios = [limit.rate / base.rate for limit, base in zip(ours, reference, strict=True)]
+    return paired_interval(ratios, [1.0] * len(ratios))

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from agents.evaluation.result import VERDICTS, Cell, Difference, Summary
 from agents.evaluation.statistics import Interval, mean_interval, paired_interval
+from engine.runs.distribution import finite
 
 Loads = Sequence[float | None]
 
@@ -52,59 +53,44 @@ HIGHER_IS_BETTER = ("attainment", "goodput", "throughput")
 SHARES = ("attainment", "share", "kv_use", "jain_index")
 """Ends of the keys of numbers that are at most 1."""
 
-VERDICTS = ("unknown", "stable", "starving", "late", "saturated")
-"""What `engine.runs.report` says of a load, from good to bad."""
 
-
-def value_of(report: dict[str, Any], key: str) -> float:
-    """A number of a report by its key, `tiers.strict.p99_itl_ms` for one of a tier; nan where there is none."""
-    node: Any = report
-    while key not in node:  # a key of a number may itself have a point, as p99.9_ttft_ms
-        part, _, key = key.partition(".")
-        node = node[part]
-    return math.nan if node[key] is None else float(node[key])
-
-
-def compared_keys(cells: list[dict[str, Any]]) -> list[str]:
+def compared_keys(cells: Sequence[Cell]) -> list[str]:
     """Keys of the numbers that are compared, those of the tiers included."""
-    tiers = cells[0]["report"]["tiers"] if cells else {}
-    limited = bool(cells) and cells[0]["report"]["request_goodput"] is not None
+    if not cells:
+        return list(COMPARED)
+    limited = not math.isnan(cells[0].number("request_goodput"))
     compared = [key for key in COMPARED if limited or key != "request_goodput"]
-    return [*compared, *(f"tiers.{tier}.{key}" for tier in tiers for key in TIER_COMPARED)]
+    return [*compared, *(f"tiers.{tier}.{key}" for tier in cells[0].tiers for key in TIER_COMPARED)]
 
 
-def _of(cells: list[dict[str, Any]], policy: str, load: float | None) -> list[dict[str, Any]]:
-    return [cell["report"] for cell in cells if cell["policy"] == policy and cell["load"] == load]
+def _of(cells: Sequence[Cell], policy: str, load: float | None) -> list[Cell]:
+    return [cell for cell in cells if cell.policy == policy and cell.load == load]
 
 
-def _mean(reports: list[dict[str, Any]], key: str) -> Interval:
+def _mean(cells: Sequence[Cell], key: str) -> Interval:
     """Mean over seeds; the interval is cut to what is possible: no number is negative, no share above 1."""
-    found = mean_interval([value_of(report, key) for report in reports])
+    found = mean_interval([cell.number(key) for cell in cells])
     most = 1.0 if key.endswith(SHARES) else math.inf
     return Interval(found.mean, max(found.low, 0.0), min(found.high, most), found.n)
 
 
-def summary(policies: Sequence[str], loads: Loads, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summary(policies: Sequence[str], loads: Loads, cells: Sequence[Cell]) -> tuple[Summary, ...]:
     """Mean over seeds with a 95 % interval for every policy and load, and how many seeds meet each criterion."""
-    rows = []
-    for load in loads:
-        for policy in policies:
-            reports = _of(cells, policy, load)
-            verdicts = Counter(report["capacity"]["verdict"] for report in reports)
-            keys = [*compared_keys(cells), *SUMMARISED]
-            rows.append(
-                {
-                    "policy": policy,
-                    "load": load,
-                    "seeds": len(reports),
-                    "paper": sum(report["capacity"]["paper"] for report in reports),
-                    "sound": sum(report["capacity"]["sound"] for report in reports),
-                    # The commonest; of equally common ones the worst.
-                    "verdict": max(VERDICTS, key=lambda v: (verdicts[v], VERDICTS.index(v))),
-                    "metrics": {k: _mean(reports, k).to_dict() for k in keys},
-                }
-            )
-    return rows
+    keys = [*compared_keys(cells), *SUMMARISED]
+    return tuple(_summary(policy, load, _of(cells, policy, load), keys) for load in loads for policy in policies)
+
+
+def _summary(policy: str, load: float | None, cells: Sequence[Cell], keys: Sequence[str]) -> Summary:
+    verdicts = Counter(cell.verdict for cell in cells)
+    return Summary(
+        policy=policy,
+        load=load,
+        seeds=len(cells),
+        paper=sum(cell.meets("paper") for cell in cells),
+        sound=sum(cell.meets("sound") for cell in cells),
+        verdict=max(VERDICTS, key=lambda verdict: (verdicts[verdict], VERDICTS.index(verdict))),
+        metrics={key: _mean(cells, key) for key in keys},
+    )
 
 
 def _judge(key: str, difference: Interval) -> str:
@@ -113,29 +99,21 @@ def _judge(key: str, difference: Interval) -> str:
     return "better" if (difference.mean > 0.0) == any(word in key for word in HIGHER_IS_BETTER) else "worse"
 
 
-def paired(policies: Sequence[str], loads: Loads, cells: list[dict[str, Any]], to: str) -> list[dict[str, Any]]:
+def paired(policies: Sequence[str], loads: Loads, cells: Sequence[Cell], to: str) -> tuple[Difference, ...]:
     """Differences to the policy `to`, seed by seed on the same trace, with 95 % intervals."""
-    rows = []
-    for load in loads:
-        base = _of(cells, to, load)
-        for policy in policies:
-            if policy == to:
-                continue
-            reports = _of(cells, policy, load)
-            for key in compared_keys(cells):
-                values = [value_of(report, key) for report in reports]
-                reference = [value_of(report, key) for report in base]
-                difference = paired_interval(values, reference)
-                mean = float(np.mean(reference))
-                relative = difference.mean / mean if mean else math.nan
-                rows.append(
-                    {
-                        "policy": policy,
-                        "load": load,
-                        "metric": key,
-                        "difference": difference.to_dict(),
-                        "relative": relative if math.isfinite(relative) else None,
-                        "judgement": _judge(key, difference),
-                    }
-                )
-    return rows
+    keys, others = compared_keys(cells), [policy for policy in policies if policy != to]
+    return tuple(
+        _difference(key, _of(cells, policy, load), _of(cells, to, load))
+        for load in loads
+        for policy in others
+        for key in keys
+    )
+
+
+def _difference(key: str, ours: Sequence[Cell], reference: Sequence[Cell]) -> Difference:
+    theirs = [cell.number(key) for cell in reference]
+    difference = paired_interval([cell.number(key) for cell in ours], theirs)
+    mean = float(np.mean(theirs))
+    relative = difference.mean / mean if mean else math.nan
+    judgement = _judge(key, difference)
+    return Difference(ours[0].policy, ours[0].load, key, difference, finite(relative), judgement)

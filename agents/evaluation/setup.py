@@ -3,10 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,10 +12,10 @@ import numpy as np
 from agents.evaluation.trained_for import remark
 from agents.policies import PolicyLabel, check_sendable, fingerprint, label_of, labels_of, resolve
 from agents.source import Source
-from agents.work.cells import CellFile
-from agents.work.files import locked
+from agents.work.cells import CellFile, Keyed, cell_of
 from agents.work.processes import run_tasks, start_method
 from agents.work.provenance import config_hash
+from agents.work.records import as_json
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
@@ -28,11 +26,13 @@ from engine.errors import InputError
 from engine.own_code import parse_place
 from engine.runs.goodput import Goodput
 from engine.runs.report import REPORT_FORMAT
-from engine.runs.simulate import Record, simulate
+from engine.runs.serve import Deployment, RequestSource, Run, serve
+from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 
 Key = TypeVar("Key", bound=Hashable)
 Task = TypeVar("Task")
+Cell = TypeVar("Cell", bound=Keyed)
 
 OnCell = Callable[[int, int], None]
 """Called with (cells finished, all cells) after each cell."""
@@ -48,6 +48,23 @@ def requests_of(source: Source, load: float | None, seed: int) -> Requests:
 def _predicted(source: Source, load: float | None, seed: int, channel: str) -> Requests:
     """The same with predictions, made once for all policies with this channel."""
     return predict(requests_of(source, load, seed), channel, seed)
+
+
+@dataclass(frozen=True)
+class _Shared(RequestSource):
+    """A source whose requests and predictions are made once for all policies."""
+
+    source: Source
+
+    def requests(self, rate: float | None, seed: int) -> Requests:
+        return requests_of(self.source, rate, seed)
+
+    def channel(self, policy: Policy) -> str:
+        return self.source.channel(policy)
+
+    def told(self, policy: Policy, rate: float | None, seed: int) -> Requests:
+        channel = self.channel(policy)
+        return _predicted(self.source, rate, seed, channel) if channel else self.requests(rate, seed)
 
 
 @lru_cache(maxsize=32)
@@ -122,6 +139,11 @@ class Setup:
             "report": REPORT_FORMAT,
         }
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels as plain text, as results have them."""
+        return tuple(str(label) for label in self.policies)
+
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the JSON form."""
         return config_hash(self.to_dict())
@@ -148,21 +170,29 @@ class Setup:
             raise InputError(f"policy {str(label)!r}: its files changed while the comparison ran; start it again")
         return _policy(label, digest)
 
-    def serve(self, policy: str, load: float | None, seed: int) -> Record:
-        """Serve the requests of one load and seed with one policy.
+    @property
+    def deployment(self) -> Deployment:
+        """The server, and what of its runs counts."""
+        return Deployment(
+            executor=self.profile,
+            config=self.config,
+            horizon_s=self.horizon_s,
+            warmup_s=self.warmup_s,
+            goodput=self.goodput,
+        )
+
+    def serve(self, policy: str, load: float | None, seed: int) -> Run:
+        """Serve the requests of one load and seed with one policy: the record and its report.
 
         Raises:
             InputError: the requests do not fit the server.
             PolicyError: the policy broke the rules.
         """
-        requests = self.requests_for(policy, load, seed)
-        return simulate(self.policy(policy), requests, self.profile, self.config, horizon_s=self.horizon_s)
+        return serve(self.policy(policy), _Shared(self.source), load, seed, self.deployment)
 
     def requests_for(self, policy: str, load: float | None, seed: int) -> Requests:
         """The requests of one load and seed, with predictions for a policy that needs them."""
-        if channel := self.source.channel(self.policy(policy)):
-            return _predicted(self.source, load, seed, channel)
-        return requests_of(self.source, load, seed)
+        return _Shared(self.source).told(self.policy(policy), load, seed)
 
     def bound(self, load: float | None) -> float | None:
         """Requests/s that nobody sustains (`engine.device.bounds`), over the requests of all seeds; None: no bound."""
@@ -193,58 +223,43 @@ class Setup:
 
 def run_cells(
     setup: Setup,
-    function: Callable[[Task], dict[str, Any]],
+    function: Callable[[Task], Cell],
     tasks: Mapping[Key, Task],
-    key: Callable[[dict[str, Any]], Key],
+    file: CellFile[Cell] | None = None,
     *,
     workers: int,
-    cells_path: Path | None,
-    resume: bool,
     on_cell: OnCell | None,
-) -> list[dict[str, Any]]:
+) -> list[Cell]:
     """Run every task that is not finished already; the result is the same for any number of workers.
 
     Args:
         setup: what the tasks belong to.
-        function: module-level function of one task, gives its cell as JSON.
-        tasks: by key.
-        key: the key of the task that a cell came from.
+        function: module-level function of one task, gives its cell.
+        tasks: by the key of their cell.
+        file: holds the cells that are finished, and gets the others.
         workers: processes.
-        cells_path: keep finished cells in this jsonl file, so that an interrupted run can be resumed.
-        resume: take the cells that the file already has.
         on_cell: called after each cell.
 
     Returns:
         The cells in the order of the tasks.
 
     Raises:
-        InputError: bad input, or a cells file of another configuration.
+        InputError: bad input.
         PolicyError: a policy broke the rules.
     """
-    with locked(cells_path) if cells_path else nullcontext():
-        file = CellFile(cells_path, setup.digest(), resume, key) if cells_path else None
-        return _run_cells(setup, function, tasks, key, workers, file, on_cell)
-
-
-def _run_cells(
-    setup: Setup,
-    function: Callable[[Task], dict[str, Any]],
-    tasks: Mapping[Key, Task],
-    key: Callable[[dict[str, Any]], Key],
-    workers: int,
-    file: CellFile | None,
-    on_cell: OnCell | None,
-) -> list[dict[str, Any]]:
-    finished = {key(cell): cell for cell in file.cells} if file else {}
-    todo = [task for name, task in tasks.items() if name not in finished]
+    finished = {cell.key: cell for cell in file.cells} if file else {}
+    todo = [task for key, task in tasks.items() if key not in finished]
     if min(workers, len(todo)) > 1:
         setup.compile()
     for _, cell in run_tasks(function, todo, workers):
-        finished[key(cell)] = cell
+        finished[cell.key] = cell
         if file:
             file.append(cell)
         if on_cell:
             on_cell(len(finished), len(tasks))
-    # Through JSON text, so that resumed and fresh cells are equal to the last digit and type.
-    found: list[dict[str, Any]] = json.loads(json.dumps([finished[name] for name in tasks]))
-    return found
+    return [_as_kept(finished[key]) for key in tasks]
+
+
+def _as_kept(cell: Cell) -> Cell:
+    """A cell as it comes out of a file, so that resumed and fresh ones are equal to the last digit and type."""
+    return cell_of(type(cell), json.loads(json.dumps(as_json(cell))))

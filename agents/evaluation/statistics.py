@@ -1,11 +1,12 @@
 """Means over seeds and paired differences, with 95 % intervals that are honest for a handful of seeds."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from agents.work.records import OR_NAN
 from engine.errors import InputError
 
 LEAN = 12.0
@@ -23,9 +24,9 @@ def t_quantile(degrees: int) -> float:
 class Interval:
     """A mean over n values with a 95 % interval; the ends are nan where n < 2 leaves no interval."""
 
-    mean: float
-    low: float
-    high: float
+    mean: float = field(metadata=OR_NAN)
+    low: float = field(metadata=OR_NAN)
+    high: float = field(metadata=OR_NAN)
     n: int
 
     def __repr__(self) -> str:

@@ -2,12 +2,14 @@
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 from numba import types
 
+from agents.evaluation.looks import DecisionTime, Look, Timeline
 from engine.compiled.kept import kept
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
@@ -32,7 +34,15 @@ REPEATS, BLOCKS = 100, 7
 def _repeat() -> Any:
     """A compiled loop that n times restores the memory and, unless it only restores, lets a kernel plan."""
 
-    def repeat(kernel: Any, view: Any, memory: Any, before: Any, plan: Any, n: int, plans: bool) -> None:
+    def repeat(
+        kernel: Callable[[View, Memory, Plan], None],
+        view: View,
+        memory: Memory,
+        before: Memory,
+        plan: Plan,
+        n: int,
+        plans: bool,
+    ) -> None:
         for _ in range(n):
             memory.request[:] = before.request
             memory.row[:] = before.row
@@ -99,34 +109,27 @@ def decision_seconds(policy: Policy, view: View, memory: Memory, plan: Plan) -> 
     return max(0.0, fastest[True] - fastest[False]) / REPEATS
 
 
-def _timeline(steps: StepLog, num_blocks: int, since_s: float) -> dict[str, list[float]]:
+def _timeline(steps: StepLog, num_blocks: int, since_s: float) -> Timeline:
     first = int(np.searchsorted(steps.start_s, since_s))
-    prefill = [int(batch[batch[:, 2] == 1, 1].sum()) for batch in steps.batches[first:]]
-    decode = [int(np.count_nonzero(batch[:, 2] == 0)) for batch in steps.batches[first:]]
-    return {
-        "start_s": steps.start_s[first:].round(6).tolist(),
-        "duration_s": steps.duration_s[first:].round(6).tolist(),
-        "prefill_tokens": prefill,
-        "decode_tokens": decode,
-        "kv_use": (steps.used_blocks[first:] / num_blocks).round(4).tolist(),
-        "waiting": steps.waiting[first:].tolist(),
-        "running": steps.running[first:].tolist(),
-    }
+    return Timeline(
+        start_s=tuple(steps.start_s[first:].round(6).tolist()),
+        duration_s=tuple(steps.duration_s[first:].round(6).tolist()),
+        prefill_tokens=tuple(int(batch[batch[:, 2] == 1, 1].sum()) for batch in steps.batches[first:]),
+        decode_tokens=tuple(int(np.count_nonzero(batch[:, 2] == 0)) for batch in steps.batches[first:]),
+        kv_use=tuple((steps.used_blocks[first:] / num_blocks).round(4).tolist()),
+        waiting=tuple(steps.waiting[first:].tolist()),
+        running=tuple(steps.running[first:].tolist()),
+    )
 
 
-def _decision_us(cost: np.ndarray) -> dict[str, float] | None:
+def _decision_us(cost: np.ndarray) -> DecisionTime | None:
     if len(cost) == 0:
         return None
-    return {"mean": float(cost.mean()), "median": float(np.median(cost)), "p99": float(np.quantile(cost, 0.99))}
+    return DecisionTime(float(cost.mean()), float(np.median(cost)), float(np.quantile(cost, 0.99)))
 
 
-def look(policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig) -> dict[str, Any]:
-    """Drive the first minute of a run step by step.
-
-    Returns:
-        `timeline`: columns per iteration of the last seconds; `decision_us`: mean, median and 99th percentile of the
-        time of one decision (None if there were too few to measure); `largest_batch_tokens`, `largest_batch_requests`.
-    """
+def look(policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig) -> Look:
+    """Drive the first minute of a run step by step, and time decisions meanwhile."""
     requests = requests.head(max(1, int(np.searchsorted(requests.arrival, RUN_S))))
     timed = _Timed(policy)
     record = simulate(timed, requests, model, config, horizon_s=RUN_S, log_steps=True)
@@ -135,9 +138,9 @@ def look(policy: Policy, requests: Requests, model: LatencyModel, config: Engine
     end = float(record.row["now"][0])
     decision = _decision_us(np.array(timed.seconds) * 1e6)
     sizes = [batch[:, 1].sum() for batch in steps.batches]
-    return {
-        "timeline": _timeline(steps, config.num_blocks, max(0.0, end - SHOWN_S)),
-        "decision_us": decision,
-        "largest_batch_tokens": int(max(sizes, default=0)),
-        "largest_batch_requests": max((len(batch) for batch in steps.batches), default=0),
-    }
+    return Look(
+        timeline=_timeline(steps, config.num_blocks, max(0.0, end - SHOWN_S)),
+        decision_us=decision,
+        largest_batch_tokens=int(max(sizes, default=0)),
+        largest_batch_requests=max((len(batch) for batch in steps.batches), default=0),
+    )

@@ -10,8 +10,9 @@ from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
-from engine.runs.metrics import Report, summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.report import Report
+from engine.runs.serve import Deployment
+from engine.runs.simulate import Record
 from engine.server.policy import Policy
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
@@ -89,10 +90,10 @@ class HeldOut:
         Raises:
             PolicyError: the policy broke the rules.
         """
+        deployment = Deployment(executor=self.executor, config=self.env.engine)
         returns, ttft, reports = [], [], []
         for requests in self.traces:
-            record = simulate(policy, requests, self.executor, self.env.engine)
-            report = summarize(record)
+            record, report = deployment.run(policy, requests)
             total = self._own_return(policy, requests) if self.env.reward.function else None
             returns.append((record_return(record, self.env.reward) if total is None else total) / len(requests))
             ttft.append(report.ttft.mean)

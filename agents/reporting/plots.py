@@ -2,12 +2,14 @@
 
 import io
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from agents.evaluation.evaluate import CDF_SHARES
+from agents.evaluation.looks import Behaviour
+from agents.evaluation.result import CDF_SHARES, Comparison
 from agents.reporting.grid import folded
 from agents.reporting.plot_style import (
     ABOVE,
@@ -19,7 +21,7 @@ from agents.reporting.plot_style import (
     plain_log_ticks,
     style_of,
 )  # fmt: skip
-from agents.reporting.tables import Result, load_label, load_rate
+from agents.reporting.tables import load_label, load_rate
 from agents.work.progress import OnProgress, unseen
 from engine.runs.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
 
@@ -31,28 +33,19 @@ LEAST_ITERATIONS = 30
 """A mean over fewer iterations is not drawn."""
 
 
-def _policies(result: Result) -> list[str]:
-    return [policy["label"] for policy in result["policies"]]
-
-
-def _tiers(result: Result) -> dict[str, Any]:
-    tiers: dict[str, Any] = result["cells"][0]["report"]["tiers"]
-    return tiers
-
-
-def _has_one_load(result: Result) -> bool:
+def _has_one_load(result: Comparison) -> bool:
     """Whether policies stand below each other with their names, since there is no axis of loads."""
-    return len(result["config"]["loads"]) == 1
+    return len(result.setting.loads) == 1
 
 
-def _panels(result: Result, count: int = 2) -> "tuple[Figure, list[Axes]]":
+def _panels(result: Comparison, count: int = 2) -> "tuple[Figure, list[Axes]]":
     """A figure with panels side by side, four at most, as high as the names of the policies need."""
     columns = min(4, count)
     rows = -(-count // columns)
     if not _has_one_load(result):
         figure = new_figure(4.5 * columns, 3.8 * rows)
         return figure, _used(list(figure.subplots(rows, columns, squeeze=False).flat), count)
-    names = [folded(policy, LABEL_CHARACTERS) for policy in _policies(result)]
+    names = [folded(policy, LABEL_CHARACTERS) for policy in result.labels]
     lines = sum(name.count("\n") + 1 for name in names)
     figure = new_figure(4.2 * columns + 1.5, rows * max(2.4, 1.2 + 0.24 * lines))
     panels = _used(list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat), count)
@@ -68,29 +61,26 @@ def _used(panels: "list[Axes]", count: int) -> "list[Axes]":
     return panels[:count]
 
 
-def _against_load(axes: "Axes", result: Result, key: str, scale: float) -> None:
+def _against_load(axes: "Axes", result: Comparison, key: str, scale: float) -> None:
     """Mean over seeds of one number against the load, the 95 % interval as a band; of one load, a row per policy."""
-    loads = result["config"]["loads"]
+    loads = result.setting.loads
     rates = np.array([load_rate(result, load) for load in loads])
-    for index, policy in enumerate(_policies(result)):
-        rows = [row["metrics"][key] for row in result["summary"] if row["policy"] == policy]
-        mean, low, high = (
-            np.array([np.nan if row[part] is None else row[part] * scale for row in rows])
-            for part in ("mean", "low", "high")
-        )
+    for index, policy in enumerate(result.labels):
+        rows = [row[key] for row in result.of(policy)]
+        mean, low, high = scale * np.array([(row.mean, row.low, row.high) for row in rows]).T
         style = style_of(index)
         if _has_one_load(result):
             reach = np.nan_to_num(np.array([mean - low, high - mean]))
             axes.errorbar(mean, [index], xerr=reach, capsize=3, markersize=6, **(style | {"linestyle": "none"}))
             continue
         axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **style)
-        if len(_policies(result)) <= ABOVE:  # the bands of many hide each other
+        if len(result.labels) <= ABOVE:  # the bands of many hide each other
             axes.fill_between(rates, np.maximum(low, 0.0), high, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_xlabel(load_label(result, loads[0]) if _has_one_load(result) else "arrival rate, requests/s")
     plain(axes)
 
 
-def _span(axes: "Axes", result: Result, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+def _span(axes: "Axes", result: Comparison, low: float | None = None, high: float | None = None) -> tuple[float, float]:
     """Limits of the axis of values, set where given."""
     if _has_one_load(result):
         axes.set_xlim(low, high)
@@ -99,7 +89,7 @@ def _span(axes: "Axes", result: Result, low: float | None = None, high: float | 
     return axes.get_ylim()
 
 
-def _limit(axes: "Axes", result: Result, value: float, text: str) -> None:
+def _limit(axes: "Axes", result: Comparison, value: float, text: str) -> None:
     """A dashed line at a limit, if the data comes anywhere near it."""
     bottom, top = _span(axes, result)
     if value > 2.0 * top:
@@ -122,13 +112,13 @@ def _limit(axes: "Axes", result: Result, value: float, text: str) -> None:
     )
 
 
-def _finish(figure: "Figure", axes: "Axes", result: Result) -> "Figure":
+def _finish(figure: "Figure", axes: "Axes", result: Comparison) -> "Figure":
     if not _has_one_load(result):
         add_legend(figure, axes)
     return figure
 
 
-def plot_ttft(result: Result) -> "Figure":
+def plot_ttft(result: Comparison) -> "Figure":
     """Median and 99th percentile of TTFT against load, with the limits of the capacity criteria."""
     figure, (left, right) = _panels(result)
     for axes, key, title in ((left, "median_ttft_ms", "median TTFT, s"), (right, "p99_ttft_ms", "p99 TTFT, s")):
@@ -140,10 +130,9 @@ def plot_ttft(result: Result) -> "Figure":
     return _finish(figure, left, result)
 
 
-def _fit_scale(axes: "Axes", result: Result, key: str) -> None:
+def _fit_scale(axes: "Axes", result: Comparison, key: str) -> None:
     """From zero where that shows the differences, logarithmic where one value would hide the others."""
-    means = [row["metrics"][key]["mean"] for row in result["summary"]]
-    known = [mean for mean in means if mean]
+    known = [row[key].mean for row in result.summary if row[key].mean > 0.0]
     if not (known and max(known) > 8.0 * min(known)):
         _from_zero(axes, result)
         return
@@ -154,33 +143,33 @@ def _fit_scale(axes: "Axes", result: Result, key: str) -> None:
     _span(axes, result, 0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
 
 
-def _from_zero(axes: "Axes", result: Result) -> None:
+def _from_zero(axes: "Axes", result: Comparison) -> None:
     """Room from zero to above the largest value."""
     top = _span(axes, result)[1]
     if top > 0.0:
         _span(axes, result, 0.0, 1.08 * top)
 
 
-def plot_tbt(result: Result) -> "Figure":
+def plot_tbt(result: Comparison) -> "Figure":
     """99th percentile of the gaps of each tier against load, with the tier's deadline."""
-    tiers = _tiers(result)
-    figure, panels = _panels(result, len(tiers))
-    for axes, (name, tier) in zip(panels, tiers.items(), strict=True):
+    cell = result.cells[0]
+    figure, panels = _panels(result, len(cell.tiers))
+    for axes, name in zip(panels, cell.tiers, strict=True):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
         _from_zero(axes, result)
-        deadline = tier["tbt_deadline_ms"] / 1000.0
+        deadline = cell.number(f"tiers.{name}.tbt_deadline_ms") / 1000.0
         _limit(axes, result, deadline, f"deadline {deadline:g} s")
         axes.set_title(folded(f"p99 TBT of tier {name}, s", 44), loc="left", fontsize=10)
     return _finish(figure, panels[0], result)
 
 
-def plot_goodput(result: Result) -> "Figure":
+def plot_goodput(result: Comparison) -> "Figure":
     """Goodput and SLO attainment against load; the dashed line is what arrives."""
     figure, (left, right) = _panels(result)
     _against_load(left, result, "slo_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
     _from_zero(left, result)
-    rates = [load_rate(result, load) for load in result["config"]["loads"]]
+    rates = [load_rate(result, load) for load in result.setting.loads]
     if len(rates) > 1:
         left.plot(rates, rates, **LIMIT)
         inside = [rate for rate in rates if rate <= left.get_ylim()[1]]
@@ -196,17 +185,17 @@ def plot_goodput(result: Result) -> "Figure":
     return _finish(figure, left, result)
 
 
-def plot_cdf(result: Result) -> "Figure":
+def plot_cdf(result: Comparison) -> "Figure":
     """Distribution of TTFT at the middle load: share of the requests beyond each value, mean over seeds."""
-    loads = result["config"]["loads"]
+    loads = result.setting.loads
     load = loads[len(loads) // 2]
     figure = new_figure(9.0, 4.0)
     left, right = figure.subplots(1, 2)
-    for index, policy in enumerate(_policies(result)):
-        cells = [c for c in result["cells"] if c["policy"] == policy and c["load"] == load and c["ttft_quantiles_ms"]]
+    for index, policy in enumerate(result.labels):
+        cells = [c for c in result.cells if c.policy == policy and c.load == load and c.ttft_quantiles_ms]
         if not cells:
             continue
-        ttft = np.mean([cell["ttft_quantiles_ms"] for cell in cells], axis=0) / 1000.0
+        ttft = np.mean([cell.ttft_quantiles_ms for cell in cells], axis=0) / 1000.0
         style = style_of(index) | {"linewidth": 1.4, "markersize": 4.0}
         left.plot(ttft, CDF_SHARES * 100.0, label=policy, markevery=(7 * index % 25, 25), **style)
         above = np.maximum(1.0 - CDF_SHARES, 5e-4) * 100.0
@@ -252,17 +241,17 @@ def _draw_timeline(axes: "Axes", policy: str, line: dict[str, np.ndarray]) -> No
         side.tick_params(labelsize=8)
 
 
-def plot_timeline(result: Result) -> "Figure":
+def plot_timeline(result: Comparison) -> "Figure":
     """The batches of the last seconds of the first minute: tokens of each iteration, and the waiting queue."""
-    looks = result["windows"]["policies"]
-    seen = [look["timeline"] for look in looks.values() if look["timeline"]["start_s"]]
-    since = min((line["start_s"][0] for line in seen), default=0.0)
-    until = max((line["start_s"][-1] for line in seen), default=1.0)
+    looks = result.windows.policies if result.windows else {}
+    starts = [look.timeline.start_s for look in looks.values() if look.timeline.start_s]
+    since = min((start[0] for start in starts), default=0.0)
+    until = max((start[-1] for start in starts), default=1.0)
     lines = [folded(policy, 100).count("\n") for policy in looks]
     figure = new_figure(9.0, 0.8 + (1.55 if len(looks) <= 8 else 1.25) * len(looks) + 0.17 * sum(lines))
     panels = figure.subplots(len(looks), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (policy, look) in zip(panels, looks.items(), strict=True):
-        _draw_timeline(axes, policy, {key: np.array(values) for key, values in look["timeline"].items()})
+        _draw_timeline(axes, policy, look.timeline.columns())
     panels[0].set_xlim(since, max(until, since + 1e-3))
     panels[-1].set_xlabel("time, s (boxes: tokens of an iteration; line: requests waiting, right axis)", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -270,23 +259,15 @@ def plot_timeline(result: Result) -> "Figure":
     return figure
 
 
-def plot_behaviour(result: Result) -> "Figure":
+def plot_behaviour(result: Comparison) -> "Figure":
     """What the policies do: batches and held decodes against KV use, deadlines used and overtaking against load."""
-    rows, tiers = result["behaviour"], list(_tiers(result))
+    tiers = result.cells[0].tiers
     columns = 2 if len(tiers) <= 5 else 4
     height = -(-(3 + len(tiers)) // columns)
     figure = new_figure(4.5 * columns, 3.3 * height)
     batch, held, overtaken, *more = figure.subplots(height, columns).flat
-    for index, policy in enumerate(_policies(result)):
-        mine = [row for row in rows if row["policy"] == policy]
-        style = style_of(index) | {"linewidth": 1.6, "markersize": 4.5, "label": policy}
-        use, batch_s, held_share = _over_loads(mine)
-        batch.plot(use, batch_s, **style)
-        held.plot(use, 100.0 * held_share, **style)
-        rates = [load_rate(result, row["load"]) for row in mine]
-        overtaken.plot(rates, _percent([row["overtaken_share"] for row in mine]), **style)
-        for axes, name in zip(more, tiers, strict=False):
-            axes.plot(rates, _percent([row["deadline_share"][name] for row in mine]), **style)
+    for index, policy in enumerate(result.labels):
+        _draw_behaviour([batch, held, overtaken, *more], result, policy, index)
     titles = ["batches with prompts, mean s", "decodes that such a batch holds back, %"]
     gaps = [f"mean gap of tier {name}, % of the deadline" for name in tiers]
     titles += ["prompts present that came earlier, %", *gaps]
@@ -296,30 +277,44 @@ def plot_behaviour(result: Result) -> "Figure":
         top = axes.dataLim.ymax
         axes.set_ylim(0.0, 1.08 * top if 0.0 < top < np.inf else None)
         plain(axes)
-        spare = more[len(tiers)] if len(more) > len(tiers) else None
+    spare = more[len(tiers)] if len(more) > len(tiers) else None
     _used(more, len(tiers))
     add_legend(figure, batch, spare)
     return figure
+
+
+def _draw_behaviour(panels: "list[Axes]", result: Comparison, policy: str, index: int) -> None:
+    """The lines of one policy: against KV use in the first two panels, against load in the others."""
+    batch, held, overtaken, *more = panels
+    style = style_of(index) | {"linewidth": 1.6, "markersize": 4.5, "label": policy}
+    mine = [row for row in result.behaviour if row.policy == policy]
+    use, batch_s, held_share = _over_loads(mine)
+    batch.plot(use, batch_s, **style)
+    held.plot(use, 100.0 * held_share, **style)
+    rates = [load_rate(result, row.load) for row in mine]
+    overtaken.plot(rates, _percent([row.overtaken_share for row in mine]), **style)
+    for axes, name in zip(more, result.cells[0].tiers, strict=False):
+        axes.plot(rates, _percent([row.deadline_share.get(name) for row in mine]), **style)
 
 
 def _percent(shares: list[float | None]) -> np.ndarray:
     return 100.0 * np.array([np.nan if share is None else share for share in shares])
 
 
-def _over_loads(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _over_loads(rows: Sequence[Behaviour]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KV use (%), batch seconds and share of decodes held, over all loads, where there were iterations enough."""
-    count = np.array([row["iterations"] for row in rows], np.float64)
+    count = np.array([row.iterations for row in rows], np.float64)
     total = count.sum(0)
     means = []
-    for key in ("batch_s", "held_share"):
-        values = np.array([[np.nan if x is None else x for x in row[key]] for row in rows])
+    for of in (attrgetter("batch_s"), attrgetter("held_share")):
+        values = np.array([[np.nan if x is None else x for x in of(row)] for row in rows])
         means.append(np.nansum(count * np.nan_to_num(values), 0) / np.maximum(total, 1.0))
     enough = total >= LEAST_ITERATIONS
     use = (np.arange(len(total)) + 0.5) * 100.0 / len(total)
     return use[enough], means[0][enough], means[1][enough]
 
 
-PLOTS: dict[str, Callable[[Result], "Figure"]] = {
+PLOTS: dict[str, Callable[[Comparison], "Figure"]] = {
     "ttft": plot_ttft,
     "tbt": plot_tbt,
     "goodput": plot_goodput,
@@ -339,9 +334,9 @@ def png(figure: "Figure") -> bytes:
     return out.getvalue()
 
 
-def draw_all(result: Result, progress: OnProgress = unseen) -> dict[str, bytes]:
+def draw_all(result: Comparison, progress: OnProgress = unseen) -> dict[str, bytes]:
     """Every plot that the result has data for, as PNG by name."""
-    needs = {"timeline": result["windows"].get("policies"), "behaviour": result.get("behaviour")}
+    needs = {"timeline": result.windows and result.windows.policies, "behaviour": result.behaviour}
     names, images = [name for name in PLOTS if needs.get(name, True)], {}
     for done, name in enumerate(names):
         progress("plots", done, len(names))

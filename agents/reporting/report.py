@@ -2,29 +2,29 @@
 
 import base64
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from agents.evaluation.comparison import Loads
-from agents.evaluation.evaluate import FORMAT
+from agents.evaluation.result import Comparison, Setting
 from agents.reporting.tables import (
     TEXTS,
     Column,
-    Result,
+    check_shown,
     columns,
     criteria,
     difference_text,
+    differences,
     load_label,
     remarks,
     with_interval,
 )
 from agents.work.files import json_text, write_atomically
 from agents.work.progress import OnProgress, unseen
-from engine.demand.tiers import describe_tiers, parse_tiers
+from engine.demand.tiers import describe_tiers
 from engine.errors import InputError
-from engine.fields import convert
-from engine.files.reading import LARGE, kind_of, read_mapping
+from engine.files.reading import LARGE, read_mapping
 from engine.runs import metrics
 
 RESULT_FILE = "result.json"
@@ -49,114 +49,115 @@ def definitions() -> list[tuple[str, str]]:
     return [(term, meaning) for term, _, meaning in pairs]
 
 
-_PARTS = {"config": dict[str, Any], **dict.fromkeys(("cells", "summary", "paired", "traces"), list[dict[str, Any]])}
-
-
-def load_result(path: Path) -> Result:
+def load_result(path: Path) -> Comparison:
     """The result in a JSON file or in the folder of an evaluation.
 
     Raises:
-        InputError: no such file, or not the result of an evaluation.
+        InputError: no such file, or not the result of an evaluation; names the place in it.
     """
     file = path / RESULT_FILE if path.is_dir() else path
-    result = read_mapping(file, "the result of an evaluation", LARGE)
-    if result.get("format") != FORMAT:
-        got = result.get("format")
-        again = " of an older llmsched: run evaluate again" if str(got).startswith("llmsched-evaluation/") else ""
-        raise InputError(f"{file}: expected a result with format {FORMAT!r}, got {kind_of(got)}{again}")
-    for part, kind in _PARTS.items():
-        if part in result:
-            convert(result[part], kind, f"{file}: {part}")
-    missing = {"config", "cells", "summary", "paired", "windows", "traces", "policies"} - set(result)
-    if missing or not result["cells"]:
-        raise InputError(f"{file}: expected {', '.join(sorted(missing)) or 'cells'} in the result, got none")
+    data = read_mapping(file, "the result of an evaluation", LARGE)
+    try:
+        result = Comparison.from_dict(data)
+        check_shown(result)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     return result
 
 
-def _setup(result: Result) -> list[tuple[str, str]]:
-    config, engine = result["config"], result["config"]["engine"]
-    profile, source = config["profile"], config["source"]
-    semantics = "real engine: the prompt's last iteration yields token 1" if engine["prompt_emits"] else "reference"
-    device, model = (profile["provenance"].get(key, "not stated") for key in ("device", "model"))
-    requests = re.sub(r", (tiers by )?seed \d+$", "", result["traces"][0]["source"])
-    if len(config["loads"]) > 1:
-        requests = re.sub(r" at [\d.]+/s", "", requests)
-    rows = [
-        ("Requests", requests),
-        ("Loads", ", ".join(load_label(result, load) for load in config["loads"])),
-        ("Seeds", f"0 to {config['seeds'] - 1}" if config["seeds"] > 1 else "0"),
-        ("Tiers", describe_tiers(parse_tiers(config.get("tiers", ())))),
-        ("Profile", f"{profile['name']}: {device}; {model}"),
-        ("KV memory", f"{engine['num_blocks']} blocks of {engine['block_size']} tokens"),
-        ("Semantics", semantics),
-        ("Configuration", result["config_hash"]),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())),
-    ]
-    channels = {cell["policy"]: cell["prediction"] for cell in result["cells"] if cell.get("prediction")}
+def _setup(result: Comparison) -> Iterator[tuple[str, str]]:
+    """The lines of the setup table."""
+    yield from _requests(result)
+    yield from _server(result.setting)
+    yield "Configuration", result.config_hash
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())
+
+
+def _requests(result: Comparison) -> Iterator[tuple[str, str]]:
+    """What was served."""
+    setting, loads = result.setting, result.setting.loads
+    requests = re.sub(r", (tiers by )?seed \d+$", "", result.traces[0].source)
+    yield "Requests", re.sub(r" at [\d.]+/s", "", requests) if len(loads) > 1 else requests
+    if setting.source.trace:
+        yield "Trace file", f"{setting.source.trace} (SHA-256 {setting.source.trace_sha256}...)"
+    yield "Loads", ", ".join(load_label(result, load) for load in loads)
+    yield "Seeds", f"0 to {setting.seeds - 1}" if setting.seeds > 1 else "0"
+    yield "Tiers", describe_tiers(setting.tiers)
+    channels = {cell.policy: cell.prediction for cell in result.cells if cell.prediction}
     if channels:
-        rows.insert(4, ("Length predictions", ", ".join(f"{name}: {channel}" for name, channel in channels.items())))
-    if source.get("trace"):
-        rows.insert(1, ("Trace file", f"{source['trace']} (SHA-256 {source['trace_sha256']}...)"))
-    return rows
+        yield "Length predictions", ", ".join(f"{name}: {channel}" for name, channel in channels.items())
 
 
-def _summary_tables(result: Result, shown: list[Column]) -> list[dict[str, Any]]:
-    tables = []
-    loads: Loads = result["config"]["loads"]
-    for load in loads:
-        rows = []
-        for row in (row for row in result["summary"] if row["load"] == load):
-            paper, sound = criteria(row)
-            rows.append(
-                {
-                    "policy": row["policy"],
-                    "values": [with_interval(row["metrics"][column.key], column) for column in shown],
-                    "paper": paper,
-                    "sound": sound,
-                    "verdict": row["verdict"],
-                }
-            )
-        tables.append({"load": load_label(result, load), "rows": rows})
-    return tables
+def _server(setting: Setting) -> Iterator[tuple[str, str]]:
+    """On what."""
+    device, model = (setting.profile.provenance.get(key, "not stated") for key in ("device", "model"))
+    yield "Profile", f"{setting.profile.name}: {device}; {model}"
+    yield "KV memory", f"{setting.engine.num_blocks} blocks of {setting.engine.block_size} tokens"
+    real = "real engine: the prompt's last iteration yields token 1"
+    yield "Semantics", real if setting.engine.prompt_emits else "reference"
 
 
-def _differences(result: Result, shown: list[Column]) -> list[dict[str, Any]]:
-    rows = {(row["load"], row["policy"], row["metric"]): row for row in result["paired"]}
-    lines = []
-    for load, policy in dict.fromkeys((load, policy) for load, policy, _ in rows):
-        found = [(rows[load, policy, column.key], column) for column in shown]
-        cells = [(difference_text(row, column), row["judgement"].split()[0]) for row, column in found]
-        lines.append({"load": load_label(result, load), "policy": policy, "cells": cells})
-    return lines
+class _Row(NamedTuple):
+    """A policy in the table of one load, as text."""
+
+    policy: str
+    values: list[str]
+    paper: str
+    sound: str
+    verdict: str
 
 
-def html_text(result: Result, images: dict[str, bytes]) -> str:
+def _summary_tables(result: Comparison, shown: list[Column]) -> Iterator[tuple[str, list[_Row]]]:
+    """The loads, each with a row for each policy."""
+    for load in result.setting.loads:
+        rows = [
+            _Row(row.policy, [with_interval(row[c.key], c) for c in shown], *criteria(row), row.verdict)
+            for row in result.at(load)
+        ]
+        yield load_label(result, load), rows
+
+
+class _Differences(NamedTuple):
+    """How a policy differs from the reference at one load: each difference as text, and one word for its colour."""
+
+    load: str
+    policy: str
+    cells: list[tuple[str, str]]
+
+
+def _differences(result: Comparison, shown: list[Column]) -> Iterator[_Differences]:
+    for (load, policy), found in differences(result).items():
+        cells = [(difference_text(found[c.key], c), found[c.key].judgement.split()[0]) for c in shown]
+        yield _Differences(load_label(result, load), policy, cells)
+
+
+def html_text(result: Comparison, images: dict[str, bytes]) -> str:
     """The report as one HTML file without outside references; plots are inlined."""
     from jinja2 import Environment
 
     template = (resources.files("agents.reporting") / "templates" / "report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = columns(result)
-    compared = {row["metric"] for row in result["paired"]}
+    compared = {row.metric for row in result.paired}
     difference_columns = [column for column in shown if column.key in compared]
     plots = [(CAPTIONS[name], base64.b64encode(image).decode()) for name, image in images.items()]
     return environment.from_string(template).render(
         result=result,
         columns=shown,
         difference_columns=difference_columns,
-        setup=_setup(result),
-        tables=_summary_tables(result, shown),
-        differences=_differences(result, difference_columns),
+        setup=list(_setup(result)),
+        tables=list(_summary_tables(result, shown)),
+        differences=list(_differences(result, difference_columns)),
         plots=plots,
-        windows=result["windows"].get("policies", {}),
-        window_load=load_label(result, result["windows"].get("load")) if result["windows"] else "",
+        windows=result.windows.policies if result.windows else {},
+        window_load=load_label(result, result.windows.load) if result.windows else "",
         remarks=remarks(result),
         definitions=definitions(),
     )
 
 
 def write_report(
-    result: Result, folder: Path, html: Path | None = None, plots: bool = True, progress: OnProgress = unseen
+    result: Comparison, folder: Path, html: Path | None = None, plots: bool = True, progress: OnProgress = unseen
 ) -> list[Path]:
     """Write all files of a report.
 

@@ -4,16 +4,16 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
+from agents.evaluation.result import Comparison, Difference, Summary
+from agents.evaluation.statistics import Interval
 from agents.reporting.grid import Cell, Grid, Head, Part, show
-
-Result = dict[str, Any]
-Row = dict[str, Any]
+from engine.errors import InputError
 
 
 class Column(NamedTuple):
@@ -26,9 +26,9 @@ class Column(NamedTuple):
     has_interval: bool = True  # whether the interval is worth its room
 
 
-def columns(result: Result) -> list[Column]:
+def columns(result: Comparison) -> list[Column]:
     """What tables show, the tiers' TBT included."""
-    tiers = result["cells"][0]["report"]["tiers"]
+    tiers = result.cells[0].tiers
     found = [
         Column("median_ttft_ms", "TTFT median, s", 1e-3, 3),
         Column("mean_ttft_ms", "TTFT mean, s", 1e-3, 3),
@@ -54,23 +54,43 @@ def columns(result: Result) -> list[Column]:
     return [column for column in found if column.key not in zero]
 
 
-def _limited_goodput(result: Result) -> list[Column]:
+def check_shown(result: Comparison) -> None:
+    """Find what tables and plots would look for in vain, before anything is written.
+
+    Raises:
+        InputError: a number that is shown is missing in a summary, a difference or a report.
+    """
+    shown = columns(result)
+    for row in result.summary:
+        for column in shown:
+            row[column.key]
+    compared = {row.metric for row in result.paired}
+    for metric in HEADLINE:
+        if compared and metric not in compared:
+            raise InputError(f"paired: expected differences of {metric}, got none")
+    for tier in result.cells[0].tiers:
+        deadline = result.cells[0].number(key := f"tiers.{tier}.tbt_deadline_ms")
+        if not math.isfinite(deadline):
+            raise InputError(f"cells[0].report: expected a number at {key}, got null")
+
+
+def _limited_goodput(result: Comparison) -> list[Column]:
     """VLLM's goodput, where limits were given."""
-    limits = result["config"]["goodput"]
+    limits = result.setting.goodput
     if limits is None:
         return []
     text = " ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit is not None)
     return [Column("request_goodput", f"goodput in {text} ms, req/s", 1.0, 3)]
 
 
-def _zero_counts(result: Result) -> list[str]:
-    return [key for key in COUNTS if not any(row["metrics"][key]["mean"] for row in result["summary"])]
+def _zero_counts(result: Comparison) -> list[str]:
+    return [key for key in COUNTS if not any(row[key].mean > 0.0 for row in result.summary)]
 
 
-def remarks(result: Result) -> list[str]:
+def remarks(result: Comparison) -> list[str]:
     """The notes of a result, and which counts are left out of the tables because they are all zero."""
     zero = _zero_counts(result)
-    return [*result["notes"], *([f"Zero in every run: {', '.join(zero)}."] if zero else [])]
+    return [*result.notes, *([f"Zero in every run: {', '.join(zero)}."] if zero else [])]
 
 
 LATEX = ("TTFT", "max wait", "TBT", "SLO", "goodput")
@@ -82,24 +102,29 @@ COUNTS = ("ended_by_length", "unfinished", "dropped", "evictions")
 _LOOP = re.compile(r"closed loop, (\d+ users?|at most \d+ requests in flight)")
 
 
-def load_label(result: Result, load: float | None) -> str:
+def load_label(result: Comparison, load: float | None) -> str:
     """A load in words: its rate, or that the recorded times are replayed."""
     if load is not None:
         return f"{load:g} req/s"
-    for trace in result["traces"]:
-        if trace["load"] is None and (loop := _LOOP.search(trace["source"])):
+    for trace in result.traces:
+        if trace.load is None and (loop := _LOOP.search(trace.source)):
             return loop.group()
-    rates = [trace["rate"] for trace in result["traces"] if trace["load"] is None and trace["rate"]]
-    scale = result["config"]["source"]["rate_scale"]
+    rates = _recorded_rates(result)
+    scale = result.setting.source.rate_scale
     scaled = f" x {scale:g}" if scale != 1.0 else ""
     return f"recorded{scaled} ({rates[0]:.3g} req/s)" if rates else "all at once"
 
 
-def load_rate(result: Result, load: float | None) -> float:
+def _recorded_rates(result: Comparison) -> list[float]:
+    """Rates of the traces whose times are replayed, requests/s."""
+    return [trace.rate for trace in result.traces if trace.load is None and trace.rate]
+
+
+def load_rate(result: Comparison, load: float | None) -> float:
     """A load as a number for an axis, requests/s (nan for all at once)."""
     if load is not None:
         return load
-    rates = [trace["rate"] for trace in result["traces"] if trace["load"] is None and trace["rate"]]
+    rates = _recorded_rates(result)
     return float(rates[0]) if rates else math.nan
 
 
@@ -110,16 +135,16 @@ def number(value: float | None, column: Column, sign: bool = False) -> str:
     return f"{value * column.scale:{'+' if sign else ''}.{column.digits}f}"
 
 
-def with_interval(metric: Row, column: Column) -> str:
+def with_interval(metric: Interval, column: Column) -> str:
     """`mean` or `mean [low, high]`, without the interval where it has no width."""
-    text = number(metric["mean"], column)
-    low, high = number(metric["low"], column), number(metric["high"], column)
+    text = number(metric.mean, column)
+    low, high = number(metric.low, column), number(metric.high, column)
     return text if low in ("-", high) or not column.has_interval else f"{text} [{low}, {high}]"
 
 
-def criteria(row: Row) -> tuple[str, str]:
+def criteria(row: Summary) -> tuple[str, str]:
     """How many seeds meet the paper's and the sound criterion, as `5/5`."""
-    return f"{row['paper']}/{row['seeds']}", f"{row['sound']}/{row['seeds']}"
+    return f"{row.paper}/{row.seeds}", f"{row.sound}/{row.seeds}"
 
 
 _COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red", "unknown": ""}
@@ -140,23 +165,23 @@ def _order(title: str) -> int:
     return 0
 
 
-def _summary_grid(result: Result) -> Grid:
+def _summary_grid(result: Comparison) -> Grid:
     """One part per load."""
     shown = columns(result)
     titles = [*(column.title for column in shown), "capacity paper", "capacity sound"]
     numbers = [Head(title, "number", _order(title)) for title in titles]
     parts = []
-    for load in result["config"]["loads"]:
+    for load in result.setting.loads:
         rows: list[tuple[Cell, ...]] = []
-        for row in (row for row in result["summary"] if row["load"] == load):
-            values = [number(row["metrics"][column.key]["mean"], column) for column in shown]
-            verdict = Text(row["verdict"], style=_COLOURS[row["verdict"]])
-            rows.append((row["policy"], *values, *criteria(row), verdict))
+        for row in result.at(load):
+            values = [number(row[column.key].mean, column) for column in shown]
+            verdict = Text(row.verdict, style=_COLOURS[row.verdict])
+            rows.append((row.policy, *values, *criteria(row), verdict))
         parts.append(Part(rows, load_label(result, load)))
     return Grid((Head("policy", "name"), *numbers, Head("verdict", "prose")), parts)
 
 
-def print_tables(result: Result, console: Console, wide: bool = False) -> None:
+def print_tables(result: Comparison, console: Console, wide: bool = False) -> None:
     """One table per load, then the differences to the reference, decision times, notes and warnings.
 
     Args:
@@ -167,13 +192,13 @@ def print_tables(result: Result, console: Console, wide: bool = False) -> None:
     show(_summary_grid(result), console, wide)
     if differences := _difference_grid(result):
         show(differences, console, wide)
-    looks = result["windows"].get("policies", {})
-    times = [f"{p} {seen['decision_us']['median']:.2f}" for p, seen in looks.items() if seen["decision_us"]]
+    looks = result.windows.policies if result.windows else {}
+    times = [f"{policy} {seen.decision_us.median:.2f}" for policy, seen in looks.items() if seen.decision_us]
     if times:
         console.print(Text(f"Time of one decision, us (median): {', '.join(times)}", style="dim"))
     for note in remarks(result):
         console.print(Text(note, style="dim"))
-    for warning in result["warnings"]:
+    for warning in result.warnings:
         console.print(Text(f"Outside the profile's range: {warning}", style="yellow"))
 
 
@@ -181,52 +206,66 @@ HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "
 """Differences that the terminal shows."""
 
 
-def difference_text(row: Row, column: Column) -> str:
+def difference_text(row: Difference, column: Column) -> str:
     """A paired difference with its interval, and relative to the reference."""
-    gap = row["difference"]
-    text = number(gap["mean"], column, sign=True)
-    if row["relative"] is not None:
-        text += f" ({row['relative']:+.0%})"
-    if gap["low"] is None:
+    gap = row.difference
+    text = number(gap.mean, column, sign=True)
+    if row.relative is not None:
+        text += f" ({row.relative:+.0%})"
+    if not math.isfinite(gap.low):
         return text
-    return f"{text} [{number(gap['low'], column, sign=True)}, {number(gap['high'], column, sign=True)}]"
+    return f"{text} [{number(gap.low, column, sign=True)}, {number(gap.high, column, sign=True)}]"
+
+
+def differences(result: Comparison) -> dict[tuple[float | None, str], dict[str, Difference]]:
+    """The differences of each load and policy, by metric."""
+    found: dict[tuple[float | None, str], dict[str, Difference]] = {}
+    for row in result.paired:
+        found.setdefault((row.load, row.policy), {})[row.metric] = row
+    return found
 
 
 _DIFFERENCE_ORDER = {"mean_ttft_ms": 3, "slo_attainment": 2, "p99_ttft_ms": 1}
 """Differences in the order in which a narrow terminal leaves them out, the highest first."""
 
 
-def _difference_grid(result: Result) -> Grid | None:
+def _difference_grid(result: Comparison) -> Grid | None:
     """A row for each load and policy; None where there is nothing to compare."""
-    found = {(row["load"], row["policy"], row["metric"]): row for row in result["paired"] if row["metric"] in HEADLINE}
-    if not found:
+    if not result.paired:
         return None
     by_key = {column.key: column for column in columns(result)}
-    rows = []
-    for load, policy in dict.fromkeys((load, policy) for load, policy, _ in found):
-        cells = []
-        for row in (found[load, policy, key] for key in HEADLINE):
-            style = {"better": "green", "worse": "red"}.get(row["judgement"], "")
-            cells.append(Text(difference_text(row, by_key[row["metric"]]), style=style))
+    rows: list[tuple[Cell, ...]] = []
+    for (load, policy), found in differences(result).items():
+        cells = [
+            Text(difference_text(row, by_key[row.metric]), style=_STYLES.get(row.judgement, ""))
+            for row in _headline(found)
+        ]
         rows.append(("-" if load is None else f"{load:g}", policy, *cells))
     numbers = [Head(by_key[key].title, "number", _DIFFERENCE_ORDER.get(key, 0)) for key in HEADLINE]
-    title = f"Difference to {result['reference']}, same traces, 95 % interval"
+    title = f"Difference to {result.reference}, same traces, 95 % interval"
     return Grid((Head("load", "name"), Head("policy", "name"), *numbers), [Part(rows, title)])
 
 
-def csv_text(result: Result) -> str:
+_STYLES = {"better": "green", "worse": "red"}
+"""Colours of differences that are sure."""
+
+
+def _headline(found: Mapping[str, Difference]) -> list[Difference]:
+    return [found[key] for key in HEADLINE]
+
+
+def csv_text(result: Comparison) -> str:
     """One line per policy and load: mean and interval of every number, in the units of the report."""
-    keys = list(result["summary"][0]["metrics"]) if result["summary"] else []
+    keys = list(result.summary[0].metrics) if result.summary else []
     names = [f"{key}{part}" for key in keys for part in ("", "_low", "_high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["policy", "load", "rate", "seeds", "paper", "sound", "verdict", *names])
-    for row in result["summary"]:
-        metrics = [row["metrics"][key][part] for key in keys for part in ("mean", "low", "high")]
-        load = "" if row["load"] is None else row["load"]
-        rate = load_rate(result, row["load"])
-        fixed = [row["policy"], load, rate, row["seeds"], row["paper"], row["sound"], row["verdict"]]
-        writer.writerow([*fixed, *("" if value is None else value for value in metrics)])
+    for row in result.summary:
+        metrics = [value for key in keys for value in (row[key].mean, row[key].low, row[key].high)]
+        load = "" if row.load is None else row.load
+        fixed = [row.policy, load, load_rate(result, row.load), row.seeds, row.paper, row.sound, row.verdict]
+        writer.writerow([*fixed, *(value if math.isfinite(value) else "" for value in metrics)])
     return out.getvalue()
 
 
@@ -240,15 +279,15 @@ def _escaped(text: str) -> str:
     return text.translate(_LATEX)
 
 
-def latex_text(result: Result) -> str:
+def latex_text(result: Comparison) -> str:
     """A booktabs table: policies by load, means over seeds with half the width of the interval."""
     shown = [column for column in columns(result) if column.title.startswith(LATEX)]
 
-    def cell(metric: Row, column: Column) -> str:
-        mean = number(metric["mean"], column)
-        if metric["low"] is None or mean == "-":
+    def cell(metric: Interval, column: Column) -> str:
+        mean = number(metric.mean, column)
+        if not math.isfinite(metric.low) or mean == "-":
             return mean.replace("-", "--")
-        return f"${mean} \\pm {number((metric['high'] - metric['low']) / 2, column)}$"
+        return f"${mean} \\pm {number((metric.high - metric.low) / 2, column)}$"
 
     head = " & ".join(_escaped(title) for title in ["load", "policy", *(c.title for c in shown), "verdict"])
     lines = [
@@ -257,15 +296,15 @@ def latex_text(result: Result) -> str:
         "\\toprule",
         f"{head} \\\\",
     ]
-    for load in result["config"]["loads"]:
+    for load in result.setting.loads:
         lines.append("\\midrule")
-        for row in (row for row in result["summary"] if row["load"] == load):
-            cells = [cell(row["metrics"][column.key], column) for column in shown]
-            fixed = [_escaped(load_label(result, load)), _escaped(row["policy"])]
-            lines.append(" & ".join([*fixed, *cells, row["verdict"]]) + r" \\")
+        for row in result.at(load):
+            cells = [cell(row[column.key], column) for column in shown]
+            fixed = [_escaped(load_label(result, load)), _escaped(row.policy)]
+            lines.append(" & ".join([*fixed, *cells, row.verdict]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-Writer = Callable[[Result], str]
+Writer = Callable[[Comparison], str]
 TEXTS: dict[str, Writer] = {"table.csv": csv_text, "table.tex": latex_text}
 """Text files that a report consists of, by name."""

@@ -6,8 +6,8 @@ not: the device (the shipped profile of Mistral-7B on an RTX 6000 Ada) and there
 this device is as loaded as the paper's; lengths are log-normal with the published means or medians.
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,12 +17,10 @@ from agents.work.processes import run_tasks
 from agents.work.progress import OnProgress
 from engine.config import EngineConfig
 from engine.demand.length_models import EmpiricalLengths
-from engine.demand.predictions import predict
 from engine.demand.workload import parse_workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.runs.metrics import summarize
-from engine.runs.simulate import simulate
+from engine.runs.serve import Deployment, Synthetic, serve
 
 PROFILE = "rtx6000ada-mistral-7b"
 
@@ -186,28 +184,74 @@ class Task:
     seed: int
 
 
-def run_task(task: Task) -> dict[str, Any]:
-    """Serve one rate and seed with one policy; every metric of METRICS."""
+@dataclass(frozen=True)
+class Run:
+    """What came of one run: the metrics of METRICS."""
+
+    policy: str
+    rate: float
+    seed: int
+    arrival_rate: float
+    mean_e2e_s: float
+    mean_ttft_s: float
+    s_per_token: float
+    evictions: int
+    requests_per_s: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy at one rate: means over the seeds."""
+
+    policy: str
+    rate: float
+    mean_e2e_s: Interval
+    mean_ttft_s: Interval
+    s_per_token: Interval
+    evictions: Interval
+    requests_per_s: Interval
+    arrival_rate: Interval
+    times_lower: Interval | None
+    """Of the study's metric, the mean ratio reference / policy; None where the policy's is 0."""
+
+    def metric(self, name: str) -> Interval:
+        """The mean of one of METRICS."""
+        found: Interval = getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a study; the fields are the keys of its JSON form."""
+
+    study: Study
+    profile: str
+    seeds: int
+    rows: tuple[Row, ...]
+    """By rate and policy."""
+    holds: bool
+    """Whether the study's metric is better than the reference's at the highest rate in the mean over the seeds."""
+
+
+def run_task(task: Task) -> Run:
+    """Serve one rate and seed with one policy."""
     study, policy = task.study, baselines.make(task.policy)
-    workload = parse_workload(study.workload)
-    count = max(1, round(task.rate * study.seconds))
+    workload = replace(parse_workload(study.workload), num_requests=max(1, round(task.rate * study.seconds)))
     if study.pairs:
         workload = replace(workload, lengths=EmpiricalLengths(*np.transpose(study.pairs)))
-    requests = replace(workload, rate=task.rate, num_requests=count).generate(task.seed)
-    if policy.channel:
-        requests = predict(requests, policy.channel, task.seed)
-    report = summarize(simulate(policy, requests, load_profile(PROFILE), study.config))
-    return {
-        "policy": task.policy,
-        "rate": task.rate,
-        "seed": task.seed,
-        "arrival_rate": report.arrival_rate,
-        "mean_e2e_s": report.e2el.mean,
-        "mean_ttft_s": report.ttft.mean,
-        "s_per_token": report.normalized_latency.mean,
-        "evictions": report.evictions,
-        "requests_per_s": report.request_throughput,
-    }
+    deployment = Deployment(executor=load_profile(PROFILE), config=study.config)
+    report = serve(policy, Synthetic(workload), task.rate, task.seed, deployment).report
+    return Run(
+        policy=task.policy,
+        rate=task.rate,
+        seed=task.seed,
+        arrival_rate=report.arrival_rate,
+        mean_e2e_s=report.e2el.mean,
+        mean_ttft_s=report.ttft.mean,
+        s_per_token=report.normalized_latency.mean,
+        evictions=report.evictions,
+        requests_per_s=report.request_throughput,
+    )
 
 
 def chosen(names: str | None) -> tuple[Study, ...]:
@@ -224,7 +268,7 @@ def chosen(names: str | None) -> tuple[Study, ...]:
     return tuple(known[name] for name in wanted)
 
 
-def measure(study: Study, seeds: int, workers: int, progress: OnProgress) -> dict[str, Any]:
+def measure(study: Study, seeds: int, workers: int, progress: OnProgress) -> Outcome:
     """Run one study.
 
     Args:
@@ -232,27 +276,17 @@ def measure(study: Study, seeds: int, workers: int, progress: OnProgress) -> dic
         seeds: seeds 0 ... seeds - 1.
         workers: processes.
         progress: called after each run.
-
-    Returns:
-        JSON: the study; `rows`, one per rate and policy with the mean of each metric over the seeds and, for the
-        study's metric, the mean ratio reference / policy (None where the policy's is 0); `holds`, whether the
-        study's metric is better than the reference's at the highest rate in the mean over the seeds.
     """
     tasks = [Task(study, p, rate, s) for rate in study.rates for p in study.policies for s in range(seeds)]
-    cells: list[dict[str, Any]] = [{}] * len(tasks)
+    found: dict[int, Run] = {}
     progress(study.name, 0, len(tasks))
-    for done, (index, cell) in enumerate(run_tasks(run_task, tasks, workers), 1):
-        cells[index] = cell
-        progress(study.name, done, len(tasks))
-    rows = [_row(study, cells, policy, rate) for rate in study.rates for policy in study.policies]
-    last = {row["policy"]: row[study.metric]["mean"] for row in rows if row["rate"] == study.rates[-1]}
-    return {
-        "study": asdict(study),
-        "profile": PROFILE,
-        "seeds": seeds,
-        "rows": rows,
-        "holds": bool(last[study.policy] < last[study.reference]),
-    }
+    for index, run in run_tasks(run_task, tasks, workers):
+        found[index] = run
+        progress(study.name, len(found), len(tasks))
+    runs = [found[index] for index in range(len(tasks))]
+    rows = tuple(_row(study, runs, policy, rate) for rate in study.rates for policy in study.policies)
+    last = {row.policy: row.metric(study.metric).mean for row in rows if row.rate == study.rates[-1]}
+    return Outcome(study, PROFILE, seeds, rows, holds=bool(last[study.policy] < last[study.reference]))
 
 
 def _ratio(values: np.ndarray) -> Interval:
@@ -261,14 +295,11 @@ def _ratio(values: np.ndarray) -> Interval:
     return replace(found, low=max(found.low, 0.0))
 
 
-def _row(study: Study, cells: list[dict[str, Any]], policy: str, rate: float) -> dict[str, Any]:
-    def values(spec: str, name: str) -> np.ndarray:
-        return np.array([c[name] for c in cells if (c["policy"], c["rate"]) == (spec, rate)], np.float64)
+def _values(runs: Sequence[Run], policy: str, rate: float, name: str) -> np.ndarray:
+    return np.array([getattr(run, name) for run in runs if (run.policy, run.rate) == (policy, rate)], np.float64)
 
-    row: dict[str, Any] = {"policy": policy, "rate": rate}
-    for name in METRICS:
-        row[name] = mean_interval(values(policy, name)).to_dict()
-    row["arrival_rate"] = mean_interval(values(policy, "arrival_rate")).to_dict()
-    ours, theirs = values(policy, study.metric), values(study.reference, study.metric)
-    row["times_lower"] = _ratio(theirs / ours).to_dict() if (ours > 0.0).all() else None
-    return row
+
+def _row(study: Study, runs: Sequence[Run], policy: str, rate: float) -> Row:
+    means = {name: mean_interval(_values(runs, policy, rate, name)) for name in (*METRICS, "arrival_rate")}
+    ours, theirs = (_values(runs, spec, rate, study.metric) for spec in (policy, study.reference))
+    return Row(policy, rate, **means, times_lower=_ratio(theirs / ours) if (ours > 0.0).all() else None)

@@ -8,15 +8,16 @@ those that the public code itself draws from a seed, so single medians can be co
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import baselines
-from agents.evaluation.capacity import gain_bound
+from agents.evaluation.capacity import CRITERIA, gain_bound
 from agents.work.progress import OnProgress, unseen
+from agents.work.records import as_json
 from engine.config import EngineConfig
 from engine.demand.length_models import EmpiricalLengths
 from engine.demand.requests import DEFAULT_TIERS, Requests, draw_tiers
@@ -24,10 +25,11 @@ from engine.demand.traces import trace_lengths
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
-from engine.runs.metrics import summarize
+from engine.runs.distribution import finite
 from engine.runs.report import Report
-from engine.runs.simulate import simulate
+from engine.runs.serve import Deployment
 
+FORMAT = "llmsched-reproduce/1"
 PROFILE = "rtx6000ada-mistral-7b"
 POLICIES = {"sarathi": "Sarathi FCFS", "slai": "SLAI (SPF, dynamic offset, user priority)"}
 """Specs compared, the first being the one that the gain is over."""
@@ -74,17 +76,17 @@ class Cell:
     @classmethod
     def of(cls, report: Report, semantics: str, policy: str, seed: int, rate: float) -> "Cell":
         """The cell that a report fills."""
-        tbt = {tier.strict: _finite(tier.itl.p99) for tier in report.tiers}
+        tbt = {tier.strict: finite(tier.itl.p99) for tier in report.tiers}
         return cls(
             semantics,
             policy,
             seed,
             rate,
-            _finite(report.ttft.p50),
-            _finite(report.ttft.p99),
+            finite(report.ttft.p50),
+            finite(report.ttft.p99),
             tbt.get(True),
             tbt.get(False),
-            _finite(report.arrival_rate),
+            finite(report.arrival_rate),
             report.completed,
             report.unfinished,
             report.evictions,
@@ -95,8 +97,83 @@ class Cell:
         )
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+@dataclass(frozen=True)
+class Capacity:
+    """The largest rates within capacity by both criteria, requests/s."""
+
+    semantics: str
+    policy: str
+    seed: int
+    paper: float
+    sound: float
+
+    def rate(self, criterion: str) -> float:
+        """That of the criterion `paper` or `sound`."""
+        return self.paper if criterion == "paper" else self.sound
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more SLAI sustains than Sarathi, as a share."""
+
+    semantics: str
+    criterion: str
+    per_seed: tuple[float, ...]
+    mean: float
+    bound: str
+    """Exact, or what it is where a search ended at a limit (`agents.evaluation.capacity.gain_bound`)."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A figure of ours beside that of the public code."""
+
+    policy: str
+    rate: float
+    figure: str
+    """Name of the field of `Cell`."""
+    public: float
+    ours: float | None
+    deviation: float | None
+    """Ours over the public one, less 1."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was served, how."""
+
+    lengths: str
+    real_lengths: bool
+    """Whether the requests are those of the public code."""
+    protocol: str
+    num_requests: int
+    gap_cap: float
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    policies: dict[str, str]
+    profile: str
+    capacity_tolerance: float
+    ttft: dict[str, str]
+    """What TTFT is in each semantics."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The result; the fields are the keys of its JSON form, after its format."""
+
+    setting: Setting
+    cells: tuple[Cell, ...]
+    """One for each semantics, policy, seed and rate."""
+    capacities: tuple[Capacity, ...]
+    gains: tuple[Gain, ...]
+    deviations: tuple[Deviation, ...]
+    """From `PUBLIC_RUN`."""
+    targets: dict[str, bool | None]
+    """Which goals hold; None: not measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"format": FORMAT, **{name: as_json(value) for name, value in vars(self).items()}}
 
 
 @dataclass(frozen=True)
@@ -125,7 +202,7 @@ class Study:
         """Serve one load with one policy and summarise it."""
         config = EngineConfig.reference() if semantics == "reference" else EngineConfig()
         model = self.model or load_profile(PROFILE)
-        return summarize(simulate(baselines.make(policy), self.requests(rate, seed), model, config))
+        return Deployment(executor=model, config=config).run(baselines.make(policy), self.requests(rate, seed)).report
 
 
 def load_study(lengths: Path | None, num_requests: int) -> Study:
@@ -190,7 +267,7 @@ def reproduce(
     rates: Sequence[float] = RATES,
     seeds: Sequence[int] = SEEDS,
     progress: OnProgress = unseen,
-) -> dict[str, Any]:
+) -> Table:
     """Run the table.
 
     Args:
@@ -198,66 +275,57 @@ def reproduce(
         rates: nominal arrival rates in requests/s.
         seeds: of the requests.
         progress: called before each part.
-
-    Returns:
-        JSON-ready: ``setting``; ``cells`` (see `Cell`), one for each semantics, policy, seed and rate;
-        ``capacities`` in requests/s; ``gains`` of SLAI over Sarathi as fractions, per seed and in the mean
-        (`bound`: exact, or what it is where a search ended at a limit);
-        ``deviations`` from `PUBLIC_RUN`; ``targets``, which of them hold (None: not measured).
     """
     cells: list[Cell] = []
-    capacities: list[dict[str, Any]] = []
-    for semantics in SEMANTICS:
-        for policy in POLICIES:
-            for seed in seeds:
-                progress("policies and seeds", len(capacities), len(SEMANTICS) * len(POLICIES) * len(seeds))
-                for rate in rates:
-                    cells.append(Cell.of(study.report(semantics, policy, rate, seed), semantics, policy, seed, rate))
-                limits = {c: capacity(study, semantics, policy, seed, c) for c in ("paper", "sound")}
-                capacities.append({"semantics": semantics, "policy": policy, "seed": seed, **limits})
-    result: dict[str, Any] = {
-        "format": "llmsched-reproduce/1",
-        "setting": _setting(study, rates, seeds),
-        "cells": [asdict(cell) for cell in cells],
-        "capacities": capacities,
-        "gains": [_gain(capacities, semantics, c, seeds) for semantics in SEMANTICS for c in ("paper", "sound")],
-        "deviations": list(_deviations(cells, seeds[0])),
-    }
-    return result | {"targets": _targets(result, study)}
+    capacities: list[Capacity] = []
+    parts = [(semantics, policy, seed) for semantics in SEMANTICS for policy in POLICIES for seed in seeds]
+    for semantics, policy, seed in parts:
+        progress("policies and seeds", len(capacities), len(parts))
+        for rate in rates:
+            cells.append(Cell.of(study.report(semantics, policy, rate, seed), semantics, policy, seed, rate))
+        limits = (capacity(study, semantics, policy, seed, criterion) for criterion in CRITERIA)
+        capacities.append(Capacity(semantics, policy, seed, *limits))
+    gains = [_gain(capacities, semantics, criterion, seeds) for semantics in SEMANTICS for criterion in CRITERIA]
+    deviations = tuple(_deviations(cells, seeds[0]))
+    return Table(
+        setting=_setting(study, rates, seeds),
+        cells=tuple(cells),
+        capacities=tuple(capacities),
+        gains=tuple(gains),
+        deviations=deviations,
+        targets={
+            "medians_within_5_percent": _medians_are_close(study, deviations, seeds[0]),
+            "capacity_gain_18_to_27_percent": all(GAIN_RANGE[0] <= g <= GAIN_RANGE[1] for g in gains[0].per_seed),
+        },
+    )
 
 
-def _setting(study: Study, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
+def _setting(study: Study, rates: Sequence[float], seeds: Sequence[int]) -> Setting:
     real = study.lengths is not None
-    return {
-        "lengths": study.lengths.description if study.lengths is not None else "openchat_sharegpt4 (shipped table)",
-        "real_lengths": real,
-        "protocol": "requests drawn as by the public SLAI code" if real else "requests drawn from joint quantiles",
-        "num_requests": study.num_requests,
-        "gap_cap": GAP_CAP,
-        "rates": list(rates),
-        "seeds": list(seeds),
-        "policies": POLICIES,
-        "profile": (study.model or load_profile(PROFILE)).name,
-        "capacity_tolerance": CAPACITY_TOLERANCE,
-        "ttft": {"reference": "arrival to the last completion of the prompt", "default": "arrival to output token 1"},
-    }
+    return Setting(
+        lengths=study.lengths.description if study.lengths is not None else "openchat_sharegpt4 (shipped table)",
+        real_lengths=real,
+        protocol="requests drawn as by the public SLAI code" if real else "requests drawn from joint quantiles",
+        num_requests=study.num_requests,
+        gap_cap=GAP_CAP,
+        rates=tuple(rates),
+        seeds=tuple(seeds),
+        policies=POLICIES,
+        profile=(study.model or load_profile(PROFILE)).name,
+        capacity_tolerance=CAPACITY_TOLERANCE,
+        ttft={"reference": "arrival to the last completion of the prompt", "default": "arrival to output token 1"},
+    )
 
 
-def _gain(capacities: list[dict[str, Any]], semantics: str, criterion: str, seeds: Sequence[int]) -> dict[str, Any]:
-    found = {(c["policy"], c["seed"]): c[criterion] for c in capacities if c["semantics"] == semantics}
+def _gain(capacities: Sequence[Capacity], semantics: str, criterion: str, seeds: Sequence[int]) -> Gain:
+    found = {(c.policy, c.seed): c.rate(criterion) for c in capacities if c.semantics == semantics}
     base, other = POLICIES
-    per_seed = [found[other, seed] / found[base, seed] - 1.0 for seed in seeds]
+    per_seed = tuple(found[other, seed] / found[base, seed] - 1.0 for seed in seeds)
     bounds = [[bound_of(found[policy, seed]) for seed in seeds] for policy in (other, base)]
-    return {
-        "semantics": semantics,
-        "criterion": criterion,
-        "per_seed": per_seed,
-        "mean": sum(per_seed) / len(per_seed),
-        "bound": gain_bound(*bounds),
-    }
+    return Gain(semantics, criterion, per_seed, sum(per_seed) / len(per_seed), gain_bound(*bounds))
 
 
-def _deviations(cells: list[Cell], seed: int) -> Iterator[dict[str, Any]]:
+def _deviations(cells: Sequence[Cell], seed: int) -> Iterator[Deviation]:
     """Our reference-semantics figures of one seed beside those of the public code."""
     names = ("median_ttft_s", "p99_ttft_s", "p99_tbt_strict_s", "p99_tbt_relaxed_s")
     for cell in cells:
@@ -266,17 +334,13 @@ def _deviations(cells: list[Cell], seed: int) -> Iterator[dict[str, Any]]:
         for name, public in zip(names, PUBLIC_RUN[cell.rate][cell.policy], strict=False):
             ours = getattr(cell, name)
             deviation = None if ours is None else ours / public - 1.0
-            row = {"policy": cell.policy, "rate": cell.rate, "figure": name, "public": public, "ours": ours}
-            yield row | {"deviation": deviation}
+            yield Deviation(cell.policy, cell.rate, name, public, ours, deviation)
 
 
-def _targets(result: dict[str, Any], study: Study) -> dict[str, bool | None]:
-    """Which goals hold: medians like the public code's (the same requests needed), gain as it measured."""
-    medians = [row["deviation"] for row in result["deviations"] if row["figure"] == "median_ttft_s"]
+def _medians_are_close(study: Study, deviations: Sequence[Deviation], first_seed: int) -> bool | None:
+    """Whether the medians are like the public code's; None without the same requests."""
+    medians = [row.deviation for row in deviations if row.figure == "median_ttft_s"]
     comparable = study.lengths is not None and study.num_requests == 2500 and len(medians) == 2 * len(PUBLIC_RUN)
-    close = all(value is not None and abs(value) <= MEDIAN_TOLERANCE for value in medians)
-    gain = next(g for g in result["gains"] if (g["semantics"], g["criterion"]) == ("reference", "paper"))
-    return {
-        "medians_within_5_percent": close if comparable and result["setting"]["seeds"][0] == 42 else None,
-        "capacity_gain_18_to_27_percent": all(GAIN_RANGE[0] <= g <= GAIN_RANGE[1] for g in gain["per_seed"]),
-    }
+    if not comparable or first_seed != 42:
+        return None
+    return all(value is not None and abs(value) <= MEDIAN_TOLERANCE for value in medians)

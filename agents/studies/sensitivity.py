@@ -5,18 +5,18 @@ that of a reference that needs none. *Pays* means that the whole 95 % interval o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from agents.evaluation.setup import Setup, policy_of
-from agents.evaluation.statistics import mean_interval, paired_interval
+from agents.evaluation.statistics import Interval, mean_interval, paired_interval
 from agents.work.processes import run_tasks
 from agents.work.provenance import versions
 from engine.demand.predictions import errors, parse_channel
 from engine.errors import InputError
-from engine.runs.metrics import summarize
-from engine.runs.report import finite
+from engine.runs.distribution import finite
 
 METRICS = {"mean_e2e_s": "mean latency", "mean_ttft_s": "mean TTFT", "p99_ttft_s": "p99 TTFT"}
 """What is measured in each run (s)."""
@@ -32,22 +32,110 @@ class Task:
     seed: int
 
 
-def run_task(task: Task) -> dict[str, Any]:
-    """Serve one load and seed with one policy and channel; times in seconds."""
-    record = task.setup.serve(task.policy, task.load, task.seed)
-    report = summarize(record, warmup_s=task.setup.warmup_s)
-    return {
-        "policy": task.policy,
-        "channel": task.setup.source.prediction if policy_of(task.policy).channel else None,
-        "load": task.load,
-        "seed": task.seed,
-        "arrival_rate": finite(report.arrival_rate),
-        "mean_e2e_s": finite(report.e2el.mean),
-        "mean_ttft_s": finite(report.ttft.mean),
-        "p99_ttft_s": finite(report.ttft.p99),
-        "slo_attainment": finite(report.slo_attainment),
-        "evictions": report.evictions,
-    }
+@dataclass(frozen=True)
+class Run:
+    """What came of one run; times in seconds, None where there is no sample."""
+
+    policy: str
+    channel: str | None
+    """Channel of the predictions; None for the reference, which needs none."""
+    load: float | None
+    seed: int
+    arrival_rate: float | None
+    mean_e2e_s: float | None
+    mean_ttft_s: float | None
+    p99_ttft_s: float | None
+    slo_attainment: float | None
+    evictions: int
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One metric of a policy, and how it differs from the reference's on the same requests."""
+
+    mean: Interval
+    difference: Interval
+    relative: float | None
+    """The mean difference over the reference's mean."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy at one load with one channel."""
+
+    policy: str
+    load: float | None
+    channel: str
+    mean_e2e_s: Effect
+    mean_ttft_s: Effect
+    p99_ttft_s: Effect
+
+    @property
+    def pays(self) -> bool:
+        """Whether the mean latency is lower than the reference's for sure."""
+        return self.mean_e2e_s.difference.high < 0.0
+
+
+@dataclass(frozen=True)
+class ChannelErrors:
+    """Measured errors of a channel, mean over the seeds."""
+
+    channel: str | None
+    mae: float | None
+    """Mean absolute error of the first predictions, tokens."""
+    tau: float | None
+    """Kendall's tau."""
+
+
+@dataclass(frozen=True)
+class Pays:
+    """The channels with which a policy pays at a load."""
+
+    policy: str
+    load: float | None
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The result of a study; the fields are the keys of its JSON form."""
+
+    setting: dict[str, Any]
+    """The setup as plain data."""
+    versions: dict[str, str]
+    channels: tuple[ChannelErrors, ...]
+    """As measured at the first load."""
+    cells: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    """By policy, load and channel."""
+    pays: tuple[Pays, ...]
+
+    @property
+    def loads(self) -> tuple[float | None, ...]:
+        """Arrival rates in requests/s, None for recorded times."""
+        return tuple(self.setting["loads"])
+
+    @property
+    def reference(self) -> str:
+        """The policy that the others are compared with."""
+        return str(self.setting["reference"])
+
+
+def run_task(task: Task) -> Run:
+    """Serve one load and seed with one policy and channel."""
+    report = task.setup.serve(task.policy, task.load, task.seed).report
+    return Run(
+        policy=str(task.policy),
+        channel=task.setup.source.prediction if policy_of(task.policy).channel else None,
+        load=task.load,
+        seed=task.seed,
+        arrival_rate=finite(report.arrival_rate),
+        mean_e2e_s=finite(report.e2el.mean),
+        mean_ttft_s=finite(report.ttft.mean),
+        p99_ttft_s=finite(report.ttft.p99),
+        slo_attainment=finite(report.slo_attainment),
+        evictions=report.evictions,
+    )
 
 
 def check(setup: Setup, channels: tuple[str, ...]) -> tuple[str, ...]:
@@ -74,7 +162,7 @@ def sensitivity(
     *,
     workers: int = 1,
     on_cell: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Sensitivity:
     """Run every policy with every channel, load and seed.
 
     Args:
@@ -84,72 +172,72 @@ def sensitivity(
         workers: processes.
         on_cell: called with (runs finished, all runs).
 
-    Returns:
-        JSON: `setting`; `channels` with the errors measured at the first load (mean over seeds of the mean absolute
-        error in tokens and of Kendall's tau of the first predictions); `cells`; `rows`, one per policy, load and
-        channel, with each metric's mean and difference to the reference; `pays`, per policy and load the channels
-        that pay.
-
     Raises:
         InputError: bad input.
     """
     specs = check(setup, channels)
     setup.check(loads[0])
     told = {spec: replace(setup, source=replace(setup.source, prediction=spec)) for spec in specs}
-    seeds = range(setup.seeds)
-    tasks = [Task(setup, setup.reference, load, seed) for load in loads for seed in seeds]
     others = [policy for policy in setup.policies if policy != setup.reference]
-    tasks += [Task(told[c], p, load, seed) for c in specs for load in loads for p in others for seed in seeds]
+    tasks = list(_tasks(setup, told, others, loads))
     if min(workers, len(tasks)) > 1:
         setup.compile()
-    cells: list[dict[str, Any]] = [{}] * len(tasks)
-    for index, cell in run_tasks(run_task, tasks, workers):
-        cells[index] = cell
+    runs = _run_all(tasks, workers, on_cell)
+    rows = tuple(_row(runs, setup.reference, *place) for place in product(others, loads, specs))
+    return Sensitivity(
+        setting=setup.to_dict() | {"loads": list(loads), "reference": setup.reference},
+        versions=versions(),
+        channels=tuple(_errors(one, loads[0], others[0]) for one in told.values()),
+        cells=runs,
+        rows=rows,
+        pays=tuple(_pays(rows, policy, load) for policy, load in product(others, loads)),
+    )
+
+
+def _run_all(tasks: Sequence[Task], workers: int, on_cell: Callable[[int, int], None] | None) -> tuple[Run, ...]:
+    """The runs in the order of their tasks."""
+    found: dict[int, Run] = {}
+    for index, run in run_tasks(run_task, tasks, workers):
+        found[index] = run
         if on_cell:
-            on_cell(sum(map(bool, cells)), len(tasks))
-    rows = [_row(cells, setup.reference, p, load, c) for p in others for load in loads for c in specs]
-    return {
-        "setting": setup.to_dict() | {"loads": list(loads), "reference": setup.reference},
-        "versions": versions(),
-        "channels": [_errors(told[spec], loads[0], others[0]) for spec in specs],
-        "cells": cells,
-        "rows": rows,
-        "pays": [
-            {"policy": p, "load": load, "channels": [r["channel"] for r in rows if _pays(r, p, load)]}
-            for p in others
-            for load in loads
-        ],
-    }
+            on_cell(len(found), len(tasks))
+    return tuple(found[index] for index in range(len(tasks)))
 
 
-def _pays(row: dict[str, Any], policy: str, load: float | None) -> bool:
-    difference = row["mean_e2e_s"]["difference"]
-    return row["policy"] == policy and row["load"] == load and difference["high"] is not None and difference["high"] < 0
+def _tasks(
+    setup: Setup, told: Mapping[str, Setup], others: Sequence[str], loads: Sequence[float | None]
+) -> Iterator[Task]:
+    """The reference at every load and seed, then the others with every channel, too."""
+    seeds = range(setup.seeds)
+    for load, seed in product(loads, seeds):
+        yield Task(setup, setup.reference, load, seed)
+    for with_channel, load, policy, seed in product(told.values(), loads, others, seeds):
+        yield Task(with_channel, policy, load, seed)
 
 
-def _row(cells: list[dict[str, Any]], reference: str, policy: str, load: float | None, channel: str) -> dict[str, Any]:
-    def values(name: str, key: tuple[str, str | None]) -> list[float]:
-        return [
-            math.nan if c[name] is None else c[name]
-            for c in cells
-            if (c["policy"], c["channel"]) == key and c["load"] == load
-        ]
-
-    row: dict[str, Any] = {"policy": policy, "load": load, "channel": channel}
-    for name in METRICS:
-        ours, theirs = values(name, (policy, channel)), values(name, (reference, None))
-        difference = paired_interval(ours, theirs)
-        base = mean_interval(theirs).mean
-        row[name] = {
-            "mean": mean_interval(ours).to_dict(),
-            "difference": difference.to_dict(),
-            "relative": finite(difference.mean / base) if base else None,
-        }
-    return row
+def _pays(rows: Sequence[Row], policy: str, load: float | None) -> Pays:
+    paying = (row.channel for row in rows if (row.policy, row.load) == (policy, load) and row.pays)
+    return Pays(str(policy), load, tuple(paying))
 
 
-def _errors(setup: Setup, load: float | None, policy: str) -> dict[str, Any]:
-    """Measured errors of a channel, mean over the seeds."""
+def _row(runs: Sequence[Run], reference: str, policy: str, load: float | None, channel: str) -> Row:
+    ours = [run for run in runs if (run.policy, run.channel, run.load) == (policy, channel, load)]
+    theirs = [run for run in runs if (run.policy, run.channel, run.load) == (reference, None, load)]
+    effects = {name: _effect(_values(ours, name), _values(theirs, name)) for name in METRICS}
+    return Row(str(policy), load, channel, **effects)
+
+
+def _values(runs: Sequence[Run], metric: str) -> list[float]:
+    found = [getattr(run, metric) for run in runs]
+    return [math.nan if value is None else value for value in found]
+
+
+def _effect(ours: Sequence[float], theirs: Sequence[float]) -> Effect:
+    difference, base = paired_interval(ours, theirs), mean_interval(theirs).mean
+    return Effect(mean_interval(ours), difference, finite(difference.mean / base) if base else None)
+
+
+def _errors(setup: Setup, load: float | None, policy: str) -> ChannelErrors:
     found = [errors(setup.requests_for(policy, load, seed)) for seed in range(setup.seeds)]
-    mean = {name: finite(mean_interval([getattr(e, name) for e in found]).mean) for name in ("mae", "tau")}
-    return {"channel": setup.source.prediction, **mean}
+    mae, tau = (mean_interval([getattr(e, name) for e in found]).mean for name in ("mae", "tau"))
+    return ChannelErrors(setup.source.prediction, finite(mae), finite(tau))

@@ -7,7 +7,7 @@ bounds rise. The setting is a published one: 64-wide tiles, chunks of 128, log-n
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 import baselines
 from agents.work.progress import OnProgress, unseen
+from agents.work.records import as_json
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
 from engine.runs.simulate import simulate
 
+FORMAT = "llmsched-tiles/1"
 CHUNK = 128
 """Prompt tokens per RAD iteration: two tiles."""
 
@@ -74,6 +76,47 @@ class Row:
     """The same over the bound for prompts padded on their own."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Most requests per unit of time that any scheduler can reach."""
+
+    padded: float
+    """1 / E[w] with prompts in their own chunks of `CHUNK` and decodes in batches of one tile."""
+    tokens: float
+    """The bound for packed prompts, with no fixed cost."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was measured."""
+
+    profile: str
+    tile_tokens: int
+    chunk_tokens: int
+    requests: int
+    seed: int
+    lengths: str
+    unit: str = "requests per tile column of time; t0 = fixed cost of an iteration in tile columns"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The table; the fields are the keys of its JSON form, after its format."""
+
+    setting: Setting
+    bounds: dict[str, Bounds]
+    """By fixed cost t0 (as a string)."""
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        """The row that is called so."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"format": FORMAT, **{name: as_json(value) for name, value in vars(self).items()}}
+
+
 def rad(prefills: int, drain: str = "carry", batch: int = 64, chunk: int = CHUNK, pack: bool = False) -> str:
     """Spec of RAD in this study."""
     tail = ",pack_tail=true" if pack else ""
@@ -96,22 +139,18 @@ def cases() -> list[Case]:
     return rows + [Case(f"Sarathi, cap {c}, budget {b}", f"sarathi:token_budget={b}", c) for c, b in settings]
 
 
-def bounds(requests: Requests, tile: int, t0: float = 0.0) -> dict[str, float]:
+def bounds(requests: Requests, tile: int, t0: float = 0.0) -> Bounds:
     """Most requests per unit of time that any scheduler can reach on these lengths.
 
     Args:
         requests: the workload; only its lengths count.
         tile: tokens of a tile column, which takes one unit.
         t0: fixed cost of an iteration in units.
-
-    Returns:
-        ``padded``: 1 / E[w] with prompts in their own chunks of `CHUNK` and decodes in batches of one tile;
-        ``tokens``: the bound for packed prompts, with no fixed cost.
     """
     prompt, decodes = requests.prompt.astype(np.float64), requests.output - 1.0
     prefill = np.ceil(prompt / tile) + t0 * np.ceil(prompt / CHUNK)
     padded = prefill + decodes * (1.0 + t0) / tile
-    return {"padded": float(1.0 / padded.mean()), "tokens": float(tile / (prompt + decodes).mean())}
+    return Bounds(float(1.0 / padded.mean()), float(tile / (prompt + decodes).mean()))
 
 
 def throughput(case: Case, requests: Requests, model: LatencyModel) -> float:
@@ -130,7 +169,7 @@ def study(
     fixed_costs: tuple[float, ...] = (0.0, 1.0),
     rows: list[Case] | None = None,
     progress: OnProgress = unseen,
-) -> dict[str, Any]:
+) -> Tiles:
     """Measure the table.
 
     Args:
@@ -139,46 +178,33 @@ def study(
         fixed_costs: t0 values, in units.
         rows: cases to run; all of `cases` if not given.
         progress: called before each row.
-
-    Returns:
-        JSON-ready: ``setting``, ``bounds`` by t0, and ``rows`` (see `Row`).
     """
     unit = load_profile("tile-unit")
     lengths = CutLogNormal()
     requests = Workload(arrivals="burst", num_requests=num_requests, lengths=lengths).generate(seed)
     limits = {f"{t0:g}": bounds(requests, unit.tile, t0) for t0 in fixed_costs}
+    models = {key: LatencyModel(float(key), 0.0, unit.per_token, 0.0, 0.0, tile=unit.tile) for key in limits}
     measured = []
     chosen = cases() if rows is None else rows
     for done, case in enumerate(chosen):
         progress("policies", done, len(chosen))
-        models = {key: LatencyModel(float(key), 0.0, unit.per_token, 0.0, 0.0, tile=unit.tile) for key in limits}
         reached = {key: throughput(case, requests, model) for key, model in models.items()}
-        share = {key: value / limits[key]["padded"] for key, value in reached.items()}
-        measured.append(asdict(Row(case.name, case.policy, case.cap, reached, share)))
-    setting = {
-        "profile": unit.name,
-        "tile_tokens": unit.tile,
-        "chunk_tokens": CHUNK,
-        "requests": num_requests,
-        "seed": seed,
-        "lengths": lengths.description,
-        "unit": "requests per tile column of time; t0 = fixed cost of an iteration in tile columns",
-    }
-    return {"format": "llmsched-tiles/1", "setting": setting, "bounds": limits, "rows": measured}
+        share = {key: value / limits[key].padded for key, value in reached.items()}
+        measured.append(Row(case.name, case.policy, case.cap, reached, share))
+    setting = Setting(unit.name, unit.tile, CHUNK, num_requests, seed, lengths.description)
+    return Tiles(setting, limits, tuple(measured))
 
 
-def loss(result: dict[str, Any], good: str, bad: str, t0: str = "0") -> float:
+def loss(result: Tiles, good: str, bad: str, t0: str = "0") -> float:
     """Share of the throughput of row `good` that row `bad` loses."""
-    by_name = {row["name"]: row["throughput"][t0] for row in result["rows"]}
-    return 1.0 - by_name[bad] / by_name[good]
+    return 1.0 - result.row(bad).throughput[t0] / result.row(good).throughput[t0]
 
 
-def readings(result: dict[str, Any]) -> Iterator[str]:
+def readings(result: Tiles) -> Iterator[str]:
     """The four things that the table says, with the measured values (needs all rows and t0 = 0 and 1)."""
-    rows = {row["name"]: row for row in result["rows"]}
 
     def share(name: str) -> str:
-        return f"{100.0 * rows[name]['share_of_bound']['0']:.1f} %"
+        return f"{100.0 * result.row(name).share_of_bound['0']:.1f} %"
 
     drained = " / ".join(share(f"RAD full drain, N = {n}") for n in (64, 256, 1024))
     yield f"(i) RAD carry reaches {share('RAD carry, N = 64')} of 1/E[w]; full drain {drained} at N = 64 / 256 / 1024"
@@ -188,13 +214,15 @@ def readings(result: dict[str, Any]) -> Iterator[str]:
         f"(ii) one request beyond a tile costs vLLM {over[0]:.1f} % (64 -> 65) and {over[1]:.1f} % (128 -> 129); "
         f"a budget off the tile costs Sarathi {ragged:.1f} %"
     )
-    limits = result["bounds"]["0"]
-    padding = 100.0 * (1.0 - limits["padded"] / limits["tokens"])
+    limits = result.bounds["0"]
+    padding = 100.0 * (1.0 - limits.padded / limits.tokens)
     packed = -100.0 * loss(result, "RAD carry, N = 64", "RAD carry, packed tails, N = 64")
     yield f"(iii) padding each prompt costs {padding:.1f} % of the token bound; pack_tail gives RAD {packed:.1f} %"
-    fixed = {name: rows[name]["throughput"]["1"] for name in rows}
+    narrow, wide, sarathi = (
+        result.row(name).throughput["1"]
+        for name in ("RAD carry, N = 64", "RAD carry, decode batch 256, chunk 2048", "Sarathi, cap 256, budget 2048")
+    )
     yield (
-        f"(iv) with t0 = 1 RAD at one tile reaches {fixed['RAD carry, N = 64']:.4f}, at decode batch 256 "
-        f"{fixed['RAD carry, decode batch 256, chunk 2048']:.4f}, Sarathi (256, 2048) "
-        f"{fixed['Sarathi, cap 256, budget 2048']:.4f}: a batch of one tile is best only without fixed costs"
+        f"(iv) with t0 = 1 RAD at one tile reaches {narrow:.4f}, at decode batch 256 {wide:.4f}, Sarathi (256, 2048) "
+        f"{sarathi:.4f}: a batch of one tile is best only without fixed costs"
     )

@@ -7,7 +7,8 @@ traces have seeds of their own, far from those of evaluations.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from agents.work.files import json_text, locked, write_atomically
 from agents.work.processes import run_tasks
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash
+from agents.work.records import READ
 from engine.config import EngineConfig
-from engine.demand.predictions import predict
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.fields import convert
 from engine.files.reading import read_mapping
 from engine.own_code import parse_place
-from engine.runs.metrics import summarize
-from engine.runs.simulate import PolicyError, PolicyFault, simulate
+from engine.ranges import number
+from engine.runs.serve import Deployment, serve
+from engine.runs.simulate import PolicyError, PolicyFault
 from engine.server.policy import Policy
 from engine.spec import Spec
 from llmsched_env.reward import RewardWeights
@@ -46,11 +48,39 @@ class Trial:
     """One setting on one trace."""
 
     spec: str
-    source: Source
+    ground: "Ground"
     rate: float
     seed: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The training traces and the server on which settings are tried."""
+
+    source: Source
+    """Where the requests come from."""
+    rates: tuple[float, ...]
+    """Arrival rates in requests/s; each counts the same."""
+    seeds: int
+    """Training traces at each rate."""
     model: LatencyModel
+    """Seconds of an iteration."""
     config: EngineConfig
+    """Limits and semantics of the server."""
+
+    def trials(self, spec: str) -> list[Trial]:
+        """A setting on every trace, by rate and seed."""
+        return [Trial(spec, self, rate, TUNING_SEED + seed) for rate in self.rates for seed in range(self.seeds)]
+
+    def realised_rates(self) -> list[tuple[float, float]]:
+        """(asked, realised) arrival rate of each trace, requests/s."""
+        seeds = range(TUNING_SEED, TUNING_SEED + self.seeds)
+        return [(rate, self.source.requests(rate, seed).rate) for rate in self.rates for seed in seeds]
+
+    def digest(self) -> str:
+        """What the costs belong to: requests, device, server, and how they are weighed."""
+        parts = {"source": self.source.to_dict(), "profile": asdict(self.model), "engine": asdict(self.config)}
+        return config_hash(parts | {"reward": asdict(RewardWeights())})
 
 
 @dataclass(frozen=True)
@@ -66,45 +96,102 @@ class Setting:
         """Geometric mean over the loads."""
         return math.exp(float(np.mean([math.log(max(c, 1e-9)) for c in self.costs]))) if self.costs else math.inf
 
+    @property
+    def line(self) -> str:
+        """The setting behind its cost."""
+        return f"{self.cost:.4f}  {self.spec}" if math.isfinite(self.cost) else f"breaks down  {self.spec}"
+
+
+Key = tuple[str, float, int]
+"""Fingerprint of a setting, rate, seed."""
+
+
+def _cost(value: object, where: str) -> float:
+    """Seconds, or inf for null."""
+    return math.inf if value is None else float(number().check(value, where))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one setting costs on one trace, as it is kept while others are measured."""
+
+    policy: str
+    """Fingerprint of the setting."""
+    rate: float
+    seed: int
+    cost: float = field(metadata={READ: _cost})
+    """Seconds per request; inf (null in the file) where the policy broke down."""
+
+    @property
+    def key(self) -> Key:
+        """What tells the cells of a tuning apart."""
+        return self.policy, self.rate, self.seed
+
+    def to_dict(self) -> dict[str, str | float | None]:
+        """JSON form."""
+        return vars(self) | {"cost": self.cost if self.cost < math.inf else None}
+
 
 def cost(trial: Trial) -> float:
     """Seconds of TTFT plus late gaps in deadlines, per request; inf for a policy that breaks rules or drops one."""
     policy = baselines.make(trial.spec)
-    requests = trial.source.requests(trial.rate, trial.seed)
-    channel = trial.source.channel(policy)
-    told = predict(requests, channel, trial.seed) if channel else requests
+    deployment = Deployment(executor=trial.ground.model, config=trial.ground.config)
     try:
-        record = simulate(policy, told, trial.model, trial.config)
+        record, report = serve(policy, trial.ground.source, trial.rate, trial.seed, deployment)
     except PolicyFault:
         raise
     except PolicyError:
         return math.inf
-    if summarize(record).dropped:
-        return math.inf
-    return -record_return(record, RewardWeights()) / len(requests)
+    return math.inf if report.dropped else -record_return(record, RewardWeights()) / len(record.requests)
+
+
+class _Tried:
+    """The settings that were tried, in this order, and what they cost."""
+
+    def __init__(self, ground: Ground, workers: int, kept: CellFile[Cost] | None) -> None:
+        self.ground, self.workers, self.kept = ground, workers, kept
+        self.settings: dict[str, Setting] = {}
+        self._costs = {cell.key: cell.cost for cell in kept.cells} if kept else {}
+
+    def measure(self, specs: Sequence[str], on_run: Callable[[int, int], object]) -> list[Setting]:
+        """Try those that are new; returns them.
+
+        Args:
+            specs: the settings.
+            on_run: called after each run with (runs done, all runs of these settings).
+        """
+        new = [spec for spec in specs if spec not in self.settings]
+        trials = [trial for spec in new for trial in self.ground.trials(spec)]
+        keys = [(fingerprint(trial.spec), trial.rate, trial.seed) for trial in trials]
+        self._run({key: trial for key, trial in zip(keys, trials, strict=True) if key not in self._costs}, on_run)
+        costs = np.array([self._costs[key] for key in keys]).reshape(-1, len(self.ground.rates), self.ground.seeds)
+        found = [Setting(spec, tuple(row.tolist())) for spec, row in zip(new, costs.mean(2), strict=True)]
+        self.settings |= {setting.spec: setting for setting in found}
+        return found
+
+    def _run(self, trials: Mapping[Key, Trial], on_run: Callable[[int, int], object]) -> None:
+        """Measure what trials cost, and keep that."""
+        keys = list(trials)
+        for done, (index, value) in enumerate(run_tasks(cost, list(trials.values()), self.workers), 1):
+            self._costs[keys[index]] = value
+            if self.kept:
+                self.kept.append(Cost(*keys[index], value))
+            on_run(done, len(trials))
 
 
 def tune(
     name: str,
-    source: Source,
-    rates: Sequence[float],
-    seeds: int,
-    model: LatencyModel,
-    config: EngineConfig,
+    ground: Ground,
     workers: int,
     progress: Callable[[str], object],
     on_run: OnProgress = unseen,
-    kept: CellFile | None = None,
+    kept: CellFile[Cost] | None = None,
 ) -> list[Setting]:
     """Every setting that was tried, the default first, the best last.
 
     Args:
         name: a baseline, or the place of a user's class.
-        source: where the requests come from.
-        rates: arrival rates in requests/s; each counts the same.
-        seeds: training traces at each rate.
-        model: seconds of an iteration.
-        config: limits and semantics of the server.
+        ground: where settings are tried.
         workers: processes.
         progress: called with a line for each setting.
         on_run: called after each run of the settings that are being tried.
@@ -113,68 +200,23 @@ def tune(
     Raises:
         InputError: a policy without a search space.
     """
-    space = space_of(name)
-    known: dict[str, Setting] = {}
-    found_before = {cell_key(cell): cell["cost"] for cell in kept.cells} if kept else {}
+    space, tried = space_of(name), _Tried(ground, workers, kept)
 
-    def measure(specs: list[str]) -> None:
-        todo = [spec for spec in specs if spec not in known]
-        trials = [
-            Trial(spec, source, rate, TUNING_SEED + seed, model, config)
-            for spec in todo
-            for rate in rates
-            for seed in range(seeds)
-        ]
-        names = [(fingerprint(t.spec), t.rate, t.seed) for t in trials]
-        costs = np.array([_number(found_before.get(key, 0.0)) for key in names])
-        missing = [k for k, key in enumerate(names) if key not in found_before]
-        for done, (index, value) in enumerate(run_tasks(cost, [trials[k] for k in missing], workers), 1):
-            costs[missing[index]] = value
-            if kept:
-                spec, rate, seed = names[missing[index]]
-                kept.append({"policy": spec, "rate": rate, "seed": seed, "cost": value if value < math.inf else None})
-            on_run(f"{name}: {len(known)} settings tried", done, len(missing))
-        for spec, found in zip(todo, costs.reshape(-1, len(rates), seeds).mean(2), strict=True):
-            known[spec] = Setting(spec, tuple(found.tolist()))
-            cost_s = known[spec].cost
-            progress(f"{cost_s:.4f}  {spec}" if math.isfinite(cost_s) else f"breaks down  {spec}")
+    def best_of(policies: Sequence[Policy]) -> Policy:
+        stage = f"{name}: {len(tried.settings)} settings tried"
+        for setting in tried.measure([spec_of(name, policy) for policy in policies], partial(on_run, stage)):
+            progress(setting.line)
+        return min(policies, key=lambda policy: tried.settings[spec_of(name, policy)].cost)
 
-    best = baselines.make(name)
-    measure([spec_of(name, best)])
+    best = best_of([baselines.make(name)])
     for _ in range(PASSES):
         before = best
         for parameter, values in space.items():
-            candidates = [other for value in values if (other := _changed(best, parameter, value))]
-            measure([spec_of(name, policy) for policy in candidates])
-            best = min([best, *candidates], key=lambda policy: known[spec_of(name, policy)].cost)
+            best = best_of([best, *(other for value in values if (other := _changed(best, parameter, value)))])
         if best == before:
             break
-    return [known[spec_of(name, baselines.make(name))], *known.values(), known[spec_of(name, best)]]
-
-
-def _number(cost_or_none: float | None) -> float:
-    """A cost as it is kept: None stands for a policy that broke down."""
-    return math.inf if cost_or_none is None else float(cost_or_none)
-
-
-def cell_key(cell: dict[str, Any]) -> tuple[str, float, int]:
-    """What tells the cells of a tuning apart.
-
-    Raises:
-        KeyError, TypeError: it is no such cell.
-    """
-    policy, rate, seed, value = cell["policy"], cell["rate"], cell["seed"], cell["cost"]
-    if not isinstance(policy, str) or type(rate) not in (int, float) or type(seed) is not int:
-        raise TypeError
-    if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
-        raise TypeError
-    return policy, float(rate), seed
-
-
-def tuning_hash(source: Source, model: LatencyModel, config: EngineConfig) -> str:
-    """What the cells of a tuning belong to: requests, device, server, and how costs are weighed."""
-    parts = {"source": source.to_dict(), "profile": asdict(model), "engine": asdict(config)}
-    return config_hash(parts | {"reward": asdict(RewardWeights())})
+    default = spec_of(name, baselines.make(name))
+    return [tried.settings[default], *tried.settings.values(), tried.settings[spec_of(name, best)]]
 
 
 def space_of(name: str) -> dict[str, tuple[Any, ...]]:
@@ -187,16 +229,21 @@ def space_of(name: str) -> dict[str, tuple[Any, ...]]:
         known = ", ".join(baselines.names())
         raise InputError(f"policies: expected names among {known}, module:Class or all, got {name!r}")
     policy = baselines.make(name)
-    space, known_fields = policy.space, [f.name for f in fields(policy)]
+    space = policy.space
     if not isinstance(space, Mapping) or not space:
         raise InputError(f"policy {name}: expected a class with the attribute space = {{parameter: values to try}}")
-    for parameter, values in space.items():
-        if parameter not in known_fields or isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(
-                f"policy {name}: space: expected a list of values for parameters among "
-                f"{', '.join(known_fields) or 'none'}, got {parameter!r}: {values!r}"
-            )
+    _check_space(f"policy {name}: space", space, [f.name for f in fields(policy)])
     return dict(space)
+
+
+def _check_space(where: str, space: Mapping[str, object], known_fields: Sequence[str]) -> None:
+    for parameter, values in space.items():
+        is_list = isinstance(values, Sequence) and not isinstance(values, str)
+        if parameter not in known_fields or not is_list or not values:
+            raise InputError(
+                f"{where}: expected a list of values for parameters among {', '.join(known_fields) or 'none'}, "
+                f"got {parameter!r}: {values!r}"
+            )
 
 
 def spec_of(name: str, policy: Policy) -> str:
@@ -204,12 +251,7 @@ def spec_of(name: str, policy: Policy) -> str:
     return str(Spec(baselines.base_of(name)[0], Spec.parse(policy.spec).rest))
 
 
-def realised_rates(source: Source, rates: Sequence[float], seeds: int) -> list[tuple[float, float]]:
-    """(asked, realised) arrival rate of each training trace, requests/s."""
-    return [(rate, source.requests(rate, TUNING_SEED + seed).rate) for rate in rates for seed in range(seeds)]
-
-
-def _changed(policy: Policy, parameter: str, value: Any) -> Policy | None:
+def _changed(policy: Policy, parameter: str, value: object) -> Policy | None:
     """The policy with another value; None where the values exclude each other."""
     try:
         return type(policy)(**{**vars(policy), parameter: value})

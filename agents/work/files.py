@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from agents.work.locks import lock
 from agents.work.provenance import config_hash
+from agents.work.records import as_json
 from engine.errors import InputError
 from engine.files.reading import read_mapping
 from engine.files.writing import STDOUT, TEMPORARY, check_writable, is_stdout, text_to_stderr, write_atomically
@@ -44,9 +44,9 @@ MARK, LOCK = ".llmsched", ".llmsched.lock"
 FORMAT = "llmsched-folder/1"
 
 
-def json_text(data: dict[str, Any]) -> str:
-    """A result as strict JSON, as all commands write it."""
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+def json_text(result: object) -> str:
+    """A result, plain data or records, as strict JSON, as all commands write it."""
+    return json.dumps(as_json(result), indent=1, allow_nan=False) + "\n"
 
 
 def is_ours(folder: Path, *kinds: str) -> bool:

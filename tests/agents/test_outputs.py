@@ -160,7 +160,11 @@ def test_cells_of_another_configuration_in_the_same_file_are_left_out(
     ours.write_text("\n".join([header, *foreign, cells[0], "{damaged", json.dumps({"config_hash": "x"})]) + "\n")
     counts: list[int] = []
     resumed = evaluate(
-        _evaluation(2), cells_path=ours, resume=True, on_cell=lambda done, _: counts.append(done), with_windows=False
+        _evaluation(2),
+        cells_path=ours,
+        resume=True,
+        progress=lambda stage, done, _: counts.append(done),
+        with_windows=False,
     )
     assert counts == [2, 3, 4]
     assert resumed == whole

@@ -124,14 +124,11 @@ def test_comparisons_take_specs_and_objects_in_any_number_of_processes(
     (files / "doors_workers.py").write_text(PLAIN)
     setup = evaluation("sarathi", "plain.py:chunk=100", "doors_workers:OneAtATime:chunk=100", Oldest(100))
     result = evaluate(setup, workers=workers, with_windows=False)
-    rows = {
-        label: [c["report"] | {"policy": ""} for c in result["cells"] if c["policy"] == label]
-        for label in setup.policies
-    }
+    rows = {label: [c.report | {"policy": ""} for c in result.cells if c.policy == label] for label in setup.policies}
     assert list(rows) == ["sarathi", "plain.py:chunk=100", "doors_workers:OneAtATime:chunk=100", "oldest:chunk=100"]
     first, *others = list(rows.values())[1:]
     assert others == [first, first]
-    assert [row["label"] for row in result["policies"]] == list(rows)
+    assert list(result.labels) == list(rows)
 
 
 def test_capacity_takes_them(files: Path) -> None:
@@ -144,8 +141,8 @@ def test_capacity_takes_them(files: Path) -> None:
         profile=PROFILE,
         config=EngineConfig(),
     )
-    rows = search_capacity(search, workers=1)["rows"]
-    assert len({row["capacity"]["mean"] for row in rows if row["criterion"] == "paper"}) == 1
+    rows = search_capacity(search, workers=1).rows
+    assert len({row.capacity.mean for row in rows if row.criterion == "paper"}) == 1
 
 
 def test_tune_saves_what_tuned_reads(files: Path) -> None:
@@ -212,7 +209,7 @@ def test_the_same_class_name_in_two_files_is_two_policies(files: Path) -> None:
     (files / "other.py").write_text(PLAIN.replace("512", "64"))
     assert vars(resolve("plain.py:OneAtATime")) != vars(resolve("other.py:OneAtATime"))
     result = evaluate(evaluation("plain.py:OneAtATime", "other.py:OneAtATime"), with_windows=False)
-    assert [row["parameters"]["chunk"] for row in result["policies"]] == [512, 64]
+    assert [policy.parameters["chunk"] for policy in result.policies] == [512, 64]
 
 
 HEADER = "from engine import Policy, Kernel, schedule\nfrom dataclasses import dataclass\n"
@@ -350,7 +347,7 @@ def test_objects_that_cannot_be_sent_are_named_before_any_work(monkeypatch: pyte
     class Local(Oldest):
         name: ClassVar[str] = "local"
 
-    assert evaluate(evaluation(Local()), with_windows=False)["policies"][0]["label"] == "local"
+    assert evaluate(evaluation(Local()), with_windows=False).labels[0] == "local"
     with pytest.raises(InputError, match=r"policy 'local': cannot be sent to worker processes .*or use one worker"):
         evaluate(evaluation(Local()), workers=2, with_windows=False)
     monkeypatch.setattr(Oldest, "__module__", "__main__")
@@ -420,5 +417,5 @@ def test_a_plain_class_has_its_constructors_parameters_and_what_it_remembers_end
     with pytest.raises(InputError, match="first: expected a whole number, got 'x'"):
         resolve("doors_stateful:Stateful:first=x")
     for given in ("doors_stateful:Stateful", policy):
-        alone, both = (evaluate(evaluation(given), workers=w, with_windows=False)["cells"] for w in (1, 2))
+        alone, both = (evaluate(evaluation(given), workers=w, with_windows=False).cells for w in (1, 2))
         assert alone == both

@@ -8,13 +8,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from agents.learning.run_folder import plain, read_about, refuse_difference, saved_config, write_about
-from agents.work.cells import CellFile
+from agents.work.cells import CellFile, cell_of
 from agents.work.files import write_atomically
 from agents.work.provenance import TRAINS, config_hash, source_hash, versions
 from engine.errors import InputError
@@ -57,6 +57,23 @@ class Kind:
     """Entries of the configuration that may differ when the search goes on."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """A finished round."""
+
+    round: int
+    """Its number, from 0 on."""
+    numbers: tuple[float, ...]
+    """What the search is repeated from."""
+    row: tuple[float | None, ...]
+    """Seconds since the beginning, then what log.csv says; None for what is not finite."""
+
+    @property
+    def key(self) -> int:
+        """The number."""
+        return self.round
+
+
 class Rounds:
     """The finished rounds of a search, kept in its folder; whoever uses it has claimed the folder."""
 
@@ -85,12 +102,12 @@ class Rounds:
             write_about(self.folder, about)
         path = self.folder / ROUNDS_FILE
         fixed = config_hash({key: value for key, value in config.items() if key not in kind.free})
-        self._file = CellFile(path, fixed, resume and path.exists(), key=self._key)
-        self._rows: list[list[Any]] = []
+        self._file = CellFile(path, fixed, self._round, resume and path.exists())
+        self._rows: list[tuple[float | None, ...]] = []
         self.finished = self._unbroken()
         self._check_count(config)
         write_about(self.folder, about)
-        self._began = time.perf_counter() - (self._rows[-1][0] if self._rows else 0.0)
+        self._began = time.perf_counter() - (self._rows[-1][0] or 0.0 if self._rows else 0.0)
         self._write_log()
 
     def _check_run(self, config: dict[str, Any]) -> None:
@@ -106,27 +123,25 @@ class Rounds:
             least = f"at least the {done} that are finished"
             raise InputError(f"resume: {self.folder}: {counter}: expected {least}, got {config[counter]}")
 
-    def _key(self, cell: dict[str, Any]) -> int:
-        """The number of a round; raises TypeError or KeyError for what is none."""
-        numbers, row = cell["numbers"], cell["row"]
-        if (
-            type(cell["round"]) is not int
-            or len(row) != len(self._kind.heading) - 1
-            or len(numbers) != self._kind.width
-        ):
-            raise TypeError
-        known = [*numbers, row[0], *(value for value in row if value is not None)]
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in known):
-            raise TypeError
-        return int(cell["round"])
+    def _round(self, data: Mapping[str, object]) -> Round:
+        """A round of this search.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = cell_of(Round, data)
+        wanted = (self._kind.width, len(self._kind.heading) - 1)
+        if (len(found.numbers), len(found.row)) != wanted or found.row[0] is None:
+            raise InputError(f"round {found.round}: expected the numbers of another search")
+        return found
 
     def _unbroken(self) -> list[list[float]]:
         """The numbers of the rounds from the first on, as far as none is missing."""
-        by_round = {cell["round"]: cell for cell in self._file.cells}
+        by_round = {cell.round: cell for cell in self._file.cells}
         found: list[list[float]] = []
         while (cell := by_round.get(len(found))) is not None:
-            found.append([float(value) for value in cell["numbers"]])
-            self._rows.append(cell["row"])
+            found.append([float(value) for value in cell.numbers])
+            self._rows.append(cell.row)
         return found
 
     def add(self, numbers: Sequence[float], row: Sequence[float]) -> None:
@@ -141,10 +156,10 @@ class Rounds:
         """
         if not all(math.isfinite(value) for value in numbers):
             raise InputError(f"round {len(self.finished)}: expected finite costs, got one that is not")
-        shown = [float(value) if math.isfinite(value) else None for value in row]
-        self._rows.append([time.perf_counter() - self._began, *shown])
+        shown = (float(value) if math.isfinite(value) else None for value in row)
+        self._rows.append((time.perf_counter() - self._began, *shown))
         kept = [float(value) for value in numbers]
-        self._file.append({"round": len(self.finished), "numbers": kept, "row": self._rows[-1]})
+        self._file.append(Round(len(self.finished), tuple(kept), self._rows[-1]))
         self.finished.append(kept)
         self._write_log()
 

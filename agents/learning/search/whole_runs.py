@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import baselines
 from agents.learning.heldout import record_return
 from agents.learning.learned.policy import LearnedPolicy
-from engine.demand.predictions import predict
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
-from engine.runs.metrics import summarize
-from engine.runs.simulate import simulate
+from engine.runs.serve import Deployment, Synthetic, serve
 from llmsched_env.config import EnvConfig
 
 
@@ -29,9 +27,6 @@ def measure(trial: Trial) -> tuple[float, float, float]:
     The cost is seconds of TTFT plus late gaps in deadlines, per request (`llmsched_env.reward`).
     """
     policy = baselines.make(trial.policy) if isinstance(trial.policy, str) else trial.policy
-    requests = trial.workload.generate(trial.seed)
-    if policy.channel:
-        requests = predict(requests, policy.channel, trial.seed)
-    record = simulate(policy, requests, load_profile(trial.env.profile), trial.env.engine)
-    report = summarize(record)
-    return -record_return(record, trial.env.reward) / len(requests), report.ttft.p50, report.goodput
+    deployment = Deployment(executor=load_profile(trial.env.profile), config=trial.env.engine)
+    record, report = serve(policy, Synthetic(trial.workload), None, trial.seed, deployment)
+    return -record_return(record, trial.env.reward) / len(record.requests), report.ttft.p50, report.goodput

@@ -7,7 +7,8 @@ import pytest
 
 import baselines
 from agents.evaluation import behaviour
-from agents.evaluation.behaviour import BINS, behave
+from agents.evaluation.behaviour import behave
+from agents.evaluation.looks import BINS, Behaviour
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
@@ -24,7 +25,7 @@ BUSY = Workload(rate=1.7, num_requests=600).generate(0)
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, Any]:
+def seen() -> dict[str, Behaviour]:
     return {
         name: behave(baselines.make(name), BUSY, DEVICE, EngineConfig()) for name in ("sarathi", "slai", "slackfit")
     }
@@ -35,11 +36,11 @@ def test_two_requests_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behaviour, "FROM_S", 0.0)
     requests = Requests.create([0.0, 0.5], [16, 16], [3, 2], tiers=(Tier("only", 1.0, 2.0),))
     found = behave(baselines.make("sarathi"), requests, constant(1.0), EngineConfig(num_blocks=100))
-    assert found["iterations"] == [2, *[0] * 9]
-    assert found["batch_s"] == [1.0, *[None] * 9]
-    assert found["held_share"] == [0.0, *[None] * 9]
-    assert found["deadline_share"] == {"only": 0.5}
-    assert found["overtaken_share"] is None  # never two prompts at once
+    assert found.iterations == (2, *[0] * 9)
+    assert found.batch_s == (1.0, *[None] * 9)
+    assert found.held_share == (0.0, *[None] * 9)
+    assert found.deadline_share == {"only": 0.5}
+    assert found.overtaken_share is None  # never two prompts at once
 
 
 def test_first_come_first_served_overtakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,22 +49,22 @@ def test_first_come_first_served_overtakes_nobody(monkeypatch: pytest.MonkeyPatc
     config = EngineConfig(num_blocks=1000)
     orders = ("token_budget=100,order=fcfs", "token_budget=100,order=spf")
     fcfs, spf = (behave(baselines.make(f"sarathi:{o}"), requests, constant(1.0), config) for o in orders)
-    assert fcfs["overtaken_share"] == 0.0
+    assert fcfs.overtaken_share == 0.0
     # 100 tokens of the last while two wait before it (share 1), then 800 of the second before the first (share 1).
-    assert spf["overtaken_share"] == 1.0
+    assert spf.overtaken_share == 1.0
 
 
-def test_slai_and_slackfit_hold_decodes_and_sarathi_does_not(seen: dict[str, Any]) -> None:
-    shares = {name: [x for x in found["held_share"] if x is not None] for name, found in seen.items()}
+def test_slai_and_slackfit_hold_decodes_and_sarathi_does_not(seen: dict[str, Behaviour]) -> None:
+    shares = {name: [x for x in found.held_share if x is not None] for name, found in seen.items()}
     assert max(shares["sarathi"]) < 0.02
     assert max(shares["slai"]) > 0.5
     assert max(shares["slackfit"]) > 0.5
 
 
-def test_gaps_stay_within_deadlines_and_orders_differ(seen: dict[str, Any]) -> None:
+def test_gaps_stay_within_deadlines_and_orders_differ(seen: dict[str, Behaviour]) -> None:
     for found in seen.values():
-        assert all(0.0 < share < 1.0 for share in found["deadline_share"].values())
-    assert seen["sarathi"]["overtaken_share"] < 0.1 < seen["slackfit"]["overtaken_share"]
+        assert all(0.0 < (share or 0.0) < 1.0 for share in found.deadline_share.values())
+    assert (seen["sarathi"].overtaken_share or 0.0) < 0.1 < (seen["slackfit"].overtaken_share or 0.0)
 
 
 @pytest.mark.parametrize("name", ["sarathi", "slai", "vllm", "ltr", "slackfit", "rad"])
@@ -71,13 +72,13 @@ def test_gaps_stay_within_deadlines_and_orders_differ(seen: dict[str, Any]) -> N
 def test_compiled_sums_equal_those_of_the_log_in_python(name: str, config: EngineConfig) -> None:
     policy = baselines.make(name)
     requests = predict(BUSY, policy.channel, 0) if policy.channel else BUSY
-    found, expected = (f(policy, requests, DEVICE, config) for f in (behave, _behave_in_python))
-    assert found.keys() == expected.keys()
+    found, expected = behave(policy, requests, DEVICE, config), _behave_in_python(policy, requests, DEVICE, config)
+    assert vars(found).keys() - {"policy", "load"} == expected.keys()
     for key in ("iterations", "batch_s", "held_share"):
-        assert found[key] == expected[key]
-    assert found["overtaken_share"] is not None
-    assert found["deadline_share"] == pytest.approx(expected["deadline_share"], rel=1e-12)
-    assert found["overtaken_share"] == pytest.approx(expected["overtaken_share"], rel=1e-12)
+        assert list(getattr(found, key)) == expected[key]
+    assert found.overtaken_share is not None
+    assert found.deadline_share == pytest.approx(expected["deadline_share"], rel=1e-12)
+    assert found.overtaken_share == pytest.approx(expected["overtaken_share"], rel=1e-12)
 
 
 @pytest.mark.parametrize("config", [EngineConfig(num_blocks=700), EngineConfig.reference().replace(num_blocks=700)])
@@ -90,13 +91,13 @@ def test_gaps_are_those_that_the_engine_counts(monkeypatch: pytest.MonkeyPatch, 
     assert record.row["evictions"][0] > 0
     for k, tier in enumerate(BUSY.tiers):
         mean = record.tier["gap_sum"][k] / record.gaps[k].sum()
-        assert found["deadline_share"][tier.name] == pytest.approx(mean / tier.tbt_s, rel=1e-9)
+        assert found.deadline_share[tier.name] == pytest.approx(mean / tier.tbt_s, rel=1e-9)
 
 
 def test_a_tier_without_requests_has_no_share() -> None:
     tiers = (*DEFAULT_TIERS, Tier("nobody", 0.0, 1.0))
     requests = BUSY.replace(tiers=tiers)
-    assert behave(baselines.make("slai"), requests, DEVICE, EngineConfig())["deadline_share"]["nobody"] is None
+    assert behave(baselines.make("slai"), requests, DEVICE, EngineConfig()).deadline_share["nobody"] is None
 
 
 def _behave_in_python(policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig) -> dict[str, Any]:

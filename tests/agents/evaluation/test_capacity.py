@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from agents.commands.capacity import capacity_grids
-from agents.evaluation.capacity import NOBODY_SERVED, Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.capacity import NOBODY_SERVED, Limit, Point, Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.statistics import Interval
+from agents.reporting.capacity_tables import capacity_grids
 from agents.source import Source
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -31,26 +32,26 @@ def search(**changes: Any) -> Search:
 def test_capacity_of_a_queue_with_constant_service_is_below_its_service_rate() -> None:
     """M/D/1 with a median wait below 0.4 s: near, but under, 10 requests/s."""
     result = search_capacity(search())
-    for row in result["rows"]:
-        assert all(8.0 < rate < 10.5 for rate in row["by_seed"])
-        assert row["bounds"] == ["exact", "exact"]
-        assert row["limited_by"] == ["median TTFT"]
+    for row in result.rows:
+        assert all(8.0 < rate < 10.5 for rate in row.by_seed)
+        assert row.bounds == ("exact", "exact")
+        assert row.limited_by == ("median TTFT",)
     for seed in (0, 1):
-        points = [point for point in result["points"] if point["seed"] == seed]
-        rate = result["rows"][0]["by_seed"][seed]
-        above = min(point["rate"] for point in points if point["rate"] > rate)
+        points = [point for task in result.points if task.seed == seed for point in task.points]
+        rate = result.rows[0].by_seed[seed]
+        above = min(point.rate for point in points if point.rate > rate)
         assert above - rate <= 0.05
-        assert {p["rate"]: p["paper"] for p in points}[rate]
-        assert not {p["rate"]: p["paper"] for p in points}[above]
+        assert {p.rate: p.paper for p in points}[rate]
+        assert not {p.rate: p.paper for p in points}[above]
 
 
 def test_a_grid_finds_the_capacity_of_the_bisection_up_to_its_step() -> None:
     rates = tuple(1.0 + 0.5 * k for k in range(30))
-    fine = search_capacity(search())["rows"]
-    coarse = search_capacity(search(rates=rates))["rows"]
+    fine = search_capacity(search()).rows
+    coarse = search_capacity(search(rates=rates)).rows
     for a, b in zip(fine, coarse, strict=True):
-        assert a["criterion"] == b["criterion"]
-        assert [abs(x - y) <= 0.5 for x, y in zip(a["by_seed"], b["by_seed"], strict=True)] == [True, True]
+        assert a.criterion == b.criterion
+        assert [abs(x - y) <= 0.5 for x, y in zip(a.by_seed, b.by_seed, strict=True)] == [True, True]
 
 
 def test_the_search_does_not_depend_on_the_number_of_workers_or_on_interruptions(tmp_path: Path) -> None:
@@ -66,26 +67,27 @@ def test_the_search_does_not_depend_on_the_number_of_workers_or_on_interruptions
     assert search_capacity(search(), cells_path=path, resume=True) == alone
 
 
-def _points(*passing: bool) -> list[dict[str, Any]]:
+def _points(*passing: bool) -> list[Point]:
+    rest: dict[str, Any] = {"p99_itl_ms": {}, "kept_up_share": None, "slo_goodput": None, "iterations": 1}
+    failures = ("median TTFT", "p99 TTFT")
     return [
-        {"rate": 1.0 + k, "paper": ok, "failures": [] if ok else ["median TTFT", "p99 TTFT"]}
-        for k, ok in enumerate(passing)
+        Point(1.0 + k, None, ok, ok, () if ok else failures, "", None, None, **rest) for k, ok in enumerate(passing)
     ]
 
 
 def test_capacity_is_the_last_rate_before_the_first_failure() -> None:
-    assert capacity_of(_points(True, True, False, True), "paper") == (2.0, "exact", "median TTFT")
-    assert capacity_of(_points(True, True), "paper") == (2.0, "above", "")
-    assert capacity_of(_points(False, True), "paper") == (0.0, "below", "median TTFT")
+    assert capacity_of(_points(True, True, False, True), "paper") == Limit(2.0, "exact", "median TTFT")
+    assert capacity_of(_points(True, True), "paper") == Limit(2.0, "above", "")
+    assert capacity_of(_points(False, True), "paper") == Limit(0.0, "below", "median TTFT")
 
 
 def test_gains_are_relative_to_the_reference_on_the_same_traces() -> None:
     policies = ("fastertransformer:batch_cap=1", "fastertransformer:batch_cap=2")
     result = search_capacity(search(policies=policies, rates=(4.0, 8.0, 12.0, 16.0), high=20.0))
-    base, double = (r for r in result["rows"] if r["criterion"] == "paper")
-    assert (base["gain"], double["by_seed"]) == (None, [16.0, 16.0])
-    assert base["by_seed"] == [8.0, 8.0]
-    assert double["gain"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+    base, double = (r for r in result.rows if r.criterion == "paper")
+    assert (base.gain, double.by_seed) == (None, (16.0, 16.0))
+    assert base.by_seed == (8.0, 8.0)
+    assert double.gain == Interval(1.0, 1.0, 1.0, 2)
     paper, sound = (grid.parts[0] for grid in capacity_grids(result))
     assert [row[2] for row in paper.rows] == ["8.00", ">= 16.00"]
     assert [row[3] for row in paper.rows] == ["-", ">= +100.0%"]
@@ -109,7 +111,7 @@ def _figures(rates: tuple[float, ...]) -> list[Any]:
 def test_runs_that_end_before_anybody_is_served_have_no_capacity() -> None:
     result = search_capacity(search(rates=(1.0, 2.0), horizon_s=1e-6))
     assert all(list(row[1:4]) == ["-", "-", "-"] for grid in capacity_grids(result) for row in grid.parts[0].rows)
-    assert {reason for row in result["rows"] for reason in row["limited_by"]} == {NOBODY_SERVED}
+    assert {reason for row in result.rows for reason in row.limited_by} == {NOBODY_SERVED}
 
 
 def test_capacities_beyond_the_rates_that_were_tried_say_which_side_they_are_on() -> None:

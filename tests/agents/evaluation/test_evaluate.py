@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 
 from agents.evaluation.comparison import paired, summary
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.result import Cell, Comparison
+from agents.evaluation.statistics import Interval
 from agents.options import SourceOptions
 from agents.policies import resolve, split_policies
 from agents.source import Source
 from agents.work.cells import CellFile
+from agents.work.files import json_text
 from agents.work.processes import run_tasks
 from engine.config import EngineConfig
 from engine.demand.traces import read_trace
@@ -34,51 +38,55 @@ def evaluation(**changes: Any) -> Evaluation:
     return replace(setup, **changes)
 
 
-def without_timing(result: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in result.items() if key != "windows"})
+def without_timing(result: Comparison) -> str:
+    return json_text(replace(result, windows=None))
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
     alone = evaluate(evaluation(), workers=1, with_windows=False)
     assert without_timing(evaluate(evaluation(), workers=2, with_windows=False)) == without_timing(alone)
-    assert [(c["load"], c["seed"], c["policy"]) for c in alone["cells"]] == [
+    assert [(cell.load, cell.seed, cell.policy) for cell in alone.cells] == [
         (load, seed, policy) for load in (4.0, 8.0) for seed in (0, 1) for policy in ("sarathi", "slai")
     ]
 
 
 def test_all_policies_meet_the_same_arrivals() -> None:
     result = evaluate(evaluation(), with_windows=False)
-    digests: dict[tuple[float, int], set[str]] = {(c["load"], c["seed"]): set() for c in result["cells"]}
-    for cell in result["cells"]:
-        digests[cell["load"], cell["seed"]].add(cell["trace"])
+    digests: dict[tuple[float | None, int], set[str]] = {(cell.load, cell.seed): set() for cell in result.cells}
+    for cell in result.cells:
+        digests[cell.load, cell.seed].add(cell.trace)
     assert all(len(found) == 1 for found in digests.values())
     assert len({next(iter(found)) for found in digests.values()}) == 4
-    assert [trace["trace"] for trace in result["traces"]] == [next(iter(found)) for found in digests.values()]
+    assert [trace.trace for trace in result.traces] == [next(iter(found)) for found in digests.values()]
 
 
 def test_a_policy_gets_the_same_numbers_in_any_company() -> None:
     both = evaluate(evaluation(), with_windows=False)
     alone = evaluate(evaluation(policies=("slai",), reference="slai"), with_windows=False)
-    assert [cell for cell in both["cells"] if cell["policy"] == "slai"] == alone["cells"]
+    assert [cell for cell in both.cells if cell.policy == "slai"] == list(alone.cells)
 
 
 def test_an_interruption_leaves_finished_cells_and_resuming_ends_as_if_there_was_none(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
 
-    def interrupt(done: int, total: int) -> None:
-        if done == 3:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("cells", 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(evaluation(), cells_path=path, on_cell=interrupt, with_windows=False)
+        evaluate(evaluation(), cells_path=path, progress=interrupt, with_windows=False)
     header, *cells = [json.loads(line) for line in path.read_text().splitlines()]
     assert header["config_hash"] == evaluation().digest()
     assert len(cells) == 3
-    counts: list[int] = []
+    counts: list[tuple[str, int]] = []
     resumed = evaluate(
-        evaluation(), cells_path=path, resume=True, on_cell=lambda done, _: counts.append(done), with_windows=False
+        evaluation(),
+        cells_path=path,
+        resume=True,
+        progress=lambda stage, done, _: counts.append((stage, done)),
+        with_windows=False,
     )
-    assert counts == [4, 5, 6, 7, 8]
+    assert counts == [("cells", done) for done in (4, 5, 6, 7, 8)]
     assert without_timing(resumed) == without_timing(evaluate(evaluation(), with_windows=False))
 
 
@@ -88,7 +96,11 @@ def test_a_line_that_was_cut_off_is_simulated_again(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-200])
     counts: list[int] = []
     resumed = evaluate(
-        evaluation(), cells_path=path, resume=True, on_cell=lambda done, _: counts.append(done), with_windows=False
+        evaluation(),
+        cells_path=path,
+        resume=True,
+        progress=lambda stage, done, _: counts.append(done),
+        with_windows=False,
     )
     assert counts == [8]
     assert resumed == whole
@@ -100,10 +112,10 @@ def test_cells_of_another_configuration_are_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected cells of configuration"):
         evaluate(evaluation(loads=(4.0,), seeds=2), cells_path=path, resume=True)
     with pytest.raises(InputError, match="cannot read cells to resume"):
-        CellFile(tmp_path / "none.jsonl", "0", resume=True)
+        CellFile(tmp_path / "none.jsonl", "0", Cell, resume=True)
     (tmp_path / "other.jsonl").write_text("hello\n")
     with pytest.raises(InputError, match="expected a cells file"):
-        CellFile(tmp_path / "other.jsonl", "0", resume=True)
+        CellFile(tmp_path / "other.jsonl", "0", Cell, resume=True)
 
 
 def _die(task: int) -> int:
@@ -125,7 +137,7 @@ def test_bad_input_found_in_a_worker_arrives_whole(workers: int) -> None:
         list(run_tasks(_fail, [1, 2], workers=workers))
 
 
-def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
+def _cell(policy: str, seed: int, ttft: float, verdict: str) -> Cell:
     keys = ("median_ttft_ms", "p99_ttft_ms", "p99_itl_ms", "slo_attainment")
     report: dict[str, Any] = dict.fromkeys(
         (
@@ -154,50 +166,50 @@ def _cell(policy: str, seed: int, ttft: float, verdict: str) -> dict[str, Any]:
         "capacity": {"paper": verdict != "late", "sound": verdict == "stable", "verdict": verdict},
         "tiers": {"strict": dict.fromkeys(keys, None)},
     }
-    return {"policy": policy, "load": 1.0, "seed": seed, "report": report}
+    return Cell(policy, 1.0, seed, "", None, "", "", 1, report, ())
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
     """TTFT of a: 110, 210, 310; of b: 100, 200, 300. The difference is 10 for each seed, 5 % of b's mean."""
     cells = [_cell("a", s, 110.0 + 100.0 * s, "stable") for s in range(3)]
     cells += [_cell("b", s, 100.0 + 100.0 * s, "late") for s in range(3)]
-    (row,) = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r["metric"] == "median_ttft_ms"]
-    assert row["difference"] == {"mean": 10.0, "low": 10.0, "high": 10.0, "n": 3}
-    assert (row["relative"], row["judgement"]) == (0.05, "worse")
-    same = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r["metric"] == "slo_attainment"]
-    assert same[0]["judgement"] == "no clear difference"
-    missing = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r["metric"] == "tiers.strict.p99_itl_ms"]
-    assert missing[0]["difference"]["mean"] is None
-    assert missing[0]["judgement"] == "no clear difference"
+    (row,) = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r.metric == "median_ttft_ms"]
+    assert row.difference == Interval(10.0, 10.0, 10.0, 3)
+    assert (row.relative, row.judgement) == (0.05, "worse")
+    same = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r.metric == "slo_attainment"]
+    assert same[0].judgement == "no clear difference"
+    missing = [r for r in paired(("a", "b"), (1.0,), cells, "b") if r.metric == "tiers.strict.p99_itl_ms"]
+    assert math.isnan(missing[0].difference.mean)
+    assert missing[0].judgement == "no clear difference"
 
 
 def test_a_summary_counts_criteria_and_cuts_impossible_intervals() -> None:
     verdicts = ("stable", "starving", "starving")
     cells = [_cell("a", s, (1.0, 1.0, 100.0)[s], verdict) for s, verdict in enumerate(verdicts)]
     (row,) = summary(("a",), (1.0,), cells)
-    assert (row["paper"], row["sound"], row["verdict"]) == (3, 1, "starving")
-    assert row["metrics"]["median_ttft_ms"]["mean"] == 34.0
+    assert (row.paper, row.sound, row.verdict) == (3, 1, "starving")
+    assert row["median_ttft_ms"].mean == 34.0
     # 34 - 4.303 x 57.2 / sqrt(3) would be negative.
-    assert row["metrics"]["median_ttft_ms"]["low"] == 0.0
+    assert row["median_ttft_ms"].low == 0.0
 
 
 def test_decisions_are_timed_and_the_timeline_is_kept() -> None:
     result = evaluate(evaluation(policies=("sarathi", "random"), loads=(4.0,), seeds=1))
-    windows = result["windows"]["policies"]
-    assert list(windows) == ["sarathi", "random"]
-    for seen in windows.values():
-        assert 0.0 < seen["decision_us"]["median"] < 1e4
-        line = seen["timeline"]
-        assert len({len(column) for column in line.values()}) == 1
-        assert line["start_s"] == sorted(line["start_s"])
-    assert windows["sarathi"]["largest_batch_tokens"] <= 512 + 128
+    assert result.windows is not None
+    assert list(result.windows.policies) == ["sarathi", "random"]
+    for seen in result.windows.policies.values():
+        assert seen.decision_us is not None
+        assert 0.0 < seen.decision_us.median < 1e4
+        assert len({len(column) for column in seen.timeline.columns().values()}) == 1
+        assert list(seen.timeline.start_s) == sorted(seen.timeline.start_s)
+    assert result.windows.policies["sarathi"].largest_batch_tokens <= 512 + 128
 
 
 def test_runs_outside_the_range_of_the_profile_are_announced() -> None:
     source = Source(None, "poisson:lengths=fixed:9000,4", True, 5)
     result = evaluate(evaluation(policies=("vllm",), reference="vllm", source=source, loads=(1.0,), seeds=1))
-    assert any("requests of up to 9004 tokens" in line for line in result["warnings"])
-    assert any(line.startswith("vllm: batches of up to 9000 tokens") for line in result["warnings"])
+    assert any("requests of up to 9004 tokens" in line for line in result.warnings)
+    assert any(line.startswith("vllm: batches of up to 9000 tokens") for line in result.warnings)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_every_output_has_the_line(stranger: Path, tmp_path: Path, capsys: pytes
         loads=(1.0,),
     )
     result = evaluate(evaluation, with_windows=False)
-    assert result["notes"][0].startswith(line)
+    assert result.notes[0].startswith(line)
     assert line in html_text(result, {})
 
 

@@ -26,12 +26,12 @@ def test_every_study_runs_and_compares_with_its_reference(study: Study) -> None:
         baselines.make(spec)
     parse_workload(study.workload)
     result = measure(brief(study), 2, 1, unseen)
-    assert [row["policy"] for row in result["rows"]] == list(study.policies)
-    reference, policy = result["rows"][:2]
-    assert all(row[name]["n"] == 2 for row in result["rows"] for name in METRICS)
-    assert result["holds"] == (policy[study.metric]["mean"] < reference[study.metric]["mean"])
-    if reference["times_lower"] is not None:
-        assert reference["times_lower"]["mean"] == 1.0
+    assert [row.policy for row in result.rows] == list(study.policies)
+    reference, policy = result.rows[:2]
+    assert all(row.metric(name).n == 2 for row in result.rows for name in METRICS)
+    assert result.holds == (policy.metric(study.metric).mean < reference.metric(study.metric).mean)
+    if reference.times_lower is not None:
+        assert reference.times_lower.mean == 1.0
 
 
 def test_studies_are_chosen_by_name() -> None:

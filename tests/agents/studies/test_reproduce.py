@@ -60,18 +60,18 @@ def test_capacity_lies_between_a_load_that_passes_and_one_that_fails() -> None:
 
 def test_every_cell_and_gain_is_in_the_result() -> None:
     result = reproduce.reproduce(reproduce.Study(num_requests=150), rates=(1.0, 1.6), seeds=(42, 43))
-    keys = {(c["semantics"], c["policy"], c["seed"], c["rate"]) for c in result["cells"]}
-    assert len(result["cells"]) == len(keys) == 2 * 2 * 2 * 2
-    assert len(result["capacities"]) == 2 * 2 * 2
-    assert {(g["semantics"], g["criterion"]) for g in result["gains"]} == {
+    keys = {(cell.semantics, cell.policy, cell.seed, cell.rate) for cell in result.cells}
+    assert len(result.cells) == len(keys) == 2 * 2 * 2 * 2
+    assert len(result.capacities) == 2 * 2 * 2
+    assert {(gain.semantics, gain.criterion) for gain in result.gains} == {
         (semantics, criterion) for semantics in reproduce.SEMANTICS for criterion in ("paper", "sound")
     }
     base, other = (
-        next(c["paper"] for c in result["capacities"] if c["policy"] == policy) for policy in reproduce.POLICIES
+        next(found.paper for found in result.capacities if found.policy == policy) for policy in reproduce.POLICIES
     )
-    assert result["gains"][0]["per_seed"][0] == pytest.approx(other / base - 1.0)
+    assert result.gains[0].per_seed[0] == pytest.approx(other / base - 1.0)
     # Table draws cannot be compared with single medians of the public code.
-    assert result["targets"]["medians_within_5_percent"] is None
+    assert result.targets["medians_within_5_percent"] is None
 
 
 def test_command_writes_cells_of_a_real_length_file(

@@ -33,30 +33,30 @@ def setup(policies: tuple[str, ...] = ("vllm:batch_cap=4", "srtf:batch_cap=4"), 
 
 def test_good_predictions_pay_and_reversed_ones_cost() -> None:
     result = sensitivity(setup(seeds=8), (1.9,), CHANNELS)
-    relative = {row["channel"]: row["mean_e2e_s"]["relative"] for row in result["rows"]}
+    relative = {row.channel: row.mean_e2e_s.relative or 0.0 for row in result.rows}
     assert relative["oracle"] < relative["rank:tau=0.6"] < relative["rank:tau=-1"]
     assert relative["oracle"] < -0.1
     assert relative["rank:tau=-1"] > 0.0
-    (pays,) = result["pays"]
-    assert "oracle" in pays["channels"]
-    assert "rank:tau=-1" not in pays["channels"]
+    (pays,) = result.pays
+    assert "oracle" in pays.channels
+    assert "rank:tau=-1" not in pays.channels
 
 
 def test_differences_are_to_the_reference_on_the_same_requests_and_errors_are_measured() -> None:
     result = sensitivity(setup(seeds=2), (1.0, 1.9), CHANNELS[:2])
-    cells = {(c["policy"], c["channel"], c["load"], c["seed"]): c for c in result["cells"]}
-    assert len(cells) == len(result["cells"]) == 2 * 2 + 2 * 2 * 2
-    row = next(r for r in result["rows"] if (r["channel"], r["load"]) == ("rank:tau=0.6", 1.9))
+    cells = {(run.policy, run.channel, run.load, run.seed): run for run in result.cells}
+    assert len(cells) == len(result.cells) == 2 * 2 + 2 * 2 * 2
+    row = next(row for row in result.rows if (row.channel, row.load) == ("rank:tau=0.6", 1.9))
     pairs = [
         (cells["srtf:batch_cap=4", "rank:tau=0.6", 1.9, s], cells["vllm:batch_cap=4", None, 1.9, s]) for s in range(2)
     ]
-    mean = sum(a["mean_ttft_s"] - b["mean_ttft_s"] for a, b in pairs) / 2
-    assert row["mean_ttft_s"]["difference"]["mean"] == pytest.approx(mean)
-    assert row["mean_ttft_s"]["relative"] == pytest.approx(2 * mean / sum(b["mean_ttft_s"] for _, b in pairs))
-    oracle, rank = result["channels"]
-    assert (oracle["mae"], oracle["tau"]) == (0.0, 1.0)
-    assert rank["tau"] == pytest.approx(0.6, abs=0.05)
-    assert math.isfinite(rank["mae"])
+    ours, theirs = (sum(pair[k].mean_ttft_s or math.nan for pair in pairs) for k in (0, 1))
+    assert row.mean_ttft_s.difference.mean == pytest.approx((ours - theirs) / 2)
+    assert row.mean_ttft_s.relative == pytest.approx(ours / theirs - 1.0)
+    oracle, rank = result.channels
+    assert (oracle.mae, oracle.tau) == (0.0, 1.0)
+    assert rank.tau == pytest.approx(0.6, abs=0.05)
+    assert math.isfinite(rank.mae or math.nan)
 
 
 def test_the_number_of_workers_changes_nothing() -> None:

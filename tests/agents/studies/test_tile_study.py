@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,60 +10,60 @@ from engine.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
+def result() -> tile_study.Tiles:
     return tile_study.study(num_requests=6000, seed=1)
 
 
-def share(result: dict[str, Any], name: str) -> float:
-    return next(row["share_of_bound"]["0"] for row in result["rows"] if row["name"] == name)
+def share(result: tile_study.Tiles, name: str) -> float:
+    return result.row(name).share_of_bound["0"]
 
 
 def test_bound_of_equal_requests_is_the_one_counted_by_hand() -> None:
     requests = Workload(arrivals="burst", num_requests=10, lengths="fixed:130,65").generate(0)
     # 3 columns for the prompt, 64 decodes at 1/64 column each.
-    assert tile_study.bounds(requests, 64)["padded"] == 1 / 4
+    assert tile_study.bounds(requests, 64).padded == 1 / 4
     # Two chunks of 128 pay t0 once each; a decode pays its 64th part of t0.
-    assert tile_study.bounds(requests, 64, t0=1.0)["padded"] == 1 / 7
-    assert tile_study.bounds(requests, 64)["tokens"] == 64 / (130 + 64)
+    assert tile_study.bounds(requests, 64, t0=1.0).padded == 1 / 7
+    assert tile_study.bounds(requests, 64).tokens == 64 / (130 + 64)
 
 
-def test_full_drain_nears_the_bound_as_cycles_grow(result: dict[str, Any]) -> None:
+def test_full_drain_nears_the_bound_as_cycles_grow(result: tile_study.Tiles) -> None:
     shares = [share(result, f"RAD full drain, N = {n}") for n in (64, 256, 1024)]
     assert shares == sorted(shares)
     assert shares == pytest.approx([0.57, 0.86, 0.97], abs=0.04)
 
 
 @pytest.mark.parametrize("prefills", [1, 16, 64])
-def test_carry_reaches_the_bound_and_never_beats_it(result: dict[str, Any], prefills: int) -> None:
+def test_carry_reaches_the_bound_and_never_beats_it(result: tile_study.Tiles, prefills: int) -> None:
     assert 0.98 < share(result, f"RAD carry, N = {prefills}") <= 1.0
 
 
 @pytest.mark.parametrize(("cap", "least", "most"), [(64, 0.14, 0.20), (128, 0.08, 0.14)])
 def test_one_request_beyond_a_tile_costs_a_tenth_or_more(
-    result: dict[str, Any], cap: int, least: float, most: float
+    result: tile_study.Tiles, cap: int, least: float, most: float
 ) -> None:
     assert least < tile_study.loss(result, f"vLLM, cap {cap}", f"vLLM, cap {cap + 1}") < most
 
 
-def test_budget_off_the_tile_loses(result: dict[str, Any]) -> None:
+def test_budget_off_the_tile_loses(result: tile_study.Tiles) -> None:
     lost = tile_study.loss(result, "Sarathi, cap 128, budget 512", "Sarathi, cap 128, budget 500")
     assert 0.01 < lost < 0.05
 
 
-def test_packed_tails_beat_padded_prompts_but_not_the_token_bound(result: dict[str, Any]) -> None:
-    throughput = {row["name"]: row["throughput"]["0"] for row in result["rows"]}
+def test_packed_tails_beat_padded_prompts_but_not_the_token_bound(result: tile_study.Tiles) -> None:
+    throughput = {row.name: row.throughput["0"] for row in result.rows}
     packed = throughput["RAD carry, packed tails, N = 64"]
-    assert throughput["RAD carry, N = 64"] * 1.02 < packed <= result["bounds"]["0"]["tokens"]
+    assert throughput["RAD carry, N = 64"] * 1.02 < packed <= result.bounds["0"].tokens
 
 
-def test_fixed_cost_makes_wider_decode_batches_better(result: dict[str, Any]) -> None:
-    throughput = {row["name"]: row["throughput"]["1"] for row in result["rows"]}
+def test_fixed_cost_makes_wider_decode_batches_better(result: tile_study.Tiles) -> None:
+    throughput = {row.name: row.throughput["1"] for row in result.rows}
     assert throughput["RAD carry, decode batch 256, chunk 2048"] > 1.3 * throughput["RAD carry, N = 64"]
 
 
-def test_no_row_serves_more_than_its_tokens_allow(result: dict[str, Any]) -> None:
+def test_no_row_serves_more_than_its_tokens_allow(result: tile_study.Tiles) -> None:
     # With every prompt in batches of any kind a token still costs 1/64 column.
-    assert all(row["throughput"]["0"] <= result["bounds"]["0"]["tokens"] for row in result["rows"])
+    assert all(row.throughput["0"] <= result.bounds["0"].tokens for row in result.rows)
 
 
 def test_same_seed_gives_the_same_table() -> None:

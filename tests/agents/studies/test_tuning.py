@@ -19,7 +19,7 @@ SOURCE = Source(workload="poisson", num_requests=60)
 
 def tune(name: str) -> list[tuning.Setting]:
     model = load_profile("rtx6000ada-mistral-7b")
-    return tuning.tune(name, SOURCE, (1.0, 2.0), 1, model, EngineConfig(), 1, lambda line: None)
+    return tuning.tune(name, tuning.Ground(SOURCE, (1.0, 2.0), 1, model, EngineConfig()), 1, lambda line: None)
 
 
 def test_the_best_setting_is_the_cheapest_of_those_tried() -> None:

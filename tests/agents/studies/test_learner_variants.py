@@ -1,4 +1,4 @@
-"""The learners that `scripts.learner_variants` adds, and that it plays traces as `simulate` does."""
+"""The learners that `agents.studies.learner_variants` adds, and that it plays traces as `simulate` does."""
 
 import json
 import subprocess
@@ -17,19 +17,28 @@ from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
+from agents.studies.ablations import METRICS
+from agents.studies.learner_variants import FEATURES, AnchoredPPO, RequestAttention, build, play, settings
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
-from scripts.ablations import METRICS
-from scripts.learner_variants import FEATURES, AnchoredPPO, RequestAttention, build, play, settings
 
 
 def test_both_variants_train_and_compare(tmp_path: Path) -> None:
     """Next to no training of each; what is trained is not trained again."""
-    script = [sys.executable, "-m", "scripts.learner_variants", "--out", str(tmp_path), "--seeds", "1", "--short"]
+    script = [
+        sys.executable,
+        "-m",
+        "agents.studies.learner_variants",
+        "--out",
+        str(tmp_path),
+        "--seeds",
+        "1",
+        "--short",
+    ]
     script += ["--traces", "2", "--requests", "60"]
     root = Path(__file__).parent.parent
     first, again = (subprocess.run(script, cwd=root, capture_output=True, text=True, check=False) for _ in range(2))

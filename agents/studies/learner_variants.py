@@ -1,7 +1,7 @@
-"""Two learners that `scripts.ablations` leaves out, with the settings of its `ppo-warm-hold`, in a table of its shape.
+"""Two learners that `agents.studies.ablations` leaves out, with the settings of its `ppo-warm-hold`, in such a table.
 
-    python3 -m scripts.learner_variants                         # both, two seeds each: about 15 minutes on 2 cores
-    python3 -m scripts.learner_variants --only kl --beta 0.03 --out out/kl-0.03
+    python3 -m agents.studies.learner_variants                  # both, two seeds each: about 15 minutes on 2 cores
+    python3 -m agents.studies.learner_variants --only kl --beta 0.03 --out out/kl-0.03
 
 `attention`: the policy sees, beside the aggregates, the requests that are present, through attention. `kl`: straying
 from slackfit:tuned, as imitation left it, costs reward. Trains into OUT/VARIANT-SEED what is not there yet, then prints
@@ -27,6 +27,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.result import Comparison
 from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO
@@ -34,6 +35,7 @@ from agents.learning.ppo.train import build_model, learned_policy, torch_setting
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
+from agents.studies.ablations import BASE, METRICS, RATES, VARIANTS, Relatives, against_base, figures, relatives, table
 from agents.work.files import json_text, write_atomically
 from engine.compiled.kept import kept
 from engine.demand.requests import Requests
@@ -41,7 +43,6 @@ from engine.server.state import View
 from llmsched_env.actions import Slackfit
 from llmsched_env.observation import OBSERVATION_SIZE
 from llmsched_env.vector import LLMSchedVectorEnv
-from scripts.ablations import BASE, METRICS, RATES, VARIANTS, against_base, figures, table
 
 LABELS = {
     "attention": "PPO from slackfit:tuned, held for 8 batches, with attention over the requests present",
@@ -228,20 +229,23 @@ def play(env: VecEnv, choose: Callable[[Any], Any], traces: Sequence[Requests]) 
     return [reports[row] for row in range(len(traces))]
 
 
-def compare_played(model: TimedPPO, config: TrainConfig, policy: str, evaluation: Evaluation, result: Any) -> None:
-    """Play the traces of an evaluation and add the differences to the reference to its `paired`."""
+def compare_played(
+    model: TimedPPO, config: TrainConfig, policy: str, evaluation: Evaluation, result: Comparison
+) -> Relatives:
+    """Play the traces of an evaluation: the differences to its reference, relative to that."""
     trained: Any = model.get_vec_normalize_env()
+    found: Relatives = {}
     for rate in RATES:
         traces = [evaluation.requests_for(BASE, rate, seed) for seed in range(evaluation.seeds)]
         workload = replace(config.env.workload, num_requests=len(traces[0]))
         env = RequestRows(SB3VecEnv(LLMSchedVectorEnv(len(traces), replace(config.env, workload=workload))), 1.0)
         env.obs_rms, env.training = trained.obs_rms, False
         reports = play(env, lambda seen: model.policy.predict(seen, deterministic=True)[0], traces)
-        base = [c["report"] for c in result["cells"] if (c["policy"], c["load"]) == (BASE, rate)]
+        base = [cell.report for cell in result.cells if (cell.policy, cell.load) == (BASE, rate)]
         for metric in METRICS:
-            ours, theirs = (sum(report[metric] for report in found) for found in (reports, base))
-            row = {"policy": policy, "load": rate, "metric": metric, "relative": ours / theirs - 1.0}
-            result["paired"].append(row)
+            ours, theirs = (sum(report[metric] for report in of) for of in (reports, base))
+            found[policy, rate, metric] = ours / theirs - 1.0
+    return found
 
 
 def main() -> None:
@@ -265,13 +269,14 @@ def main() -> None:
         }
         evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
         result = evaluate(evaluation, with_windows=False)
+        found = relatives(result)
         for model, config, policy in zip(
             models.get("attention", []), configs, finals.get("attention", []), strict=False
         ):
-            compare_played(model, config, policy, evaluation, result)
+            found |= compare_played(model, config, policy, evaluation, result)
     VARIANTS.update({name: (LABELS[name].format(beta=options.beta), [], {}) for name in runs})
-    write_atomically(options.out / "learner_variants.json", json_text(figures(result, finals)))
-    print(table(result, finals))
+    write_atomically(options.out / "learner_variants.json", json_text(figures(found, finals)))
+    print(table(found, finals))
 
 
 if __name__ == "__main__":

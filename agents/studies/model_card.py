@@ -1,6 +1,6 @@
 """The model card of the shipped policy: which loads and workloads it wins, ties and loses.
 
-    python3 scripts/model_card.py            # about 2 minutes on 2 cores
+    python3 -m agents.studies.model_card     # about 2 minutes on 2 cores
 
 Compares it with SLAI and with slackfit tuned for each workload, and writes card.json and CARD.md beside the policy
 (agents/learning/pretrained).
@@ -73,20 +73,20 @@ def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: in
     )
     result = evaluate(evaluation, workers=workers, with_windows=False)
     found = []
-    for row in result["paired"]:
-        if row["policy"] == PRETRAINED and row["metric"] in METRICS:
-            difference = row["difference"]
-            base = difference["mean"] / row["relative"] if row["relative"] else float("nan")
+    for row in result.paired:
+        if row.policy == PRETRAINED and row.metric in METRICS:
+            difference = row.difference
+            base = difference.mean / row.relative if row.relative else float("nan")
             found.append(
                 {
                     "workload": setting.workload,
                     "profile": setting.profile,
-                    "load": row["load"],
+                    "load": row.load,
                     "reference": rival,
-                    "metric": row["metric"],
-                    "relative": row["relative"],
-                    "interval": [difference["low"] / base, difference["high"] / base],
-                    "verdict": WORDS.get(row["judgement"], "ties"),
+                    "metric": row.metric,
+                    "relative": row.relative,
+                    "interval": [difference.low / base, difference.high / base],
+                    "verdict": WORDS.get(row.judgement, "ties"),
                     "seeds": seeds,
                 }
             )
@@ -104,7 +104,7 @@ def markdown(card: dict[str, Any]) -> str:
         "Differences to a rival on the same arrivals, 95 % paired intervals; it *wins* or *loses* where the interval",
         "excludes zero. None of these traces was used in training or for choosing the policy. Azure lengths, bursts,",
         "steps and the fast device were not trained on; other traces of them chose the recipe's `close`. Written by",
-        "`python3 scripts/model_card.py`.",
+        "`python3 -m agents.studies.model_card`.",
         "",
         "| workload | requests/s | against | metric | difference | verdict |",
         "|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
 """What each choice of the training recipe is worth: variants trained with several seeds, compared on the same traces.
 
-    python3 scripts/ablations.py                         # all variants, three seeds each: some three hours on 2 cores
-    python3 scripts/ablations.py --only evolution --seeds 1
-    python3 scripts/ablations.py --trained               # only compare what was trained
+    python3 -m agents.studies.ablations                  # all variants, three seeds each: some three hours on 2 cores
+    python3 -m agents.studies.ablations --only evolution --seeds 1
+    python3 -m agents.studies.ablations --trained               # only compare what was trained
 
 Trains into OUT/VARIANT-SEED what is not there yet, then prints a Markdown table: difference to slackfit:tuned, mean
 over training seeds [lowest, highest], on ten held-out traces at each load. Writes OUT/ablations.json.
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.result import Comparison
 from agents.learning.search.evolution import shipped_recipe
 from agents.source import Source
 from agents.work.files import json_text, write_atomically
@@ -82,10 +83,13 @@ def train(name: str, seed: int, folder: Path, short: bool) -> None:
     print(f"trained: {folder}", file=sys.stderr, flush=True)
 
 
-def relative(result: dict[str, Any], policies: list[str], rate: float, metric: str) -> list[float]:
-    """The differences of policies to the reference, relative to it."""
-    rows = {(row["policy"], row["load"], row["metric"]): row["relative"] for row in result["paired"]}
-    return [rows[policy, rate, metric] or 0.0 for policy in policies]
+Relatives = dict[tuple[str, float | None, str], float]
+"""Differences to the reference, relative to it, by policy, load and metric."""
+
+
+def relatives(result: Comparison) -> Relatives:
+    """Those of a comparison."""
+    return {(row.policy, row.load, row.metric): row.relative or 0.0 for row in result.paired}
 
 
 def against_base(policies: Sequence[str], traces: int, requests: int) -> Evaluation:
@@ -101,23 +105,23 @@ def against_base(policies: Sequence[str], traces: int, requests: int) -> Evaluat
     )
 
 
-def figures(result: dict[str, Any], finals: dict[str, list[str]]) -> dict[str, Any]:
+def figures(found: Relatives, finals: dict[str, list[str]]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """For JSON: variant -> metric -> load -> difference of each seed."""
     return {
-        name: {m: {f"{rate:g}": relative(result, f, rate, m) for rate in RATES} for m in METRICS}
-        for name, f in finals.items()
+        name: {m: {f"{rate:g}": [found[policy, rate, m] for policy in policies] for rate in RATES} for m in METRICS}
+        for name, policies in finals.items()
     }
 
 
-def table(result: dict[str, Any], runs: dict[str, list[str]]) -> str:
+def table(found: Relatives, runs: dict[str, list[str]]) -> str:
     """Markdown: a line per variant, mean TTFT at each load, median TTFT and goodput over the loads."""
     head = [f"mean TTFT, {rate:g}/s" for rate in RATES] + ["median TTFT", "goodput"]
     lines = ["| variant | seeds | " + " | ".join(head) + " |", "|---" * (len(head) + 2) + "|"]
     for name, policies in runs.items():
-        cells = [_cell(relative(result, policies, rate, "mean_ttft_ms")) for rate in RATES]
+        cells = [_cell([found[policy, rate, "mean_ttft_ms"] for policy in policies]) for rate in RATES]
         for metric in ("median_ttft_ms", "slo_goodput"):
-            over = [relative(result, policies, rate, metric) for rate in RATES]
-            cells.append(_cell([sum(values) / len(values) for values in zip(*over, strict=True)]))
+            over = [[found[policy, rate, metric] for rate in RATES] for policy in policies]
+            cells.append(_cell([sum(values) / len(values) for values in over]))
         lines.append(f"| {VARIANTS[name][0]} | {len(policies)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -126,6 +130,26 @@ def _cell(values: list[float]) -> str:
     low, high = min(values), max(values)
     spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if len(values) > 1 else ""
     return f"{100 * sum(values) / len(values):+.1f} %{spread}"
+
+
+def folders_of(options: argparse.Namespace) -> dict[str, list[Path]]:
+    """The run folders of each variant, one for each training seed; with --trained those that are there."""
+    runs = {name: [options.out / f"{name}-{seed}" for seed in range(options.seeds)] for name in options.only}
+    if options.trained:
+        runs = {name: [folder for folder in folders if (folder / "final").exists()] for name, folders in runs.items()}
+    return {name: folders for name, folders in runs.items() if folders}
+
+
+def train_all(runs: dict[str, list[Path]], short: bool, workers: int) -> None:
+    """Train what is not there yet, so many at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(train, name, seed, folder, short)
+            for name, folders in runs.items()
+            for seed, folder in enumerate(folders)
+        ]
+        for job in jobs:
+            job.result()
 
 
 def main() -> None:
@@ -141,26 +165,14 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="train next to nothing: to try the script")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
-    if options.trained:
-        runs = {name: [f for f in folders if (Path(f) / "final").exists()] for name, folders in runs.items()}
-        runs = {name: folders for name, folders in runs.items() if folders}
-    with ThreadPoolExecutor(options.workers) as pool:
-        jobs = [
-            pool.submit(train, name, seed, Path(folder), options.short)
-            for name, folders in runs.items()
-            for seed, folder in enumerate(folders)
-        ]
-        for job in jobs:
-            job.result()
-    evaluation = against_base(
-        [f"{folder}/final" for folders in runs.values() for folder in folders], options.traces, options.requests
-    )
-    result = evaluate(evaluation, workers=options.workers, with_windows=False)
+    runs = folders_of(options)
+    train_all(runs, options.short, options.workers)
     finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
-    text = table(result, finals)
-    write_atomically(options.out / "ablations.json", json_text(figures(result, finals)))
-    print(text)
+    policies = [final for trained in finals.values() for final in trained]
+    evaluation = against_base(policies, options.traces, options.requests)
+    found = relatives(evaluate(evaluation, workers=options.workers, with_windows=False))
+    write_atomically(options.out / "ablations.json", json_text(figures(found, finals)))
+    print(table(found, finals))
 
 
 if __name__ == "__main__":
