@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.server.kv import blocks_for
 from engine.server.moves import chunk, decode, enter, fits_decode, is_decode, take_kv
 from engine.server.plan import drop, is_named, name
-from engine.server.policy import Policy, kernel_of
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -64,6 +64,11 @@ class RAD(Policy):
     eviction: ClassVar[str] = "none (KV reserved); beyond the reservation the youngest, recompute"
     evidence: ClassVar[str] = "reconstructed from third-party notes, no public code"
     row_memory: ClassVar[int] = cells_of(MODE)
+    space: ClassVar[Space] = {
+        "prefills": (2, 4, 8, 16, 64),
+        "chunk": (256, 512, 1024),
+        "reserve_output": (256, 512, 1024),
+    }
 
     def encode(self, name: str, value: Any) -> float:
         """The drain rule as the number that the kernel compares."""

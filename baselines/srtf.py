@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from baselines.families.priority import RANKED, RANKING, Ranks, list_changed, serve_in_order, settle
+from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from baselines.parameters import Requests, Tokens
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import remaining
-from engine.server.policy import Policy, kernel_of
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.state import Memory, Plan, View
 
 
@@ -32,6 +33,7 @@ class SRTF(Policy):
     evidence: ClassVar[str] = "public code; without swapping, ours"
     request_memory: ClassVar[int] = cells_of(RANKED)
     row_memory: ClassVar[int] = cells_of(RANKING)
+    space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "batch_cap": BATCH_CAPS}
 
 
 _params, _ranking, _ranked = record(params_of(SRTF)), record(RANKING), records(RANKED)

@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.grids import BATCH_CAPS
 from baselines.parameters import Requests, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import params_of, record
 from engine.demand.requests import INT32_MAX
 from engine.server.moves import continue_prefills, decode_oldest_first, enter, fits
 from engine.server.plan import drop
-from engine.server.policy import Policy, kernel_of
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -35,6 +36,7 @@ class VLLM(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code, replayed step by step"
+    space: ClassVar[Space] = {"batch_cap": BATCH_CAPS, "max_batched_tokens": (0, 2048, 4096, 8192)}
 
 
 _params = record(params_of(VLLM))

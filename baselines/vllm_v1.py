@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from baselines.parameters import Requests, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import params_of, record
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
 from engine.server.moves import chunk, decode, enter, is_decode, take_kv
 from engine.server.plan import drop
-from engine.server.policy import Policy, kernel_of
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
@@ -38,6 +39,11 @@ class VLLMV1(Policy):
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code; defaults depend on the GPU"
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "batch_cap": BATCH_CAPS,
+        "long_prefill_token_threshold": (0, 256, 512, 1024),
+    }
 
 
 _params = record(params_of(VLLMV1))
