@@ -96,8 +96,9 @@ def series(record_type: np.dtype, behind: np.dtype | None = None) -> Any:
     def interpreted(cells: np.ndarray) -> np.ndarray:
         if len(cells) < first:
             raise ValueError(_TOO_FEW)
-        whole = (len(cells) - first) // cells_of(record_type)
-        return _records(cells[first : first + whole * cells_of(record_type)].reshape(whole, -1), record_type)
+        width = cells_of(record_type)
+        number = (len(cells) - first) // width
+        return _records(cells[first : first + number * width].reshape(number, width), record_type)
 
     return _Accessor(_intrinsic(record_type, line_up, first), interpreted)
 
