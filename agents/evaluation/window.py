@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,14 +54,15 @@ def _repeat() -> Any:
     return kept(repeat, types.void(*arguments))
 
 
-@dataclass(frozen=True)
 class _Timed(Policy):
-    """The policy `inner` with a stopwatch; `plan` is overridden, so the run is driven from Python."""
+    """A policy with a stopwatch; `plan` is overridden, so the run is driven from Python."""
 
-    inner: Policy
-    seconds: list[float] = field(default_factory=list)
-    calls: list[int] = field(default_factory=lambda: [0])
     name: ClassVar[str] = "timed"
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+        self.seconds: list[float] = []
+        self.calls = 0
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """The memory of the inner policy."""
@@ -75,9 +75,9 @@ class _Timed(Policy):
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Let the inner policy plan; every few iterations note how long that takes."""
-        self.calls[0] += 1
+        self.calls += 1
         # The first call may load or compile something.
-        due = self.calls[0] % EVERY == 0
+        due = self.calls % EVERY == 0
         if due and self.inner.runs_compiled:
             self.seconds.append(decision_seconds(self.inner, view, memory, plan))
             clear(view, plan)

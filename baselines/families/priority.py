@@ -41,7 +41,7 @@ RANKING = np.dtype(
         ("seen", SEEN),
         ("next", "i8"),  # of this plan: place in the list of who comes next
         ("last", "i8"),  # of this plan: those from this place on make way for others
-        ("victim", "i8"),  # of this plan: who has made way last, -1: nobody; nobody behind it is let in
+        ("victim", "i8"),  # of this plan: 1 + who has made way last, 0: nobody; who is behind it is not let in
         ("host", "i8"),  # of this plan: half KV blocks for which the host has room
         ("blocked", "i8"),  # of this plan: whether a newcomer was refused, which keeps out those behind it
     ],
@@ -153,7 +153,7 @@ def _first_waiting(view: View, ranks: Ranks) -> int:
     while m.heaped > 0:
         i = lines[0].heap.listed
         if view.request[i].status == WAITING:
-            return i if m.victim < 0 or before(lines.heap, i, m.victim) else -1
+            return i if m.victim == 0 or before(lines.heap, i, m.victim - 1) else -1
         m.heaped = take_out(lines.heap, m.heaped, i)
         m.watched = take_out(lines.timer, m.watched, i)
     return -1
@@ -200,7 +200,7 @@ def _make_room(view: View, plan: Plan, ranks: Ranks, blocks: int, seats: int, pa
         v = ranks.request[m.last].member.listed
         if view.request[v].status != RUNNING:
             continue
-        m.victim = v
+        m.victim = v + 1
         need = host_need(row, view.request[v], packed)
         if need > m.host:
             take_kv(view, plan, v)
@@ -240,7 +240,7 @@ def serve_in_order(view: View, plan: Plan, ranks: Ranks, budget: int, cap: int, 
         packed: whether swapped KV is compressed.
     """
     row, draft, m = view.row[0], plan.draft[0], ranks.row
-    m.next, m.last, m.victim, m.host, m.blocked = 0, m.listed, -1, row.free_host, 0
+    m.next, m.last, m.victim, m.host, m.blocked = 0, m.listed, 0, row.free_host, 0
     budget, holders = min(budget, row.max_batched_tokens), row.num_running
     while draft.tokens < budget and cap > 0 and not (m.blocked and holders == 0):
         i = _next(view, ranks)

@@ -8,7 +8,8 @@ A record is a numpy dtype of fields of 8 bytes ("f8" or "i8"), of arrays of such
     c = clock(memory.row)
     c.mean_s += ...
 
-The accessors work in kernels, at the cost of a pointer, and in plain Python. What is written goes into the cells.
+The accessors work in kernels, at the cost of a pointer, and in plain Python. What is written goes into the cells. Whole
+numbers should be 0 or more: seen as float64, in a comparison or a checkpoint, a negative one is nan.
 """
 
 from collections.abc import Callable
