@@ -50,10 +50,23 @@ _MODULES = {
 }
 
 
+_TRAINED = ("SB3VecEnv", "train")
+"""Those that need the extra of that name."""
+
+
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that has it."""
+    """A public name, from the module that has it.
+
+    Raises:
+        AttributeError: there is no such name.
+        InputError: it needs an extra that is not installed.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _TRAINED:
+        from engine.extras import need
+
+        need("train", f"agents.{name}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import agents
+from engine.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,7 @@ OURS = {
 
 ROOMS = {
     "engine": (
-        *("errors", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
+        *("errors", "extras", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
         *("demand", "server", "device", "runs", "__init__"),
     ),
     "agents": (
@@ -53,12 +54,18 @@ GPU_ONLY = {"torch", "transformers"}
 GPU_FILES = {"engine/device/real/executor.py", "engine/device/real/attention.py", "engine/device/real/models.py"}
 """Inside engine only these files may know those packages; others import these files inside functions."""
 
-LIGHT_FILES = {"agents/__init__.py", "agents/cli.py"}
-HEAVY = {"torch", "stable_baselines3", "matplotlib"}
-"""What the files that every command loads must leave to the command that needs it."""
+EXTRA_FILES = {
+    "train": ("agents/learning/ppo/", "agents/bench/ppo.py", "agents/studies/learner_variants.py"),
+    "real": ("agents/device/check.py",),
+}
+"""Files of `agents` that only run where an extra is installed: its packages load with them."""
 
 IMPORT_NAMES = {"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}
 """Distributions whose import name differs."""
+
+
+ABSENT = {name for names in EXTRAS.values() for name in names}
+"""Packages of the extras, which must load with no module that works without them."""
 
 
 class Import(NamedTuple):
@@ -76,7 +83,7 @@ class Import(NamedTuple):
 
 
 def declared_imports() -> set[str]:
-    """Import names of the dependencies in pyproject.toml."""
+    """Import names of the dependencies in pyproject.toml that need no extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]]
     return {IMPORT_NAMES.get(name, name) for name in names}
@@ -152,11 +159,13 @@ def third_party_fault(file: str, found: Import) -> str | None:
     """Why this file may not import this third party here; None when it may."""
     package = file.split("/")[0]
     if package == "agents":
-        if found.top == "ray":
-            return None if file == "agents/evaluation/scale.py" else "ray belongs to agents/evaluation/scale.py"
-        if file in LIGHT_FILES and found.on_load and found.top in HEAVY:
-            return f"{found.top} must not load with this file"
-        return None if found.top in declared_imports() else f"{found.top} is not a dependency in pyproject.toml"
+        if found.top in declared_imports():
+            return None
+        if not any(found.top in names for names in EXTRAS.values()):
+            return f"{found.top} is not a dependency in pyproject.toml"
+        if found.on_load and not any(found.top in EXTRAS[e] and file.startswith(f) for e, f in EXTRA_FILES.items()):
+            return f"{found.top} is in an extra and must be imported inside the function that needs it"
+        return None
     if found.top in GPU_ONLY:
         return None if file in GPU_FILES else f"{found.top} belongs to engine/device/real/executor.py"
     if found.top in ON_LOAD[package]:
@@ -242,8 +251,11 @@ def test_import_against_the_arrows_is_reported(file: str, module: str, reason: s
         ("engine/server/core.py", "import pandas", "engine may not import pandas"),
         ("baselines/slai.py", "import scipy", "baselines may not import scipy"),
         ("llmsched_env/env.py", "def f():\n    import torch", "torch belongs to engine/device/real/executor.py"),
-        ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib must not load with this file"),
-        ("agents/learning/ppo/train.py", "import ray", "ray belongs to agents/evaluation/scale.py"),
+        ("agents/cli.py", "import matplotlib.pyplot as plt", "matplotlib is in an extra and must be imported inside"),
+        ("agents/learning/search/evolution.py", "import cma", "cma is in an extra and must be imported inside"),
+        ("agents/learning/ppo/train.py", "import jinja2", "jinja2 is in an extra and must be imported inside"),
+        ("agents/learning/ppo/train.py", "import ray", "ray is not a dependency"),
+        ("agents/studies/reproduce.py", "def f():\n    import pandas", "pandas is not a dependency"),
         ("agents/learning/ppo/train.py", "import requests", "requests is not a dependency"),
     ],
 )
@@ -264,7 +276,7 @@ def test_wrong_third_party_is_reported(file: str, text: str, reason: str) -> Non
         ("baselines/slai.py", "from engine.server.policy import Policy\nfrom numba import njit"),
         ("llmsched_env/env.py", "import gymnasium, engine, baselines"),
         ("agents/cli.py", "if typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import matplotlib"),
-        ("agents/evaluation/scale.py", "def f():\n    import ray"),
+        ("agents/learning/ppo/rollout.py", "import torch, stable_baselines3"),
         (
             "agents/evaluation/capacity.py",
             "from agents.evaluation.setup import run_tasks\nfrom agents.options import Source",
@@ -281,9 +293,10 @@ def test_allowed_import_is_not_reported(file: str, text: str) -> None:
     [
         (
             "engine, baselines, llmsched_env",
-            {"torch", "matplotlib", "pandas", "transformers", "stable_baselines3"},
+            {*ABSENT, "scipy.special", "scipy.stats", "rich", "tyro", "safetensors"},
         ),
-        ("agents, agents.cli", {"torch", "matplotlib", "transformers", "stable_baselines3"}),
+        ("agents, agents.cli", {*ABSENT, "scipy.special", "scipy.stats", "tyro"}),
+        ("agents.commands.simulate, agents.commands.evaluate", ABSENT),
     ],
 )
 def test_import_loads_nothing_heavy(modules: str, heavy: set[str]) -> None:

@@ -10,6 +10,7 @@ from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.extras import need
 
 GOALS: dict[str, tuple[str, float]] = {
     "simulate_iterations_per_s": (">=", 500_000),
@@ -47,6 +48,8 @@ class Command(TableOptions, ProgressOptions):
         for name in names:
             if name not in speed.MEASUREMENTS:
                 raise InputError(f"only: expected measurements among {', '.join(speed.MEASUREMENTS)}, got {name!r}")
+        if "ppo" in names:
+            need("train", "bench: ppo")
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
         check_writable(self.json)

@@ -16,6 +16,7 @@ from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars, unseen
 from engine.demand.tiers import parse_tiers
 from engine.device.latency import load_profile
+from engine.extras import need
 
 RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "slackfit:tuned", "pretrained")
 MUST_BEAT = ("random", "sarathi")
@@ -55,6 +56,8 @@ class Command(TableOptions, ProgressOptions):
             InputError: options that do not fit, or a folder that cannot be written.
             SystemExit: code 1, the trained policy is not good enough.
         """
+        need("train", "demo")
+        need("report", "demo")
         with claimed(self.out, "demo"):
             self._run()
 

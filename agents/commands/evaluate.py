@@ -14,6 +14,7 @@ from agents.reporting.tables import print_tables
 from agents.work.files import check_writable, claimed, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars
+from engine.extras import command, missing, need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class Command(ComparisonOptions, GoodputOptions):
     report: Path | None = None
     """Put the HTML report here (default: report.html in OUT)."""
     plots: bool = True
-    """Draw plots and the HTML report; without them, what only they show (behaviour) is not measured either."""
+    """Draw plots and the HTML report (extra: report); without them, what only they show (behaviour) is not measured
+    either."""
     behaviour: bool = True
     """Watch five minutes of each policy at each load: batch lengths, held decodes, overtaking (for a plot)."""
 
@@ -54,16 +56,20 @@ class Command(ComparisonOptions, GoodputOptions):
         """
         evaluation = self.evaluation()
         check_writable(self.json, self.report)
+        if self.report is not None:
+            need("report", "report")
         with claimed(self.out, "evaluate"), bars(self.progress) as progress:
             result, written = self._run(evaluation, progress)
         console = terminal_console()
         print_tables(result, console, self.wide)
+        if self._draws() and (name := missing("report")) is not None:
+            console.print(Text(f"no plots and no HTML report: there is no {name}; {command('report')}"))
         console.print(Text(f"written: {written}", style="dim"))
 
     def _run(self, evaluation: Evaluation, progress: OnProgress) -> tuple[Comparison, Path]:
         """The result, and the place to look at."""
         progress("getting ready", 0, 0)
-        draws = self.plots or self.report is not None
+        draws = self._draws() and missing("report") is None
         result = evaluate(
             evaluation,
             workers=default_workers() if self.workers is None else self.workers,
@@ -74,5 +80,8 @@ class Command(ComparisonOptions, GoodputOptions):
         )
         if self.json is not None:
             write_atomically(self.json, json_text(result))
-        written = write_report(result, self.out, self.report, self.plots, progress)
+        written = write_report(result, self.out, self.report, draws, progress)
         return result, written[-1] if draws else self.out
+
+    def _draws(self) -> bool:
+        return self.plots or self.report is not None

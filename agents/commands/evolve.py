@@ -10,6 +10,7 @@ from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
 from engine.errors import InputError
+from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Command(ProgressOptions):
         from agents.learning.search.evolution import EvolutionConfig, evolve, shipped_recipe
         from agents.learning.search.rounds import going_on
 
+        need("train", "evolve")
         changes: dict[str, Any] = {} if self.generations is None else {"generations": self.generations}
         if self.tier:
             changes["tiers"] = parse_tiers(self.tier, "tier")

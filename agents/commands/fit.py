@@ -9,6 +9,7 @@ from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.reporting.study_plots import plot_residuals
 from agents.work.files import check_writable, write_atomically
 from engine.device import fitting
+from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Command(TableOptions):
             InputError: a table that cannot be read or has too few points, or files that cannot be written.
         """
         check_writable(self.out, self.plot)
+        if self.plot is not None:
+            need("report", "plot")
         points = profiling.read_points(self.table)
         model = fitting.fit(points, self.name or self.out.stem, profiling.read_provenance(self.table))
         rows = [

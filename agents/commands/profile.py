@@ -10,6 +10,7 @@ from agents.options import ProgressOptions
 from agents.work.files import check_writable, is_stdout, locked
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Command(ProgressOptions):
             self._measure()
 
     def _measure(self) -> None:
+        need("real", "executor")
         from engine.device.real.executor import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)

@@ -12,6 +12,7 @@ from agents.reporting.report import load_result, write_report
 from agents.reporting.tables import print_tables
 from agents.work.files import check_writable, claimed
 from agents.work.progress import bars
+from engine.extras import need
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Command(TableOptions, ProgressOptions):
         Raises:
             InputError: not the result of an evaluation, or a place that cannot be written.
         """
+        need("report", "report")
         result = load_result(self.result)
         folder = self.out or (self.result if self.result.is_dir() else self.result.parent)
         check_writable(self.html)

@@ -16,6 +16,7 @@ from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Command(ComparisonOptions):
         if self.resume:
             raise InputError("resume: a sensitivity study cannot be resumed")
         check_writable(self.json, self.plot)
+        if self.plot is not None:
+            need("report", "plot")
         result = self._measure()
         console = terminal_console()
         for grid in sensitivity_grids(result):

@@ -19,6 +19,7 @@ from agents.work.progress import bars
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
+from engine.extras import need
 from engine.runs.distribution import Distribution
 from engine.runs.goodput import Goodput
 from engine.runs.report import Report
@@ -78,6 +79,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         )
         if self.executor is None:
             return counted
+        need("real", "executor")
         from engine.device.real.executor import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)

@@ -14,6 +14,7 @@ from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.extras import need
 from engine.ranges import parse_number
 
 
@@ -44,6 +45,8 @@ class Command(ComparisonOptions):
         if self.resume:
             raise InputError("resume: a starvation study cannot be resumed")
         check_writable(self.json, self.plot)
+        if self.plot is not None:
+            need("report", "plot")
         base = self.setup()
         specs = tuple(with_ageing(policy, setting) for policy in base["policies"] for setting in self._settings())
         setup = base | {"policies": specs, "reference": specs[0]}

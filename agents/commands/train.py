@@ -11,6 +11,7 @@ from agents.options import TierTexts
 from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import has_times
 from engine.demand.trace_options import Unservable
+from engine.extras import need
 from engine.files.reading import file_digest
 
 __all__ = ["Command", "on_trace", "registry"]
@@ -85,6 +86,7 @@ class Command:
             InputError: options that do not fit, or a folder that cannot be used.
             KeyboardInterrupt: stopped; says how to go on.
         """
+        need("train", "train")
         from agents.learning.ppo.checkpoint import checkpoints
         from agents.learning.ppo.train import CHECKPOINTS, train
 

@@ -12,6 +12,7 @@ from agents.policies import resolve, split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
+from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         shares, policies = parse_rates(self.shares, "shares"), [resolve(spec) for spec in split_policies(self.policies)]
         check_writable(self.json)
         source, model = self.source(), self.model()
+        need("real", "executor")
         from engine.device.real.executor import ROOM, make_executor
 
         executor = make_executor(self.executor, int(ROOM * self.engine.capacity_tokens), self.seed)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.reporting.grid import folded
+from engine.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,7 @@ def style_of(index: int) -> dict[str, Any]:
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of this size (inches)."""
+    need("report", "plot")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -24,6 +24,7 @@ from agents.work.files import json_text, write_atomically
 from agents.work.progress import OnProgress, unseen
 from engine.demand.tiers import describe_tiers
 from engine.errors import InputError
+from engine.extras import need
 from engine.files.reading import LARGE, read_mapping
 from engine.runs import metrics
 
@@ -133,6 +134,7 @@ def _differences(result: Comparison, shown: list[Column]) -> Iterator[_Differenc
 
 def html_text(result: Comparison, images: dict[str, bytes]) -> str:
     """The report as one HTML file without outside references; plots are inlined."""
+    need("report", "report")
     from jinja2 import Environment
 
     template = (resources.files("agents.reporting") / "templates" / "report.html").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.demand.raw_trace import RawTrace, Start, Tokenizer, TraceFile
 from engine.errors import InputError
+from engine.extras import need
 from engine.files.lines import read_jsonl
 from engine.files.reading import LARGE, MIB, kind_of, read_bytes, read_json
 
@@ -52,6 +53,7 @@ def load_tokenizer(tokenizer: Tokenizer | str | Path | None) -> Tokenizer:
         return count_words
     file = _mistral() if tokenizer == MISTRAL else Path(tokenizer) / "tokenizer.json"
     data = read_bytes(file, "a tokenizer", 64 * MIB)
+    need("real", "tokenizer")
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     try:
