@@ -12,8 +12,6 @@ import tyro
 
 import baselines
 from engine import (
-    HotKernel,
-    Kernel,
     Memory,
     Plan,
     Policy,
@@ -29,6 +27,7 @@ from engine import (
     inner,
     is_decode,
     is_named,
+    kernel_of,
     load_profile,
     params_of,
     record,
@@ -41,7 +40,24 @@ from engine.ranges import whole
 REMEMBERED = np.dtype([("held", "i8")])  # iterations in a row in which a decode did not run
 
 
-@HotKernel
+@dataclass(frozen=True)
+class Patient(Policy):
+    """Prompts before decodes, in order of arrival; but no decode is held back more than `patience` times in a row."""
+
+    token_budget: Annotated[int, whole(1)] = 512
+    """Tokens of a batch from which on no prompt is added."""
+    patience: Annotated[int, whole(0)] = 3
+    """Iterations in a row for which a decode may be left out."""
+
+    name: ClassVar[str] = "patient"
+    request_memory: ClassVar[int] = cells_of(REMEMBERED)
+    space: ClassVar = {"token_budget": (256, 512, 1024), "patience": (0, 1, 3, 6)}
+
+
+_parameters, _requests = record(params_of(Patient)), records(REMEMBERED)
+
+
+@kernel_of(Patient)
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     parameters, request, row = _parameters(memory.params), _requests(memory.request), view.row[0]
     budget, last = int(parameters.token_budget), row.num_running
@@ -73,24 +89,6 @@ def _decode_those(view: View, plan: Plan, request: np.ndarray, held: int, most: 
             and fits_decode(view, plan, i)
         ):
             decode(view, plan, i)
-
-
-@dataclass(frozen=True)
-class Patient(Policy):
-    """Prompts before decodes, in order of arrival; but no decode is held back more than `patience` times in a row."""
-
-    token_budget: Annotated[int, whole(1)] = 512
-    """Tokens of a batch from which on no prompt is added."""
-    patience: Annotated[int, whole(0)] = 3
-    """Iterations in a row for which a decode may be left out."""
-
-    name: ClassVar[str] = "patient"
-    request_memory: ClassVar[int] = cells_of(REMEMBERED)
-    kernel: ClassVar[Kernel | None] = _plan
-    space: ClassVar = {"token_budget": (256, 512, 1024), "patience": (0, 1, 3, 6)}
-
-
-_parameters, _requests = record(params_of(Patient)), records(REMEMBERED)
 
 
 def main(rate: float = 1.6, num_requests: int = 2000) -> dict[str, float]:
