@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from agents.evaluation.capacity import Search, search_capacity
     from agents.evaluation.evaluate import Evaluation, evaluate
     from agents.learning.learned.bundle import Bundle
+    from agents.learning.learned.load import load_policy
     from agents.learning.learned.policy import LearnedPolicy, RandomLegal
     from agents.learning.ppo.train import train
     from agents.learning.ppo.train_config import TrainConfig
@@ -27,6 +28,7 @@ __all__ = [
     "Source",
     "TrainConfig",
     "evaluate",
+    "load_policy",
     "load_result",
     "search_capacity",
     "train",
@@ -43,6 +45,7 @@ _MODULES = {
     "Source": "source",
     "TrainConfig": "learning.ppo.train_config",
     "evaluate": "evaluation.evaluate",
+    "load_policy": "learning.learned.load",
     "load_result": "reporting.report",
     "search_capacity": "evaluation.capacity",
     "train": "learning.ppo.train",

@@ -163,9 +163,9 @@ def resolve(spec: str) -> Policy:
     if parse_place(spec) and not (is_there(folder) and folder.is_dir()):
         return baselines.make(spec)
     if parsed.name and is_there(folder):
-        from agents.learning.learned.policy import LearnedPolicy
+        from agents.learning.learned.load import load_policy, policy_of
 
-        return LearnedPolicy.of(LearnedPolicy.load(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
+        return policy_of(load_policy(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
     known = ", ".join([*baselines.POLICIES, RANDOM, PRETRAINED])
     raise InputError(
         f"policy: expected one of {known}, the folder of a trained policy, module:Class or FILE.py:Class, got {spec!r}"

@@ -93,6 +93,8 @@ class Codec(Action):
     """The kernel's parameters by name, a record of float64 (`engine.compiled.records`)."""
     ENDLESS: ClassVar[tuple[str, ...]] = ()
     """Which of them are numbers above 0 that may be infinite."""
+    BEFORE: ClassVar[Mapping[str, float]] = {}
+    """What a parameter was before it had a name: policies that were stored earlier do not have it."""
     kernel: ClassVar[Kernel]
     """Plans a batch of the levels in its memory."""
     request_memory: ClassVar[int]
@@ -143,6 +145,26 @@ class Codec(Action):
             request: memory of the requests.
         """
         return True
+
+    def to_names(self, params: np.ndarray) -> dict[str, np.ndarray]:
+        """Parameters as policies are stored with them: the float64 cells of each name, nested ones with a dot."""
+        return {name: cells.copy() for name, cells in flat(self.PARAMS, params)}
+
+    def from_names(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The parameters of a stored policy, also of one that was stored before there were all of them (BEFORE).
+
+        Raises:
+            InputError: a name that this codec does not have, or one too few, or another number of cells.
+        """
+        cells = dict(flat(self.PARAMS, np.zeros(cells_of(self.PARAMS))))
+        if strange := sorted((set(named) - set(cells)) | (set(cells) - set(named) - set(self.BEFORE))):
+            raise InputError(f"codec: {'unknown' if strange[0] in named else 'missing'} parameter {strange[0]!r:.80}")
+        for name, own in cells.items():
+            given = named.get(name, np.full(own.shape, self.BEFORE.get(name)))
+            if given.shape != own.shape:
+                raise InputError(f"codec: {name}: expected {own.size} numbers, got shape {given.shape}")
+            own[:] = given
+        return np.concatenate(list(cells.values()))
 
     def knows(self, params: np.ndarray, model: LatencyModel) -> bool:
         """Whether parameters predict batches with the numbers of this device."""

@@ -5,6 +5,7 @@ as long), the decode rule in units of them, and from which use of the KV blocks 
 shortest remaining.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -86,6 +87,7 @@ class Slackfit(Codec):
     name: ClassVar[str] = "slackfit"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
+    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0}
     kernel: ClassVar[Kernel] = fill_batch
     request_memory: ClassVar[int] = cells_of(QUEUED)
     own_cells: ClassVar[int] = cells_of(FILLING)

@@ -11,7 +11,7 @@ import pytest
 
 from agents.cli import main
 from agents.learning.learned.bundle import Bundle
-from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.learned.load import policy_of
 from agents.learning.ppo.train_config import TrainConfig
 from engine.compiled.records import record
 from engine.demand.workload import Workload
@@ -92,7 +92,7 @@ def test_a_new_action_is_a_file_and_a_line_of_the_registry() -> None:
     bundle = Bundle(
         ((weight, bias),), "tanh", np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE), 9.0, codec, config
     )
-    policy = LearnedPolicy.of(bundle, "units")
+    policy = policy_of(bundle, "units")
     requests = SHORT.generate(3)
     observation, over = single.reset(options={"requests": requests})[0], False
     both = rows.reset(options={"requests": [requests] * 2})[0]

@@ -165,7 +165,7 @@ def test_names_that_lead_nowhere_are_one_line(parts: Path, changes: dict[str, An
 def test_training_learns_from_them_and_what_is_learned_is_evaluated(parts: Path) -> None:
     pytest.importorskip("torch")
     from agents.cli import main
-    from agents.learning.learned.policy import LearnedPolicy
+    from agents.learning.learned.load import load_policy
 
     command = ["train", "--total-timesteps", "128", "--n-envs", "2", "--n-steps", "32", "--batch-size", "32"]
     command += ["--eval-every", "64", "--eval-requests", "16", "--eval-traces", "1", "--run-dir", "run"]
@@ -174,13 +174,13 @@ def test_training_learns_from_them_and_what_is_learned_is_evaluated(parts: Path)
     about = json.loads((parts / "run" / "final" / "policy.json").read_text())
     assert about["env"]["observation_sha256"]
     assert main(["simulate", "--policy", "run", "--num-requests", "10"]) == 0
-    policy = LearnedPolicy.load("run/final")
+    policy = load_policy("run/final")
     env = LLMSchedEnv(own())
     seen, _ = env.reset(seed=0)
     assert policy.choose(seen[None]).shape == (1, 3)
     (parts / "parts.py").write_text(PARTS + "\n# edited\n")
     with pytest.raises(InputError, match="it was edited"):
-        LearnedPolicy.load("run/final")
+        load_policy("run/final")
     assert main(["train", "--resume", "--run-dir", "run", "--total-timesteps", "192", "--no-progress"]) == 2
 
 

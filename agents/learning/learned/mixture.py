@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 import baselines
-from agents.learning.learned.policy import LearnedPolicy, best, forward
+from agents.learning.learned.network import best, forward
+from agents.learning.learned.policy import LearnedPolicy
 from engine.compiled.random import splitmix64
 from engine.compiled.records import cells_of
 from engine.config import EngineConfig

@@ -19,11 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 import llmsched_env  # noqa: F401 - registers the environments
 from agents.learning.heldout import TRAINING_SEED
-from agents.learning.learned.bundle import export
+from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.callbacks import Checkpoints, Evaluation, ProgressBar, TrainingLog
 from agents.learning.ppo.checkpoint import checkpoints, load_checkpoint, old_checkpoints
 from agents.learning.ppo.checkpoint_file import DamagedCheckpoint, check_configuration
+from agents.learning.ppo.export import export
 from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO
@@ -34,7 +35,6 @@ from agents.learning.run_folder import CONFIG_FILE, refuse_difference, write_abo
 from agents.learning.teachers import Teacher, teacher
 from agents.work.files import claimed
 from agents.work.provenance import TRAINS, source_hash, versions
-from engine.device.latency import load_profile
 from engine.errors import InputError
 
 CHECKPOINTS = "checkpoints"
@@ -112,9 +112,8 @@ def build_model(
 
 def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
     """The model's present actor as a policy for `simulate`."""
-    codec = config.env.action.codec.params(load_profile(config.env.profile))
-    bundle = export(model, model.get_vec_normalize_env(), config.env, codec, command=_command())
-    return LearnedPolicy.of(bundle, name)
+    bundle = export(model, model.get_vec_normalize_env(), config.env, _command())
+    return policy_of(bundle, name)
 
 
 def _command() -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
@@ -148,8 +149,8 @@ class Frame:
     """What all candidates share: environment, normalisation, the teacher's levels."""
 
     env: EnvConfig
-    mean: np.ndarray
-    std: np.ndarray
+    mean: np.ndarray  # float64[features]
+    std: np.ndarray  # float64[features]
     base: np.ndarray  # float64[heads]
     features: tuple[str, ...] = FEATURES
     about: dict[str, Any] = field(default_factory=dict)
@@ -157,18 +158,26 @@ class Frame:
     def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
         """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
         knobs = x.reshape(len(SIZES), 1 + len(self.features))
-        columns = [OBSERVATION_NAMES.index(feature) for feature in self.features]
-        weight = np.zeros((sum(SIZES), OBSERVATION_SIZE), np.float32)
-        bias = np.zeros(sum(SIZES), np.float32)
-        at = 0
+        weights, biases = [], []
         for head, size in enumerate(SIZES):
             levels = np.arange(size, dtype=np.float64)
-            weight[at : at + size, columns] = 2.0 * np.outer(levels, knobs[head, 1:])
-            bias[at : at + size] = 2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2
-            at += size
-        codec = self.env.action.codec.params(load_profile(self.env.profile))
-        layers = ((weight, bias),)
-        return LearnedPolicy.of(Bundle(layers, "tanh", self.mean, self.std, CLIP, codec, self.env, **self.about), name)
+            weights.append(2.0 * np.outer(levels, knobs[head, 1:]))
+            biases.append(2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2)
+        # The sums of the network are always taken in the order of the observation.
+        order = np.argsort([OBSERVATION_NAMES.index(feature) for feature in self.features]).astype(np.int64)
+        weight, bias = np.concatenate(weights)[:, order], np.concatenate(biases)
+        bundle = Bundle(
+            layers=((weight.astype(np.float32), bias.astype(np.float32)),),
+            activation="tanh",
+            mean=self.mean[order],
+            std=self.std[order],
+            clip=CLIP,
+            codec=self.env.action.codec.params(load_profile(self.env.profile)),
+            env=self.env,
+            observation=tuple(self.features[k] for k in order),
+            **self.about,
+        )
+        return policy_of(bundle, name)
 
 
 def shipped_recipe() -> Path:
@@ -192,10 +201,9 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
             seen.append(fleet.outcome.observation[0].astype(np.float64))
             fleet.step(choose(fleet.outcome.observation))
     observations = np.array(seen)
-    mean, std = np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE)
-    for feature in config.features:
-        column = OBSERVATION_NAMES.index(feature)
-        mean[column], std[column] = observations[:, column].mean(), max(1e-3, observations[:, column].std())
+    columns = [observations[:, OBSERVATION_NAMES.index(feature)] for feature in config.features]
+    mean = np.array([column.mean() for column in columns])
+    std = np.array([max(1e-3, column.std()) for column in columns])
     base = choose(np.zeros((1, OBSERVATION_SIZE), np.float32))[0].astype(np.float64)
     about = {"command": command, "versions": versions(TRAINS), "sources": source_hash()}
     return Frame(env, mean, std, base, config.features, about)

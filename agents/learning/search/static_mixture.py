@@ -15,6 +15,7 @@ import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
@@ -27,7 +28,6 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from llmsched_env.actions import Mixture
 from llmsched_env.config import EnvConfig
-from llmsched_env.observation import OBSERVATION_SIZE
 
 NOT_COMPARED = ("updates", "workers")
 """Fields that may differ when a search is resumed."""
@@ -84,21 +84,22 @@ class MixtureConfig(Search):
 
 
 def static_mixture(env: EnvConfig, theta: np.ndarray, name: str = "mixture", command: str = "") -> LearnedPolicy:
-    """The policy that draws arms from softmax(theta), as a bundle: a network without weights, theta its biases."""
+    """The policy that draws arms from softmax(theta), as a bundle: a network that sees nothing, theta its biases."""
     bundle = Bundle(
-        layers=((np.zeros((len(theta), OBSERVATION_SIZE), np.float32), theta.astype(np.float32)),),
+        layers=((np.zeros((len(theta), 0), np.float32), theta.astype(np.float32)),),
         activation="tanh",
-        mean=np.zeros(OBSERVATION_SIZE),
-        std=np.ones(OBSERVATION_SIZE),
+        mean=np.zeros(0),
+        std=np.ones(0),
         clip=1.0,
         codec=env.action.codec.params(load_profile(env.profile)),
         env=env,
+        observation=(),
         sampled=True,
         command=command,
         versions=versions(TRAINS),
         sources=source_hash(),
     )
-    return LearnedPolicy.of(bundle, name)
+    return policy_of(bundle, name)
 
 
 def shares(theta: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import baselines
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.trained_for import remark
 from agents.learning.learned.bundle import Bundle
-from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.learned.load import policy_of
 from agents.policies import resolve
 from agents.reporting.report import html_text
 from agents.source import Source
@@ -44,7 +44,7 @@ def bundle(env: EnvConfig, model: LatencyModel = DEVICE) -> Bundle:
 
 def said(env: EnvConfig, model: LatencyModel = DEVICE, trained_on: LatencyModel = DEVICE, **run: Any) -> str:
     source, config = run.get("source", Source()), run.get("config", EngineConfig())
-    return remark(LearnedPolicy.of(bundle(env, trained_on), "runs/x"), DEFAULT_TIERS, model, config, source)
+    return remark(policy_of(bundle(env, trained_on), "runs/x"), DEFAULT_TIERS, model, config, source)
 
 
 def test_what_is_meant_to_vary_is_not_remarked_on() -> None:

@@ -16,23 +16,28 @@ import torch as th
 from safetensors.numpy import load_file, save_file
 
 from agents.learning.heldout import record_return
-from agents.learning.learned.bundle import POLICY_FILE, WEIGHTS_FILE, Bundle
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.load import load_policy, policy_of
 from agents.learning.learned.mixture import LearnedMixture
-from agents.learning.learned.policy import LearnedPolicy, RandomLegal, best, forward, network_params
+from agents.learning.learned.network import best, forward, network_params, scratch_cells
+from agents.learning.learned.policy import LearnedPolicy, RandomLegal
+from agents.learning.learned.stored_policy import CODEC, FIRST_FORMAT, FORMAT, POLICY_FILE, WEIGHTS_FILE
 from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.train import build_model, learned_policy, train
 from agents.learning.ppo.train_config import TrainConfig
+from agents.policies import pretrained_folder
 from engine.compiled.random import splitmix64
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import Record, simulate
-from llmsched_env import OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
+from llmsched_env import OBSERVATION_NAMES, OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
 from llmsched_env.actions import Allocation, Codec, Mixture, Slackfit
 from tests.agents.learning.training import small
 
 MODEL = load_profile("rtx6000ada-mistral-7b")
+FIRST = Path(__file__).with_name("first_format")
 REQUESTS = Workload(rate=2.2, num_requests=60).generate(7)
 
 
@@ -85,7 +90,7 @@ def test_choices_equal_those_of_the_model(tmp_path: Path, changes: dict[str, Any
     model = trained(config)
     policy = learned_policy(model, config)
     policy.bundle.save(tmp_path / "policy")
-    loaded = LearnedPolicy.load(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
     seen = observations(4000)
     normalizer: Any = model.get_vec_normalize_env()
     expected, _ = model.predict(normalizer.normalize_obs(seen) if normalizer else seen, deterministic=True)
@@ -145,7 +150,7 @@ def test_simulation_equals_the_environment(tmp_path: Path, changes: dict[str, An
 
 
 def test_python_loop_equals_compiled_loop(folder: Path) -> None:
-    policy = LearnedPolicy.load(folder)
+    policy = load_policy(folder)
     compiled = simulate(policy, REQUESTS, MODEL)
     stepwise = simulate(policy, REQUESTS, MODEL, log_steps=True)
     np.testing.assert_array_equal(compiled.ledger, stepwise.ledger)
@@ -170,12 +175,12 @@ def test_loading_unpickles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pickle, "loads", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setattr(th, "load", refuse)
-    assert LearnedPolicy.load(folder).choose(observations(3)).shape == (3, 3)
+    assert load_policy(folder).choose(observations(3)).shape == (3, 3)
 
 
 def test_run_folder_gives_its_best_policy(tmp_path: Path) -> None:
     run = train(small(tmp_path / "run", total_timesteps=128))
-    loaded = LearnedPolicy.load(run)
+    loaded = load_policy(run)
     assert loaded.spec == str(run)
     np.testing.assert_array_equal(network_params(loaded.bundle), network_params(Bundle.load(run / "best")))
 
@@ -195,6 +200,12 @@ def rewrite_weights(place: Path, change: Any) -> None:
     change(tensors)
     save_file(tensors, place / WEIGHTS_FILE)
     edit(place, weights_sha256=hashlib.sha256((place / WEIGHTS_FILE).read_bytes()).hexdigest())
+
+
+def fill_codec(tensors: dict[str, np.ndarray], value: float) -> None:
+    for name, array in tensors.items():
+        if name.startswith(CODEC):
+            array.fill(value)
 
 
 def truncate(place: Path) -> None:
@@ -241,10 +252,10 @@ def pickled(place: Path) -> None:
         (lambda p: edit_env(p, budget="time"), "codec: expected the budgets of 'time'"),
         (lambda p: edit_env(p, action={"name": "mixture", "arms": ["slai"] * 99}), "made for actions"),
         (lambda p: (p / POLICY_FILE).write_text("[" * 100_000), "brackets"),
-        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(-1.0)), "codec: expected"),
-        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(1e300)), "codec: expected"),
-        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(np.inf)), "codec: expected"),
-        (lambda p: rewrite_weights(p, lambda t: t["codec"].fill(0.0)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: fill_codec(t, -1.0)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: fill_codec(t, 1e300)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: fill_codec(t, np.inf)), "codec: expected"),
+        (lambda p: rewrite_weights(p, lambda t: fill_codec(t, 0.0)), "codec: expected"),
         (lambda p: rewrite_weights(p, lambda t: t.update(x=np.zeros(1 << 20))), "expected weights of at most"),
         (lambda p: edit(p, network=3), "network: expected widths and activation"),
         (lambda p: edit(p, network={"widths": [24, 16, 18], "activation": "sine"}), "tanh or relu"),
@@ -256,11 +267,19 @@ def pickled(place: Path) -> None:
         (lambda p: rewrite_weights(p, lambda t: t["std"].fill(0.0)), "positive normalisation scales"),
         (lambda p: rewrite_weights(p, lambda t: t.update(mean=t["mean"][:3])), "mean: expected"),
         (
-            lambda p: rewrite_weights(p, lambda t: t.update(codec=t["codec"].astype(np.float32))),
-            "codec: expected float64",
+            lambda p: rewrite_weights(p, lambda t: t.update({"codec.slacks": t["codec.slacks"].astype(np.float32)})),
+            "codec.slacks: expected float64",
         ),
         (lambda p: rewrite_weights(p, lambda t: t.update({"layer_1.weight": t["layer_1.weight"].T.copy()})), "layer 1"),
-        (lambda p: rewrite_weights(p, lambda t: t.pop("codec")), "expected tensors"),
+        (lambda p: rewrite_weights(p, lambda t: t.pop("mean")), "expected tensors"),
+        (lambda p: rewrite_weights(p, lambda t: t.pop("codec.slacks")), "codec: missing parameter 'slacks'"),
+        (lambda p: rewrite_weights(p, lambda t: t.update({"codec.x": t["mean"]})), "codec: unknown parameter 'x'"),
+        (
+            lambda p: rewrite_weights(p, lambda t: t.update({"codec.slacks": t["codec.slacks"][:2]})),
+            r"codec: slacks: expected 5 numbers, got shape \(2,\)",
+        ),
+        (lambda p: edit(p, format=FIRST_FORMAT), "expected tensors"),
+        (lambda p: edit(p, observation="kv_use"), "observation: expected a list"),
     ],
 )
 def test_damaged_or_foreign_bundle_is_refused_in_one_line(
@@ -270,7 +289,7 @@ def test_damaged_or_foreign_bundle_is_refused_in_one_line(
     shutil.copytree(folder, place)
     damage(place)
     with pytest.raises(InputError, match=message) as caught:
-        LearnedPolicy.load(place)
+        load_policy(place)
     assert "\n" not in str(caught.value)
     assert str(place) in str(caught.value)
 
@@ -291,7 +310,7 @@ def test_mutated_bundles_are_refused_in_one_line_or_serve(folder: Path, tmp_path
         if turn % 2:
             edit(place, weights_sha256=hashlib.sha256(changed[WEIGHTS_FILE]).hexdigest())
         try:
-            record = simulate(LearnedPolicy.load(place), few, MODEL)
+            record = simulate(load_policy(place), few, MODEL)
         except InputError as error:
             refusals.append(str(error))
             continue
@@ -302,7 +321,7 @@ def test_mutated_bundles_are_refused_in_one_line_or_serve(folder: Path, tmp_path
 
 def test_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a policy bundle \(policy.json\) or a training run with one"):
-        LearnedPolicy.load(tmp_path)
+        load_policy(tmp_path)
 
 
 def test_saving_over_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -316,13 +335,13 @@ def test_mixture_policy_is_its_own_kind(tmp_path: Path) -> None:
     config = small(tmp_path)
     config = replace(config, env=replace(config.env, action=Mixture()))
     learned_policy(build_model(config), config).bundle.save(tmp_path / "policy")
-    assert isinstance(LearnedPolicy.load(tmp_path / "policy"), LearnedMixture)
+    assert isinstance(load_policy(tmp_path / "policy"), LearnedMixture)
 
 
 def test_forward_is_the_network(folder: Path) -> None:
     """The kernel's logits against the matrix products written with numpy."""
     bundle = Bundle.load(folder)
-    scratch = np.zeros(2 * OBSERVATION_SIZE)
+    scratch = np.zeros(scratch_cells(bundle))
     for observation in observations(20):
         at = forward(network_params(bundle), observation, scratch)
         x = np.clip((observation - bundle.mean) / bundle.std, -bundle.clip, bundle.clip).astype(np.float32)
@@ -331,6 +350,59 @@ def test_forward_is_the_network(folder: Path) -> None:
             value = weight.astype(np.float64) @ value + bias
             value = np.tanh(value) if k < len(bundle.layers) - 1 else value
         np.testing.assert_allclose(scratch[at : at + len(value)], value, rtol=1e-9, atol=1e-12)
+
+
+def test_network_finds_its_entries_by_name_in_any_order(folder: Path) -> None:
+    """The same network with its inputs turned around, and one that does not know the last entry."""
+    bundle, seen = Bundle.load(folder), observations(500)
+    (weight, bias), *rest = bundle.layers
+    weight = np.round(64 * weight) / 64  # short numbers, whose sums are the same in any order
+    mean, std = np.zeros(len(bundle.mean)), np.ones(len(bundle.std))
+    bundle = replace(bundle, layers=((weight, bias), *rest), mean=mean, std=std)
+    seen = np.round(64 * seen) / 64
+    turned = replace(bundle, layers=((weight[:, ::-1], bias), *rest), observation=OBSERVATION_NAMES[::-1])
+    chosen = policy_of(bundle, "x").choose(seen)
+    assert len(np.unique(chosen, axis=0)) > 2
+    np.testing.assert_array_equal(policy_of(turned, "x").choose(seen), chosen)
+    blind = np.concatenate([weight[:, :-1], np.zeros((len(weight), 1), np.float32)], axis=1)
+    layers = ((weight[:, :-1], bias), *rest)
+    without = replace(bundle, layers=layers, observation=OBSERVATION_NAMES[:-1], mean=mean[:-1], std=std[:-1])
+    expected = policy_of(replace(bundle, layers=((blind, bias), *rest)), "x").choose(seen)
+    assert not np.array_equal(expected, chosen)
+    np.testing.assert_array_equal(policy_of(without, "x").choose(seen), expected)
+
+
+def test_codec_without_a_knob_is_as_it_was_before_there_was_one() -> None:
+    codec = Slackfit(ageing=3.0, close=0.5)
+    params = codec.params(MODEL)
+    named = codec.to_names(params)
+    np.testing.assert_array_equal(codec.from_names(named), params)
+    del named["ageing"], named["close"]
+    np.testing.assert_array_equal(codec.from_names(named), Slackfit().params(MODEL))
+
+
+def test_policy_of_the_first_format_decides_as_the_shipped_one(tmp_path: Path) -> None:
+    """`first_format` is the shipped policy as it was before its numbers had names."""
+    first, shipped = (Bundle.load(place) for place in (FIRST, pretrained_folder()))
+    assert json.loads((pretrained_folder() / POLICY_FILE).read_text())["format"] == FORMAT
+    assert (first.env, first.versions, first.command) == (shipped.env, shipped.versions, shipped.command)
+    first.save(tmp_path / "again")
+    seen, requests = 4.0 * observations(20_000), Workload(rate=2.2, num_requests=300).generate(1)
+    chosen = policy_of(shipped, "x").choose(seen)
+    assert len(np.unique(chosen, axis=0)) > 40
+    for bundle in (first, Bundle.load(tmp_path / "again")):
+        np.testing.assert_array_equal(bundle.codec, shipped.codec)
+        np.testing.assert_array_equal(policy_of(bundle, "x").choose(seen), chosen)
+    one, other = (simulate(policy_of(bundle, "x"), requests, MODEL).ledger for bundle in (first, shipped))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_codec_of_the_first_format_with_other_budgets_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FIRST, tmp_path / "policy")
+    edit_env(tmp_path / "policy", budget="time")
+    with pytest.raises(InputError, match="codec: expected the budgets of 'time', got kind 2") as caught:
+        Bundle.load(tmp_path / "policy")
+    assert str(tmp_path / "policy") in str(caught.value)
 
 
 def test_first_of_equal_logits_wins() -> None:
@@ -372,6 +444,6 @@ def test_random_legal_refuses_other_seeds(seed: Any) -> None:
 def test_python_random_state_is_not_touched(folder: Path) -> None:
     random.seed(1)
     before = random.getstate()
-    simulate(LearnedPolicy.load(folder), REQUESTS, MODEL)
+    simulate(load_policy(folder), REQUESTS, MODEL)
     simulate(RandomLegal(), REQUESTS, MODEL)
     assert random.getstate() == before

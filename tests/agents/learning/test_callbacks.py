@@ -10,7 +10,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 import baselines
 from agents.learning.heldout import HELD_OUT_SEED, TRAINING_SEED, HeldOut, record_return, reward_terms
-from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.learned.load import load_policy
 from agents.learning.ppo.callbacks import Evaluation
 from agents.learning.ppo.tensorboard import SLO_METRICS, scalar_layout
 from agents.learning.ppo.timeline import timeline
@@ -84,7 +84,7 @@ def test_margins_are_measured_on_the_same_traces(run: Path, tmp_path: Path) -> N
     accumulator = EventAccumulator(str(run))
     accumulator.Reload()
     held_out = HeldOut(small(run).env, 1, 8)
-    learned, rival = held_out.score(LearnedPolicy.load(run / "final")), held_out.score(baselines.make("sarathi"))
+    learned, rival = held_out.score(load_policy(run / "final")), held_out.score(baselines.make("sarathi"))
     logged = accumulator.Scalars("margin/sarathi/ttft")[-1].value
     assert logged == pytest.approx(1.0 - learned.mean_ttft_s / rival.mean_ttft_s, abs=1e-5)
     logged = accumulator.Scalars("margin/sarathi/return")[-1].value
@@ -95,7 +95,7 @@ def test_best_policy_is_the_one_with_the_best_return(tmp_path: Path) -> None:
     config = small(tmp_path)
     held_out = HeldOut(config.env, 1, 8)
     kept: list[float] = []
-    policies = [LearnedPolicy.load(train(small(tmp_path / f"{seed}", seed=seed, eval_every=0))) for seed in range(4)]
+    policies = [load_policy(train(small(tmp_path / f"{seed}", seed=seed, eval_every=0))) for seed in range(4)]
 
     class Quiet(Evaluation):
         @property
@@ -110,7 +110,7 @@ def test_best_policy_is_the_one_with_the_best_return(tmp_path: Path) -> None:
     returns = [held_out.score(policy).mean_return for policy in policies]
     for _ in policies:
         evaluation.evaluate()
-        kept.append(held_out.score(LearnedPolicy.load(tmp_path / "best")).mean_return)
+        kept.append(held_out.score(load_policy(tmp_path / "best")).mean_return)
     assert kept == pytest.approx(np.maximum.accumulate(returns).tolist())
     assert len(set(returns)) > 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.learned.load import load_policy
 from agents.learning.search.evolution import (
     FEATURES,
     SIZES,
@@ -39,11 +39,10 @@ def test_a_head_follows_its_feature_up_to_its_last_level() -> None:
     shared = frame(TINY)
     x = np.zeros(PARAMETERS)
     x[1 + FEATURES.index("kv_use")] = 1.0
-    column = OBSERVATION_NAMES.index("kv_use")
     seen = np.zeros((3, OBSERVATION_SIZE), np.float32)
-    seen[:, column] = shared.mean[column] + shared.std[column] * np.array([-1.0, 0.0, 9.0])
-    others = [k for k, name in enumerate(OBSERVATION_NAMES) if name in FEATURES and k != column]
-    seen[:, others] = shared.mean[others]
+    for feature, mean, std in zip(FEATURES, shared.mean, shared.std, strict=True):
+        moves = np.array([-1.0, 0.0, 9.0]) if feature == "kv_use" else np.zeros(3)
+        seen[:, OBSERVATION_NAMES.index(feature)] = mean + std * moves
     expected = [shared.base[0] - 1, shared.base[0], Slackfit().sizes[0] - 1]
     assert shared.policy(x).choose(seen)[:, 0].tolist() == expected
 
@@ -54,7 +53,7 @@ def test_a_search_repeats_exactly_with_any_number_of_workers(tmp_path: Path) -> 
         config = replace(TINY, run_dir=tmp_path / str(workers), workers=workers)
         evolve(config, lambda line: None)
         logs.append([line.split(",")[2:] for line in (config.run_dir / "log.csv").read_text().splitlines()])
-        assert LearnedPolicy.load(config.run_dir).bundle.env.action.holds == config.hold
+        assert load_policy(config.run_dir).bundle.env.action.holds == config.hold
     assert logs[0] == logs[1]
     assert len(logs[0]) == 1 + TINY.generations
     with pytest.raises(InputError, match="already holds a run"):

@@ -11,7 +11,7 @@ import pytest
 
 import agents.cli
 from agents.learning.learned.bundle import Bundle
-from agents.learning.learned.policy import network_params
+from agents.learning.learned.network import network_params
 from agents.learning.search.evolution import EvolutionConfig, evolve
 from agents.learning.search.rounds import LOG_FILE, ROUNDS_FILE
 from agents.learning.search.static_mixture import MixtureConfig, learn_mixture

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 import agents.cli
+from agents.learning.learned.load import load_policy
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.checkpoint import checkpoints
 from agents.learning.ppo.normalize import TimedNormalize
@@ -135,7 +136,7 @@ def test_interrupted_training_goes_on_exactly(tmp_path: Path, normalize: bool) -
         train(small(tmp_path / "parts", **changes), StopAfter(16 * 4 + 5))
     kept = checkpoints(tmp_path / "parts" / CHECKPOINTS)
     assert [path.name for path in kept] == [f"step-{n:012d}.safetensors" for n in (128, 256)]
-    assert isinstance(LearnedPolicy.load(tmp_path / "parts"), LearnedPolicy)
+    assert isinstance(load_policy(tmp_path / "parts"), LearnedPolicy)
     train(small(tmp_path / "parts", **changes, resume=True))
     assert_same(learner_state(tmp_path / "whole"), learner_state(tmp_path / "parts"))
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import CallbackList
 
 from agents.learning.learned.bundle import Bundle
-from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.learned.load import policy_of
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
 from agents.studies.ablations import METRICS
@@ -107,7 +107,7 @@ def test_a_played_trace_has_the_figures_of_a_simulated_one() -> None:
         env=config.env,
     )
     requests = Workload(rate=1.8, num_requests=256).generate(0)
-    report = summarize(simulate(LearnedPolicy.of(bundle, "constant"), requests, profile)).to_dict()
+    report = summarize(simulate(policy_of(bundle, "constant"), requests, profile)).to_dict()
     played = play(SB3VecEnv(LLMSchedVectorEnv(2, config.env)), choose, [requests, requests])
     for metric in METRICS:
         assert [p[metric] for p in played] == pytest.approx([report[metric]] * 2, rel=1e-12)
