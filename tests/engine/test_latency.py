@@ -1,13 +1,17 @@
 """Latency models: what each term counts, and profiles by name, at another speed, or not at all."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.device.fitting import Batch
-from engine.device.latency import NUMBERS, TIMES, LatencyModel, iteration_seconds, load_profile
+from engine.device.latency import NUMBERS, TIMES, LatencyModel, Weights, iteration_seconds, load_profile, weights
 from engine.errors import InputError
+from engine.server.features import Features
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "rtx6000ada-mistral-7b"
 FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-12}
 
@@ -51,3 +55,25 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
     for name in ("nosuch", "nosuch:speed=2"):
         with pytest.raises(InputError, match=f"expected one of .*{NAME}.*, got 'nosuch'"):
             load_profile(name)
+
+
+@pytest.mark.parametrize("term", Weights._fields)
+def test_a_term_is_declared_once_and_everything_follows(term: str) -> None:
+    """A term is a field and a weight: its range, its speed, its place in the sum and in the fit come from these."""
+    batch = Batch(((300, 40),), (9, 1000)).features()
+    weight = getattr(weights(batch[0], 0.0), term)
+    model = LatencyModel(**{**FREE, term: 2.0})
+    assert weight > 0.0
+    assert iteration_seconds(model.compiled(), batch) == pytest.approx(2.0 * weight)
+    assert getattr(model.scaled(0.5), term) == 1.0
+    with pytest.raises(InputError, match=rf"profile 'custom': {term}: expected a number >= 0, got -1"):
+        LatencyModel(**{**FREE, term: -1.0})
+
+
+@pytest.mark.parametrize("name", [*Weights._fields, *Features._fields[3:]])
+def test_a_term_is_named_in_few_files(name: str) -> None:
+    """A new one touches engine/server/features.py, engine/device/latency.py and two tests, not a dozen files."""
+    sources = (path for package in ("engine", "agents", "llmsched_env") for path in (ROOT / package).rglob("*.py"))
+    found = [path.name for path in sources if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+    assert len(found) <= 3, found
+    assert {"latency.py", "features.py"} & set(found)
