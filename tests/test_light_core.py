@@ -13,6 +13,7 @@ from engine.errors import InputError
 from engine.extras import EXTRAS, missing, need
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = ("engine", "baselines", "llmsched_env", "agents")
 ABSENT = sorted({name for names in EXTRAS.values() for name in names} | {"pandas", "tqdm"})
 BLOCK = f"""
 import sys
@@ -119,3 +120,11 @@ def test_extras_are_those_of_the_project() -> None:
         for extra, requirements in project["optional-dependencies"].items()
     }
     assert {extra: declared[extra] for extra in EXTRAS} == {extra: set(names) for extra, names in EXTRAS.items()}
+
+
+def test_every_package_is_shipped() -> None:
+    """A folder that pyproject.toml forgets is there in a checkout, and missing in an installation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = (file.parent for name in OURS for file in (ROOT / name).rglob("__init__.py"))
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert found == set(project["tool"]["setuptools"]["packages"])
