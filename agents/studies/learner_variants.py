@@ -248,6 +248,24 @@ def compare_played(
     return found
 
 
+def train_and_compare(
+    options: argparse.Namespace, runs: dict[str, list[str]], finals: dict[str, list[str]]
+) -> Relatives:
+    """Train every variant with every seed; the differences of what came out to the reference."""
+    configs = [settings(seed, options.short) for seed in range(options.seeds)]
+    models = {
+        name: [train(name, c, options.beta, Path(f)) for c, f in zip(configs, folders, strict=True)]
+        for name, folders in runs.items()
+    }
+    evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
+    result = evaluate(evaluation, with_windows=False)
+    found = relatives(result)
+    played = models.get("attention", [])
+    for model, config, policy in zip(played, configs, finals.get("attention", []), strict=False):
+        found |= compare_played(model, config, policy, evaluation, result)
+    return found
+
+
 def main() -> None:
     """Train, compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -262,18 +280,7 @@ def main() -> None:
     runs = {name: [str(options.out / f"{name}-{seed}") for seed in range(options.seeds)] for name in options.only}
     finals = {name: [f"{f}/final" for f in folders] for name, folders in runs.items()}
     with torch_settings(1):
-        configs = [settings(seed, options.short) for seed in range(options.seeds)]
-        models = {
-            name: [train(name, c, options.beta, Path(f)) for c, f in zip(configs, folders, strict=True)]
-            for name, folders in runs.items()
-        }
-        evaluation = against_base(finals.get("kl", []), options.traces, options.requests)
-        result = evaluate(evaluation, with_windows=False)
-        found = relatives(result)
-        for model, config, policy in zip(
-            models.get("attention", []), configs, finals.get("attention", []), strict=False
-        ):
-            found |= compare_played(model, config, policy, evaluation, result)
+        found = train_and_compare(options, runs, finals)
     VARIANTS.update({name: (LABELS[name].format(beta=options.beta), [], {}) for name in runs})
     write_atomically(options.out / "learner_variants.json", json_text(figures(found, finals)))
     print(table(found, finals))

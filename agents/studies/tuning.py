@@ -52,6 +52,11 @@ class Trial:
     rate: float
     seed: int
 
+    @property
+    def key(self) -> "Key":
+        """What tells it apart on its ground."""
+        return fingerprint(self.spec), self.rate, self.seed
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -161,13 +166,16 @@ class _Tried:
             on_run: called after each run with (runs done, all runs of these settings).
         """
         new = [spec for spec in specs if spec not in self.settings]
-        trials = [trial for spec in new for trial in self.ground.trials(spec)]
-        keys = [(fingerprint(trial.spec), trial.rate, trial.seed) for trial in trials]
-        self._run({key: trial for key, trial in zip(keys, trials, strict=True) if key not in self._costs}, on_run)
-        costs = np.array([self._costs[key] for key in keys]).reshape(-1, len(self.ground.rates), self.ground.seeds)
-        found = [Setting(spec, tuple(row.tolist())) for spec, row in zip(new, costs.mean(2), strict=True)]
+        trials = {trial.key: trial for spec in new for trial in self.ground.trials(spec)}
+        self._run({key: trial for key, trial in trials.items() if key not in self._costs}, on_run)
+        found = [self._setting(spec) for spec in new]
         self.settings |= {setting.spec: setting for setting in found}
         return found
+
+    def _setting(self, spec: str) -> Setting:
+        """A setting whose trials are measured: the means over the seeds."""
+        costs = np.array([self._costs[trial.key] for trial in self.ground.trials(spec)])
+        return Setting(spec, tuple(costs.reshape(len(self.ground.rates), self.ground.seeds).mean(1).tolist()))
 
     def _run(self, trials: Mapping[Key, Trial], on_run: Callable[[int, int], object]) -> None:
         """Measure what trials cost, and keep that."""

@@ -25,10 +25,15 @@ def as_json(value: object) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+        return {own.name: _field_as_json(own, getattr(value, own.name)) for own in fields(value)}
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _field_as_json(own: "Field[Any]", value: object) -> Any:
+    is_none = own.metadata.get(READ) is _number_or_nan and isinstance(value, float) and not math.isfinite(value)
+    return None if is_none else as_json(value)
 
 
 def picked(cls: type[Record], data: object, where: str) -> Record:
