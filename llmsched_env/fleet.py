@@ -136,7 +136,8 @@ class Fleet:
         self._has_episode = np.zeros(rows, np.bool_)
         sums = {"return": self.returns, "term_sums": self.term_sums}
         self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec)
-        self._arrays = bundle_arrays()(self.servers, self.memories, self.latency, self.rules, self.outcome)
+        arrays = (self.servers, self.memories, self.latency, self.rules, self.outcome)
+        self._arrays = bundle_arrays(len(self.kernels))(self.kernels, *arrays)
         self._step = self._stepper(threads > 1)
 
     def _prepare_own(self) -> None:
@@ -293,11 +294,11 @@ class Fleet:
         return bool(self._has_episode[e])
 
     def _stepper(self, parallel: bool) -> Callable[[Any, int, int, bool], int]:
-        arrays, kernels, live = self._arrays, self.kernels, self.live
+        arrays, live = self._arrays, self.live
         if live:
             return lambda action, first, last, opens: live.step(self, action, opens)
-        step = compiled_step(len(kernels), parallel)
-        return lambda action, first, last, opens: step(kernels, action, arrays, first, last, opens)
+        step = compiled_step(len(self.kernels), parallel)
+        return lambda action, first, last, opens: step(action, arrays, first, last, opens)
 
     def step(self, given: Any) -> None:
         """Advance every row by one decision; results are in `outcome`.

@@ -254,21 +254,16 @@ _FIELDS = {
     "rules": typeof(Rules(*[np.zeros(1)] * 3, *[np.zeros(1, np.int64)] * 3)),
     "outcome": typeof(new_outcome(1)),
 }
-_FLEET: Any = _FleetType([*_FIELDS.items()])  # type: ignore[no-untyped-call]
 _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
 PARTS = 64
 """Parts of the rows that threads share out among themselves."""
 _ACTION = typeof(np.zeros((1, 1), np.int64))
 
 
-def _bundle(servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> Any:
-    fleet: Any = structref.new(_FLEET)  # type: ignore[call-arg]
-    fleet.servers = servers
-    fleet.memories = memories
-    fleet.latency = latency
-    fleet.rules = rules
-    fleet.outcome = outcome
-    return fleet
+@functools.cache
+def _fleet_type(kernels: int) -> Any:
+    """The type of a fleet with so many kernels."""
+    return _FleetType([("kernels", types.UniTuple(_KERNEL, kernels)), *_FIELDS.items()])  # type: ignore[no-untyped-call]
 
 
 @inner
@@ -285,45 +280,62 @@ def _first_outside(action: np.ndarray, sizes: np.ndarray, first: int, last: int)
 
 
 @kept
-def _step_rows(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
-    rows = Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
+def _step_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
+    kernels, rows = fleet.kernels, Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
     for e in range(first, last):
         step_row(kernels, action, rows, e, opens)
 
 
-def _step(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+def _step(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last)
     if bad < 0:
-        _step_rows(kernels, action, fleet, first, last, opens)
+        _step_rows(action, fleet, first, last, opens)
     return bad
 
 
 # Numba's parallel loops cannot take tuples of tuples from outside: each part of the rows unpacks the fleet itself.
-def _step_in_parallel(kernels: Any, action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
+def _step_in_parallel(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad, rows = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last), last - first
     if bad < 0:
         for k in prange(PARTS):
-            _step_rows(kernels, action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
+            _step_rows(action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
     return bad
 
 
 @functools.cache
-def bundle_arrays() -> Any:
-    """The compiled constructor: ``f(servers, memories, latency, rules, outcome) -> FleetArrays``, all shared."""
-    return kept(_bundle, _FLEET(*_FIELDS.values()))
+def bundle_arrays(kernels: int) -> Any:
+    """The compiled constructor: ``f(kernels, servers, memories, latency, rules, outcome) -> FleetArrays``, all shared.
+
+    Kernels are bundled, too: to take one from Python costs more than a step of one row. The caller keeps them alive.
+
+    Args:
+        kernels: how many there are: the action's codec and its arms.
+    """
+    fleet_type = _fleet_type(kernels)
+
+    def bundle(kernels: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> Any:
+        fleet: Any = structref.new(fleet_type)  # type: ignore[call-arg]
+        fleet.kernels = kernels
+        fleet.servers = servers
+        fleet.memories = memories
+        fleet.latency = latency
+        fleet.rules = rules
+        fleet.outcome = outcome
+        return fleet
+
+    return kept(bundle, fleet_type(fleet_type.field_dict["kernels"], *_FIELDS.values()))
 
 
 @functools.cache
 def compiled_step(kernels: int, parallel: bool) -> Any:
-    """``f(kernels, action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, d].
+    """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, d].
 
     Returns the first row whose action is outside the space, having done nothing, or -1. With `opens` the action is not
     read: the freshly loaded rows go to their first decision.
 
     Args:
-        kernels: how many there are: the action's codec and its arms.
+        kernels: how many the fleet has.
         parallel: spreads the rows over numba's threads, with the same results.
     """
-    tuples = types.UniTuple(_KERNEL, kernels)
-    signature = types.int64(tuples, _ACTION, _FLEET, types.int64, types.int64, types.boolean)
+    signature = types.int64(_ACTION, _fleet_type(kernels), types.int64, types.int64, types.boolean)
     return kept(_step_in_parallel, signature, parallel=True) if parallel else kept(_step, signature)
