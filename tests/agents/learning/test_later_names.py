@@ -26,7 +26,7 @@ PLACES = {
         ('{"ageing": 0.0, "close": 0.0}', None),
     ),
     "llmsched_env/reward.py": (
-        ("    goodput: float = 0.0", '    batches: float = 0.0\n    """Weight of -(iterations)."""\n'),
+        ("    goodput: NotNegative = 0.0", '    batches: NotNegative = 0.0\n    """Weight of -(iterations)."""\n'),
         ("    terms.goodput += ", "    terms.batches -= sign * row.iterations\n"),
     ),
 }
