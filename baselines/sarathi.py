@@ -7,18 +7,9 @@ from baselines.grids import TOKEN_BUDGETS
 from baselines.parameters import Order, Tokens
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.server.moves import admit_chunks, continue_prefills, decode_oldest_first
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, Queue
 from engine.server.state import Memory, Plan, View
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    p, queue = _params(memory.params), Queue(_row(memory.row), _requests(memory.request))
-    budget = min(int(p.token_budget), view.row[0].max_batched_tokens)
-    last = decode_oldest_first(view, plan)
-    continue_prefills(view, plan, last, budget)
-    admit_chunks(view, plan, queue, int(p.order), budget, True)
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,6 @@ class Sarathi(Policy):
     evidence: ClassVar[str] = "public code, replayed step by step"
     request_memory: ClassVar[int] = cells_of(QUEUED)
     row_memory: ClassVar[int] = cells_of(QUEUE)
-    kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {"token_budget": TOKEN_BUDGETS, "order": ("fcfs", "spf")}
 
     def encode(self, name: str, value: Any) -> float:
@@ -51,3 +41,12 @@ class Sarathi(Policy):
 
 
 _params, _row, _requests = record(params_of(Sarathi)), record(QUEUE), records(QUEUED)
+
+
+@kernel_of(Sarathi)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, queue = _params(memory.params), Queue(_row(memory.row), _requests(memory.request))
+    budget = min(int(p.token_budget), view.row[0].max_batched_tokens)
+    last = decode_oldest_first(view, plan)
+    continue_prefills(view, plan, last, budget)
+    admit_chunks(view, plan, queue, int(p.order), budget, True)

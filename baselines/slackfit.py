@@ -14,19 +14,11 @@ from baselines.parameters import BatchSeconds, NumberFrom0, ShareFrom0, TokensPe
 from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
 
 PARAMS = np.dtype([("rule", RULE), ("profile", PROFILE)], align=True)
-_params, _seen, _requests = record(PARAMS), record(FILLING), records(QUEUED)
-
-
-@HotKernel
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    p, seen = _params(memory.params), _seen(memory.row)
-    queue = Queue(seen.queue, _requests(memory.request))
-    fill_by_rule(view, plan, Filling(queue, seen.clock, p.profile), p.rule)
 
 
 @cache
@@ -69,7 +61,6 @@ class Slackfit(Policy):
     evidence: ClassVar[str] = "ours"
     request_memory: ClassVar[int] = cells_of(QUEUED)
     row_memory: ClassVar[int] = cells_of(FILLING)
-    kernel: ClassVar[Kernel | None] = _plan
     space: ClassVar[Space] = {
         "strict_limit": (0.04, 0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
         "relaxed_limit": (0.06, 0.08, 0.1, 0.12, 0.15),
@@ -127,3 +118,13 @@ class Clairvoyant(Slackfit):
     @property
     def _foresight(self) -> float:
         return self.foresight
+
+
+_params, _seen, _requests = record(PARAMS), record(FILLING), records(QUEUED)
+
+
+@kernel_of(Slackfit)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, seen = _params(memory.params), _seen(memory.row)
+    queue = Queue(seen.queue, _requests(memory.request))
+    fill_by_rule(view, plan, Filling(queue, seen.clock, p.profile), p.rule)

@@ -17,7 +17,7 @@ from engine.server.moves import (
     is_decode,
     take_kv,
 )
-from engine.server.policy import HotKernel, Kernel, Policy, Space
+from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import FCFS, QUEUE, QUEUED, SPF, STRICT_SPF, Queue
 from engine.server.sorting import SORTED, insert_sorted
 from engine.server.state import Memory, Plan, View
@@ -34,6 +34,54 @@ SEEN = np.dtype(
 
 DECODE = np.dtype([("queue", QUEUED), ("lst", SORTED)], align=True)
 """What it remembers of a request: its key is the last schedulable time of its next decode, s."""
+
+
+@dataclass(frozen=True)
+class SLAI(Policy):
+    """Decodes wait until their last schedulable time (LST) unless budget is left; prompts use the time between.
+
+    LST = end of the last batch + TBT deadline - offset x mean batch duration. A batch takes critical decodes (past
+    their LST), started prompts, new prompts, then the other decodes. Code: agrimUT/SLAI
+    sarathi/core/scheduler/slai_scheduler.py, commit 5098a7a. A decode that finds no free block evicts the started
+    prompt queued last, else itself; it never evicts another decode.
+    """
+
+    token_budget: Tokens = 512
+    """Tokens per iteration."""
+    order: Literal["fcfs", "spf", "strict_spf"] = "strict_spf"
+    """Order of the waiting queue: fcfs, spf, or strict_spf (paying users first: the paper's user priority)."""
+    offset: NumberFrom0 = 5.0
+    """Mean batch durations that the LST lies before the deadline."""
+    pressure_offset: NumberFrom0 = 10.0
+    """The same while KV use is at or above memory_limit (the paper's dynamic offset)."""
+    memory_limit: ShareFrom0 = 0.96
+    """Share of the KV blocks in use from which pressure_offset holds."""
+    fixed_offset: bool = False
+    """Always use offset."""
+    max_decodes: Requests = 128
+    """Decodes per iteration."""
+
+    name: ClassVar[str] = "slai"
+    paper: ClassVar[str] = "SLAI, SIGMETRICS 2026, arXiv 2508.01002"
+    knows: ClassVar[str] = "prompt length, tier, batch times"
+    eviction: ClassVar[str] = "started prefill, else the decode itself, recompute"
+    evidence: ClassVar[str] = "public code, replayed step by step"
+    request_memory: ClassVar[int] = cells_of(DECODE)
+    row_memory: ClassVar[int] = cells_of(SEEN)
+    space: ClassVar[Space] = {
+        "token_budget": TOKEN_BUDGETS,
+        "order": ("fcfs", "spf", "strict_spf"),
+        "offset": (1.0, 2.0, 3.0, 5.0, 7.0),
+        "pressure_offset": (2.0, 5.0, 10.0, 20.0),
+        "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
+    }
+
+    def encode(self, name: str, value: Any) -> float:
+        """The order as the number that the kernel compares."""
+        return float({"fcfs": FCFS, "spf": SPF, "strict_spf": STRICT_SPF}[value] if name == "order" else value)
+
+
+_params, _seen, _decodes = record(params_of(SLAI)), record(SEEN), records(DECODE)
 
 
 @inner
@@ -128,7 +176,7 @@ def _take_all(view: View, plan: Plan, lst: np.ndarray, critical: bool) -> None:
             decode(view, plan, i)
 
 
-@HotKernel
+@kernel_of(SLAI)
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p, draft = view.row[0], _params(memory.params), plan.draft[0]
     requests = _decodes(memory.request)
@@ -148,52 +196,3 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
         _take_all(view, plan, lst, False)
     elif room > 0:
         _take_rest(view, plan, lst, room)
-
-
-@dataclass(frozen=True)
-class SLAI(Policy):
-    """Decodes wait until their last schedulable time (LST) unless budget is left; prompts use the time between.
-
-    LST = end of the last batch + TBT deadline - offset x mean batch duration. A batch takes critical decodes (past
-    their LST), started prompts, new prompts, then the other decodes. Code: agrimUT/SLAI
-    sarathi/core/scheduler/slai_scheduler.py, commit 5098a7a. A decode that finds no free block evicts the started
-    prompt queued last, else itself; it never evicts another decode.
-    """
-
-    token_budget: Tokens = 512
-    """Tokens per iteration."""
-    order: Literal["fcfs", "spf", "strict_spf"] = "strict_spf"
-    """Order of the waiting queue: fcfs, spf, or strict_spf (paying users first: the paper's user priority)."""
-    offset: NumberFrom0 = 5.0
-    """Mean batch durations that the LST lies before the deadline."""
-    pressure_offset: NumberFrom0 = 10.0
-    """The same while KV use is at or above memory_limit (the paper's dynamic offset)."""
-    memory_limit: ShareFrom0 = 0.96
-    """Share of the KV blocks in use from which pressure_offset holds."""
-    fixed_offset: bool = False
-    """Always use offset."""
-    max_decodes: Requests = 128
-    """Decodes per iteration."""
-
-    name: ClassVar[str] = "slai"
-    paper: ClassVar[str] = "SLAI, SIGMETRICS 2026, arXiv 2508.01002"
-    knows: ClassVar[str] = "prompt length, tier, batch times"
-    eviction: ClassVar[str] = "started prefill, else the decode itself, recompute"
-    evidence: ClassVar[str] = "public code, replayed step by step"
-    request_memory: ClassVar[int] = cells_of(DECODE)
-    row_memory: ClassVar[int] = cells_of(SEEN)
-    kernel: ClassVar[Kernel | None] = _plan
-    space: ClassVar[Space] = {
-        "token_budget": TOKEN_BUDGETS,
-        "order": ("fcfs", "spf", "strict_spf"),
-        "offset": (1.0, 2.0, 3.0, 5.0, 7.0),
-        "pressure_offset": (2.0, 5.0, 10.0, 20.0),
-        "memory_limit": (0.6, 0.7, 0.8, 0.9, 0.96),
-    }
-
-    def encode(self, name: str, value: Any) -> float:
-        """The order as the number that the kernel compares."""
-        return float({"fcfs": FCFS, "spf": SPF, "strict_spf": STRICT_SPF}[value] if name == "order" else value)
-
-
-_params, _seen, _decodes = record(params_of(SLAI)), record(SEEN), records(DECODE)
