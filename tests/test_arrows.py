@@ -51,7 +51,7 @@ IN_FUNCTIONS = {"engine": {"scipy", "tokenizers", "yaml"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
-GPU_FILES = {"engine/device/real/executor.py", "engine/device/real/attention.py", "engine/device/real/models.py"}
+GPU_FILES = {f"engine/device/real/{name}.py" for name in ("attention", "executor", "forward", "models")}
 """Inside engine only these files may know those packages; others import these files inside functions."""
 
 EXTRA_FILES = {

@@ -107,9 +107,7 @@ def test_names_of_agents_say_which_extra_they_need(tmp_path: Path) -> None:
 def test_what_is_installed_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [missing(extra) for extra in EXTRAS] == [None] * len(EXTRAS)
     monkeypatch.setitem(EXTRAS, "moon", ("numpy", "nothing"))
-    with pytest.raises(
-        InputError, match=r"^x: expected the packages of llmsched\[moon\], found no nothing: pip"
-    ):
+    with pytest.raises(InputError, match=r"^x: expected the packages of llmsched\[moon\], found no nothing: pip"):
         need("moon", "x")
 
 

@@ -18,8 +18,9 @@ from engine.config import EngineConfig
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
-from engine.device.real.executor import TransformersExecutor, compile_layers, make_executor
+from engine.device.real.executor import TransformersExecutor, make_executor
 from engine.device.real.extents import Extents
+from engine.device.real.forward import compile_layers
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 from engine.server.state import Server

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.device.real import attention as gpu_attention
-from engine.device.real.attention import attend, reference
+from engine.device.real.attention import Layout, attend, reference
 
 HEADS, KV_HEADS, DIM, BUFFER = 4, 2, 8, 2000
 CASES = {
@@ -104,7 +104,9 @@ def test_two_flash_launches_are_told_what_belongs_to_whom(name: str, monkeypatch
         return flash_on_a_cpu(*arguments, **options)
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
-    found = gpu_attention._flash(*case.layout(), case.decodes, max(case.new), max(case.lengths), DIM**-0.5)
+    q, k_cache, v_cache, cu_q, start, used = case.layout()
+    layout = Layout(case.write, cu_q, start, used, case.decodes, max(case.new), max(case.lengths))
+    found = gpu_attention._flash(q, k_cache, v_cache, layout, DIM**-0.5)
     torch.testing.assert_close(found, reference(*case.layout(), DIM**-0.5))
     decodes, chunks = case.decodes > 0, case.decodes < len(case.new)
     assert launches == [(1, False)] * decodes + [(max(case.new), True)] * chunks

@@ -47,18 +47,18 @@ def attend(
     """Store the new KV, then attend each item to its own KV, causally.
 
     Args:
-        q: [tokens, heads, dim]; k, v: [tokens, KV heads, dim]; k_cache, v_cache: [buffer tokens, KV heads, dim].
-        k: see q.
-        v: see q.
-        k_cache: see q.
-        v_cache: see q.
-        write: as in `Layout`, and so the others.
-        cu_q: see write.
-        start: see write.
-        used: see write.
-        decodes: see write.
-        max_q: see write.
-        max_k: see write.
+        q: [tokens, heads, dim], the new queries.
+        k: [tokens, KV heads, dim], the new keys.
+        v: [tokens, KV heads, dim], the new values.
+        k_cache: [buffer tokens, KV heads, dim], keys of all requests.
+        v_cache: [buffer tokens, KV heads, dim], values of all requests.
+        write: the fields of `Layout` from here to max_k, since operators of torch take no tuples: where new KV goes.
+        cu_q: first token of each item.
+        start: first token of each item's extent.
+        used: KV tokens of each item.
+        decodes: items that are decodes.
+        max_q: longest chunk.
+        max_k: most KV tokens of an item.
         scale: factor on the scores.
 
     Returns:
@@ -67,7 +67,7 @@ def attend(
     k_cache.index_copy_(0, write, k)
     v_cache.index_copy_(0, write, v)
     if q.is_cuda:
-        return _flash(q, k_cache, v_cache, cu_q, start, used, decodes, max_q, max_k, scale)
+        return _flash(q, k_cache, v_cache, Layout(write, cu_q, start, used, decodes, max_q, max_k), scale)
     return reference(q, k_cache, v_cache, cu_q, start, used, scale)
 
 
@@ -111,55 +111,18 @@ def reference(
     return out
 
 
-def _flash(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    cu_q: torch.Tensor,
-    start: torch.Tensor,
-    used: torch.Tensor,
-    decodes: int,
-    max_q: int,
-    max_k: int,
-    scale: float,
-) -> torch.Tensor:
+def _flash(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
     """Two launches of PyTorch's flash attention; `seqused_k` makes ``start`` the start of an extent, not a boundary."""
-    flash = torch.ops.aten._flash_attention_forward
+    flash, decodes = torch.ops.aten._flash_attention_forward, layout.decodes
     parts = []
     if decodes > 0:
-        parts.append(
-            flash(
-                q[:decodes],
-                k_cache,
-                v_cache,
-                cu_q[: decodes + 1],
-                start[: decodes + 1],
-                1,
-                max_k,
-                0.0,
-                False,
-                False,
-                scale=scale,
-                seqused_k=used[:decodes],
-            )[0]
-        )
+        ends = (layout.cu_q[: decodes + 1], layout.start[: decodes + 1], 1, layout.max_k)
+        options = {"scale": scale, "seqused_k": layout.used[:decodes]}
+        parts.append(flash(q[:decodes], k_cache, v_cache, *ends, 0.0, False, False, **options)[0])
     if q.shape[0] > decodes:
-        parts.append(
-            flash(
-                q[decodes:],
-                k_cache,
-                v_cache,
-                cu_q[decodes:] - decodes,
-                start[decodes:],
-                max_q,
-                max_k,
-                0.0,
-                True,
-                False,
-                scale=scale,
-                seqused_k=used[decodes:],
-            )[0]
-        )
+        ends = (layout.cu_q[decodes:] - decodes, layout.start[decodes:], layout.max_q, layout.max_k)
+        options = {"scale": scale, "seqused_k": layout.used[decodes:]}
+        parts.append(flash(q[decodes:], k_cache, v_cache, *ends, 0.0, True, False, **options)[0])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -8,7 +8,7 @@ module only to run it.
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,23 +19,17 @@ from transformers import __version__ as transformers_version
 
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
-from engine.device.real.attention import Layout
 from engine.device.real.extents import Extents
+from engine.device.real.forward import GRAPH_SIZES, DecodeGraph, Item, compile_layers, logits_of, pack, unpack
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
 from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
 from engine.spec import Spec
 
-GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
-"""Decode-only batches are padded to these sizes, each a CUDA graph."""
-
 _FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and threads="
 
 ROOM = 1.5
 """KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
-
-Item = tuple[int, int, int]
-"""One request's part of a batch: start of its extent, KV tokens before, new tokens."""
 
 
 class TransformersExecutor:
@@ -76,7 +70,7 @@ class TransformersExecutor:
                     zeros = torch.zeros(shape, dtype=model.dtype, device=self.device)
                     layer.self_attn.register_buffer(cache, zeros, persistent=False)
                 self._caches += [layer.self_attn.k_cache, layer.self_attn.v_cache]
-        self._graphs: dict[int, _DecodeGraph] = {}
+        self._graphs: dict[int, DecodeGraph] = {}
         if self.device.type == "cuda":
             compile_layers(model)
         self._requests: Requests | None = None
@@ -248,78 +242,14 @@ class TransformersExecutor:
         if self.device.type == "cuda" and decodes == len(items) <= GRAPH_SIZES[-1]:
             size = next(size for size in GRAPH_SIZES if size >= decodes)
             if size not in self._graphs:
-                self._graphs[size] = _DecodeGraph(self.model, size, self.extents.size)
+                self._graphs[size] = DecodeGraph(self.model, size, self.extents.size)
             self.logits = self._graphs[size].run(ids, items)
         else:
-            packed, sizes = _pack(ids, items)
-            batch = _unpack(torch.from_numpy(packed).to(self.device), len(ids), len(items), decodes, *sizes)
+            packed, sizes = pack(ids, items)
+            batch = unpack(torch.from_numpy(packed).to(self.device), len(ids), len(items), decodes, *sizes)
             last = np.cumsum([n for _, _, n in items])[emits] - 1
-            self.logits = _logits(self.model, *batch, torch.from_numpy(last).to(self.device))
+            self.logits = logits_of(self.model, *batch, torch.from_numpy(last).to(self.device))
         return self.logits.argmax(-1).cpu().numpy()
-
-
-def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Compile each layer for any batch; the layers share the compiled code."""
-    for layer in model.model.layers:
-        layer.compile(dynamic=True, fullgraph=True, backend=backend)
-
-
-def _logits(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:
-    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=keep, layout=layout)
-    return out.logits[0]
-
-
-def _pack(ids: np.ndarray, items: Sequence[Item]) -> tuple[np.ndarray, tuple[int, int]]:
-    """All index arrays of a batch in one, so that one copy takes them to the device; (int32[...], (max_q, max_k))."""
-    start, done, n = np.array(items, np.int32).T
-    first = np.concatenate([[0], np.cumsum(n)])
-    positions = np.arange(first[-1]) - np.repeat(first[:-1], n) + np.repeat(done, n)
-    parts = (ids, positions, positions + np.repeat(start, n), first, start, [0], done + n)
-    return np.concatenate(parts).astype(np.int32), (int(n.max()), int((done + n).max()))
-
-
-def _unpack(
-    packed: torch.Tensor, tokens: int, items: int, decodes: int, max_q: int, max_k: int
-) -> tuple[torch.Tensor, torch.Tensor, Layout]:
-    """Token ids, positions and layout from what `_pack` made."""
-    sizes = [tokens, tokens, tokens, items + 1, items + 1, items]
-    ids, positions, write, cu_q, start, used = torch.split(packed, sizes)
-    return ids, positions, Layout(write.long(), cu_q, start, used, decodes, max_q, max_k)
-
-
-class _DecodeGraph:
-    """A CUDA graph of one decode-only batch size; smaller batches are padded with rows that touch only scratch KV."""
-
-    def __init__(self, model: Any, size: int, scratch: int) -> None:
-        self.size, self.scratch = size, scratch
-        limit = min(scratch, int(model.config.max_position_embeddings))
-        packed, _ = _pack(np.zeros(size, np.int64), [(scratch, 0, 1)] * size)
-        self._host = torch.from_numpy(packed).pin_memory()
-        self._device = self._host.cuda()
-        keep = torch.arange(size, device="cuda")
-
-        def once() -> torch.Tensor:
-            return _logits(model, *_unpack(self._device, size, size, size, 1, limit), keep)
-
-        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                once()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = once()
-
-    def run(self, ids: np.ndarray, items: Sequence[Item]) -> torch.Tensor:
-        """Logits of the batch, [items, vocabulary]."""
-        spare = self.size - len(items)
-        padded = [*items, *[(self.scratch, 0, 1)] * spare]
-        packed, _ = _pack(np.concatenate([ids, np.zeros(spare, np.int64)]), padded)
-        self._host.numpy()[...] = packed
-        self._device.copy_(self._host, non_blocking=True)
-        self._graph.replay()
-        return self._logits[: len(items)]
 
 
 def _check_cuda(dtype: str) -> None:
@@ -358,6 +288,22 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     if model_spec.name != "transformers":
         raise InputError(f"executor: expected {_FORMS}; got {spec!r}")
     source, options = model_spec.rest, place.settings("executor", ("dtype", "device", "threads"), _FORMS)
+    device, dtype = _place(source, options)
+    if device == "cpu":
+        _set_threads(options.get("threads", "1" if source == "tiny" else ""))
+    if source in ("", "tiny"):
+        model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed)
+    else:
+        model = from_folder(Path(source), DTYPES[dtype], device)
+    return TransformersExecutor(model, capacity_tokens, spec, seed)
+
+
+def _place(source: str, options: Mapping[str, str]) -> tuple[str, str]:
+    """Device and dtype of a spec, with the defaults of its model.
+
+    Raises:
+        InputError: no such device or dtype, or they do not fit together.
+    """
     device = options.get("device", "cpu" if source == "tiny" else "cuda")
     if device not in ("cuda", "cpu"):
         raise InputError(f"executor: device: expected cuda or cpu, got {device!r}")
@@ -366,12 +312,17 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
         raise InputError(f"executor: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     if device == "cuda":
         _check_cuda(dtype)
-    if device == "cpu" and (threads := options.get("threads", "1" if source == "tiny" else "")):
-        if not threads.isdecimal() or int(threads) < 1:
-            raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
-        torch.set_num_threads(int(threads))
-    if source in ("", "tiny"):
-        model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed)
-    else:
-        model = from_folder(Path(source), DTYPES[dtype], device)
-    return TransformersExecutor(model, capacity_tokens, spec, seed)
+    return device, dtype
+
+
+def _set_threads(threads: str) -> None:
+    """Give torch so many threads, as many as it likes for an empty text.
+
+    Raises:
+        InputError: not a number of threads.
+    """
+    if not threads:
+        return
+    if not threads.isdecimal() or int(threads) < 1:
+        raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
+    torch.set_num_threads(int(threads))
