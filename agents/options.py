@@ -171,19 +171,23 @@ class SourceOptions:
         Raises:
             InputError: the options exclude each other, or the rates cannot be read.
         """
-        source, asked = self.source(), rate is not None or rates is not None
+        source = self.source()
         if rate is not None and rates is not None:
             raise InputError("rate, rates: expected one of them, got both")
-        if asked and self.rate_scale != 1.0:
+        if rate is None and rates is None:
+            return (source.usual_rate,)
+        self._check_rate(source)
+        return (RATE.check(rate, "rate"),) if rates is None else parse_rates(rates)
+
+    def _check_rate(self, source: Source) -> None:
+        """Whether requests of this source may be given a rate."""
+        if self.rate_scale != 1.0:
             raise InputError("rate, rate_scale: expected one of them, got both")
-        if asked and "rate" in Spec.parse(source.workload).given:
+        if "rate" in Spec.parse(source.workload).given:
             raise InputError(f"rate: expected once, got it in the workload {self.workload!r} and as an option")
         workload = source.drawn_workload
-        if asked and workload is not None and workload.is_closed:
+        if workload is not None and workload.is_closed:
             raise InputError(f"rate: expected none for a closed loop, which has {source.closed_loop}; got one")
-        if rates is not None:
-            return parse_rates(rates)
-        return (source.usual_rate if rate is None else RATE.check(rate, "rate"),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,11 +92,11 @@ def expand(spec: str) -> str:
     if place.name and is_there(place.name):
         return _from_file(Path(place.name), name, place.rest, spec)
     row = tuned_settings().get(which or DEFAULT_WORKLOAD, {})
-    if name not in row:
-        known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
-        files = f" (there is no file {which})" if "/" in which or "." in which else ""
-        raise InputError(f"policy: expected one of the tuned settings {known} or NAME:tuned=FILE, got {spec!r}{files}")
-    return row[name]
+    if name in row:
+        return row[name]
+    known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
+    files = f" (there is no file {which})" if "/" in which or "." in which else ""
+    raise InputError(f"policy: expected one of the tuned settings {known} or NAME:tuned=FILE, got {spec!r}{files}")
 
 
 def read_tuned(path: Path) -> dict[str, dict[str, str]]:
@@ -112,9 +112,7 @@ def read_tuned(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _from_file(path: Path, name: str, workload: str, spec: str) -> str:
-    found = {where: row[name] for where, row in read_tuned(path).items() if name in row}
-    if workload:
-        found = {where: setting for where, setting in found.items() if where == workload}
+    found = {where: row[name] for where, row in read_tuned(path).items() if name in row and workload in ("", where)}
     if not found:
         asked = f"{name} for {workload}" if workload else name
         raise InputError(f"policy {spec!r}: expected a setting of {asked} in {path}, found none")

@@ -91,12 +91,16 @@ def check_class(cls: type[Policy], where: str, taken: tuple[str, ...]) -> None:
     if cls.kernel is not None and not isinstance(cls.kernel, Kernel):
         kind = type(cls.kernel).__name__
         raise InputError(f"{where}: kernel: expected @Kernel or @HotKernel around a function, got {kind}")
+    _check_memory(cls, where)
+    _check_prediction(cls.prediction, where)
+    _check_plan(cls, where)
+
+
+def _check_memory(cls: type[Policy], where: str) -> None:
     for name in ("request_memory", "row_memory"):
         cells = getattr(cls, name)
         if isinstance(cells, bool) or not isinstance(cells, int) or not 0 <= cells <= 1 << 20:
             raise InputError(f"{where}: {name}: expected a whole number of cells from 0 to 2**20, got {cells!r}")
-    _check_prediction(cls.prediction, where)
-    _check_plan(cls, where)
 
 
 def _check_prediction(spec: object, where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -135,36 +135,29 @@ def _placed(message: str, where: str) -> str:
     return message if message.startswith(where) else f"{where}: {message}"
 
 
-def convert(value: Any, kind: Any, where: str, bounds: Bounds | None = None) -> Any:
+def convert(value: Any, kind: Any, where: str) -> Any:
     """A value as the type that an annotation names, without guessing: text is no number, a truth value neither.
 
     Raises:
-        InputError: it is not of that type, or not in the bounds; `where` begins the line.
+        InputError: it is not of that type, or not in the range that the annotation says; `where` begins the line.
     """
-    origin, inside = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _in_range(value, inside[0], inside[1:], where, bounds)
+    origin = get_origin(kind)
+    if origin in _COMPOSED:
+        return _COMPOSED[origin](value, get_args(kind), where)
     if kind is Any or isinstance(kind, TypeVar):
         return value
     if kind is float or kind is int:
-        return (bounds or (number() if kind is float else whole(-(2**63), 2**63))).check(value, where)
-    if origin is Literal:
-        return _one_of(value, inside, where)
-    if origin in (Union, types.UnionType):
-        return _any_of(value, inside, where, bounds)
-    if origin in (tuple, list):
-        return _sequence(value, origin, inside, where, bounds)
-    if origin is dict or origin is Mapping:
-        return _mapping(value, inside, where)
+        return _NUMBERS[kind].check(value, where)
     return _plain_type(value, origin or kind, where)
 
 
-def _in_range(value: Any, kind: Any, checks: Sequence[Any], where: str, bounds: Bounds | None) -> Any:
-    """A value as the type, within what its annotation says besides."""
-    limits = next((check for check in checks if isinstance(check, Bounds)), bounds)
-    value = convert(value, kind, where, limits)
+def _annotated(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+    """A value as a type, within what its annotation says besides."""
+    kind, *checks = inside
+    if not any(isinstance(check, Bounds) for check in checks):
+        value = convert(value, kind, where)
     for check in checks:
-        if isinstance(check, Readable):
+        if isinstance(check, Bounds | Readable):
             value = check.check(value, where)
     return value
 
@@ -178,30 +171,41 @@ def _one_of(value: Any, known: tuple[Any, ...], where: str) -> Any:
     raise InputError(f"{where}: expected {expected}, got {kind_of(value)}")
 
 
-def _any_of(value: Any, kinds: tuple[Any, ...], where: str, bounds: Bounds | None) -> Any:
+def _any_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
-    for kind in kinds:
-        plain = get_origin(kind) or kind
-        if isinstance(plain, type) and isinstance(value, plain):
-            return convert(value, kind, where, bounds)
-    return convert(value, kinds[0], where, bounds)
+    return convert(value, next((kind for kind in kinds if _is_instance(value, kind)), kinds[0]), where)
 
 
-def _sequence(value: Any, origin: type, inside: tuple[Any, ...], where: str, bounds: Bounds | None) -> Any:
+def _is_instance(value: Any, kind: Any) -> bool:
+    """Whether a value is of the class behind an annotation."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else get_origin(kind) or kind
+    return isinstance(plain, type) and isinstance(value, plain)
+
+
+def _list(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+    items = _items(value, inside[:1] or (Any,), where)
+    return value if type(value) is list and _are_same(items, value) else items
+
+
+def _tuple(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+    each = inside[:1] if len(inside) == 2 and inside[1] is Ellipsis else None
+    if each is None and isinstance(value, list | tuple) and len(value) != len(inside):
+        raise InputError(f"{where}: expected a list of {len(inside)}, got one of {len(value)}")
+    items = _items(value, each or inside, where)
+    return value if type(value) is tuple and _are_same(items, value) else tuple(items)
+
+
+def _items(value: Any, kinds: tuple[Any, ...], where: str) -> list[Any]:
+    """The items of a list, each as its type; one type stands for all."""
     if not isinstance(value, list | tuple):
         raise InputError(f"{where}: expected a list, got {kind_of(value)}")
-    if origin is list or (len(inside) == 2 and inside[1] is Ellipsis):
-        kinds = (inside[0] if inside else Any,) * len(value)
-    else:
-        kinds = inside
-    if len(kinds) != len(value):
-        raise InputError(f"{where}: expected a list of {len(kinds)}, got one of {len(value)}")
-    items = [convert(v, kind, f"{where}[{k}]", bounds) for k, (v, kind) in enumerate(zip(value, kinds, strict=True))]
-    if type(value) is origin and all(new is old for new, old in zip(items, value, strict=True)):
-        return value
-    return origin(items)
+    return [convert(v, kinds[k if len(kinds) > 1 else 0], f"{where}[{k}]") for k, v in enumerate(value)]
+
+
+def _are_same(new: Sequence[Any], old: Sequence[Any]) -> bool:
+    return all(a is b for a, b in zip(new, old, strict=True))
 
 
 def _mapping(value: Any, inside: tuple[Any, ...], where: str) -> Any:
@@ -215,22 +219,43 @@ def _mapping(value: Any, inside: tuple[Any, ...], where: str) -> Any:
     return value if all(found[key] is value[key] for key in value) else found
 
 
+_NUMBERS: dict[Any, Bounds] = {float: number(), int: whole(-(2**63), 2**63)}
+"""Numbers without a range of their own."""
+_COMPOSED: dict[Any, Callable[[Any, tuple[Any, ...], str], Any]] = {
+    Annotated: _annotated,
+    Literal: _one_of,
+    Union: _any_of,
+    types.UnionType: _any_of,
+    list: _list,
+    tuple: _tuple,
+    dict: _mapping,
+    Mapping: _mapping,
+}
+"""What reads the types that are made of others."""
+
+
 def _plain_type(value: Any, kind: Any, where: str) -> Any:
     """Truth values, text, paths, records; other classes only as instances."""
+    if not isinstance(kind, type):
+        return value
     if kind is bool:
-        if not isinstance(value, bool | np.bool_):
-            raise InputError(f"{where}: expected true or false, got {kind_of(value)}")
-        return bool(value)
+        return _truth(value, where)
     if kind is str:
         return _text(value, where)
-    if isinstance(kind, type) and issubclass(kind, Path):
+    if issubclass(kind, Path):
         return value if isinstance(value, Path) else Path(_text(value, where))
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return from_mapping(kind, value, where)
-    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False) and not isinstance(value, kind):
+    if not getattr(kind, "_is_protocol", False) and not isinstance(value, kind):
         expected = "a mapping" if dataclasses.is_dataclass(kind) else kind.__name__
         raise InputError(f"{where}: expected {expected}, got {kind_of(value)}")
     return value
+
+
+def _truth(value: Any, where: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{where}: expected true or false, got {kind_of(value)}")
+    return bool(value)
 
 
 def _text(value: Any, where: str) -> str:

@@ -106,21 +106,22 @@ def read_settings(
         InputError: a part that is no setting, an unknown key, or a key given twice.
     """
     found: dict[str, str] = {}
-    last = ""
+    last, expected = "", expected and f"{expected},"
     for part in text.split(",") if text.strip() else ():
         key, equals, value = _split(part)
         if commas and last and not equals:
             found[last] = f"{found[last]},{key}"
-            continue
-        if not part.strip() and not commas:
-            continue
-        if not equals or (known is not None and key not in known):
-            told = f"{expected}," if expected else f"key=value with a key among {', '.join(known or ())};"
-            raise InputError(f"{where}: expected {told} got {part.strip()!r}")
-        if key in found:
-            raise InputError(f"{where}: expected each key once, got {key!r} twice")
-        found[key], last = value, key
+        elif commas or part.strip():
+            if not equals or (known is not None and key not in known):
+                raise InputError(f"{where}: expected {expected or _any_of(known)} got {part.strip()!r}")
+            if key in found:
+                raise InputError(f"{where}: expected each key once, got {key!r} twice")
+            found[key], last = value, key
     return found
+
+
+def _any_of(known: Collection[str] | None) -> str:
+    return f"key=value with a key among {', '.join(known or ())};"
 
 
 def parse_value(text: str, kind: Any, where: str) -> Any:
@@ -143,6 +144,10 @@ def parse_value(text: str, kind: Any, where: str) -> Any:
         return convert(next((choice for choice in get_args(kind) if str(choice) == text), text), kind, where)
     if more or kind not in (bool, int, float, str):
         raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
+    return _parse_plain(text, kind, checks, where)
+
+
+def _parse_plain(text: str, kind: type, checks: Sequence[Any], where: str) -> Any:
     if kind is str:
         return convert(text, str, where)
     return _parse_truth(text, where) if kind is bool else _parse_number(text, kind, checks, where)

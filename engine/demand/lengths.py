@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from engine.ranges import number, whole
 FORMAT = "llmsched-joint-quantiles/1"
 TABLE_FOLDER = Path(__file__).parents[1] / "data" / "lengths"
 
+_Number = Annotated[float, number(0.0, INT32_MAX)]
 FloatArray = npt.NDArray[np.float64]
 LengthPair = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -86,18 +87,16 @@ class JointQuantileTable:
 
     def __post_init__(self) -> None:
         """Check the shapes and orders that sampling relies on."""
-        for label, levels in (("prompt_levels", self.prompt_levels), ("output_levels", self.output_levels)):
-            ends_right = levels.ndim == 1 and levels.shape[0] >= 2 and levels[0] == 0.0 and levels[-1] == 1.0
-            if not (ends_right and bool(np.all(np.diff(levels) > 0.0))):
+        for label in ("prompt_levels", "output_levels"):
+            if not _are_levels(getattr(self, label)):
                 raise InputError(f"length table {self.name!r} {label}: expected increasing levels from 0 to 1")
         if self.prompt_tokens.shape != self.prompt_levels.shape:
             raise InputError(f"length table {self.name!r} prompt_tokens: expected one value for each level")
         bins_right = self.output_tokens.ndim == 2 and self.output_tokens.shape[0] >= 1
         if not bins_right or self.output_tokens.shape[1] != self.output_levels.shape[0]:
             raise InputError(f"length table {self.name!r} output_tokens: expected bins of one value for each level")
-        for label, tokens in (("prompt_tokens", self.prompt_tokens), ("output_tokens", self.output_tokens)):
-            in_range = bool(np.all((tokens >= 1.0) & (tokens <= INT32_MAX)))
-            if not (in_range and bool(np.all(np.diff(tokens) >= 0.0))):
+        for label in ("prompt_tokens", "output_tokens"):
+            if not _are_quantiles(getattr(self, label)):
                 raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
         if self.max_total_tokens and self.prompt_tokens[-1] > self.max_total_tokens - 1:
             raise InputError(
@@ -182,8 +181,8 @@ class JointQuantileTable:
         fields["rows"] = whole(1).check(fields["rows"], f"{path}: rows")
         fields["max_total_tokens"] = whole(0, INT32_MAX).check(fields["max_total_tokens"], f"{path}: max_total_tokens")
         for label in ("prompt_levels", "prompt_tokens", "output_levels", "output_tokens"):
-            kind = tuple[tuple[float, ...], ...] if label == "output_tokens" else tuple[float, ...]
-            values = convert(fields[label], kind, f"{path}: {label}", number(0.0, INT32_MAX))
+            kind = tuple[tuple[_Number, ...], ...] if label == "output_tokens" else tuple[_Number, ...]
+            values = convert(fields[label], kind, f"{path}: {label}")
             if label == "output_tokens" and len({len(row) for row in values}) != 1:
                 raise InputError(f"{path}: {label}: expected rows of equal length")
             fields[label] = np.array(values, dtype=np.float64)
@@ -191,6 +190,17 @@ class JointQuantileTable:
             return cls(**fields)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def _are_levels(levels: FloatArray) -> bool:
+    """Whether probabilities rise from 0 to 1."""
+    ends_right = levels.ndim == 1 and levels.shape[0] >= 2 and levels[0] == 0.0 and levels[-1] == 1.0
+    return bool(ends_right and np.all(np.diff(levels) > 0.0))
+
+
+def _are_quantiles(tokens: FloatArray) -> bool:
+    """Whether quantiles, along the last axis, are lengths that do not fall."""
+    return bool(np.all((tokens >= 1.0) & (tokens <= INT32_MAX)) and np.all(np.diff(tokens) >= 0.0))
 
 
 def _short(values: FloatArray) -> list[int | float]:

@@ -148,23 +148,24 @@ def _turns(where: str, conversation: Any, seen: Counter[str]) -> list[tuple[bool
     found = next((given[key] for key in KEYS if key in given), None)
     if not isinstance(found, list):
         raise InputError(f"{where}: expected an object with a list of turns under {', '.join(KEYS)}")
-    turns = []
-    for number, turn in enumerate(found):
-        fields = turn if isinstance(turn, dict) else {}
-        speaker = fields.get("from", fields.get("role"))
-        known = isinstance(speaker, str) and speaker in _ASSISTANT | _OTHERS
-        said = [fields[key] for key in ("value", "content") if key in fields]
-        text = _text(next((content for content in said if content is not None), None), seen)
-        if not known:
-            raise InputError(
-                f"{where}, turn {number}: expected a text and a speaker among "
-                f"{', '.join(sorted(_ASSISTANT | _OTHERS))}; got speaker {kind_of(speaker)}"
-            )
-        if text is None or not said:
-            got = kind_of(said[0]) if said else "neither"
-            raise InputError(f"{where}, turn {number}: expected a text under value or content, got {got}")
-        turns.append((speaker in _ASSISTANT, text))
-    return turns
+    return [_turn(f"{where}, turn {number}", turn, seen) for number, turn in enumerate(found)]
+
+
+def _turn(where: str, turn: object, seen: Counter[str]) -> tuple[bool, str]:
+    """Whether the assistant speaks, and what is said."""
+    fields = turn if isinstance(turn, dict) else {}
+    speaker = fields.get("from", fields.get("role"))
+    said = [fields[key] for key in ("value", "content") if key in fields]
+    text = _text(next((content for content in said if content is not None), None), seen)
+    if not isinstance(speaker, str) or speaker not in _ASSISTANT | _OTHERS:
+        raise InputError(
+            f"{where}: expected a text and a speaker among {', '.join(sorted(_ASSISTANT | _OTHERS))}; "
+            f"got speaker {kind_of(speaker)}"
+        )
+    if text is None or not said:
+        got = kind_of(said[0]) if said else "neither"
+        raise InputError(f"{where}: expected a text under value or content, got {got}")
+    return speaker in _ASSISTANT, text
 
 
 def _text(content: Any, seen: Counter[str]) -> str | None:

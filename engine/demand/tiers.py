@@ -39,16 +39,21 @@ def parse_tiers(given: Sequence[Any], where: str = "tiers") -> tuple[Tier, ...]:
     if not given:
         return DEFAULT_TIERS
     parts = [one if isinstance(one, Tier) else _values(one, where) for one in given]
-    without = [part for part in parts if isinstance(part, dict) and "share" not in part]
-    if len(without) == 1:
-        others = (part.share if isinstance(part, Tier) else part["share"] for part in parts if part is not without[0])
-        # Rounded, so that 1 - 0.05 is the 0.95 that a person would have written.
-        without[0]["share"] = max(0.0, round(1.0 - math.fsum(others), 12))
-    elif without:
-        raise InputError(f"{where}: expected share=FRACTION in all tiers but one, got none in {without[0]['name']!r}")
+    _fill_in_share(parts, where)
     tiers = tuple(part if isinstance(part, Tier) else _tier(part) for part in parts)
     check_shares(tiers)
     return tiers
+
+
+def _fill_in_share(parts: list[Any], where: str) -> None:
+    """Give the one tier without a share what the others leave."""
+    without = [part for part in parts if isinstance(part, dict) and "share" not in part]
+    if len(without) > 1:
+        raise InputError(f"{where}: expected share=FRACTION in all tiers but one, got none in {without[0]['name']!r}")
+    for last in without:
+        others = (part.share if isinstance(part, Tier) else part["share"] for part in parts if part is not last)
+        # Rounded, so that 1 - 0.05 is the 0.95 that a person would have written.
+        last["share"] = max(0.0, round(1.0 - math.fsum(others), 12))
 
 
 def _values(given: Any, where: str) -> dict[str, Any]:

@@ -89,30 +89,33 @@ class CsvFormat(TableFormat):
         self._check(file.path, header)
         *timed, prompt, output = (header.index(column) for column in self.columns)
         raw, limit = self.raw(file.path), self.limit(file)
-        if not self.arrival and len(header) > len(self.columns):
-            others = [name for name in header if name not in self.columns]
-            raw.notes.append(f"without {', '.join(others)[:200]}")
+        raw.notes += self._further(header)
         for line, row in rows:
-            if self._is_row(file, raw, line, row, len(header)):
-                if self.zero_output_failed and parse_number(row[output]) == 0:
-                    raw.left_out["failed requests"] += 1
-                else:
-                    raw.add(line, row[timed[0]] if timed else None, row[prompt], row[output])
+            if reason := self._fault(file, line, row, len(header)):
+                raw.left_out[reason] += 1
+            elif self.zero_output_failed and parse_number(row[output]) == 0:
+                raw.left_out["failed requests"] += 1
+            else:
+                raw.add(line, row[timed[0]] if timed else None, row[prompt], row[output])
             if len(raw.numbers) == limit:
                 break
         return raw
 
-    def _is_row(self, file: TraceFile, raw: RawTrace, line: int, row: list[str], width: int) -> bool:
-        """Whether a row is as wide as the header; others are refused, or left out and counted."""
+    def _further(self, header: list[str]) -> list[str]:
+        """The note on columns of lengths without times that are left aside, if there are any."""
+        others = [] if self.arrival else [name for name in header if name not in self.columns]
+        return [f"without {', '.join(others)[:200]}"] if others else []
+
+    def _fault(self, file: TraceFile, line: int, row: list[str], width: int) -> str:
+        """Why a row that is not as wide as the header is left out, unless it is refused; "" for others."""
         if len(row) == width:
-            return True
+            return ""
         if file.options.unservable == "refuse":
             raise InputError(
                 f"{file.path}, line {line}: expected {width} columns, got {len(row)} (truncated row?): "
                 "unservable='skip' (--unservable skip) leaves such rows out and counts them"
             )
-        raw.left_out["with another number of columns"] += 1
-        return False
+        return "with another number of columns"
 
     def _check(self, path: Path, header: list[str]) -> None:
         """Find what of the columns the header lacks or has twice."""
@@ -150,22 +153,26 @@ class JsonlFormat(TableFormat):
         Raises:
             InputError: a line that is not such an object (names file and line).
         """
-        raw, limit, ignored = self.raw(file.path), self.limit(file), dict(self.ignored)
-        further: dict[str, None] = {}
-        full: set[str] = set()
+        raw, limit = self.raw(file.path), self.limit(file)
+        seen: dict[str, bool] = {}
         for line, text, row in self._rows(file):
-            further |= dict.fromkeys(key for key in row if key not in self.columns and key not in ignored)
-            full |= {key for key in ignored if row.get(key)}
+            seen |= {key: bool(value) or seen.get(key, False) for key, value in row.items() if key not in self.columns}
             time = exact(row[self.arrival], self.arrival, text) if self.arrival else None
             raw.add(line, time, row[self.prompt], row[self.output])
             if len(raw.numbers) == limit:
                 break
-        raw.notes += [f"{what} ({key}) ignored" for key, what in self.ignored if key in full]
+        self._note(raw, seen)
+        return raw
+
+    def _note(self, raw: RawTrace, seen: dict[str, bool]) -> None:
+        """What keys besides the columns mean, given whether any row has something under them."""
+        ignored = dict(self.ignored)
+        raw.notes += [f"{what} ({key}) ignored" for key, what in self.ignored if seen.get(key)]
+        further = [key for key in seen if key not in ignored]
         if further and self.closed:
             owner = self.name.removesuffix(" jsonl")
             raw.name, raw.unit = "jsonl", None
-            raw.notes.append(f"keys beyond {owner}'s: {', '.join(list(further)[:_SHOWN])[:200]}")
-        return raw
+            raw.notes.append(f"keys beyond {owner}'s: {', '.join(further[:_SHOWN])[:200]}")
 
     def _rows(self, file: TraceFile) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Number, text and object of every line that is not empty."""

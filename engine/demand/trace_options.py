@@ -59,14 +59,21 @@ def parse_window(text: str) -> tuple[float, float]:
         InputError: not that, or nothing between them.
     """
     start, colon, end = text.partition(":")
-    low = parse_number(start) if start.strip() else 0.0
-    high = parse_number(end) if end.strip() else float("inf")
-    good = colon and low is not None and high is not None and 0.0 <= low < high and low <= MOST_SECONDS
-    if not good or (end.strip() and not (high or 0.0) <= MOST_SECONDS):
+    low = _seconds(start, 0.0)
+    high = _seconds(end, float("inf"))
+    if not colon or low is None or high is None or not low < high:
         raise InputError(
             f"window: expected START:END in seconds from the first request, 0 <= START < END, got {text!r}"
         )
-    return float(low or 0.0), float(high if high is not None else 0.0)
+    return low, high
+
+
+def _seconds(text: str, default: float) -> float | None:
+    """A time from the first request, None if the text is none."""
+    if not text.strip():
+        return default
+    number = parse_number(text)
+    return float(number) if number is not None and 0.0 <= number <= MOST_SECONDS else None
 
 
 def trace_options(

@@ -36,16 +36,28 @@ def tokens_of(raw: RawTrace, column: str, cells: Sequence[Any]) -> Int64Array:
         return quick.astype(np.int64)
     found = np.zeros(len(cells), np.int64)
     for index, cell in enumerate(cells):
-        if cell is None or (isinstance(cell, str) and not cell.strip()):
+        value = _number(raw, index, cell, column, int | float)
+        if value is None:
             continue
-        value = parse_number(cell) if isinstance(cell, str) else cell
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{raw.where(index)}: expected a number for {column}, got {kind_of(cell)}")
         if not 0 <= value <= INT32_MAX or value != int(value):
             shown = f"{float(value):g}" if abs(value) < 10**300 or value != value else kind_of(cell)
             raise InputError(f"{raw.where(index)}: expected a whole number of tokens >= 1 for {column}, got {shown}")
         found[index] = int(value)
     return found
+
+
+def _number(raw: RawTrace, index: int, cell: Any, column: str, kinds: Any) -> Any:
+    """The number in a cell, None if there is nothing.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return None
+    value = parse_number(cell) if isinstance(cell, str) else cell
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InputError(f"{raw.where(index)}: expected a number for {column}, got {kind_of(cell)}")
+    return value
 
 
 def _plain_floats(cells: Sequence[Any]) -> FloatArray | None:
@@ -64,31 +76,36 @@ def times_of(raw: RawTrace, time_unit: TimeUnit | None) -> FloatArray:
     Raises:
         InputError: a time that is none, or a unit that nobody said.
     """
-    unit, column = time_unit or raw.unit, raw.columns[0]
     if raw.unit == "iso":
         if time_unit is not None:
+            column = raw.columns[0]
             raise InputError(f"time_unit: expected none for {raw.path}, whose {column} are dates, got {time_unit}")
         return _from_first([_nanoseconds(raw, index) for index in range(len(raw.times))], 10**9)
-    if unit is None:
-        raise InputError(
-            f"{raw.path}: expected the unit of {column} ({', '.join(PER_SECOND)}: time_unit, --time-unit), since the "
-            f"file has no known format ({'; '.join(raw.notes) or raw.name})"
-        )
-    raw.notes.append(f"{column} in {unit}" + ("" if time_unit else " as the format has it"))
+    unit = _unit_of(raw, time_unit)
     quick = _plain_floats(raw.times)
     if quick is not None and bool(((quick >= 0.0) & (quick < _EXACT_BELOW)).all()):
         return np.asarray((quick - quick[0]) / PER_SECOND[unit], np.float64)
     return _from_first([_time(raw, index) for index in range(len(raw.times))], PER_SECOND[unit])
 
 
+def _unit_of(raw: RawTrace, time_unit: TimeUnit | None) -> str:
+    """The unit of the times that are no dates; the source line gets to know it."""
+    unit, column = time_unit or raw.unit, raw.columns[0]
+    if unit is None:
+        raise InputError(
+            f"{raw.path}: expected the unit of {column} ({', '.join(PER_SECOND)}: time_unit, --time-unit), since the "
+            f"file has no known format ({'; '.join(raw.notes) or raw.name})"
+        )
+    raw.notes.append(f"{column} in {unit}" + ("" if time_unit else " as the format has it"))
+    return unit
+
+
 def _time(raw: RawTrace, index: int) -> int | float | Decimal | None:
     """One time as a number without rounding, None if there is none."""
     cell = raw.times[index]
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    value = _number(raw, index, cell, raw.columns[0], int | float | Decimal)
+    if value is None:
         return None
-    value = parse_number(cell) if isinstance(cell, str) else cell
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise InputError(f"{raw.where(index)}: expected a number for {raw.columns[0]}, got {kind_of(cell)}")
     if not 0 <= value < 10**30:  # keeps out nan, infinity and integers that no float can hold
         shown = f"{value:.9g}" if isinstance(value, float) else kind_of(value)
         raise InputError(f"{raw.where(index)}: expected a finite time >= 0 for {raw.columns[0]}, got {shown}")

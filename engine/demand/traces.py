@@ -16,7 +16,7 @@ from engine.demand.trace_formats import MOONCAKE
 from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
 from engine.demand.trace_rows import TraceColumns
 from engine.demand.trace_values import FloatArray
-from engine.demand.workload import BYTES_PER_REQUEST, parse_workload
+from engine.demand.workload import BYTES_PER_REQUEST, Workload, parse_workload
 from engine.errors import InputError
 from engine.files.writing import write_atomically
 from engine.machine import check_memory
@@ -90,18 +90,24 @@ def read_trace(
         raise InputError(
             f"rate_scale: expected recorded arrival times to scale, got synthetic ones for {path} (use rate)"
         )
-    spec = Spec.parse(arrivals or "poisson")
-    if spec.name == "recorded":
-        raise InputError("arrivals: expected a process that draws times, got recorded (leave it out)")
-    workload = parse_workload(str(spec), tiers)
-    if spec.given & _NOT_OF_ARRIVALS or workload.arrivals == "toy":
-        raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {arrivals!r}")
+    workload = _arrivals_of(arrivals or "poisson", tiers)
     if rate is None and workload.process.has_rate:
         raise InputError(f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none")
     lengths = EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
     number = len(lengths) if num_requests is None else num_requests
     rate = workload.rate if rate is None else rate
     return dataclasses.replace(workload, rate=rate, num_requests=number, lengths=lengths).generate(seed)
+
+
+def _arrivals_of(spec: str, tiers: tuple[Tier, ...]) -> Workload:
+    """The workload whose arrivals are put on the lengths of a file; its spec says nothing else."""
+    parsed = Spec.parse(spec)
+    if parsed.name == "recorded":
+        raise InputError("arrivals: expected a process that draws times, got recorded (leave it out)")
+    workload = parse_workload(spec, tiers)
+    if parsed.given & _NOT_OF_ARRIVALS or workload.arrivals == "toy":
+        raise InputError(f"arrivals: expected an arrival process without rate, number and lengths, got {spec!r}")
+    return workload
 
 
 def trace_lengths(
