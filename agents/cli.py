@@ -144,7 +144,7 @@ def _last_resort(error: Exception) -> int:
 def _explain(error: Exception) -> int:
     """Print the line about an error; its exit code."""
     from engine.errors import InputError
-    from engine.runs.simulate import PolicyError
+    from engine.runs.driving import PolicyError
 
     if isinstance(error, InputError | PolicyError):
         _say(str(error))

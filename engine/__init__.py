@@ -9,8 +9,10 @@ from engine.demand.traces import read_trace, write_mooncake
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import Executor, LatencyModel, load_profile, profile_names
 from engine.errors import CacheWarning, InputError
+from engine.runs.driving import PolicyError, PolicyFault
 from engine.runs.metrics import summarize
-from engine.runs.simulate import PolicyError, PolicyFault, Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.moves import (
     admit,
     admit_chunks,

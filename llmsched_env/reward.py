@@ -14,7 +14,7 @@ import numpy as np
 from engine.compiled.jit import inner
 from engine.fields import checked
 from engine.ranges import NotNegative
-from engine.runs.simulate import Record
+from engine.runs.record import Record
 from engine.server.state import Hidden, View
 
 

@@ -29,7 +29,8 @@ from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 
 THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PROFILE = "rtx6000ada-mistral-7b"

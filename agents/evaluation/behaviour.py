@@ -9,7 +9,8 @@ from engine.compiled.jit import hot
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.policy import Policy
 from engine.server.state import DROP, EVICT

@@ -10,9 +10,9 @@ from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
+from engine.runs.record import Record
 from engine.runs.report import Report
 from engine.runs.serve import Deployment
-from engine.runs.simulate import Record
 from engine.server.policy import Policy
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet

@@ -31,8 +31,8 @@ from engine.fields import convert
 from engine.files.reading import read_mapping
 from engine.own_code import parse_place
 from engine.ranges import number
+from engine.runs.driving import PolicyError, PolicyFault
 from engine.runs.serve import Deployment, serve
-from engine.runs.simulate import PolicyError, PolicyFault
 from engine.server.policy import Policy
 from engine.spec import Spec
 from llmsched_env.reward import RewardWeights

@@ -61,8 +61,8 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.runs.distribution import Distribution, Floats
 from engine.runs.goodput import Goodput
+from engine.runs.record import Record
 from engine.runs.report import PromptQuartile, Report, TierReport
-from engine.runs.simulate import Record
 from engine.server.state import DROPPED, FINISHED, FUTURE
 
 Mask = npt.NDArray[np.bool_]

@@ -10,9 +10,9 @@ from numba import types
 
 from engine.compiled.jit import hot
 from engine.demand.requests import Requests
-from engine.device.latency import Executor, Latency
-from engine.runs.steps import LIMIT
-from engine.server.state import Memory, Server
+from engine.device.latency import Executor
+from engine.runs.steps import LIMIT, Loop
+from engine.server.state import Server
 
 PAUSED = -4
 """A compiled loop ended a piece; it goes on when called again."""
@@ -46,45 +46,32 @@ class Watched:
     """An executor that says twice a second how far the run is, between its batches: no clock sees the time it takes."""
 
     def __init__(self, executor: Executor, on_progress: OnProgress) -> None:
-        self._executor, self._on_progress, self._due = executor, on_progress, 0.0
+        self.executor, self.on_progress, self._due = executor, on_progress, 0.0
 
     @property
     def real_time(self) -> bool:
         """Whether the executor's seconds are those of a clock."""
-        return self._executor.real_time
+        return self.executor.real_time
 
     def start(self, requests: Requests) -> None:
         """Get ready for this trace."""
-        self._executor.start(requests)
+        self.executor.start(requests)
 
     def seconds(self, server: Server) -> float:
         """Run the planned batch; its seconds."""
         if (now := time.monotonic()) >= self._due:
-            tell(self._on_progress, server)
+            tell(self.on_progress, server)
             self._due = now + PIECE_S
-        return self._executor.seconds(server)
+        return self.executor.seconds(server)
 
 
-def run_in_pieces(
-    run: Any,
-    kernel: Any,
-    server: Server,
-    memory: Memory,
-    latency: Latency,
-    horizon: float,
-    max_decisions: int,
-    on_progress: OnProgress | None = None,
-) -> int:
+def run_in_pieces(run: Any, loop: Loop, max_decisions: int, on_progress: OnProgress | None = None) -> int:
     """Serve the trace to its end, the horizon or the first error; the result does not depend on the pieces.
 
     Args:
-        run: the compiled loop: ``run(kernel, server, memory, latency, horizon, count, stop)`` goes on after count[0]
-            decisions, at most to `stop` of them, and counts.
-        kernel: the compiled plan function.
-        server: with the trace loaded.
-        memory: the policy's.
-        latency: seconds of an iteration.
-        horizon: s; an iteration that would start at or after it ends the run.
+        run: the compiled loop: ``run(*loop, count, stop)`` goes on after count[0] decisions, at most to `stop` of
+            them, and counts.
+        loop: what it works on.
         max_decisions: so many end it with LIMIT.
         on_progress: told after each piece.
 
@@ -94,13 +81,13 @@ def run_in_pieces(
     count, piece = np.zeros(1, np.int64), FIRST_PIECE
     while True:
         began, done = time.perf_counter(), int(count[0])
-        code = int(run(kernel, server, memory, latency, horizon, count, min(done + piece, max_decisions)))
+        code = int(run(*loop, count, min(done + piece, max_decisions)))
         if code != PAUSED:
             return code
         if count[0] >= max_decisions:
             return LIMIT
         if on_progress:
-            tell(on_progress, server)
+            tell(on_progress, loop.server)
         taken = max(time.perf_counter() - began, 1e-6)
         if not HAS_CLOCK:
             piece = max(1, int(piece * min(8.0, PIECE_S / taken)))

@@ -16,9 +16,10 @@ from engine.demand.workload import Workload
 from engine.device.latency import Executor
 from engine.runs.goodput import Goodput
 from engine.runs.metrics import summarize
-from engine.runs.pieces import OnProgress
+from engine.runs.pieces import OnProgress, Watched
+from engine.runs.record import Record
 from engine.runs.report import Report
-from engine.runs.simulate import Record, simulate
+from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 
 
@@ -100,11 +101,10 @@ class Deployment:
         record = simulate(
             policy,
             requests,
-            self.executor,
+            Watched(self.executor, on_progress) if on_progress else self.executor,
             self.config,
             horizon_s=self.horizon_s,
             fallback=self.fallback,
-            on_progress=on_progress,
         )
         return Run(record, summarize(record, warmup_s=self.warmup_s, goodput=self.goodput))
 

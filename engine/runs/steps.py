@@ -158,6 +158,16 @@ def _compiled_run() -> Any:
     return hot(_run, types.int64(*arguments))
 
 
+class Loop(NamedTuple):
+    """What a compiled loop over a trace works on."""
+
+    kernel: Any  # the compiled plan function
+    server: Server  # with the trace loaded
+    memory: Memory  # the policy's
+    latency: Latency  # seconds of an iteration
+    horizon: float  # s; an iteration that would start at or after it ends the run
+
+
 class Steps:
     """Collects the log of one run from a compiled loop or step by step."""
 
@@ -165,12 +175,10 @@ class Steps:
         self.log = new_log(num_requests, steps, items)
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def run(
-        self, kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int
-    ) -> int:
+    def run(self, loop: Loop, max_decisions: int) -> int:
         """Serve the trace in a compiled loop; the result is as `engine.runs.simulate`'s loop has it."""
         while True:
-            code = int(_compiled_run()(kernel, server, memory, latency, horizon, max_decisions, self.log))
+            code = int(_compiled_run()(*loop, max_decisions, self.log))
             self._flush()
             if code != FULL:
                 return code

@@ -17,7 +17,7 @@ from agents.policies import fingerprint, resolve, split_policies
 from agents.source import Source
 from engine import InputError, Plan, Policy, PolicyFault, View, Workload, load_profile, schedule, simulate
 from engine.config import EngineConfig
-from engine.runs.simulate import Record
+from engine.runs.record import Record
 from engine.server.policy import Kernel
 from engine.server.state import Memory
 from tests.agents.own_policies import COMPILED, PLAIN

@@ -10,7 +10,8 @@ from engine.config import EngineConfig
 from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.kv import blocks_for
 from engine.server.state import Memory, Plan, View

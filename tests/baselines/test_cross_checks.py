@@ -14,7 +14,8 @@ from engine.demand.requests import DEFAULT_TIERS, Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.state import FINISHED, Memory, Plan, View
 from tests.toys import Observed, constant
 

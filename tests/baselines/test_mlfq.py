@@ -11,7 +11,8 @@ from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.errors import InputError
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from tests.toys import constant
 
 SECOND = constant(1.0)

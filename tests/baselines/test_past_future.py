@@ -17,7 +17,8 @@ from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.members import MEMBER
 from engine.server.policy import Policy
 from engine.server.sorting import SORTED

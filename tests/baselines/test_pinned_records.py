@@ -21,7 +21,9 @@ from engine.demand.forecast import Forecast
 from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
-from engine.runs.simulate import PolicyError, Record, simulate
+from engine.runs.driving import PolicyError
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from llmsched_env.actions import Allocation, Mixture
 from llmsched_env.config import EnvConfig
 from llmsched_env.env import LLMSchedEnv

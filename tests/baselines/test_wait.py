@@ -8,7 +8,8 @@ from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from tests.toys import constant
 

@@ -16,7 +16,8 @@ from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.metrics import summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.state import DROPPED, FINISHED, FUTURE
 from tests.toys import constant
 

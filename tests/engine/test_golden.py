@@ -18,7 +18,8 @@ from baselines import SLAI, VLLM, FasterTransformer, Orca, Sarathi
 from engine.config import EngineConfig
 from engine.demand.requests import Requests, Tier
 from engine.device.latency import LatencyModel
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 from engine.server.state import DROPPED, FINISHED
 

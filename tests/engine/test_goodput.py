@@ -11,7 +11,8 @@ from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.goodput import Goodput
 from engine.runs.metrics import summarize
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from tests.toys import constant
 
 HAND = LatencyModel(overhead=0.02, floor=0.0, per_token=0.001, per_pair=0.0, per_context=0.0)

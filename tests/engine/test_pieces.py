@@ -14,7 +14,9 @@ from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs import pieces
-from engine.runs.simulate import PolicyError, Record, simulate
+from engine.runs.driving import PolicyError
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.runs.steps import OVER
 
 simulate_module: Any = sys.modules["engine.runs.simulate"]
@@ -64,8 +66,8 @@ def test_a_horizon_and_a_limit_end_a_run_in_pieces_too(stops: list[int], monkeyp
     again = served("sarathi", requests, horizon_s=5.0)
     assert whole.row.tobytes() == again.row.tobytes()
 
-    def shortly(*given: Any, on_progress: Any) -> int:
-        return pieces.run_in_pieces(*given[:-1], 10)  # type: ignore[call-arg]
+    def shortly(run: Any, loop: Any, max_decisions: int, on_progress: Any) -> int:
+        return pieces.run_in_pieces(run, loop, 10)
 
     monkeypatch.setattr(simulate_module, "run_in_pieces", shortly)
     stops.clear()
@@ -90,8 +92,8 @@ def test_without_a_clock_a_piece_is_sized_by_how_long_the_last_one_took(monkeypa
     monkeypatch.setattr(pieces, "HAS_CLOCK", False)
     monkeypatch.setattr(pieces, "FIRST_PIECE", 500)
     monkeypatch.setattr("engine.runs.pieces.time.perf_counter", lambda: now)
-    server: Any = None
-    assert pieces.run_in_pieces(run, None, server, server, server, 1.0, 10**9) == OVER
+    loop: Any = (None,) * 5
+    assert pieces.run_in_pieces(run, loop, 10**9) == OVER
     assert asked == [500, 500, 500, 500, 50, 50, 50]
 
 
@@ -122,7 +124,7 @@ def test_a_run_says_how_far_it_is_and_is_the_same_run(monkeypatch: pytest.Monkey
     monkeypatch.setattr(pieces, "PIECE_S", 0.0)
     told: list[tuple[int, int]] = []
     policy = baselines.make("sarathi") if compiled else _PlainSarathi()
-    again = simulate(policy, requests, PROFILE, on_progress=lambda done, total: told.append((done, total)))
+    again = simulate(policy, requests, pieces.Watched(PROFILE, lambda done, total: told.append((done, total))))
     assert again.row.tobytes() == served("sarathi", requests).row.tobytes()
     assert len(told) > 3
     assert told == sorted(told)

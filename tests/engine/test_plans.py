@@ -12,7 +12,8 @@ import baselines
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.runs.simulate import PolicyError, simulate
+from engine.runs.driving import PolicyError
+from engine.runs.simulate import simulate
 from engine.server.plan import schedule
 from engine.server.policy import Policy
 
@@ -79,7 +80,8 @@ CRASH = """
 import numpy as np, sys
 sys.path.insert(0, ".")
 from tests.engine.test_plans import PROFILE, REQUESTS, Writes
-from engine.runs.simulate import PolicyError, simulate
+from engine.runs.driving import PolicyError
+from engine.runs.simulate import simulate
 found = 0
 def queue(view): view.queue[:] = 10**8
 def running(view): view.running[:] = -(10**8)

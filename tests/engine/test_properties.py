@@ -18,7 +18,8 @@ from engine.config import EngineConfig
 from engine.demand.forecast import Forecast
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 from engine.server.state import DROPPED, FINISHED, RUNNING, WAITING, Memory, Plan, View
 from tests.strategies import DEVICE, fixed, workloads

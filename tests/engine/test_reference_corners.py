@@ -13,7 +13,8 @@ import pytest
 import baselines
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.state import DROPPED, FINISHED
 from tests.toys import constant
 

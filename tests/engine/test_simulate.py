@@ -8,7 +8,8 @@ from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
-from engine.runs.simulate import PolicyError, simulate
+from engine.runs.driving import PolicyError
+from engine.runs.simulate import simulate
 from engine.server.plan import drop, evict, schedule
 from engine.server.policy import Kernel, Policy
 from engine.server.state import DROPPED, FINISHED, Memory, Plan, Server, View

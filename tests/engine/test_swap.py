@@ -5,8 +5,10 @@ import pytest
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.errors import InputError
+from engine.runs.driving import PolicyError
 from engine.runs.metrics import summarize
-from engine.runs.simulate import PolicyError, Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.server.plan import schedule, swap
 from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.runs.simulate import Record
+from engine.runs.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,8 @@ from engine.demand.predictions import predict
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.policy import Policy
 from tests.toys import constant

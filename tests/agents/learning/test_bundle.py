@@ -31,7 +31,8 @@ from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.runs.simulate import Record, simulate
+from engine.runs.record import Record
+from engine.runs.simulate import simulate
 from llmsched_env import OBSERVATION_NAMES, OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
 from llmsched_env.actions import Allocation, Codec, Mixture, Slackfit
 from tests.agents.learning.training import small
