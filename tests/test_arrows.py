@@ -33,6 +33,10 @@ ROOMS = {
         *("errors", "extras", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
         *("demand", "server", "device", "runs", "__init__"),
     ),
+    "llmsched_env": (
+        *("observation", "reward", "own", "actions", "asking", "inputs", "config", "step", "episode"),
+        *("live", "state", "render", "fleet", "env", "vector", "__init__"),
+    ),
     "agents": (
         *("work", "learning", "policies", "ranges", "source", "options", "evaluation"),
         *("device", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),

@@ -11,6 +11,7 @@ can take longer than the function itself. `inner` leaves it out for what only co
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from numba import types
@@ -30,6 +31,20 @@ class _Inner:
 
     def __call__(self, *args: Any) -> Any:
         return self.py_func(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it is made of, the same in every process: numba finds what closes over it in its cache by this form."""
+        closed = tuple(cell.cell_contents for cell in self.py_func.__closure__ or ())
+        return _inner_again, (self.py_func.__module__, self.py_func.__qualname__, closed)
+
+
+def _inner_again(module: str, name: str, closed: tuple[Any, ...]) -> Any:
+    """The function of that name at the top of a module; one that closes over others cannot come back.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    return getattr(import_module(module), name)
 
 
 def hot(function: Callable[..., Any], signature: Any = None) -> Any:

@@ -91,7 +91,11 @@ class LearnedPolicy(Policy):
 
     @property
     def kernel(self) -> Kernel | None:  # type: ignore[override]  # one for each codec
-        """Network and codec, compiled."""
+        """What `make_kernel` makes."""
+        return self.make_kernel()
+
+    def make_kernel(self) -> Kernel:
+        """Network and codec, compiled; the same for all policies of this action."""
         return _learned(self.bundle.env.action.codec.name)
 
     def params(self, config: EngineConfig) -> np.ndarray:
