@@ -4,12 +4,14 @@ A policy is mostly these calls. Each writes into the plan and keeps its books: `
 many tokens the batch has and what KV and seats are left once all of it is done, so that no policy has to count.
 Sarathi-Serve is three of them:
 
-    @HotKernel
+    @kernel_of(Sarathi)
     def _plan(view, memory, plan):
-        p, budget = _params(memory.params), ...
+        p, queue = _params(memory.params), Queue(_row(memory.row), _requests(memory.request))
         last = decode_oldest_first(view, plan)
-        continue_prefills(view, plan, last, budget)
-        admit_chunks(view, plan, _queue(memory), int(p.order), budget)
+        continue_prefills(view, plan, last, int(p.token_budget))
+        admit_chunks(view, plan, queue, int(p.order), int(p.token_budget))
+
+    _params, _row, _requests = record(params_of(Sarathi)), record(QUEUE), records(QUEUED)
 
 They are the same for kernels and for policies in plain Python, which may call them in `plan` (interpreted there).
 """

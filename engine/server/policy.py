@@ -8,8 +8,11 @@ A policy reads a `View`, remembers what it likes in a `Memory`, and lists the ne
     swap(plan, i)               move the KV of request i to the host; it goes to the head of the queue, to go on there
     drop(plan, i)               refuse to serve the waiting request i
 
-Requests that the plan does not name are held: they keep their KV. A policy with a compiled `kernel` runs inside
-compiled loops; one that overrides `plan` in plain Python works everywhere too, only slower, with the same results.
+Requests that the plan does not name are held: they keep their KV. Whoever plans with the moves of `engine.server.moves`
+(`decode`, `chunk`, `admit`, `take_kv`, ...) need not count: they keep the books of tokens, KV, seats and queue in
+``plan.draft[0]``. What is remembered gets names by `record` and `records` (`engine.compiled.records`). A policy
+with a compiled `kernel` runs inside compiled loops; one that overrides `plan` in plain Python works everywhere too,
+only slower, with the same results.
 """
 
 from collections.abc import Callable, Mapping
