@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.bench.speed import alternate
+from agents.bench.timing import alternate
 from agents.learning.ppo.train import build_model
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv

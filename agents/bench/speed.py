@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import baselines
+from agents.bench.timing import alternate
 from agents.work.processes import child_environment, end_with_parent
 from agents.work.progress import OnProgress, unseen
 from engine.config import EngineConfig
@@ -54,15 +55,6 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def alternate(rounds: int, rates: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """Median of each rate over the rounds; within a round every one is measured once, in turn."""
-    seen: dict[str, list[float]] = {name: [] for name in rates}
-    for _ in range(rounds):
-        for name, rate in rates.items():
-            seen[name].append(rate())
-    return {name: median(values) for name, values in seen.items()}
 
 
 def _serve(policy: str, requests: Requests, config: EngineConfig, horizon_s: float = float("inf")) -> Record:

@@ -7,6 +7,7 @@ import pytest
 
 import baselines
 from agents.bench import speed
+from agents.bench.timing import alternate
 from agents.commands.bench import Command
 from engine.errors import InputError
 
@@ -19,7 +20,7 @@ def test_peers_are_measured_in_turn_and_give_medians() -> None:
         calls.append(name)
         return next(values[name])
 
-    found = speed.alternate(3, {"ours": lambda: rate("ours"), "peer": lambda: rate("peer")})
+    found = alternate(3, {"ours": lambda: rate("ours"), "peer": lambda: rate("peer")})
     assert calls == ["ours", "peer"] * 3
     assert found == {"ours": 2.0, "peer": 20.0}
 
