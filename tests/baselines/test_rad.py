@@ -155,8 +155,8 @@ def test_every_plan_is_legal_and_every_request_leaves(seed: int) -> None:
     ("spec", "message"),
     [
         ("rad:drain=half", "drain: expected carry or full, got 'half'"),
-        ("rad:prefills=0", "prefills: expected a whole number >= 1, got 0"),
-        ("rad:chunk=0", "chunk: expected a whole number >= 1, got 0"),
+        ("rad:prefills=0", "prefills: expected requests >= 1, got 0"),
+        ("rad:chunk=0", "chunk: expected tokens >= 1, got 0"),
         ("rad:decode_batch=-1", "decode_batch: expected requests >= 0, got -1"),
         ("rad:reserve_output=-5", "reserve_output: expected tokens >= 0, got -5"),
     ],
