@@ -66,16 +66,14 @@ def _lines(name: str, text: str, width: int, everything: bool) -> Iterator[str]:
     first = next((k for k, line in enumerate(lines) if line.startswith("╭")), len(lines))
     for line in lines[:first]:
         yield from textwrap.wrap(line, width) or [""]
-    boxes = list(_boxes(lines[first:]))
-    shown = [box for box in boxes if everything or box.title in OWN]
-    for box in shown:
-        yield from box.lines
-    if len(shown) < len(boxes):
-        yield ""
-        for box in boxes:
-            if box not in shown:
-                yield from textwrap.wrap(_short(box), width, subsequent_indent="    ")
-        yield from textwrap.wrap(f"llmsched {name} {ALL} lists these, too.", width)
+    further = []
+    for box in _boxes(lines[first:]):
+        if everything or box.title in OWN:
+            yield from box.lines
+        else:
+            further += textwrap.wrap(_short(box), width, subsequent_indent="    ")
+    if further:
+        yield from ["", *further, *textwrap.wrap(f"llmsched {name} {ALL} lists these, too.", width)]
 
 
 def _short(box: Box) -> str:

@@ -72,8 +72,7 @@ class EnvConfig:
         if not isinstance(self.action, Action):
             object.__setattr__(self, "action", read_action({"action": self.action}, Allocation(), "env"))
         checked(self, "env")
-        if self.workload.arrivals == "recorded" and self.rates:
-            raise InputError(f"env.rates: expected none with recorded arrivals, got {self.rates}")
+        self._check_arrivals()
         if self.workload.trace and not self.workload.max_tokens:
             longest = self.engine.max_request_tokens
             object.__setattr__(self, "workload", replace(self.workload, max_tokens=longest))
@@ -84,6 +83,11 @@ class EnvConfig:
             raise InputError(
                 f"env.prediction: expected a channel with one prediction per request, got {self.prediction!r}"
             )
+
+    def _check_arrivals(self) -> None:
+        """Check rates and backlog against the workload."""
+        if self.workload.arrivals == "recorded" and self.rates:
+            raise InputError(f"env.rates: expected none with recorded arrivals, got {self.rates}")
         if self.workload.is_closed and (self.backlog or self.rates):
             raise InputError("env.backlog, env.rates: expected none for a closed loop, whose users set the rate")
         if self.backlog > self.workload.num_requests:

@@ -165,14 +165,7 @@ class StateCodec:
         Raises:
             InputError: not a state, one of another configuration or version, or one whose arrays do not fit together.
         """
-        if not isinstance(state, EnvState):
-            raise InputError(f"state: expected an EnvState as save_state gives it, got {show(state)}")
-        if not isinstance(state.data, np.ndarray) or state.data.dtype != self.layout or state.data.shape != (1,):
-            raise InputError(f"state: expected the layout of this environment, got {_differs(state.data, self.layout)}")
-        if state.config != self.digest:
-            raise InputError(
-                f"state: expected one of this environment's configuration ({self.digest}), got {show(state.config)}"
-            )
+        self._check_kind(state)
         self._bytes[:] = np.ascontiguousarray(state.data).view(np.uint8)
         self._words &= self._used
         if not is_whole(state.check) or state.check != int(checksum(self._words)):
@@ -186,6 +179,17 @@ class StateCodec:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
 
+    def _check_kind(self, state: Any) -> None:
+        """Check that something is a state of such an environment."""
+        if not isinstance(state, EnvState):
+            raise InputError(f"state: expected an EnvState as save_state gives it, got {show(state)}")
+        if not isinstance(state.data, np.ndarray) or state.data.dtype != self.layout or state.data.shape != (1,):
+            raise InputError(f"state: expected the layout of this environment, got {_differs(state.data, self.layout)}")
+        if state.config != self.digest:
+            raise InputError(
+                f"state: expected one of this environment's configuration ({self.digest}), got {show(state.config)}"
+            )
+
     def check(self, state: Any) -> None:
         """Check that `load` takes a state, its generator included.
 
@@ -196,12 +200,7 @@ class StateCodec:
         _generator(state.generator, np.random.default_rng(0))
 
     def _check_gaps(self, gaps: Any) -> None:
-        legal = isinstance(gaps, np.ndarray) and gaps.dtype == np.int64 and gaps.ndim == 2 and gaps.shape[1] == 2
-        if legal and len(gaps):
-            places, counts = gaps[:, 0], gaps[:, 1]
-            legal = places[0] >= 0 and places[-1] < self._gaps[0].size and bool((np.diff(places) > 0).all())
-            legal = legal and counts.min() > 0 and counts.max() < 2**31
-        if not legal:
+        if not _are_pairs(gaps) or (len(gaps) > 0 and not _count_places(gaps[:, 0], gaps[:, 1], self._gaps[0].size)):
             raise InputError("state: expected gaps as int64[k, 2] (place, count > 0), places in order, got others")
 
     def load(self, e: int, state: EnvState, generator: np.random.Generator) -> np.random.Generator:
@@ -222,6 +221,16 @@ class StateCodec:
         flat[:] = 0
         flat[state.gaps[:, 0]] = state.gaps[:, 1]
         return generator
+
+
+def _are_pairs(gaps: object) -> bool:
+    return isinstance(gaps, np.ndarray) and gaps.dtype == np.int64 and gaps.ndim == 2 and gaps.shape[1] == 2
+
+
+def _count_places(places: np.ndarray, counts: np.ndarray, size: int) -> bool:
+    """Whether these are rising places below `size`, each with a count."""
+    rising = places[0] >= 0 and places[-1] < size and bool((np.diff(places) > 0).all())
+    return bool(rising and counts.min() > 0 and counts.max() < 2**31)
 
 
 @hot
@@ -333,12 +342,15 @@ def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
 
 def _numbers_are_legal(state: dict[str, Any]) -> bool:
     """Whether all numbers are whole, and positions within a generator's own buffers lie in them: numpy takes any."""
-    inner = state.get("state")
-    for part in (state, inner if isinstance(inner, dict) else {}):
-        # numpy cuts fractions off.
-        if not all(is_whole(value) for value in part.values() if not isinstance(value, str | dict | np.ndarray)):
-            return False
-        if not all(value.dtype.kind in "iu" for value in part.values() if isinstance(value, np.ndarray)):
-            return False
-    places = (inner.get("pos", 0) if isinstance(inner, dict) else 0, _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
+    inner = state["state"] if isinstance(state.get("state"), dict) else {}
+    if not all(_is_number_of_state(value) for part in (state, inner) for value in part.values()):
+        return False
+    places = (inner.get("pos", 0), _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
     return all(is_whole(place) and 0 <= place <= most for place, most in places)
+
+
+def _is_number_of_state(value: object) -> bool:
+    """Whether numpy would not cut a fraction off; names and what lies inside are not looked at."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu"
+    return isinstance(value, str | dict) or is_whole(value)

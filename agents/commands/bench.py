@@ -38,18 +38,26 @@ class Command(TableOptions, ProgressOptions):
     json: Path | None = None
     """Also write every figure to this file."""
 
+    def _names(self) -> list[str]:
+        """The measurements that are wanted."""
+        if self.only is None:
+            names = [*speed.MEASUREMENTS]
+        else:
+            names = [name.strip() for name in self.only.split(",")]
+        for name in names:
+            if name not in speed.MEASUREMENTS:
+                raise InputError(f"only: expected measurements among {', '.join(speed.MEASUREMENTS)}, got {name!r}")
+        if "ppo" in names:
+            need("train", "bench: ppo")
+        return names
+
     def run(self) -> None:
         """Measure, print, write.
 
         Raises:
             InputError: an unknown measurement, a scale that is not positive, or a file that cannot be written.
         """
-        names = [*speed.MEASUREMENTS] if self.only is None else [name.strip() for name in self.only.split(",")]
-        for name in names:
-            if name not in speed.MEASUREMENTS:
-                raise InputError(f"only: expected measurements among {', '.join(speed.MEASUREMENTS)}, got {name!r}")
-        if "ppo" in names:
-            need("train", "bench: ppo")
+        names = self._names()
         if not 0.0 < self.scale <= 100.0:
             raise InputError(f"scale: expected a number in (0, 100], got {self.scale}")
         check_writable(self.json)
@@ -57,9 +65,8 @@ class Command(TableOptions, ProgressOptions):
         with bars(self.progress) as progress:
             result = speed.bench(names, self.scale, progress)
         show(_figures(result), console, self.wide)
-        for column in ("running", "waiting", "rows"):
-            if "growth" in result:
-                show(_growth(result["growth"][column]), console, self.wide)
+        for part in result.get("growth", {}).values():
+            show(_growth(part), console, self.wide)
         if "policy_to_sarathi" in result:
             show(_policies(result), console, self.wide)
         if self.json is not None:

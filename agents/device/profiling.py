@@ -84,28 +84,36 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
     sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
     """
     rng = np.random.default_rng(seed)
-    edges = [1, 2, 4, 8, 16, 24, 32, 48, 64]
-    edges += [n for k in range(1, 33) for n in (64 * k, 64 * k + (8 if k < 16 else 16))]
+    sets = {TABLE: _table(), PREFILL: _prefills(limits), DECODE: _decodes(), MIXED: []}
+    drawn = (*zip(HELD_OUT, (20, 20, 60), strict=True), (DECODE, 12), (MIXED, 30), (PREFILL, 12))
+    order = [TABLE, PREFILL, DECODE, *HELD_OUT, MIXED]
+    for kind, count in drawn:
+        sets[kind] = [*sets.get(kind, []), *(_random_batch(rng, kind, limits) for _ in range(count))]
+    found: list[tuple[str, Batch]] = []
+    for kind in order:
+        fitting = [batch for batch in sets[kind] if _fits(batch, limits)]
+        found += [(kind, batch) for batch in fitting[:: limits.thin]]
+    return list(dict.fromkeys(found))
+
+
+def _table() -> list[Batch]:
+    """One prompt each, around the multiples of 64 where the linear layers step."""
+    edges = {1, 2, 4, 8, 16, 24, 32, 48, 64}
+    edges |= {64 * k for k in range(1, 33)} | {64 * k + (8 if k < 16 else 16) for k in range(1, 33)}
+    return [Batch(((n, 0),)) for n in sorted(edges)]
+
+
+def _prefills(limits: Limits) -> list[Batch]:
+    """Chunks behind contexts, alone and beside another one."""
     contexts = [k for k in (0, 512, 2048, 4096, 6144) if k <= limits.context]
-    sets: dict[str, list[Batch]] = {
-        TABLE: [Batch(((n, 0),)) for n in sorted(set(edges)) if n <= limits.tokens],
-        PREFILL: [
-            *(Batch(((n, k),)) for n in (16, 64, 128, 256, 512, 1024, 2048) for k in contexts if k),
-            *(Batch(((n, 0), (n, k))) for n in (64, 256, 512) for k in contexts),
-        ],
-        DECODE: [Batch((), (k,) * n) for n in (1, 2, 4, 8, 16, 32, 64, 96, 128) for k in (128, 512, 1024, 2048, 4096)],
-    }
-    for kind, count in zip(HELD_OUT, (20, 20, 60), strict=True):
-        sets[kind] = [_random_batch(rng, kind, limits) for _ in range(count)]
-    sets[DECODE] += [_random_batch(rng, DECODE, limits) for _ in range(12)]
-    sets[MIXED] = [_random_batch(rng, MIXED, limits) for _ in range(30)]
-    sets[PREFILL] += [_random_batch(rng, PREFILL, limits) for _ in range(12)]
-    points = (
-        (kind, batch)
-        for kind, batches in sets.items()
-        for batch in [b for b in batches if _fits(b, limits)][:: limits.thin]
-    )
-    return list(dict.fromkeys(points))
+    alone = [Batch(((n, k),)) for n in (16, 64, 128, 256, 512, 1024, 2048) for k in contexts if k]
+    return alone + [Batch(((n, 0), (n, k))) for n in (64, 256, 512) for k in contexts]
+
+
+def _decodes() -> list[Batch]:
+    """As many decodes with equal contexts."""
+    contexts = (128, 512, 1024, 2048, 4096)
+    return [Batch((), (k,) * n) for n in (1, 2, 4, 8, 16, 32, 64, 96, 128) for k in contexts]
 
 
 def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:
@@ -208,6 +216,14 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "format"}
 
 
+def _check_provenance(path: Path, provenance: dict[str, Any]) -> None:
+    """Check that a table was measured on this device, model and version."""
+    known = read_provenance(path)
+    for key, value in provenance.items():
+        if key != "date" and known.get(key) != value:
+            raise InputError(f"{path}: {key}: expected a table of {value!r}, got one of {known.get(key)!r}")
+
+
 def todo(
     path: Path, wanted: list[tuple[str, Batch]], provenance: dict[str, Any], rounds: int = ROUNDS
 ) -> list[tuple[str, Batch]]:
@@ -218,14 +234,10 @@ def todo(
     Raises:
         InputError: a table of another device, model or version, or one that cannot be read.
     """
-    beside = path.with_name(path.name + ".json")
     if not path.exists():
-        write_atomically(beside, json_text({"format": FORMAT, **provenance}))
+        write_atomically(path.with_name(path.name + ".json"), json_text({"format": FORMAT, **provenance}))
         write_atomically(path, ",".join((*BATCH_COLUMNS, *FEATURE_COLUMNS, "seconds")) + "\n")
-    known = read_provenance(path)
-    for key, value in provenance.items():
-        if key != "date" and known.get(key) != value:
-            raise InputError(f"{path}: {key}: expected a table of {value!r}, got one of {known.get(key)!r}")
+    _check_provenance(path, provenance)
     text = read_text(path, "a table of measurements")
     if not text.endswith("\n"):
         write_atomically(path, text[: text.rfind("\n") + 1])

@@ -64,19 +64,8 @@ class Point:
     """Median duration (s)."""
 
 
-def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> LatencyModel:
-    """Fit a profile; residuals of every set and the range of the points go into its provenance.
-
-    Raises:
-        InputError: fewer than two token counts measured alone, or no points with decodes.
-    """
-    fitted = [p for p in points if p.kind in (TABLE, PREFILL, DECODE, MIXED)]
-    nodes = np.array(sorted({p.batch.tokens for p in fitted if p.kind == TABLE}), np.float64)
-    if len(nodes) < 2 or not any(p.kind == DECODE for p in fitted):
-        raise InputError(
-            f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
-            f"got {len(nodes)} and {sum(p.kind == DECODE for p in fitted)}"
-        )
+def _solve(fitted: Sequence[Point], nodes: np.ndarray) -> tuple[np.ndarray, int]:
+    """What gives the least relative errors: seconds at the nodes, then of each term; KV tokens that caches hold."""
     from scipy.optimize import nnls
 
     seconds = np.array([p.seconds for p in fitted])
@@ -85,6 +74,24 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         rows = np.array([_terms(p.batch, nodes, cached) for p in fitted])
         tried.append((*nnls(rows / seconds[:, None], np.ones(len(fitted))), cached))
     solution, _, cached = min(tried, key=lambda found: found[1])
+    return solution, cached
+
+
+def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> LatencyModel:
+    """Fit a profile; residuals of every set and the range of the points go into its provenance.
+
+    Raises:
+        InputError: fewer than two token counts measured alone, or no points with decodes.
+    """
+    fitted = [p for p in points if p.kind in (TABLE, PREFILL, DECODE, MIXED)]
+    nodes = np.array(sorted({p.batch.tokens for p in fitted if p.kind == TABLE}), np.float64)
+    decodes = sum(p.kind == DECODE for p in fitted)
+    if len(nodes) < 2 or decodes == 0:
+        raise InputError(
+            f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
+            f"got {len(nodes)} and {decodes}"
+        )
+    solution, cached = _solve(fitted, nodes)
     smallest = 1e-9  # a table needs seconds > 0
     model = LatencyModel(
         overhead=0.0,
