@@ -53,7 +53,7 @@
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +61,11 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.runs.distribution import Distribution, Floats
 from engine.runs.goodput import Goodput
-from engine.runs.record import Record
 from engine.runs.report import PromptQuartile, Report, TierReport
 from engine.server.state import DROPPED, FINISHED, FUTURE
+
+if TYPE_CHECKING:
+    from engine.runs.record import Record
 
 Mask = npt.NDArray[np.bool_]
 
