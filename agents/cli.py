@@ -171,7 +171,7 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
     return 0
 
 
-def _output(command: Any) -> AbstractContextManager[None]:
+def _output(command: object) -> AbstractContextManager[None]:
     """What is printed goes to standard error if a result goes to standard output."""
     from agents.work.files import check_apart, is_stdout, text_to_stderr
 

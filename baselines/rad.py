@@ -87,7 +87,7 @@ _params, _mode = record(params_of(RAD)), record(MODE)
 
 
 @inner
-def _reservation(row: Any, r: Any, output: int) -> int:
+def _reservation(row: np.record, r: np.record, output: int) -> int:
     """KV blocks for the prompt and `output` tokens, or for the prompt alone if the device could never hold more."""
     most = row.num_blocks - max(row.watermark_blocks, row.decode_needs_free_block)
     wanted = min(blocks_for(min(r.prompt + output, row.max_model_len), row.block_size), most)
@@ -95,20 +95,20 @@ def _reservation(row: Any, r: Any, output: int) -> int:
 
 
 @inner
-def _is_impossible(row: Any, r: Any) -> bool:
+def _is_impossible(row: np.record, r: np.record) -> bool:
     """Whether a request is too long for the model or its KV for the device."""
     too_large = blocks_for(r.prompt, row.block_size) + row.decode_needs_free_block > row.num_blocks
     return bool(r.prompt > row.max_model_len or too_large)
 
 
 @inner
-def _room(row: Any, draft: Any, p: np.record) -> int:
+def _room(row: np.record, draft: np.record, p: np.record) -> int:
     """Prompt tokens that the iteration has left: what the last prompt left short is filled only if asked for."""
     return min(int(p.chunk), row.max_batched_tokens) - draft.tokens if draft.tokens == 0 or p.pack_tail else 0
 
 
 @inner
-def _admit(view: View, plan: Plan, p: np.record, mode: Any) -> None:
+def _admit(view: View, plan: Plan, p: np.record, mode: np.record) -> None:
     """Prompts of waiting requests, in arrival order, while their reservations fit."""
     row, draft = view.row[0], plan.draft[0]
     while _room(row, draft, p) > 0 and mode.may_enter > 0:
@@ -129,7 +129,7 @@ def _admit(view: View, plan: Plan, p: np.record, mode: Any) -> None:
 
 
 @inner
-def _prefill(view: View, plan: Plan, p: np.record, mode: Any) -> bool:
+def _prefill(view: View, plan: Plan, p: np.record, mode: np.record) -> bool:
     """One chunk of the started prompt, else of the next ones in arrival order; False if none can run."""
     row, draft = view.row[0], plan.draft[0]
     for j in range(row.num_running if row.num_prefilling > 0 else 0):
@@ -151,7 +151,7 @@ def _evict_youngest(view: View, plan: Plan) -> None:
 
 
 @inner
-def _decode(view: View, plan: Plan, mode: Any, batch: int) -> None:
+def _decode(view: View, plan: Plan, mode: np.record, batch: int) -> None:
     """`batch` decodes (all, if fewer), round robin; evicts only where an output outgrew every reservation."""
     row, draft, first = view.row[0], plan.draft[0], 0
     while first < row.num_running and view.running[first] < mode.turn:

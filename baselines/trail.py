@@ -95,13 +95,13 @@ _params, _server, _requests = record(params_of(TRAIL)), record(SERVER), records(
 
 
 @inner
-def is_young(trail: Trail, i: int, r: Any) -> bool:
+def is_young(trail: Trail, i: int, r: np.record) -> bool:
     """Whether request `i` may still be preempted: no more than a share c of its first prediction is generated."""
     return bool(r.generated <= trail.p.c * trail.request[i].first)
 
 
 @inner
-def _rank(row: Any, trail: Trail, i: int, r: Any) -> float:
+def _rank(row: np.record, trail: Trail, i: int, r: np.record) -> float:
     """Place in the queue, the smallest first."""
     if is_young(trail, i, r) or r.generated == 0:
         return float(remaining(row, r))

@@ -23,7 +23,7 @@ from engine.ranges import Bounds, Readable, number, whole
 T = TypeVar("T")
 
 
-def checked(record: Any, where: str, untyped: Collection[str] = ()) -> None:
+def checked(record: object, where: str, untyped: Collection[str] = ()) -> None:
     """Check every field of a frozen dataclass against its annotation, from its ``__post_init__``.
 
     A range is part of the annotation: ``rate: Annotated[float, number(0.0, 1e9)]``, or one of the names above; without
@@ -75,7 +75,7 @@ class _Declared(NamedTuple):
 
 
 @cache
-def _declared(cls: Any) -> tuple[_Declared, ...]:
+def _declared(cls: object) -> tuple[_Declared, ...]:
     """The fields of a dataclass with their ranges."""
     found = []
     for name, kind in types_of(cls, with_ranges=True).items():
@@ -84,7 +84,7 @@ def _declared(cls: Any) -> tuple[_Declared, ...]:
     return tuple(found)
 
 
-def types_of(cls: Any, with_ranges: bool = False) -> dict[str, Any]:
+def types_of(cls: object, with_ranges: bool = False) -> dict[str, Any]:
     """The types of a dataclass's fields, resolved; those of a user's class that cannot be resolved say nothing."""
     return _types(cls, with_ranges)
 
@@ -98,7 +98,7 @@ def _types(cls: Any, with_ranges: bool) -> dict[str, Any]:
     return {field.name: found.get(field.name, Any) for field in dataclasses.fields(cls)}
 
 
-def from_mapping(cls: type[T], data: Any, where: str) -> T:
+def from_mapping(cls: type[T], data: object, where: str) -> T:
     """A record of a dataclass from a mapping: the keys are its fields, what is absent keeps its default.
 
     Args:
@@ -135,7 +135,7 @@ def _placed(message: str, where: str) -> str:
     return message if message.startswith(where) else f"{where}: {message}"
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: object, kind: object, where: str) -> Any:
     """A value as the type that an annotation names, without guessing: text is no number, a truth value neither.
 
     Raises:
@@ -162,7 +162,7 @@ def _annotated(value: Any, inside: tuple[Any, ...], where: str) -> Any:
     return value
 
 
-def _one_of(value: Any, known: tuple[Any, ...], where: str) -> Any:
+def _one_of(value: object, known: tuple[Any, ...], where: str) -> Any:
     for option in known:
         if isinstance(value, type(option)) and isinstance(value, bool) is isinstance(option, bool) and value == option:
             return option
@@ -171,25 +171,25 @@ def _one_of(value: Any, known: tuple[Any, ...], where: str) -> Any:
     raise InputError(f"{where}: expected {expected}, got {kind_of(value)}")
 
 
-def _any_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+def _any_of(value: object, kinds: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     return convert(value, next((kind for kind in kinds if _is_instance(value, kind)), kinds[0]), where)
 
 
-def _is_instance(value: Any, kind: Any) -> bool:
+def _is_instance(value: object, kind: object) -> bool:
     """Whether a value is of the class behind an annotation."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else get_origin(kind) or kind
     return isinstance(plain, type) and isinstance(value, plain)
 
 
-def _list(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+def _list(value: object, inside: tuple[Any, ...], where: str) -> Any:
     items = _items(value, inside[:1] or (Any,), where)
     return value if type(value) is list and _are_same(items, value) else items
 
 
-def _tuple(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+def _tuple(value: object, inside: tuple[Any, ...], where: str) -> Any:
     each = inside[:1] if len(inside) == 2 and inside[1] is Ellipsis else None
     if each is None and isinstance(value, list | tuple) and len(value) != len(inside):
         raise InputError(f"{where}: expected a list of {len(inside)}, got one of {len(value)}")
@@ -197,7 +197,7 @@ def _tuple(value: Any, inside: tuple[Any, ...], where: str) -> Any:
     return value if type(value) is tuple and _are_same(items, value) else tuple(items)
 
 
-def _items(value: Any, kinds: tuple[Any, ...], where: str) -> list[Any]:
+def _items(value: object, kinds: tuple[Any, ...], where: str) -> list[Any]:
     """The items of a list, each as its type; one type stands for all."""
     if not isinstance(value, list | tuple):
         raise InputError(f"{where}: expected a list, got {kind_of(value)}")
@@ -208,7 +208,7 @@ def _are_same(new: Sequence[Any], old: Sequence[Any]) -> bool:
     return all(a is b for a, b in zip(new, old, strict=True))
 
 
-def _mapping(value: Any, inside: tuple[Any, ...], where: str) -> Any:
+def _mapping(value: object, inside: tuple[Any, ...], where: str) -> Any:
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: expected a mapping, got {kind_of(value)}")
     if not inside:
@@ -234,7 +234,7 @@ _COMPOSED: dict[Any, Callable[[Any, tuple[Any, ...], str], Any]] = {
 """What reads the types that are made of others."""
 
 
-def _plain_type(value: Any, kind: Any, where: str) -> Any:
+def _plain_type(value: object, kind: object, where: str) -> Any:
     """Truth values, text, paths, records; other classes only as instances."""
     if not isinstance(kind, type):
         return value
@@ -252,13 +252,13 @@ def _plain_type(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def _truth(value: Any, where: str) -> bool:
+def _truth(value: object, where: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{where}: expected true or false, got {kind_of(value)}")
     return bool(value)
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: expected text, got {kind_of(value)}")
     try:

@@ -59,13 +59,13 @@ class Bounds:
         """The lower end in words, empty where there is none that matters."""
         return f"{'>' if self.above else '>='} {_plain(self.low)}" if self.low > -MOST_TOKENS else ""
 
-    def _refuse(self, value: Any, where: str, too_large: bool = False, broken: bool = False) -> NoReturn:
+    def _refuse(self, value: object, where: str, too_large: bool = False, broken: bool = False) -> NoReturn:
         """The upper end is named only to a value beyond it; to a broken number, that a whole one is meant."""
         noun = f"a whole number of {self._noun}" if broken and self.noun else self._noun
         expected = self.text if too_large else f"{noun} {self._least}".strip()
         raise InputError(f"{where}: expected {expected}, got {kind_of(value)}")
 
-    def check(self, value: Any, where: str) -> Any:
+    def check(self, value: object, where: str) -> Any:
         """The value as a plain number of Python, if it is one in the range; ``-0.0`` becomes 0.0.
 
         Raises:
@@ -100,7 +100,7 @@ def _plain(value: float) -> str:
     return f"{int(value):d}" if value == math.floor(value) and abs(value) < 1e15 else f"{value:g}"
 
 
-def _as_number(value: Any) -> int | float | None:
+def _as_number(value: object) -> int | float | None:
     """A finite plain number of Python, or None; a truth value is not a number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         return None

@@ -124,7 +124,7 @@ def _any_of(known: Collection[str] | None) -> str:
     return f"key=value with a key among {', '.join(known or ())};"
 
 
-def parse_value(text: str, kind: Any, where: str) -> Any:
+def parse_value(text: str, kind: object, where: str) -> Any:
     """The value that a text is, by the type of the field it is for.
 
     Args:
@@ -175,7 +175,7 @@ def write_spec(name: str, settings: Mapping[str, Any], write: Callable[[Any], st
     return str(Spec(name, write_settings(settings, write)))
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value as shortly as it can be read again: ``3`` for 3.0, ``1`` for true."""
     if not isinstance(value, float):
         return str(int(value) if isinstance(value, bool) else value)

@@ -4,8 +4,6 @@ Nobody is asked about an empty server, nor, with `skip_decode_only`, about an it
 decodes and no prompt waits. A choice then holds for `hold` iterations, those that are skipped not counted.
 """
 
-from typing import Any
-
 import numpy as np
 
 from engine.compiled.jit import inner
@@ -17,7 +15,7 @@ NOBODY, DECODES, HELD, ASKED = range(4)
 
 
 @inner
-def due(row: Any, skips: bool, left: float) -> int:
+def due(row: np.record, skips: bool, left: float) -> int:
     """What comes next on a server.
 
     Args:

@@ -118,7 +118,7 @@ class EnvConfig:
         return data
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "env", action: Action | None = None) -> "EnvConfig":
+    def from_dict(cls, data: object, where: str = "env", action: Action | None = None) -> "EnvConfig":
         """Build a configuration from (part of) what `to_dict` gives; what is absent keeps its default.
 
         Args:

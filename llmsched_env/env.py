@@ -105,7 +105,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             self._timeline.clear()
         return self.fleet.observed[0].copy(), {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one decision.
 
         Raises:

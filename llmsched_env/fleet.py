@@ -1,6 +1,6 @@
 """`Fleet`: rows of servers with their memories, traces and outcomes, which both environment classes drive."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def _rules(config: EnvConfig, max_episode_steps: int) -> Rules:
     )
 
 
-def _leaves(arrays: Any) -> Iterator[np.ndarray]:
+def _leaves(arrays: Iterable[Any]) -> Iterator[np.ndarray]:
     """The arrays in nested tuples of them."""
     for item in arrays:
         if isinstance(item, np.ndarray):
@@ -196,7 +196,7 @@ class Fleet:
             raise needs_reset("env.save_state()")
         return self._states().save(e, generator)
 
-    def load_state(self, e: int, state: Any, generator: np.random.Generator) -> np.random.Generator:
+    def load_state(self, e: int, state: object, generator: np.random.Generator) -> np.random.Generator:
         """Put row `e` into a state; returns the generator of its next episodes.
 
         Raises:
@@ -208,7 +208,7 @@ class Fleet:
         self._look(e, e + 1)
         return generator
 
-    def check_state(self, state: Any) -> None:
+    def check_state(self, state: object) -> None:
         """Check that `load_state` takes a state.
 
         Raises:
@@ -300,7 +300,7 @@ class Fleet:
         step = compiled_step(len(self.kernels), parallel)
         return lambda action, first, last, opens: step(action, arrays, first, last, opens)
 
-    def step(self, given: Any) -> None:
+    def step(self, given: object) -> None:
         """Advance every row by one decision; results are in `outcome`.
 
         Args:

@@ -1,7 +1,7 @@
 """What callers give to an environment, checked before compiled code sees it: actions, seeds and options of `reset`."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -12,7 +12,7 @@ from engine.ranges import COUNT
 from llmsched_env.actions import Action
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number by type: Python's or numpy's, but no flag."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -105,7 +105,7 @@ def _leaves(given: object, depth: int = 0) -> Iterator[Any]:
         yield from _leaves(value, depth + 1)
 
 
-def check_seed(seed: Any, where: str = "seed") -> int | None:
+def check_seed(seed: object, where: str = "seed") -> int | None:
     """The seed of one episode as gymnasium and numpy take it.
 
     Raises:
@@ -206,7 +206,7 @@ def step_limit(given: object) -> int:
     return int(COUNT.check(given, "max_episode_steps"))
 
 
-def check_row(row: Any, rows: int) -> int:
+def check_row(row: object, rows: int) -> int:
     """The number of a row.
 
     Raises:

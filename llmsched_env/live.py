@@ -70,7 +70,7 @@ class Live:
         self._since = time.perf_counter()
         return waited + took
 
-    def step(self, fleet: Any, action: Any, opens: bool) -> int:
+    def step(self, fleet: Any, action: object, opens: bool) -> int:
         """Take one decision on the only row of a fleet (`llmsched_env.fleet.Fleet`); returns -1: none is refused."""
         legal = opens or self._is_legal(action)
         self.fallbacks += not legal
@@ -81,7 +81,7 @@ class Live:
             step_row(fleet.kernels[:1], fleet.rules.fallback[None], rows, 0, opens)
         return -1
 
-    def _is_legal(self, action: Any) -> bool:
+    def _is_legal(self, action: object) -> bool:
         try:
             values = np.asarray(action).reshape(-1)
         except Exception:  # whatever the conversion of a foreign object raises: it is no action
@@ -93,5 +93,5 @@ class Live:
         )
 
 
-def _whole(action: Any) -> np.ndarray:
+def _whole(action: object) -> np.ndarray:
     return np.asarray(action, np.int64).reshape(1, -1)

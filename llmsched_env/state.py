@@ -7,7 +7,7 @@ states copy it instead of the environment.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -159,13 +159,13 @@ class StateCodec:
         state = dict(generator.bit_generator.state)
         return EnvState(self._bytes.copy().view(self.layout), gaps, state, self.digest, int(checksum(self._words)))
 
-    def verify(self, state: Any) -> None:
-        """Copy a state into the scratch record and check it.
+    def verify(self, state: object) -> EnvState:
+        """Copy a state into the scratch record and check it; returns it.
 
         Raises:
             InputError: not a state, one of another configuration or version, or one whose arrays do not fit together.
         """
-        self._check_kind(state)
+        state = self._of_kind(state)
         self._bytes[:] = np.ascontiguousarray(state.data).view(np.uint8)
         self._words &= self._used
         if not is_whole(state.check) or state.check != int(checksum(self._words)):
@@ -178,9 +178,10 @@ class StateCodec:
         if not legal or not 0 <= one["draft"]["number"][0, 0] < 2**53:
             raise InputError("state: expected memories and an observation as a step leaves them, got others")
         self._check_gaps(state.gaps)
+        return state
 
-    def _check_kind(self, state: Any) -> None:
-        """Check that something is a state of such an environment."""
+    def _of_kind(self, state: object) -> EnvState:
+        """Something as a state of such an environment."""
         if not isinstance(state, EnvState):
             raise InputError(f"state: expected an EnvState as save_state gives it, got {show(state)}")
         if not isinstance(state.data, np.ndarray) or state.data.dtype != self.layout or state.data.shape != (1,):
@@ -189,21 +190,21 @@ class StateCodec:
             raise InputError(
                 f"state: expected one of this environment's configuration ({self.digest}), got {show(state.config)}"
             )
+        return state
 
-    def check(self, state: Any) -> None:
+    def check(self, state: object) -> None:
         """Check that `load` takes a state, its generator included.
 
         Raises:
             InputError: it does not.
         """
-        self.verify(state)
-        _generator(state.generator, np.random.default_rng(0))
+        _generator(self.verify(state).generator, np.random.default_rng(0))
 
-    def _check_gaps(self, gaps: Any) -> None:
+    def _check_gaps(self, gaps: object) -> None:
         if not _are_pairs(gaps) or (len(gaps) > 0 and not _count_places(gaps[:, 0], gaps[:, 1], self._gaps[0].size)):
             raise InputError("state: expected gaps as int64[k, 2] (place, count > 0), places in order, got others")
 
-    def load(self, e: int, state: EnvState, generator: np.random.Generator) -> np.random.Generator:
+    def load(self, e: int, state: object, generator: np.random.Generator) -> np.random.Generator:
         """Put row `e` into a state.
 
         Returns:
@@ -212,7 +213,7 @@ class StateCodec:
         Raises:
             InputError: see `verify`; the row stays as it is.
         """
-        self.verify(state)
+        state = self.verify(state)
         generator = _generator(state.generator, generator)
         for rows, cell in self._columns:
             rows[e] = cell
@@ -223,7 +224,7 @@ class StateCodec:
         return generator
 
 
-def _are_pairs(gaps: object) -> bool:
+def _are_pairs(gaps: object) -> TypeGuard[np.ndarray]:
     return isinstance(gaps, np.ndarray) and gaps.dtype == np.int64 and gaps.ndim == 2 and gaps.shape[1] == 2
 
 
@@ -312,7 +313,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return plain.view(np.dtype((np.void, plain.dtype))) if plain.dtype.fields else plain
 
 
-def _differs(data: Any, layout: np.dtype) -> str:
+def _differs(data: object, layout: np.dtype) -> str:
     """What a state's data has that this environment's has not, in a few words."""
     if not isinstance(data, np.ndarray):
         return show(data)

@@ -102,7 +102,7 @@ def _memory(memories: Memories, e: int, k: int) -> Memory:
 
 
 @inner
-def _plan_by_codec(kernels: Any, server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
+def _plan_by_codec(kernels: tuple[Any, ...], server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
     """Plan the batch that the codec makes of a choice of its own."""
     memory = _memory(memories, e, 0)
     set_levels(memory, choice)
@@ -110,7 +110,7 @@ def _plan_by_codec(kernels: Any, server: Server, memories: Memories, e: int, cho
 
 
 @inner
-def _plan(kernels: Any, server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
+def _plan(kernels: tuple[Any, ...], server: Server, memories: Memories, e: int, choice: np.ndarray) -> None:
     """Plan the batch of a choice: that of an arm if there are any, else the codec's."""
     if len(kernels) > 1:
         k = 1 + choice[0]
@@ -119,7 +119,7 @@ def _plan(kernels: Any, server: Server, memories: Memories, e: int, choice: np.n
         _plan_by_codec(kernels, server, memories, e, choice)
 
 
-def _by_profile(latency: Any, server: Server) -> float:
+def _by_profile(latency: Latency, server: Server) -> float:
     return iteration_seconds(latency, server.features)
 
 
@@ -139,7 +139,7 @@ def _run_batch(server: Server, latency: Latency) -> None:
 
 
 @inner
-def _run_choice(kernels: Any, server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
+def _run_choice(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
     """Plan and run a choice. If nothing can be done: try again after evictions, wait, or else fall back."""
     _plan(kernels, server, rows.memories, e, choice)
     _run_batch(server, rows.latency)
@@ -150,7 +150,7 @@ def _run_choice(kernels: Any, server: Server, rows: Rows, e: int, choice: np.nda
 
 
 @inner
-def _run_decodes(kernels: Any, server: Server, rows: Rows, e: int) -> None:
+def _run_decodes(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int) -> None:
     """Run an iteration in which there is nothing to decide."""
     if begin_decodes(server):
         finish(server, _duration(rows.latency, server))
@@ -160,7 +160,9 @@ def _run_decodes(kernels: Any, server: Server, rows: Rows, e: int) -> None:
 
 
 @inner
-def _to_next_decision(kernels: Any, server: Server, rows: Rows, e: int, choice: np.ndarray, left: float) -> None:
+def _to_next_decision(
+    kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray, left: float
+) -> None:
     """Let time pass until the learner is asked (or the episode ends); `choice` holds for `left` iterations more."""
     row, limits, observer = server.visible.row[0], _limits(rows.rules.limits), _memory(rows.memories, e, 0)
     remember(server.visible, observer)
@@ -313,7 +315,9 @@ def bundle_arrays(kernels: int) -> Any:
     """
     fleet_type = _fleet_type(kernels)
 
-    def bundle(kernels: Any, servers: Any, memories: Any, latency: Any, rules: Any, outcome: Any) -> Any:
+    def bundle(
+        kernels: tuple[Any, ...], servers: Server, memories: Memories, latency: Latency, rules: Rules, outcome: Outcome
+    ) -> Any:
         fleet: Any = structref.new(fleet_type)  # type: ignore[call-arg]
         fleet.kernels = kernels
         fleet.servers = servers

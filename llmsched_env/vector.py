@@ -98,7 +98,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self.fleet.start(e, trace if trace is not None else self.fleet.draw(self._generators[e]))
         return self.fleet.observed.copy(), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one decision in every row (see the class for what comes back).
 
         Raises:
@@ -134,7 +134,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         e = check_row(row, self.num_envs)
         return self.fleet.save_state(e, self._generators[e])
 
-    def load_state(self, state: Any, row: int | None = None) -> np.ndarray:
+    def load_state(self, state: object, row: int | None = None) -> np.ndarray:
         """Put one row into a state, or all rows into a list of them; rows and environments are interchangeable.
 
         Returns:

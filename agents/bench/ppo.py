@@ -40,7 +40,7 @@ class NullVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._zeros, self._never = np.zeros(num_envs), np.zeros(num_envs, np.bool_)
         self._infos = {"elapsed_s": np.full(num_envs, 0.05)}
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: object = None, options: object = None) -> tuple[np.ndarray, dict[str, Any]]:
         """The observations and an empty info."""
         return self._observation, {}
 

@@ -145,7 +145,7 @@ def main() -> int:
     provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
     result: dict[str, Any] = {"format": "llmsched-gpu-check/1", "device": provenance}
 
-    def done(stage: str, value: Any) -> None:
+    def done(stage: str, value: object) -> None:
         result[stage] = value
         result["seconds"] = time.perf_counter() - began
         write_atomically(options.out / "gpu_check.json", json_text(result))

@@ -14,7 +14,7 @@ CONFIG_FILE = "config.json"
 Config = TypeVar("Config")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The value as JSON gives it back."""
     return json.loads(json.dumps(value))
 

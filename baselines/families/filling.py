@@ -87,7 +87,7 @@ def profile_params(model: LatencyModel) -> tuple[float, ...]:
 
 
 @inner
-def learn_scale(view: View, clock: Any) -> None:
+def learn_scale(view: View, clock: np.record) -> None:
     """Compare the last batch with its prediction, and begin another one."""
     row = view.row[0]
     if clock.scale == 0.0:
@@ -98,7 +98,7 @@ def learn_scale(view: View, clock: Any) -> None:
 
 
 @inner
-def _seconds(profile: Any, tokens: int, attention: float) -> float:
+def _seconds(profile: np.record, tokens: int, attention: float) -> float:
     return profile.overhead + max(profile.floor, profile.per_token * tokens) + attention
 
 
@@ -247,7 +247,7 @@ def _take_others(view: View, plan: Plan, filling: Filling, limit_s: float) -> No
 
 
 @inner
-def _context_seconds(view: View, plan: Plan, profile: Any) -> float:
+def _context_seconds(view: View, plan: Plan, profile: np.record) -> float:
     """Predicted attention seconds of the decodes taken so far."""
     row, total = view.row[0], 0
     for j in range(row.num_running):
@@ -278,7 +278,7 @@ def fill(view: View, plan: Plan, filling: Filling, aim: Aim) -> None:
 
 
 @inner
-def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: Any) -> None:
+def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> None:
     """A batch by the rule of slackfit.
 
     Args:

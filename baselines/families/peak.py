@@ -4,8 +4,6 @@ An assumed future is a list of requests (SORTED) with the decodes that each has 
 longest-lived come last; the peak falls at the moment when one of them ends.
 """
 
-from typing import Any
-
 import numpy as np
 
 from engine.compiled.jit import inner
@@ -21,13 +19,13 @@ PEAK = np.dtype([("waited", "i8")])
 
 
 @inner
-def own_maximum(row: Any, r: Any, max_new_tokens: int) -> int:
+def own_maximum(row: np.record, r: np.record, max_new_tokens: int) -> int:
     """Output tokens of a request at most: its limit or what the model length leaves; more than it has so far."""
     return max(min(max_new_tokens, row.max_model_len - (r.length - r.generated)), r.generated + 1)
 
 
 @inner
-def _emits(row: Any, r: Any) -> int:
+def _emits(row: np.record, r: np.record) -> int:
     """Output tokens that come with the end of the prompt that request `r` has still to do."""
     return 0 if is_decode(r) else row.prompt_emits
 
@@ -62,25 +60,25 @@ def peak_tokens(view: View, future: np.recarray, n: int) -> float:
 
 
 @inner
-def capacity_tokens(row: Any) -> int:
+def capacity_tokens(row: np.record) -> int:
     """KV tokens that admission may fill."""
     return (row.num_blocks - row.watermark_blocks) * row.block_size
 
 
 @inner
-def prompt_limit(row: Any, batch_max_tokens: int) -> int:
+def prompt_limit(row: np.record, batch_max_tokens: int) -> int:
     """Prompt tokens that one iteration may process."""
     return min(batch_max_tokens if batch_max_tokens > 0 else row.max_model_len, row.max_batched_tokens)
 
 
 @inner
-def running_limit(row: Any, batch_cap: int) -> int:
+def running_limit(row: np.record, batch_cap: int) -> int:
     """Requests that may run: every one of them must find room in an iteration of decodes."""
     return min(batch_cap, min(row.max_num_seqs, row.max_batched_tokens))
 
 
 @inner
-def is_due(view: View, plan: Plan, peak: Any, limit: int, max_wait: int) -> bool:
+def is_due(view: View, plan: Plan, peak: np.record, limit: int, max_wait: int) -> bool:
     """Go on with a prompt that is longer than an iteration may be, else say whether new ones are considered now."""
     row = view.row[0]
     continue_prefills(view, plan, row.num_running, limit)
@@ -88,7 +86,7 @@ def is_due(view: View, plan: Plan, peak: Any, limit: int, max_wait: int) -> bool
 
 
 @inner
-def decode_without_prompts(view: View, plan: Plan, peak: Any, was_due: bool, max_wait: int) -> None:
+def decode_without_prompts(view: View, plan: Plan, peak: np.record, was_due: bool, max_wait: int) -> None:
     """All decodes, unless there are prompts to run; after a refusal new ones are considered some iterations later."""
     prompts = plan.draft[0].tokens > 0
     if was_due:

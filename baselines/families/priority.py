@@ -94,7 +94,7 @@ def list_changed(view: View, ranks: Ranks) -> None:
 
 
 @inner
-def _can_settle(row: Any, r: Any) -> bool:
+def _can_settle(row: np.record, r: np.record) -> bool:
     """Whether a request may wait in the heap: it has not just run, and it is not one to be dropped."""
     just_ran = r.last_run >= 0 and r.last_run >= row.iterations - 1
     return bool(r.status == WAITING and r.prompt <= row.max_model_len and not just_ran)

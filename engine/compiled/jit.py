@@ -47,7 +47,7 @@ def _inner_again(module: str, name: str, closed: tuple[Any, ...]) -> Any:
     return getattr(import_module(module), name)
 
 
-def hot(function: Callable[..., Any], signature: Any = None) -> Any:
+def hot(function: Callable[..., Any], signature: object = None) -> Any:
     """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
     return kept(function, signature, **_OPTIONS)
 
@@ -66,7 +66,7 @@ def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None
     return _Inner(dispatcher, source or function)
 
 
-def compile_kernel(function: Callable[..., Any], signature: Any, allocates: bool) -> Any:
+def compile_kernel(function: Callable[..., Any], signature: object, allocates: bool) -> Any:
     """A policy's plan function compiled for the one signature of kernels.
 
     Args:

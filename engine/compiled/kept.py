@@ -41,7 +41,7 @@ class _Locator(_numba.UserProvidedCacheLocator):  # type: ignore[misc]
             os.chmod(self._cache_path, 0o700)
 
     @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Any:
+    def from_function(cls, py_func: object, py_file: str) -> Any:
         return (
             None
             if cache.place() is None
@@ -91,13 +91,13 @@ def _write(path: str, body: bytes) -> None:
 class _Files(_numba.IndexDataCacheFile):  # type: ignore[misc]
     """An index and a file for each signature; what two processes write at once is at worst written again."""
 
-    def save(self, key: Any, data: Any) -> None:
+    def save(self, key: object, data: object) -> None:
         index = self._load_index()
         name = index.get(key) or f"{self._index_name.removesuffix('.nbi')}.{uuid.uuid4().hex[:16]}.nbc"
         _write(self._data_path(name), dumps((key, data)))
         self._save_index(index | {key: name})
 
-    def load(self, key: Any) -> Any:
+    def load(self, key: object) -> Any:
         if (name := self._load_index().get(key)) is None:
             return None
         found, data = pickle.loads(_read(self._data_path(name)))
@@ -131,7 +131,7 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
 
     full = False  # for all: the disk has refused to take more
 
-    def __init__(self, py_func: Any) -> None:
+    def __init__(self, py_func: object) -> None:
         self._function = py_func
         self._found: Any = None
 
@@ -149,14 +149,14 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
         """The folder of this function's files."""
         return self._cache().cache_path
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+    def load_overload(self, sig: object, target_context: object) -> Any:
         """The function compiled for a signature, as far as it is kept; None: compile it."""
         try:
             return self._cache().load_overload(sig, target_context)
         except Exception:  # damaged or not ours: compiled again, and replaced
             return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: object, data: object) -> None:
         """Keep what was compiled, unless the disk takes no more."""
         if Kept.full:
             return
@@ -167,7 +167,7 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
             cache.warn(cache.place() or Path(), error)
 
 
-def kept(function: Callable[..., Any], signature: Any = None, **options: Any) -> Any:
+def kept(function: Callable[..., Any], signature: object = None, **options: Any) -> Any:
     """Compile a function, or take it from the cache: at its first call, or at once for a given signature.
 
     Args:

@@ -52,7 +52,7 @@ def _compiled(module: ModuleType) -> list[Any]:
     return [f for f in functions if isinstance(f, Dispatcher) and _is_kept(f) and not is_ours(_file(f))]
 
 
-def _is_kept(function: Any) -> bool:
+def _is_kept(function: object) -> bool:
     return type(vars(function)["_cache"]).__name__ != "NullCache"
 
 

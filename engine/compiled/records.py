@@ -12,9 +12,11 @@ The accessors work in kernels, at the cost of a pointer, and in plain Python. Wh
 numbers should be 0 or more: seen as float64, in a comparison or a checkpoint, a negative one is nan.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import from_dtype, types
@@ -24,6 +26,10 @@ from numba.core.typing.templates import make_intrinsic_template
 from numba.np.arrayobj import make_array, populate_array
 
 from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from llvmlite.ir import IRBuilder
+    from numba.core.cpu import CPUContext
 
 _CELL = np.dtype("f8").itemsize
 _TOO_FEW = "a record needs more cells than the memory has (row_memory, request_memory: see cells_of)"
@@ -88,7 +94,7 @@ def series(record_type: np.dtype, behind: np.dtype | None = None) -> Any:
     _check(record_type)
     first = cells_of(behind) if behind is not None else 0
 
-    def line_up(context: Any, builder: Any, kind: Any, source: Any) -> Any:
+    def line_up(context: CPUContext, builder: IRBuilder, kind: Any, source: Any) -> Any:
         (cells,) = cgutils.unpack_tuple(builder, source.shape)
         number = builder.sdiv(builder.sub(cells, cells.type(first)), cells.type(cells_of(record_type)))
         data, stride = builder.gep(source.data, [cells.type(first)]), cells.type(kind.dtype.size)
@@ -138,8 +144,8 @@ def _intrinsic(record_type: np.dtype, build: Callable[..., Any], least: int | No
     returned = kind if build is _point else types.Array(kind, 1, "A", aligned=True)
     least = cells_of(record_type) if least is None else least
 
-    def view_cells(typing_context: Any, cells: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def view_cells(typing_context: object, cells: Any) -> Any:
+        def code(context: CPUContext, builder: IRBuilder, signature: Any, arguments: Any) -> Any:
             source = make_array(signature.args[0])(context, builder, arguments[0])
             width = cgutils.unpack_tuple(builder, source.shape)[-1]
             with builder.if_then(builder.icmp_signed("<", width, width.type(least)), likely=False):
@@ -151,18 +157,18 @@ def _intrinsic(record_type: np.dtype, build: Callable[..., Any], least: int | No
     return view_cells
 
 
-def _point(context: Any, builder: Any, kind: Any, source: Any) -> Any:
+def _point(context: CPUContext, builder: IRBuilder, kind: Any, source: Any) -> Any:
     """A pointer to the first cells, as the record."""
     return builder.bitcast(source.data, context.get_value_type(kind))
 
 
-def _line_up(context: Any, builder: Any, kind: Any, source: Any) -> Any:
+def _line_up(context: CPUContext, builder: IRBuilder, kind: Any, source: Any) -> Any:
     """An array with the record of each line."""
     (number, _), (stride, _) = (cgutils.unpack_tuple(builder, x) for x in (source.shape, source.strides))
     return _lines(context, builder, kind, source, source.data, (number, stride))
 
 
-def _lines(context: Any, builder: Any, kind: Any, source: Any, data: Any, layout: tuple[Any, Any]) -> Any:
+def _lines(context: CPUContext, builder: IRBuilder, kind: Any, source: Any, data: Any, layout: tuple[Any, Any]) -> Any:
     """An array of records in the cells of another one: how many, and bytes from one to the next."""
     found = make_array(kind)(context, builder)
     populate_array(

@@ -147,7 +147,7 @@ class JointQuantileTable:
         }
 
     @classmethod
-    def from_dict(cls, fields: Any, where: str) -> JointQuantileTable:
+    def from_dict(cls, fields: object, where: str) -> JointQuantileTable:
         """A table from what `to_dict` gives; `where` is for messages.
 
         Raises:

@@ -133,7 +133,7 @@ class RawTrace:
         """Whether the file says when its requests arrived."""
         return bool(self.columns[0])
 
-    def add(self, number: int, time: Any, prompt: Any, output: Any) -> None:
+    def add(self, number: int, time: object, prompt: object, output: object) -> None:
         """Add one row; None for a time in a file without times."""
         self.numbers.append(number)
         if self.has_times:

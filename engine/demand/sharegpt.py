@@ -143,7 +143,7 @@ def _add_turns(raw: RawTrace, index: int, turns: list[tuple[bool, str]], count: 
         history += tokens
 
 
-def _turns(where: str, conversation: Any, seen: Counter[str]) -> list[tuple[bool, str]]:
+def _turns(where: str, conversation: object, seen: Counter[str]) -> list[tuple[bool, str]]:
     given = conversation if isinstance(conversation, dict) else {}
     found = next((given[key] for key in KEYS if key in given), None)
     if not isinstance(found, list):
@@ -168,7 +168,7 @@ def _turn(where: str, turn: object, seen: Counter[str]) -> tuple[bool, str]:
     return speaker in _ASSISTANT, text
 
 
-def _text(content: Any, seen: Counter[str]) -> str | None:
+def _text(content: object, seen: Counter[str]) -> str | None:
     """The text of a turn: itself, nothing, or its parts with text; None if it is something else."""
     if content is None or isinstance(content, str):
         return content or ""

@@ -56,7 +56,7 @@ def _fill_in_share(parts: list[Any], where: str) -> None:
         last["share"] = max(0.0, round(1.0 - math.fsum(others), 12))
 
 
-def _values(given: Any, where: str) -> dict[str, Any]:
+def _values(given: object, where: str) -> dict[str, Any]:
     expected = f"key=value with keys among {', '.join(KEYS)}"
     pairs = read_settings(given, where, None, expected) if isinstance(given, str) else given
     if not isinstance(pairs, Mapping):

@@ -194,7 +194,7 @@ class JsonlFormat(TableFormat):
         return row
 
 
-def exact(stamp: Any, key: str, text: str) -> Any:
+def exact(stamp: object, key: str, text: str) -> Any:
     """A time with the digits that its line has: a float has lost some of those of seconds since 1970."""
     if isinstance(stamp, float) and stamp >= _EPOCH_FLOAT:
         found = re.search(rf'"{re.escape(key)}"\s*:\s*([0-9.eE+-]+)', text)

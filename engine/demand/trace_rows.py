@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,5 +186,5 @@ def _listed(found: Counter[str] | dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in found.items())
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: object) -> str:
     return "nothing" if cell is None or cell == "" else str(cell)[:40]

@@ -61,7 +61,7 @@ class Weights(NamedTuple):
 
 
 @inner
-def weights(f: Any, cached: float) -> Weights:
+def weights(f: np.record, cached: float) -> Weights:
     """Weights of the terms in a batch.
 
     Args:
@@ -125,7 +125,7 @@ def interpolate(table: np.ndarray, tokens: float) -> float:
 
 
 @inner
-def charged(seconds: float, c: Any, f: Any) -> float:
+def charged(seconds: float, c: np.record, f: np.record) -> float:
     """Seconds of a batch with what a config charges for it.
 
     Args:

@@ -65,7 +65,9 @@ class Watched:
         return self.executor.seconds(server)
 
 
-def run_in_pieces(run: Any, loop: Loop, max_decisions: int, on_progress: OnProgress | None = None) -> int:
+def run_in_pieces(
+    run: Callable[..., Any], loop: Loop, max_decisions: int, on_progress: OnProgress | None = None
+) -> int:
     """Serve the trace to its end, the horizon or the first error; the result does not depend on the pieces.
 
     Args:

@@ -1,6 +1,7 @@
 """`simulate`: one policy, one trace, one executor -> `Record`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,13 @@ from engine.server.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, 
 
 
 def _run(
-    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, count: np.ndarray, stop: int
+    kernel: Callable[..., Any],
+    server: Server,
+    memory: Memory,
+    latency: Latency,
+    horizon: float,
+    count: np.ndarray,
+    stop: int,
 ) -> int:
     """Go on after count[0] decisions until the trace, the horizon or the first error ends the run.
 

@@ -1,6 +1,7 @@
 """What each iteration of a run did: the log, and the compiled loop that fills it."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -121,7 +122,13 @@ def note_step(server: Server, log: Log, start: float, since: int) -> None:
 
 
 def _run(
-    kernel: Any, server: Server, memory: Memory, latency: Latency, horizon: float, max_decisions: int, log: Log
+    kernel: Callable[..., Any],
+    server: Server,
+    memory: Memory,
+    latency: Latency,
+    horizon: float,
+    max_decisions: int,
+    log: Log,
 ) -> int:
     """The loop of `engine.runs.simulate` with a log of each iteration; FULL: empty the log and call it again."""
     row = server.visible.row[0]

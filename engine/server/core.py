@@ -4,8 +4,6 @@ One iteration is ``begin`` (the plan becomes KV blocks and batch features, or an
 ``finish`` (clock, progress, tokens, completions, arrivals). What an entry of a plan may ask for: `engine.server.kv`.
 """
 
-from typing import Any
-
 import numpy as np
 
 from engine.compiled.jit import hot, hot_inlined, inner
@@ -20,6 +18,7 @@ from engine.server.state import (
     RUNNING,
     WAITING,
     Server,
+    View,
 )
 
 _MANTISSA_SHIFT = 23 - (GAP_BUCKETS_PER_OCTAVE.bit_length() - 1)
@@ -34,7 +33,7 @@ def gap_bucket(gap: float) -> int:
 
 
 @inner
-def _advance(row: Any, time: float) -> None:
+def _advance(row: np.record, time: float) -> None:
     """Move the clock and the time integrals; `row` is one ROW record."""
     span = time - row.now
     row.kv_time += span * (row.num_blocks - row.free_blocks)
@@ -145,7 +144,7 @@ def begin_decodes(server: Server) -> bool:
 
 
 @inner
-def _settle(r: Any, h: Any) -> None:
+def _settle(r: np.record, h: np.record) -> None:
     """Copy what a request's own record gathered into its ledger."""
     h.max_gap = r.max_gap
     h.late_gaps = r.late_gaps
@@ -153,7 +152,7 @@ def _settle(r: Any, h: Any) -> None:
 
 
 @inner
-def _retire(row: Any, r: Any, h: Any, t: Any) -> None:
+def _retire(row: np.record, r: np.record, h: np.record, t: np.record) -> None:
     """Take a request that has all its tokens out of the server, at the present time."""
     _settle(r, h)
     h.completed = row.now
@@ -176,7 +175,7 @@ def close(server: Server) -> None:
 
 
 @inner
-def _drop_finished(view: Any) -> None:
+def _drop_finished(view: View) -> None:
     row, kept = view.row[0], 0
     for j in range(row.num_running):
         i = view.running[j]

@@ -4,8 +4,6 @@ As `engine.server.sorting`: a policy puts MEMBER into its record of a request an
 the caller keeps the length.
 """
 
-from typing import Any
-
 import numpy as np
 
 from engine.compiled.jit import inner
@@ -31,7 +29,7 @@ SEEN = np.dtype(
 
 
 @inner
-def is_present(r: Any) -> bool:
+def is_present(r: np.record) -> bool:
     """Whether a request waits or holds KV."""
     return bool(r.status == WAITING or r.status == RUNNING)
 
@@ -59,7 +57,7 @@ def keep_present(view: View, members: np.ndarray, n: int) -> int:
 
 
 @inner
-def look_at_queue(view: View, seen: Any) -> tuple[int, int]:
+def look_at_queue(view: View, seen: np.record) -> tuple[int, int]:
     """What the queue has got since the last look, whoever planned in between.
 
     Returns:

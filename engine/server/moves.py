@@ -16,7 +16,7 @@ Sarathi-Serve is three of them:
 They are the same for kernels and for policies in plain Python, which may call them in `plan` (interpreted there).
 """
 
-from typing import Any
+import numpy as np
 
 from engine.compiled.jit import hot, inner
 from engine.server.kv import blocks_to_admit, decode_need, tokens_left
@@ -26,13 +26,13 @@ from engine.server.state import EVICT, SWAP, SWAP_COMPRESSED, WAITING, Plan, Vie
 
 
 @inner
-def is_decode(r: Any) -> bool:
+def is_decode(r: np.record) -> bool:
     """Whether a request that holds KV has its prompt done."""
     return bool(r.prefilled == r.prompt)
 
 
 @hot
-def remaining(row: Any, r: Any) -> float:
+def remaining(row: np.record, r: np.record) -> float:
     """Output tokens that request `r` is predicted to lack still, >= 1; nan without a prediction.
 
     A prediction counts down with every token; what remains of one that is outlived is set by the run (`Forecast`).

@@ -60,7 +60,7 @@ class Queue(NamedTuple):
 
 
 @inner
-def weighed(queue: Queue, r: Any, tokens: int) -> float:
+def weighed(queue: Queue, r: np.record, tokens: int) -> float:
     """Prompt tokens, `ageing` less for each second since the arrival, `foresight` more for each predicted output token.
 
     The present time, the same for all, is left out.

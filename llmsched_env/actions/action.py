@@ -204,7 +204,7 @@ def to_names(dtype: np.dtype, cells: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def to_cells(dtype: np.dtype, named: Any, where: str) -> np.ndarray:
+def to_cells(dtype: np.dtype, named: object, where: str) -> np.ndarray:
     """A mapping by name as the float64 cells of a record.
 
     Args:
@@ -226,7 +226,7 @@ def to_cells(dtype: np.dtype, named: Any, where: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _numbers(value: object, shape: tuple[int, ...], where: str) -> np.ndarray:
     try:
         found = np.array(value, np.float64)
     except (TypeError, ValueError, OverflowError):

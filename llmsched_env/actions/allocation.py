@@ -78,7 +78,7 @@ def _decode_context(view: View) -> int:
 
 
 @inner
-def _budget_and_time(view: View, p: Any, choice: int) -> tuple[int, float]:
+def _budget_and_time(view: View, p: np.record, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
     level, profile = p.budgets[choice], p.profile
     if p.timed > 0.0:

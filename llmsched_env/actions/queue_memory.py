@@ -1,7 +1,5 @@
 """Whether a codec's memory of the queue is sound: what it indexes with, after something else has written it."""
 
-from typing import Any
-
 import numpy as np
 
 from engine.compiled.jit import hot, inner
@@ -12,7 +10,7 @@ _row, _requests = record(QUEUE), records(QUEUED)
 
 
 @inner
-def _counts_are_sound(q: Any, n: int) -> bool:
+def _counts_are_sound(q: np.record, n: int) -> bool:
     """No number below 0, and none that is a request or a number of requests above theirs."""
     found = min(q.order, q.heap_order, q.lost, q.heap_lost, q.fronted, q.left_to) >= 0
     least = min(q.best, q.waiting, q.arrivals, q.heaped, q.heap_arrivals, q.left)

@@ -31,7 +31,7 @@ def settings() -> dict[str, type[Action]]:
     return {name: kind for kind in reversed(ACTIONS.values()) for name in settings_of(kind)}
 
 
-def is_setting(name: Any) -> bool:
+def is_setting(name: object) -> bool:
     """Whether a keyword says something about the action: which one, or a setting of one."""
     return name == "action" or name in settings()
 

@@ -120,7 +120,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _check_network(network: Any, path: Path) -> None:
+def _check_network(network: object, path: Path) -> None:
     if not isinstance(network, dict) or set(network) != {"widths", "activation"}:
         raise InputError(f"{path}: network: expected widths and activation")
     widths = convert(network["widths"], list[int], f"{path}: network.widths")
@@ -138,7 +138,7 @@ def _check_observation(names: Any, is_own: bool, path: Path) -> None:
         raise InputError(f"{path}: made for another observation than that of this version, with {unknown[0][:80]!r}")
 
 
-def _read_tensors(path: Path, sha256: Any, limit: int) -> Tensors:
+def _read_tensors(path: Path, sha256: object, limit: int) -> Tensors:
     from safetensors.numpy import load
 
     data = read_bytes(path, "weights", limit)

@@ -131,7 +131,7 @@ def _learner_arrays(model: TimedPPO) -> dict[str, np.ndarray]:
     return found | _torch_generators(model)
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: object) -> np.ndarray:
     return np.array(value.detach().cpu().numpy()) if isinstance(value, th.Tensor) else np.asarray(value)
 
 

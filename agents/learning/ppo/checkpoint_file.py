@@ -56,7 +56,7 @@ def check_configuration(path: Path, config_hash: str) -> None:
     check_hash(path, got, config_hash)
 
 
-def check_hash(path: Path, got: Any, config_hash: str) -> None:
+def check_hash(path: Path, got: object, config_hash: str) -> None:
     """Check whose checkpoint it is.
 
     Raises:

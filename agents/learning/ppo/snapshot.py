@@ -29,7 +29,7 @@ class _Slot(NamedTuple):
     key: Any  # attribute name or index in the owner
 
 
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+def _children(value: object) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, list | tuple):
@@ -38,7 +38,7 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from vars(value).items()
 
 
-def _memory(value: Any) -> Any:
+def _memory(value: object) -> Any:
     """The array that owns the memory of a view."""
     while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
         value = value.base
@@ -118,7 +118,7 @@ def restore(environment: VectorEnv[Any, Any, Any], saved: dict[str, Any]) -> Non
             setattr(slot.owner, slot.key, value)
 
 
-def _checked(slot: _Slot, value: Any) -> Any:
+def _checked(slot: _Slot, value: object) -> Any:
     """The saved value of a slot, as it is written there.
 
     Raises:
@@ -136,5 +136,5 @@ def _checked(slot: _Slot, value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

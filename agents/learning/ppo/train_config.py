@@ -227,7 +227,7 @@ def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:
         raise InputError(f"{where}: {error}") from None
 
 
-def _entry(key: str, value: Any, env_id: str, where: str) -> dict[str, Any]:
+def _entry(key: str, value: object, env_id: str, where: str) -> dict[str, Any]:
     """What one entry of an environment's block says of the configuration."""
     known = {f.name for f in fields(TrainConfig)} - {"env_id", "run_dir", "resume", "env"}
     if key == "n_timesteps":
@@ -266,20 +266,20 @@ def _rate(text: str, where: str) -> float:
     return float(_POSITIVE.check(value, where))
 
 
-def _network(given: Any, where: str) -> dict[str, Any]:
+def _network(given: object, where: str) -> dict[str, Any]:
     names = {"net_arch": "net_arch", "activation_fn": "activation"}
     if not isinstance(given, dict) or set(given) - set(names):
         raise InputError(f"{where}: policy_kwargs: expected net_arch and activation_fn, got {kind_of(given)}")
     return {names[k]: v for k, v in given.items()}
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a mapping, got {kind_of(value)}")
     return value
 
 
-def _merge(default: dict[str, Any], changes: Any, where: str) -> dict[str, Any]:
+def _merge(default: dict[str, Any], changes: object, where: str) -> dict[str, Any]:
     """`default` with the entries of `changes`, block by block; unknown keys stay for `EnvConfig` to refuse."""
     merged = dict(default)
     for key, value in _mapping(changes, where).items():

@@ -172,7 +172,7 @@ class SB3VecEnv(VecEnv):
             for e in (singles[row] for row in rows)
         ]
 
-    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: Indices = None) -> None:
         """Set an attribute of the rows.
 
         Raises:
