@@ -102,6 +102,11 @@ class SourceOptions:
     """Most requests in flight, as `vllm bench serve --max-concurrency`: one that is due while so many are waits at the
     client and is sent when a place comes free; its TTFT counts from then. Users who think: --workload closed:..."""
 
+    def _check_arrivals(self, trace: str, reading: TraceOptions) -> None:
+        """Find a workload that says more than how the requests of a trace arrive."""
+        words, arrivals = self.tokenizer, self.workload
+        read_trace(trace, rate=DEFAULT_RATE, num_requests=1, arrivals=arrivals, options=reading, tokenizer=words)
+
     def source(self) -> Source:
         """The source that the options describe.
 
@@ -114,15 +119,7 @@ class SourceOptions:
         if self.rate_scale != 1.0 and not recorded:
             raise InputError("rate_scale: expected a trace with recorded arrival times to scale (use --rate)")
         if self.trace is not None and not recorded:
-            # Finds a workload that says more than how requests arrive.
-            read_trace(
-                self.trace,
-                rate=DEFAULT_RATE,
-                num_requests=1,
-                arrivals=self.workload,
-                options=reading,
-                tokenizer=self.tokenizer,
-            )
+            self._check_arrivals(self.trace, reading)
         source = Source(
             self.trace,
             self.workload or DEFAULT_WORKLOAD,

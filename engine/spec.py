@@ -112,12 +112,16 @@ def read_settings(
         if commas and last and not equals:
             found[last] = f"{found[last]},{key}"
         elif commas or part.strip():
-            if not equals or (known is not None and key not in known):
+            if not equals or not _is_known(key, known):
                 raise InputError(f"{where}: expected {expected or _any_of(known)} got {part.strip()!r}")
             if key in found:
                 raise InputError(f"{where}: expected each key once, got {key!r} twice")
             found[key], last = value, key
     return found
+
+
+def _is_known(key: str, known: Collection[str] | None) -> bool:
+    return known is None or key in known
 
 
 def _any_of(known: Collection[str] | None) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 
 from engine.config import EngineConfig
 from engine.runs.distribution import Distribution
-from engine.runs.metrics import arrival_rate_of, gaps_of, late_gap_share, ratio, slo_met, ttft_of
+from engine.runs.metrics import gaps_of, late_gap_share
+from engine.runs.times import arrival_rate_of, ratio, slo_met, ttft_of
 from engine.server.state import Server
 
 

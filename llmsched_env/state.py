@@ -20,14 +20,10 @@ from engine.server.state import ROW, Hidden, Server, View, new_plan, set_limits
 from llmsched_env.actions import Codec
 from llmsched_env.actions.action import LEVELS
 from llmsched_env.config import EnvConfig
+from llmsched_env.generators import generator_at
 from llmsched_env.inputs import is_whole, show
 from llmsched_env.observation import OBSERVATION_LIMIT
 from llmsched_env.step import Memories, Outcome
-
-GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-"""numpy's bit generators: those whose state a stored one may hold."""
-
-_MT19937_WORDS = 624
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +194,7 @@ class StateCodec:
         Raises:
             InputError: it does not.
         """
-        _generator(self.verify(state).generator, np.random.default_rng(0))
+        generator_at(self.verify(state).generator, np.random.default_rng(0))
 
     def _check_gaps(self, gaps: object) -> None:
         if not _are_pairs(gaps) or (len(gaps) > 0 and not _count_places(gaps[:, 0], gaps[:, 1], self._gaps[0].size)):
@@ -214,7 +210,7 @@ class StateCodec:
             InputError: see `verify`; the row stays as it is.
         """
         state = self.verify(state)
-        generator = _generator(state.generator, generator)
+        generator = generator_at(state.generator, generator)
         for rows, cell in self._columns:
             rows[e] = cell
         self._named[e] = 0  # plans are numbered on from the state's
@@ -323,35 +319,3 @@ def _differs(data: object, layout: np.dtype) -> str:
         if name not in theirs or theirs[name][0] != kind:
             return f"another {name}: {theirs[name][0].shape if name in theirs else 'none'}, not {kind.shape}"
     return f"{data.dtype.name} of shape {data.shape}"
-
-
-def _generator(state: Any, present: np.random.Generator) -> np.random.Generator:
-    """The present generator in a stored state, or a new one if that belongs to another bit generator."""
-    kind = state.get("bit_generator") if isinstance(state, dict) else None
-    if kind not in GENERATORS or not _numbers_are_legal(state):
-        raise InputError(f"state: expected the state of one of numpy's generators, got {show(state)}")
-    if kind != type(present.bit_generator).__name__:
-        present = np.random.Generator(getattr(np.random, kind)(0))
-    before = present.bit_generator.state
-    try:
-        present.bit_generator.state = state
-    except (TypeError, ValueError, KeyError, OverflowError, IndexError) as error:
-        present.bit_generator.state = before
-        raise InputError(f"state: expected the state of a {kind} generator, got a damaged one ({error})") from None
-    return present
-
-
-def _numbers_are_legal(state: dict[str, Any]) -> bool:
-    """Whether all numbers are whole, and positions within a generator's own buffers lie in them: numpy takes any."""
-    inner = state["state"] if isinstance(state.get("state"), dict) else {}
-    if not all(_is_number_of_state(value) for part in (state, inner) for value in part.values()):
-        return False
-    places = (inner.get("pos", 0), _MT19937_WORDS), (state.get("buffer_pos", 0), 4)
-    return all(is_whole(place) and 0 <= place <= most for place, most in places)
-
-
-def _is_number_of_state(value: object) -> bool:
-    """Whether numpy would not cut a fraction off; names and what lies inside are not looked at."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "iu"
-    return isinstance(value, str | dict) or is_whole(value)

@@ -35,7 +35,7 @@ ROOMS = {
     ),
     "llmsched_env": (
         *("observation", "reward", "own", "actions", "asking", "inputs", "config", "step", "episode"),
-        *("live", "state", "render", "fleet", "env", "vector", "__init__"),
+        *("live", "generators", "state", "render", "fleet", "env", "vector", "__init__"),
     ),
     "agents": (
         *("work", "learning", "policies", "ranges", "source", "options", "evaluation"),

@@ -15,7 +15,7 @@ from engine.errors import InputError
 from engine.runs.driving import Guarded, PolicyError, Sealed, decide, drive, fault, memory_of
 from engine.runs.pieces import PAUSED, Watched, run_in_pieces, second
 from engine.runs.record import Record
-from engine.runs.steps import HORIZON, KERNEL_TYPE, LIMIT, OVER, STALLED, Loop, Steps
+from engine.runs.steps import HORIZON, KERNEL_TYPE, LIMIT, OVER, STALLED, Loop, StepLog, Steps
 from engine.server.core import arrive, begin, close, empty, explain, finish, is_over, pause
 from engine.server.policy import Policy
 from engine.server.state import MEMORY_TYPE, SERVER_TYPE, Memory, Server, load, new_server
@@ -138,12 +138,12 @@ def simulate(
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
     memory = memory_of(policy, config, len(requests))
-    total = int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64))
-    max_decisions = 8 * total + 1000
+    max_decisions = _most_decisions(requests)
     steps = Steps(len(requests)) if log_steps else None
     guard = Guarded(fallback, config, len(requests)) if fallback else None
     model = executor.executor if isinstance(executor, Watched) else executor
-    if isinstance(model, LatencyModel) and policy.kernel is not None and policy.runs_compiled and not guard:
+    if isinstance(model, LatencyModel) and policy.runs_compiled and not guard:
+        assert policy.kernel is not None
         loop = Loop(policy.kernel.compiled, server, memory, model.compiled(config), horizon_s)
         code = _run_compiled(policy, loop, executor, max_decisions, steps)
     else:
@@ -153,6 +153,18 @@ def simulate(
         code = drive(decides, server, charged, horizon_s, max_decisions, steps)
     _raise(code, policy, server, max_decisions)
     close(server)
+    fallbacks = guard.count if guard else 0
+    return _record(policy, requests, config, server, steps.result() if steps else None, fallbacks)
+
+
+def _most_decisions(requests: Requests) -> int:
+    """Decisions beyond which a policy makes no progress: far more than there are tokens."""
+    return 8 * int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64)) + 1000
+
+
+def _record(
+    policy: Policy, requests: Requests, config: EngineConfig, server: Server, steps: StepLog | None, fallbacks: int
+) -> Record:
     view, hidden = server.visible, server.hidden
     return Record(
         policy=policy.spec,
@@ -163,8 +175,8 @@ def simulate(
         tier=hidden.tier,
         gaps=hidden.gaps,
         row=view.row,
-        steps=steps.result() if steps else None,
-        fallbacks=guard.count if guard else 0,
+        steps=steps,
+        fallbacks=fallbacks,
     )
 
 

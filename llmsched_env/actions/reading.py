@@ -81,11 +81,17 @@ def _checked(kind: type[Action], given: Mapping[str, Any], where: str) -> dict[s
 
 def _from_old(given: Mapping[str, Any], present: Action) -> dict[str, Any]:
     """What earlier versions wrote, as it is written now."""
-    name = given.get("action", present.name)
-    if isinstance(name, str) and name in _OLD and set(given) >= {key for keys in _OLD.values() for key in keys}:
-        given = {key: given[key] for key in _OLD[name]}
-        if given.get("budget", "slackfit") != "slackfit" and not given["ageing"] and not given["close"]:
-            given = {key: value for key, value in given.items() if key not in ("ageing", "close")}
-    if given.get("budget") == Slackfit.name and name in (Allocation.name, Slackfit.name):
-        given = {key: value for key, value in given.items() if key != "budget"} | {"action": Slackfit.name}
-    return dict(given)
+    found, name = dict(given), given.get("action", present.name)
+    if isinstance(name, str) and name in _OLD and _has_all_settings(given):
+        found = {key: given[key] for key in _OLD[name]}
+        if found.get("budget", Slackfit.name) != Slackfit.name and not (found["ageing"] or found["close"]):
+            del found["ageing"], found["close"]
+    if found.get("budget") == Slackfit.name and name in (Allocation.name, Slackfit.name):
+        del found["budget"]
+        found["action"] = Slackfit.name
+    return found
+
+
+def _has_all_settings(given: Mapping[str, Any]) -> bool:
+    """Whether this is from a file that had the settings of all actions side by side."""
+    return all(key in given for keys in _OLD.values() for key in keys)

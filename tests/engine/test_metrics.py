@@ -11,8 +11,9 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.distribution import Distribution
-from engine.runs.metrics import Report, summarize, ttft_samples
+from engine.runs.metrics import summarize, ttft_samples
 from engine.runs.record import Record
+from engine.runs.report import Report
 from engine.runs.simulate import simulate
 from engine.server.plan import drop, schedule
 from engine.server.state import Memory, Plan, View
