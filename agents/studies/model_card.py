@@ -140,7 +140,7 @@ def main() -> None:
         "format": "llmsched-card/1",
         "command": policy["command"],
         "recipe": "agents/learning/hyperparams/evolution.yml",
-        "hold": policy["env"]["hold"],
+        "hold": policy["env"]["action"]["hold"],
         "training": "Poisson arrivals at "
         + ", ".join(f"{rate:g}" for rate in recipe.rates)
         + f" requests/s, openchat_sharegpt4 lengths, profile {policy['env']['profile']}"

@@ -11,7 +11,7 @@ import numpy as np
 from engine.compiled.jit import inner
 from engine.device.latency import LatencyModel
 from engine.server.kv import tokens_left
-from engine.server.moves import admit, chunk, decode, fits_decode, is_decode, take_kv
+from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode, take_kv
 from engine.server.plan import is_named, name
 from engine.server.queue import QUEUE, QUEUED, WEIGHED, Queue, next_waiting, weighed
 from engine.server.state import Plan, View
@@ -215,7 +215,9 @@ def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim) -> bool:
             break
         if best == started:
             chunk(view, plan, best, n)
-        elif not admit(view, plan, best, n):
+        elif fits(view, plan, best):
+            enter(view, plan, best, n)
+        else:
             blocked = True
             continue
         clock.attention += profile.per_pair * n * (done + 0.5 * (n + 1))

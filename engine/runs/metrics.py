@@ -52,6 +52,8 @@
   unfinished, dropped, arrival_rate, maxima, attainments, capacity, tiers and the server's totals.
 """
 
+from __future__ import annotations
+
 import math
 from typing import TYPE_CHECKING, Any
 

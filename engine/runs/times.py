@@ -1,5 +1,7 @@
 """Times of the requests of a record, and who kept which deadline; `engine.runs.metrics` says what each means."""
 
+from __future__ import annotations
+
 import math
 from typing import TYPE_CHECKING, Any
 

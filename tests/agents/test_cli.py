@@ -63,7 +63,7 @@ TRACES = {
         ("evaluate --rate 1 --rates 1,2", "got both"),
         ("evaluate --rate-scale 0.5", "rate_scale"),
         ("evaluate --workload nosuch", "got 'nosuch'"),
-        ("evaluate --workload poisson:nosuch=1", "got 'nosuch'"),
+        ("evaluate --workload poisson:nosuch=1", "got 'nosuch=1'"),
         ("evaluate --workload poisson:rate=2 --rate 3", "rate: expected once"),
         ("evaluate --profile nosuch", "profile"),
         ("evaluate --engine.num-blocks 0", "num_blocks"),

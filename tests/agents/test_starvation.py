@@ -31,8 +31,8 @@ def test_settings_must_be_numbers(ageing: str, capsys: pytest.CaptureFixture[str
 def test_learned_policies_take_the_settings_of_slackfit_behind_their_name() -> None:
     plain, aged = resolve("pretrained"), resolve("pretrained:ageing=20,close=0.5")
     assert aged.spec == "pretrained:ageing=20,close=0.5"
-    assert vars(aged)["bundle"].env.ageing == 20.0
-    assert vars(aged)["bundle"].env.close == 0.5
+    assert vars(aged)["bundle"].env.action.ageing == 20.0
+    assert vars(aged)["bundle"].env.action.close == 0.5
     assert (vars(aged)["bundle"].codec != vars(plain)["bundle"].codec).sum() == 2
     assert fingerprint("pretrained:ageing=20") != fingerprint("pretrained")
     assert split_policies("pretrained:ageing=20,close=0.5,slai") == ("pretrained:ageing=20,close=0.5", "slai")

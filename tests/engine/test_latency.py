@@ -74,6 +74,7 @@ def test_a_term_is_declared_once_and_everything_follows(term: str) -> None:
 def test_a_term_is_named_in_few_files(name: str) -> None:
     """A new one touches engine/server/features.py, engine/device/latency.py and two tests, not a dozen files."""
     sources = (path for package in ("engine", "agents", "llmsched_env") for path in (ROOT / package).rglob("*.py"))
-    found = [path.name for path in sources if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+    named = [path.name for path in sources if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+    found = [file for file in named if file != "old_codec.py"]  # what bundles of the first format had, for ever
     assert len(found) <= 3, found
     assert {"latency.py", "features.py"} & set(found)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -186,26 +186,26 @@ def test_csv_and_lines_are_bounded(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Inner:
-    share: float = 0.5
+    share: Annotated[float, number(0.0, 1.0)] = 0.5
 
     def __post_init__(self) -> None:
-        checked(self, "inner.", {"share": number(0.0, 1.0)})
+        checked(self, "inner.")
 
 
 @dataclass(frozen=True)
 class Record:
     name: str
-    count: int = 1
+    count: Annotated[int, whole(1, 10)] = 1
     on: bool = False
     order: Literal["a", "b"] = "a"
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Annotated[int, whole(1, 9)], ...] = ()
     pair: tuple[str, float] = ("x", 1.0)
     limit: float | None = None
     inner: Inner = field(default_factory=Inner)
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked(self, "record.", {"count": whole(1, 10), "sizes": whole(1, 9)})
+        checked(self, "record.")
 
 
 def test_mapping_becomes_a_record() -> None:
