@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange, typeof, types
 from numba.experimental import structref
 
-from engine.compiled.jit import inner
+from engine.compiled.jit import called, inner
 from engine.compiled.kept import kept
 from engine.compiled.records import record
 from engine.device.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
@@ -214,7 +214,7 @@ def _open_episode(server: Server, outcome: Outcome, e: int) -> None:
     idle(server)
 
 
-@inner
+@called
 def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None:
     """Step row `e` by the choice ``action[e]``; with `opens`, which reads no choice, to its first decision.
 
@@ -281,7 +281,7 @@ def _first_outside(action: np.ndarray, sizes: np.ndarray, first: int, last: int)
     return -1
 
 
-@kept
+@functools.partial(kept, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def _step_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
     kernels, rows = fleet.kernels, Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
     for e in range(first, last):
@@ -291,7 +291,10 @@ def _step_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> N
 def _step(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last)
     if bad < 0:
-        _step_rows(action, fleet, first, last, opens)
+        # Not `_step_rows`: every level of calls is seconds of compiling.
+        kernels, rows = fleet.kernels, Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
+        for e in range(first, last):
+            step_row(kernels, action, rows, e, opens)
     return bad
 
 

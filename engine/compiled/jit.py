@@ -66,6 +66,11 @@ def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None
     return _Inner(dispatcher, source or function)
 
 
+def called(function: Callable[..., Any]) -> Any:
+    """As `inner`, but compiled once and called: for what is so long that each copy of it takes seconds to compile."""
+    return _Inner(kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True), function)
+
+
 def compile_kernel(function: Callable[..., Any], signature: object, allocates: bool) -> Any:
     """A policy's plan function compiled for the one signature of kernels.
 
