@@ -17,7 +17,7 @@ import numpy as np
 
 from baselines.families.filling import PROFILE, profile_params, take_urgent
 from engine.compiled.jit import inner
-from engine.compiled.records import cells_of, record, records
+from engine.compiled.records import record, records
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.server.moves import admit, admit_chunks, chunk, decode, fits_decode, is_decode
@@ -25,8 +25,7 @@ from engine.server.plan import is_named
 from engine.server.policy import HotKernel, Kernel
 from engine.server.queue import QUEUE, QUEUED, SPF, Queue, next_waiting
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.action import LEVELS, Codec
-from llmsched_env.actions.queue_memory import queue_is_sound
+from llmsched_env.actions.queue_memory import QueueCodec
 from llmsched_env.observation import SEEN
 
 TOKEN_LEVELS = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
@@ -174,15 +173,13 @@ def allocate_batch(view: View, memory: Memory, plan: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class Allocation(Codec):
+class Allocation(QueueCodec):
     """Batch size x decode rule x prefill order."""
 
     name: ClassVar[str] = "allocation"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     kernel: ClassVar[Kernel] = allocate_batch
-    request_memory: ClassVar[int] = cells_of(QUEUED)
-    own_cells: ClassVar[int] = cells_of(QUEUE)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (TOKEN_LEVELS.index(512), 0, 0)
 
@@ -199,10 +196,6 @@ class Allocation(Codec):
         timed = self.budget == "time"
         budgets = TIME_LEVELS_S if timed else TOKEN_LEVELS
         return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": profile_of(model)}
-
-    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
-        """Whether the memory of the queue is in range."""
-        return bool(queue_is_sound(cells[LEVELS + len(self.sizes) :], request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.

@@ -1,10 +1,14 @@
-"""Whether a codec's memory of the queue is sound: what it indexes with, after something else has written it."""
+"""Codecs that know something of the queue, and whether that is sound after something else has written it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.compiled.records import record, records
+from engine.compiled.records import cells_of, record, records
 from engine.server.queue import QUEUE, QUEUED, Queue
+from llmsched_env.actions.action import LEVELS, Codec
 
 _row, _requests = record(QUEUE), records(QUEUED)
 
@@ -46,3 +50,15 @@ def queue_is_sound(cells: np.ndarray, request: np.ndarray) -> bool:
     """
     queue = Queue(_row(cells), _requests(request))
     return bool(_counts_are_sound(queue.row, request.shape[0]) and _lists_are_sound(queue))
+
+
+@dataclass(frozen=True)
+class QueueCodec(Codec):
+    """A codec whose own cells begin with what it knows of the queue."""
+
+    request_memory: ClassVar[int] = cells_of(QUEUED)
+    own_cells: ClassVar[int] = cells_of(QUEUE)
+
+    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
+        """Whether the memory of the queue is in range."""
+        return bool(queue_is_sound(cells[LEVELS + len(self.sizes) :], request))

@@ -19,9 +19,8 @@ from engine.ranges import number
 from engine.server.policy import HotKernel, Kernel
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.action import LEVELS, Codec
 from llmsched_env.actions.allocation import SLACK_LEVELS, profile_of
-from llmsched_env.actions.queue_memory import queue_is_sound
+from llmsched_env.actions.queue_memory import QueueCodec
 from llmsched_env.observation import SEEN
 
 LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
@@ -81,7 +80,7 @@ def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class Slackfit(Codec):
+class Slackfit(QueueCodec):
     """All choices are the knobs of slackfit: predicted seconds of a batch, slack of decodes that must run, KV share."""
 
     name: ClassVar[str] = "slackfit"
@@ -89,7 +88,6 @@ class Slackfit(Codec):
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
     BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0}
     kernel: ClassVar[Kernel] = fill_batch
-    request_memory: ClassVar[int] = cells_of(QUEUED)
     own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
@@ -114,10 +112,6 @@ class Slackfit(Codec):
             "close": self.close,
             "shares": SHARES,
         }
-
-    def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
-        """Whether the memory of the queue is in range."""
-        return bool(queue_is_sound(cells[LEVELS + len(self.sizes) :], request))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.
