@@ -10,7 +10,7 @@ from agents.work.progress import OnProgress
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import parse_workload
-from engine.device.latency import Executor, LatencyModel
+from engine.device.latency import Around, Executor, LatencyModel
 from engine.runs.distribution import finite
 from engine.runs.serve import Deployment, Run
 from engine.runs.simulate import simulate
@@ -40,19 +40,13 @@ def _burst(spec: str) -> str:
     return f"burst:lengths={lengths}" if isinstance(lengths, str) else "burst"
 
 
-class _SideBySide:
+class _SideBySide(Around):
     """An executor that also asks the model how long each of its batches should take."""
 
     def __init__(self, executor: Executor, model: LatencyModel) -> None:
-        self.executor, self.model = executor, model
+        super().__init__(executor)
+        self.model = model
         self.measured = self.predicted = 0.0
-
-    @property
-    def real_time(self) -> bool:
-        return self.executor.real_time
-
-    def start(self, requests: Requests) -> None:
-        self.executor.start(requests)
 
     def seconds(self, server: Server) -> float:
         took = self.executor.seconds(server)

@@ -14,7 +14,6 @@ measured, residuals, and the range in which they hold.
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,30 +278,33 @@ def _charges(config: EngineConfig | None) -> dict[str, float]:
     return dict(zip(CHARGES, costs, strict=True))
 
 
-@dataclass(frozen=True)
-class Charged:
-    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
+class Around:
+    """What executors around another one share: they start with it, and its time is theirs."""
 
-    executor: Executor
-    config: EngineConfig
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
 
     @property
     def real_time(self) -> bool:
         """Whether the executor's seconds are those of a clock."""
         return self.executor.real_time
 
+    def start(self, requests: Requests) -> None:
+        """Get ready for this trace."""
+        self.executor.start(requests)
+
+
+class Charged(Around):
+    """An executor whose time includes the scheduler's own cost and that of swapping, which a real one measures."""
+
+    def __init__(self, executor: Executor, config: EngineConfig) -> None:
+        super().__init__(executor)
+        self._charges = SimpleNamespace(**_charges(config))
+
     def seconds(self, server: Server) -> float:
         """Run the planned batch; its seconds with these costs."""
         seconds = self.executor.seconds(server)
         return seconds if self.real_time else charged(seconds, self._charges, server.features[0])
-
-    @cached_property
-    def _charges(self) -> SimpleNamespace:
-        return SimpleNamespace(**_charges(self.config))
-
-    def start(self, requests: Requests) -> None:
-        """Get ready for this trace."""
-        self.executor.start(requests)
 
 
 def profile_names() -> list[str]:

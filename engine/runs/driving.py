@@ -34,6 +34,14 @@ def fault(policy: Policy, error: BaseException) -> PolicyFault:
 
 def decide(policy: Policy, server: Server, memory: Memory) -> int:
     """Let the policy plan and begin that; returns the error code of `begin`."""
+    _let_plan(policy, server, memory)
+    if type(policy).plan is not Policy.plan:
+        _require_lists(policy, server)
+    return int(begin(server, True))
+
+
+def _let_plan(policy: Policy, server: Server, memory: Memory) -> None:
+    """Let the policy plan; what its code raises is a fault of the policy."""
     empty(server)
     try:
         policy.plan(server.visible, memory, server.plan)
@@ -41,9 +49,6 @@ def decide(policy: Policy, server: Server, memory: Memory) -> int:
         raise
     except (Exception, SystemExit) as error:
         raise fault(policy, error) from error
-    if type(policy).plan is not Policy.plan:
-        _require_lists(policy, server)
-    return int(begin(server, True))
 
 
 def _require_lists(policy: Policy, server: Server) -> None:
@@ -71,13 +76,7 @@ class Sealed:
         watched = view if self.calls < 64 or self.calls % 64 == 0 else (view.row,)
         self.calls += 1
         before = [array.tobytes() for array in watched]
-        empty(server)
-        try:
-            policy.plan(view, memory, server.plan)
-        except (PolicyError, InputError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise fault(policy, error) from error
+        _let_plan(policy, server, memory)
         if before != [array.tobytes() for array in watched]:
             raise PolicyFault(
                 f"policy {policy.spec!r} changed the view at t={view.row[0].now:.3f} s, which it may only read "

@@ -9,8 +9,7 @@ import numpy as np
 from numba import types
 
 from engine.compiled.jit import hot
-from engine.demand.requests import Requests
-from engine.device.latency import Executor
+from engine.device.latency import Around, Executor
 from engine.runs.steps import LIMIT, Loop
 from engine.server.state import Server
 
@@ -42,20 +41,12 @@ def tell(on_progress: OnProgress, server: Server) -> None:
     on_progress(int(row.finished + row.dropped), int(row.num_requests))
 
 
-class Watched:
+class Watched(Around):
     """An executor that says twice a second how far the run is, between its batches: no clock sees the time it takes."""
 
     def __init__(self, executor: Executor, on_progress: OnProgress) -> None:
-        self.executor, self.on_progress, self._due = executor, on_progress, 0.0
-
-    @property
-    def real_time(self) -> bool:
-        """Whether the executor's seconds are those of a clock."""
-        return self.executor.real_time
-
-    def start(self, requests: Requests) -> None:
-        """Get ready for this trace."""
-        self.executor.start(requests)
+        super().__init__(executor)
+        self.on_progress, self._due = on_progress, 0.0
 
     def seconds(self, server: Server) -> float:
         """Run the planned batch; its seconds."""

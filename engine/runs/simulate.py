@@ -94,10 +94,11 @@ def _check(policy: Policy, requests: Requests, config: EngineConfig, horizon_s: 
 
 
 def _run_compiled(policy: Policy, loop: Loop, executor: Executor, max_decisions: int, steps: Steps | None) -> int:
+    on_progress = executor.on_progress if isinstance(executor, Watched) else None
     try:
         if steps:
             return steps.run(loop, max_decisions)
-        return run_in_pieces(_compiled_run(), loop, max_decisions, getattr(executor, "on_progress", None))
+        return run_in_pieces(_compiled_run(), loop, max_decisions, on_progress)
     except Exception as error:  # of the kernel: nothing else in the loop can raise
         raise fault(policy, error) from error
 
