@@ -18,8 +18,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_gpu_check_goes_through_its_stages_on_a_cpu(tmp_path: Path) -> None:
     done = run("--executor", "transformers:tiny", "--tokens", "64", "--seconds", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "gpu_check.json").read_text())
+    result = json.loads((tmp_path / "gpu_check-h100-mistral-7b.json").read_text())
     assert result["steps"]["decode 1 @ 1024"]["median_s"] > 0.0
+    assert {row["chunk"] for row in result["kv_token"]} == {0}
+    assert result["kv_token"][0]["ratio"] == 1.0
     assert result["fit"]["held-out mixed"]["points"] > 0
     profile = json.loads((tmp_path / "h100-mistral-7b.json").read_text())
     assert profile["provenance"]["device"] == result["device"]["device"]

@@ -1,16 +1,19 @@
 """Everything that needs a GPU, in one run of under 8 minutes: correctness, speed against the floors, profile and fit.
 
-    python3 scripts/gpu_check.py --out out/gpu
+    python3 scripts/gpu_check.py --attention joint --out out/gpu
 
+For one kernel of `engine.device.real.attention`: the errors of its launches, seconds of a few batches against the
+least that the device needs, what a KV token costs a decode in batches with and without a prompt chunk, the profile.
 Needs torch with CUDA, transformers, numba and scipy, and the repository as the working folder; the rest of llmsched's
-requirements are not imported. Writes OUT/profile.csv (with .json), OUT/NAME.json (the fitted profile) and
-OUT/gpu_check.json (every figure; written after each stage). Exit code 1: a figure misses its
-target; 2: it cannot run.
+requirements are not imported. Writes OUT/NAME.csv (with .json), OUT/NAME.json (the fitted profile) and
+OUT/gpu_check-NAME.json (every figure; written after each stage). Exit code 1: a figure misses its target; 2: it cannot
+run.
 `--executor transformers:tiny` runs the same stages on a CPU, where there is no flash attention and no floor.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from datetime import UTC, datetime
@@ -22,38 +25,38 @@ import torch
 
 from agents.device import profiling
 from agents.work.files import json_text, write_atomically
-from engine.device.fitting import fit
+from engine.device.fitting import Batch, fit
 from engine.errors import InputError
 
 if TYPE_CHECKING:
     from engine.device.real.executor import TransformersExecutor
 
-FLOORS_S = {
-    "decode 1 @ 1024": (4.3e-3, 0.70),
-    "decode 32 @ 1024": (5.5e-3, 0.70),
-    "decode 128 @ 1024": (9.4e-3, 0.70),
-    "prefill 512": (9.0e-3, 0.65),
-    "prefill 2048": (37e-3, 0.65),
+DEVICES = {"H100": (3.35e12, 8e14), "H200": (4.8e12, 8e14)}
+"""Bytes/s of the memory (data sheets) and bf16 operations/s that large matrix products reach, by a part of the name."""
+LAYERS, HEAD, KV_BYTES, PAIR_FLOPS = 6.98e9, 0.26e9, 131_072, 4 * 4096 * 32
+"""Of Mistral-7B: weights in the layers, and outside them; bytes per KV token; operations per (query, key) pair."""
+BATCHES = {
+    "decode 1 @ 1024": Batch((), (1024,)),
+    "decode 32 @ 1024": Batch((), (1024,) * 32),
+    "decode 128 @ 1024": Batch((), (1024,) * 128),
+    "prefill 512": Batch(((512, 0),)),
+    "prefill 2048": Batch(((2048, 0),)),
 }
-"""Least seconds on an H100 (3.35 TB/s, 800 TFLOP/s bf16; 7.242 B weights, 128 KiB of KV per token) and the share that a
-step must reach of it."""
-BATCHES: dict[str, tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = {
-    "decode 1 @ 1024": ((), (1024,)),
-    "decode 32 @ 1024": ((), (1024,) * 32),
-    "decode 128 @ 1024": ((), (1024,) * 128),
-    "prefill 512": (((512, 0),), ()),
-    "prefill 2048": (((2048, 0),), ()),
-}
+SHARES = {"decode": 0.70, "prefill": 0.65}
+"""Share of the floor that a step must reach."""
+CONTEXTS = (256, 2048)
+"""KV tokens of the decodes between which the cost of one is measured."""
 ERROR = 1e-2
 """Largest error of the launches, relative to the largest output in fp32."""
 
 
-def attention_errors(seed: int = 0) -> dict[str, float]:
+def attention_errors(kernel: str, seed: int = 0) -> dict[str, float]:
     """Decodes alone, chunks alone and both: largest error of the bf16 launches against SDPA in fp32, relative."""
-    from engine.device.real.attention import attend, reference
+    from engine.device.real.attention import OPERATORS, PAGE, reference
+    from engine.device.real.forward import pack, unpack
 
     generator = torch.Generator("cuda").manual_seed(seed)
-    heads, kv_heads, dim, buffer = 32, 8, 128, 40_000
+    heads, kv_heads, dim, buffer = 32, 8, 128, 2560 * PAGE
     cases = {
         "decodes": ([1] * 9, [1, 2, 15, 16, 17, 128, 1000, 1024, 4097], 9),
         "chunks": ([1, 7, 64, 300, 512], [1, 7, 100, 300, 2560], 0),
@@ -61,40 +64,65 @@ def attention_errors(seed: int = 0) -> dict[str, float]:
     }
     errors = {}
     for name, (new, used, decodes) in cases.items():
-        starts = np.cumsum([0, *[length + 3 for length in used]])
-        edges = np.cumsum([0, *new])
-        write = np.concatenate(
-            [start + length - n + np.arange(n) for start, length, n in zip(starts, used, new, strict=False)]
-        )
-        q, k, v = (
-            torch.randn(edges[-1], h, dim, device="cuda", generator=generator, dtype=torch.bfloat16)
-            for h in (heads, kv_heads, kv_heads)
-        )
-        caches = [
-            torch.randn(buffer, kv_heads, dim, device="cuda", generator=generator, dtype=torch.bfloat16)
-            for _ in range(2)
-        ]
-        cu_q, start, used_k = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in (edges, starts, used))
-        place = torch.tensor(write, device="cuda")
-        out = attend(q, k, v, *caches, place, cu_q, start, used_k, decodes, max(new), max(used), dim**-0.5)
-        exact = reference(q.float(), caches[0].float(), caches[1].float(), cu_q, start, used_k, dim**-0.5)
+        starts = PAGE * np.cumsum([0, *[1 + length // PAGE for length in used[:-1]]])
+        items = [(int(start), length - n, n) for start, length, n in zip(starts, used, new, strict=True)]
+        packed, sizes = pack(np.zeros(sum(new), np.int64), items)
+        layout = unpack(torch.from_numpy(packed).cuda(), sum(new), len(items), decodes, *sizes)[2]
+        options: dict[str, Any] = {"device": "cuda", "generator": generator, "dtype": torch.bfloat16}
+        qkv = [torch.randn(sum(new), h, dim, **options) for h in (heads, kv_heads, kv_heads)]
+        caches = [torch.randn(buffer, kv_heads, dim, **options) for _ in range(2)]
+        out = OPERATORS[kernel](qkv, *caches, layout.places, layout.limits, dim**-0.5)
+        places = (layout.cu_q, layout.start, layout.used)
+        exact = reference(qkv[0].float(), caches[0].float(), caches[1].float(), *places, dim**-0.5)
         errors[name] = float((out.float() - exact).abs().max() / exact.abs().max())
     return errors
+
+
+def floor_s(batch: Batch, device: str) -> float | None:
+    """Seconds that a device of this name needs at least for a batch of Mistral-7B in bf16; None where unknown."""
+    known = [figures for name, figures in DEVICES.items() if name in device]
+    if not known:
+        return None
+    bandwidth, rate = known[0]
+    pairs = float(batch.features()["prefill_pairs"][0])
+    reads = 2 * (LAYERS + HEAD) + KV_BYTES * sum(batch.decodes)
+    return max(reads / bandwidth, (2 * LAYERS * batch.tokens + PAIR_FLOPS * pairs) / rate)
 
 
 def steps(executor: "TransformersExecutor", largest: int) -> dict[str, dict[str, float]]:
     """Median and smallest seconds of the batches of BATCHES with at most so many tokens, and the share of the floor."""
     found = {}
-    for name, (prefills, decodes) in BATCHES.items():
-        if sum(n for n, _ in prefills) + len(decodes) <= largest:
-            seconds = executor.measure(prefills, decodes, repeats=21, warmup=5)
+    for name, batch in BATCHES.items():
+        if batch.tokens <= largest:
+            seconds = executor.measure(batch.prefills, batch.decodes, repeats=21, warmup=5)
             found[name] = {"median_s": float(np.median(seconds)), "min_s": float(seconds.min())}
-            if executor.device.type == "cuda":
-                found[name] |= {
-                    "floor_s": FLOORS_S[name][0],
-                    "share_of_floor": FLOORS_S[name][0] / found[name]["median_s"],
-                }
+            floor = floor_s(batch, executor.provenance()["device"])
+            if floor is not None:
+                found[name] |= {"floor_s": floor, "share_of_floor": floor / found[name]["median_s"]}
     return found
+
+
+def kv_token_costs(executor: "TransformersExecutor", largest: int) -> list[dict[str, float]]:
+    """What a KV token costs a decode (s) beside prompt chunks of some sizes (0: none), and the ratio to that without.
+
+    The slope of the seconds between decodes of CONTEXTS KV tokens, everything else in the batch the same.
+    """
+    rows: list[dict[str, float]] = []
+    for decodes in (8, 32, 96):
+        alone = math.nan
+        for chunk in (0, 64, 256, 512, 1024):
+            if chunk + decodes > largest:
+                continue
+            prefills = ((chunk, 0),) if chunk else ()
+            low, high = (
+                float(np.median(executor.measure(prefills, (context,) * decodes, repeats=15, warmup=4)))
+                for context in CONTEXTS
+            )
+            cost = (high - low) / (decodes * (CONTEXTS[1] - CONTEXTS[0]))
+            alone = alone if chunk else cost
+            row = {"decodes": decodes, "chunk": chunk, "seconds_low": low, "seconds_high": high}
+            rows.append({**row, "per_kv_token_s": cost, "ratio": cost / alone})
+    return rows
 
 
 def limits(executor: "TransformersExecutor", tokens: int, budget_s: float) -> profiling.Limits:
@@ -115,9 +143,9 @@ def missed(result: dict[str, Any]) -> list[str]:
     ]
     if result["device"]["cuda"]:
         lines += [
-            f"{name}: {100 * row['share_of_floor']:.0f} % of the floor, at least {100 * FLOORS_S[name][1]:.0f} %"
+            f"{name}: {100 * row['share_of_floor']:.0f} % of the floor, at least {100 * SHARES[name.split()[0]]:.0f} %"
             for name, row in result["steps"].items()
-            if row["share_of_floor"] < FLOORS_S[name][1]
+            if row.get("share_of_floor", 1.0) < SHARES[name.split()[0]]
         ]
         bounds = {"held-out mixed": 5.0, "held-out decode": 3.0, "held-out prefill": 3.0}
         residuals = result["fit"]
@@ -129,10 +157,25 @@ def missed(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+class Record:
+    """Every figure of a check, printed and written as soon as it is known."""
+
+    def __init__(self, path: Path, provenance: dict[str, Any]) -> None:
+        self.path, self.began = path, time.perf_counter()
+        self.result: dict[str, Any] = {"format": "llmsched-gpu-check/2", "device": provenance}
+
+    def add(self, stage: str, value: object) -> None:
+        """Write the figures of a stage."""
+        self.result |= {stage: value, "seconds": time.perf_counter() - self.began}
+        write_atomically(self.path, json_text(self.result))
+        print(f"{self.result['seconds']:6.1f} s  {stage}: {json.dumps(value)}", flush=True)
+
+
 def main() -> int:
     """Run the stages; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--executor", default="transformers")
+    parser.add_argument("--attention", default="", help="kernel on CUDA: split, joint or fa3 (default: split)")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     parser.add_argument("--name", default="h100-mistral-7b", help="name of the fitted profile")
     parser.add_argument("--tokens", type=int, default=2048, help="largest batch (default: %(default)s)")
@@ -140,29 +183,24 @@ def main() -> int:
     options = parser.parse_args()
     from engine.device.real.executor import make_executor
 
-    began = time.perf_counter()
-    executor = make_executor(options.executor, profiling.Limits().capacity_tokens)
+    spec = f"{options.executor},attention={options.attention}" if options.attention else options.executor
+    executor = make_executor(spec, profiling.Limits().capacity_tokens)
     provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
-    result: dict[str, Any] = {"format": "llmsched-gpu-check/1", "device": provenance}
-
-    def done(stage: str, value: object) -> None:
-        result[stage] = value
-        result["seconds"] = time.perf_counter() - began
-        write_atomically(options.out / "gpu_check.json", json_text(result))
-        print(f"{result['seconds']:6.1f} s  {stage}: {json.dumps(value)}", flush=True)
-
     options.out.mkdir(parents=True, exist_ok=True)
+    record = Record(options.out / f"gpu_check-{options.name}.json", provenance)
     if provenance["cuda"]:
-        done("attention", attention_errors())
-    done("steps", steps(executor, options.tokens))
+        record.add("attention", attention_errors(provenance["attention"]))
+    record.add("steps", steps(executor, options.tokens))
+    record.add("kv_token", kv_token_costs(executor, options.tokens))
     chosen = limits(executor, options.tokens, options.seconds)
-    table = options.out / "profile.csv"
+    table = options.out / f"{options.name}.csv"
     points = profiling.todo(table, profiling.grid(chosen), provenance)
-    done("profile", {"rows": sum(1 for _ in profiling.measure(executor, table, points)), "thin": chosen.thin})
+    rows = sum(1 for _ in profiling.measure(executor, table, points))
+    record.add("profile", {"rows": rows, "thin": chosen.thin})
     model = fit(profiling.read_points(table), options.name, profiling.read_provenance(table))
     model.save(options.out / f"{options.name}.json")
-    done("fit", model.provenance["residuals"])
-    lines = missed(result)
+    record.add("fit", model.provenance["residuals"])
+    lines = missed(record.result)
     reached = "every target reached" if provenance["cuda"] else "done (the targets are those of a GPU)"
     print("\n".join(f"MISSED  {line}" for line in lines) or reached)
     return 1 if lines else 0

@@ -31,6 +31,8 @@ FEATURE_COLUMNS = tuple(name for name in FEATURES.names or () if name not in ("d
 """Features of the batch, for whoever reads the table elsewhere: a profile is fitted to the batch itself."""
 ROUNDS, WARMUP, REPEATS = 7, 1, 3
 MOST_CHUNKS = 3
+PAGE = 16
+"""KV tokens in multiples of which executors keep requests, says `engine.device.real.attention`, which needs torch."""
 KINDS = (TABLE, PREFILL, DECODE, MIXED, *HELD_OUT)
 
 TRIES = 10_000
@@ -73,18 +75,18 @@ class Limits:
 
     @property
     def capacity_tokens(self) -> int:
-        """KV buffers for such batches: every request has room for the token that it gets."""
-        return self.kv_tokens + self.decodes + MOST_CHUNKS
+        """KV buffers for such batches: every request has room for the token that it gets, and ends with a page."""
+        return self.kv_tokens + PAGE * (self.decodes + MOST_CHUNKS)
 
 
 def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
-    """The batches to measure with their sets; about 300 at full size.
+    """The batches to measure with their sets; about 360 at full size.
 
     Token counts come at and just above multiples of 64, where the linear layers step; prompt chunks and decodes cross
     sizes with contexts; the held-out batches are drawn at random, contexts log-uniform.
     """
     rng = np.random.default_rng(seed)
-    sets = {TABLE: _table(), PREFILL: _prefills(limits), DECODE: _decodes(), MIXED: []}
+    sets = {TABLE: _table(), PREFILL: _prefills(limits), DECODE: _decodes(), MIXED: _mixed()}
     drawn = (*zip(HELD_OUT, (20, 20, 60), strict=True), (DECODE, 12), (MIXED, 30), (PREFILL, 12))
     order = [TABLE, PREFILL, DECODE, *HELD_OUT, MIXED]
     for kind, count in drawn:
@@ -114,6 +116,12 @@ def _decodes() -> list[Batch]:
     """As many decodes with equal contexts."""
     contexts = (128, 512, 1024, 2048, 4096)
     return [Batch((), (k,) * n) for n in (1, 2, 4, 8, 16, 32, 64, 96, 128) for k in contexts]
+
+
+def _mixed() -> list[Batch]:
+    """A chunk, at the start of its prompt or behind a context, beside as many decodes with equal contexts."""
+    chunks = [(n, k) for n in (64, 256, 512, 1024) for k in (0, 2048)]
+    return [Batch((chunk,), (k,) * n) for chunk in chunks for n in (8, 32, 96) for k in (512, 2048)]
 
 
 def _random_batch(rng: np.random.Generator, kind: str, limits: Limits) -> Batch:

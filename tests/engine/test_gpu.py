@@ -147,6 +147,8 @@ def test_bad_specs_are_one_clear_line(tmp_path: Path) -> None:
         ("transformers:tiny,speed=2", "expected transformers, transformers:tiny or"),
         ("transformers:tiny,dtype=fp8", "dtype: expected bf16 or fp32, got 'fp8'"),
         ("transformers,dtype=fp32", r"dtype: expected bf16 on CUDA \(flash attention takes no other\), got 'fp32'"),
+        ("transformers:tiny,attention=fa9", "attention: expected split, joint or fa3, got 'fa9'"),
+        ("transformers:tiny,attention=fa3", "attention: fa3 expected a Hopper GPU"),
         ("transformers:tiny,device=tpu", "device: expected cuda or cpu, got 'tpu'"),
         (f"transformers:{tmp_path}/none,device=cpu", "expected a folder with config.json and weights"),
         (f"transformers:{folder(tmp_path / 'a', model_type='llama')},device=cpu", "expected 'mistral', got 'llama'"),

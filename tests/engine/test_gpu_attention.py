@@ -1,5 +1,6 @@
-"""Attention of a hybrid batch, in tiles of queries and as two flash launches, against the plain formula."""
+"""Attention of a hybrid batch, in tiles of queries and by the launches of each kernel, against the plain formula."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.device.real import attention as gpu_attention
-from engine.device.real.attention import Layout, attend, reference
+from engine.device.real import attention
+from engine.device.real.attention import KERNELS, OPERATORS, PAGE, Layout, reference
 
-HEADS, KV_HEADS, DIM, BUFFER = 4, 2, 8, 2000
+HEADS, KV_HEADS, DIM, BUFFER = 4, 2, 8, 2016
 CASES = {
     "decodes": ([1, 1, 1], [1, 40, 129], 3),
     "chunks": ([1, 7, 128, 129, 300], [1, 7, 200, 129, 555], 0),
@@ -20,23 +21,35 @@ CASES = {
 
 
 class Case:
-    """A hybrid batch with random numbers in it, every extent with a gap behind."""
+    """A hybrid batch with random numbers in it, every extent with a gap behind, at the beginning of a page."""
 
     def __init__(self, new: list[int], used: list[int], decodes: int) -> None:
         """Draw queries, new KV and what is in the buffers."""
         draw = torch.Generator().manual_seed(0)
         self.new, self.lengths, self.decodes = new, used, decodes
-        starts = np.cumsum([3, *[length + 5 for length in used]])
+        starts = np.cumsum([PAGE, *[-(-(length + 5) // PAGE) * PAGE for length in used]])
         edges = np.cumsum([0, *new])
         places = [s + length - n + np.arange(n) for s, length, n in zip(starts, used, new, strict=False)]
         self.write = torch.tensor(np.concatenate(places))
         self.cu_q, self.start, self.used = (torch.tensor(x, dtype=torch.int32) for x in (edges, starts, used))
+        self.pages = (self.start[:-1, None] // PAGE) + torch.arange(-(-max(used) // PAGE), dtype=torch.int32)
         self.q, self.k, self.v = (torch.randn(sum(new), h, DIM, generator=draw) for h in (HEADS, KV_HEADS, KV_HEADS))
         self.caches = [torch.randn(BUFFER, KV_HEADS, DIM, generator=draw) for _ in range(2)]
 
-    def layout(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, buffers and where the items lie: arguments of both kinds of attention."""
-        return self.q, self.caches[0], self.caches[1], self.cu_q, self.start, self.used
+    @property
+    def new_tokens(self) -> list[torch.Tensor]:
+        """Queries, keys and values of the new tokens."""
+        return [self.q, self.k, self.v]
+
+    @property
+    def layout(self) -> Layout:
+        """Where the items lie."""
+        places = (self.write, self.cu_q, self.start, self.used, self.pages)
+        return Layout(*places, self.decodes, max(self.new), max(self.lengths))
+
+    def reference(self) -> torch.Tensor:
+        """Attention to the buffers as they are."""
+        return reference(self.q, self.caches[0], self.caches[1], self.cu_q, self.start, self.used, DIM**-0.5)
 
     def expected(self) -> torch.Tensor:
         """One item after the other, by the definition of causal attention; call after the new KV is stored."""
@@ -51,12 +64,11 @@ class Case:
         return torch.stack(rows)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", CASES)
-def test_tiles_of_queries_attend_as_the_definition_says(name: str) -> None:
+def test_tiles_of_queries_attend_as_the_definition_says(name: str, kernel: str) -> None:
     case = Case(*CASES[name])
-    q, k_cache, v_cache, *where = case.layout()
-    limits = (case.decodes, max(case.new), max(case.lengths))
-    found = attend(q, case.k, case.v, k_cache, v_cache, case.write, *where, *limits, DIM**-0.5)
+    found = OPERATORS[kernel](case.new_tokens, *case.caches, case.layout.places, case.layout.limits, DIM**-0.5)
     torch.testing.assert_close(found, case.expected(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(case.caches[0][case.write], case.k)
 
@@ -94,8 +106,9 @@ def flash_on_a_cpu(
     return (torch.cat([part.transpose(0, 1) for part in parts]),)
 
 
+@pytest.mark.parametrize("kernel", ["split", "joint"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_flash_launches_are_told_what_belongs_to_whom(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_launches_are_told_what_belongs_to_whom(name: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(*CASES[name])
     launches: list[tuple[int, bool]] = []
 
@@ -104,9 +117,30 @@ def test_two_flash_launches_are_told_what_belongs_to_whom(name: str, monkeypatch
         return flash_on_a_cpu(*arguments, **options)
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
-    q, k_cache, v_cache, cu_q, start, used = case.layout()
-    layout = Layout(case.write, cu_q, start, used, case.decodes, max(case.new), max(case.lengths))
-    found = gpu_attention._flash(q, k_cache, v_cache, layout, DIM**-0.5)
-    torch.testing.assert_close(found, reference(*case.layout(), DIM**-0.5))
+    attend = {"split": attention._split, "joint": attention._flash2}[kernel]
+    found = attend(case.q, case.caches[0], case.caches[1], case.layout, DIM**-0.5)
+    torch.testing.assert_close(found, case.reference())
     decodes, chunks = case.decodes > 0, case.decodes < len(case.new)
-    assert launches == [(1, False)] * decodes + [(max(case.new), True)] * chunks
+    longest = (max(case.new), max(case.new) > 1)
+    apart = [(1, False)] * decodes + [(max(case.new), True)] * chunks
+    assert launches == (apart if kernel == "split" else [longest])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flash_3_finds_the_pages_of_each_item(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(*CASES[name])
+
+    def fwd(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+        """What vLLM's kernel does with a table of pages: each item's keys and values are gathered, then attended."""
+        assert len(others) == 34
+        assert k.shape[1] == PAGE
+        cu_q, used, max_q, max_k, pages = others[4], others[8], others[9], others[10], others[11]
+        scale, causal = others[20], others[21]
+        keys, values = (cache[pages.clamp(max=len(cache) - 1)].flatten(1, 2).flatten(0, 1) for cache in (k, v))
+        start = torch.arange(len(used) + 1, dtype=torch.int32) * pages.shape[1] * PAGE
+        places = (keys, values, cu_q, start, max_q, max_k)
+        return flash_on_a_cpu(q, *places, 0.0, causal, False, scale=scale, seqused_k=used)
+
+    monkeypatch.setattr(torch.ops, "_vllm_fa3_C", SimpleNamespace(fwd=fwd), raising=False)
+    found = attention._flash3(case.q, case.caches[0], case.caches[1], case.layout, DIM**-0.5)
+    torch.testing.assert_close(found, case.reference())

@@ -19,6 +19,7 @@ from transformers import __version__ as transformers_version
 
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
+from engine.device.real.attention import NAME, PAGE, load_kernel
 from engine.device.real.extents import Extents
 from engine.device.real.forward import GRAPH_SIZES, DecodeGraph, Item, compile_layers, logits_of, pack, unpack
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
@@ -26,7 +27,7 @@ from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
 from engine.spec import Spec
 
-_FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, device= and threads="
+_FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, device=, attention= and threads="
 
 ROOM = 1.5
 """KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
@@ -56,14 +57,15 @@ class TransformersExecutor:
         """
         self.model, self.name, self.seed = model.eval(), name, seed
         self.device = next(model.parameters()).device
-        self.extents = Extents(capacity_tokens)
+        self.extents = Extents(capacity_tokens, PAGE)
         self.emitted: list[int] = []
         """Requests that got a token in the latest batch."""
         self.logits = torch.empty(0)
         """Their logits, [emitted, vocabulary]."""
         self._caches: list[torch.Tensor] = []
         config = model.config
-        shape = (capacity_tokens + 1, config.num_key_value_heads, config.head_dim)  # the last one is for padding
+        # The last page is for padding.
+        shape = (self.extents.size + PAGE, config.num_key_value_heads, config.head_dim)
         with enough_memory(f"KV buffers of {capacity_tokens} tokens"):
             for layer in model.model.layers:
                 for cache in ("k_cache", "v_cache"):
@@ -88,7 +90,7 @@ class TransformersExecutor:
         limit = min(self.extents.size, int(self.model.config.max_position_embeddings))
         if length > limit:
             raise InputError(f"executor {self.name}: expected requests of at most {limit} tokens, got one of {length}")
-        self.extents = Extents(self.extents.size)
+        self.extents = Extents(self.extents.size, PAGE)
         self._requests = requests
         self._text, self._host, self._evictions = {}, {}, {}
 
@@ -191,6 +193,7 @@ class TransformersExecutor:
             "threads": None if cuda else torch.get_num_threads(),
             "model": {key: getattr(config, key, None) for key in MISTRAL_7B if key != "rope_theta"},
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": config._attn_implementation.removeprefix(f"{NAME}_") if cuda else "sdpa",
             "torch": torch.__version__,
             "cuda": torch.version.cuda if cuda else None,
             "transformers": transformers_version,
@@ -275,8 +278,9 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     Args:
         spec: ``transformers`` (Mistral-7B with random weights on CUDA), ``transformers:tiny`` (a small model of the
             same architecture, on the CPU) or ``transformers:FOLDER``; then ``,dtype=bf16|fp32`` and
-            ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit; ``,threads=N`` for torch on
-            a CPU (of the whole process; tiny: 1, which neighbours on the machine disturb least).
+            ``,device=cuda|cpu`` if the defaults (bf16 on CUDA, fp32 on a CPU) do not fit; ``,attention=`` a kernel of
+            `engine.device.real.attention` on CUDA (split); ``,threads=N`` for torch on a CPU (of the whole process;
+            tiny: 1, which neighbours on the machine disturb least).
         capacity_tokens: KV tokens of the buffers (ROOM times what the scheduler may use).
         seed: draws weights and prompts.
 
@@ -287,14 +291,16 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     model_spec = Spec.parse(place.name)
     if model_spec.name != "transformers":
         raise InputError(f"executor: expected {_FORMS}; got {spec!r}")
-    source, options = model_spec.rest, place.settings("executor", ("dtype", "device", "threads"), _FORMS)
+    source, options = model_spec.rest, place.settings("executor", ("dtype", "device", "attention", "threads"), _FORMS)
     device, dtype = _place(source, options)
     if device == "cpu":
         _set_threads(options.get("threads", "1" if source == "tiny" else ""))
+    kernel = options.get("attention", "split")
+    load_kernel(kernel, device)
     if source in ("", "tiny"):
-        model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed)
+        model = build(MistralConfig(**(TINY if source else MISTRAL_7B)), DTYPES[dtype], device, seed, kernel)
     else:
-        model = from_folder(Path(source), DTYPES[dtype], device)
+        model = from_folder(Path(source), DTYPES[dtype], device, kernel)
     return TransformersExecutor(model, capacity_tokens, spec, seed)
 
 

@@ -8,9 +8,9 @@ from engine.errors import InputError
 class Extents:
     """Extents of tokens by request, in a buffer of fixed size."""
 
-    def __init__(self, size: int) -> None:
-        """Start with all of `size` tokens free."""
-        self.size = size
+    def __init__(self, size: int, unit: int = 1) -> None:
+        """Start with all of `size` tokens free, rounded up to a multiple of `unit`, where extents begin."""
+        self.size, self.unit = -(-size // unit) * unit, unit
         self._held: dict[int, tuple[int, int]] = {}
 
     def __contains__(self, request: int) -> bool:
@@ -40,6 +40,7 @@ class Extents:
         Raises:
             InputError: all holes together are too small.
         """
+        length = -(-length // self.unit) * self.unit
         if self.used + length > self.size:
             raise InputError(
                 f"executor: expected at most {self.size} tokens of KV (whole requests, prompt and output), "

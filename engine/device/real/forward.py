@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.device.real.attention import Layout
+from engine.device.real.attention import PAGE, Layout
 
 GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
 """Decode-only batches are padded to these sizes, each a CUDA graph."""
@@ -44,7 +44,10 @@ def unpack(
     """Token ids, positions and layout from what `pack` made."""
     sizes = [tokens, tokens, tokens, items + 1, items + 1, items]
     ids, positions, write, cu_q, start, used = torch.split(packed, sizes)
-    return ids, positions, Layout(write.long(), cu_q, start, used, decodes, max_q, max_k)
+    # One more than needed: torch would compile once more for a width of 1.
+    within = torch.arange(1 + -(-max_k // PAGE), dtype=torch.int32, device=packed.device)
+    pages = torch.div(start[:-1, None], PAGE, rounding_mode="floor") + within
+    return ids, positions, Layout(write.long(), cu_q, start, used, pages, decodes, max_q, max_k)
 
 
 class DecodeGraph:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from engine.device.real.attention import NAME, register
+from engine.device.real.attention import registered
 from engine.errors import InputError
 from engine.files.reading import read_mapping
 
@@ -52,31 +52,30 @@ def enough_memory(what: str) -> Iterator[None]:
         ) from error
 
 
-def build(config: MistralConfig, dtype: torch.dtype, device: str, seed: int = 0) -> Any:
-    """A model with random weights, made on its device.
+def build(config: MistralConfig, dtype: torch.dtype, device: str, seed: int = 0, kernel: str = "split") -> Any:
+    """A model with random weights, made on its device, that attends by a kernel of `engine.device.real.attention`.
 
     Raises:
         InputError: the device has no memory for it.
     """
-    register()
+    attention = registered(kernel)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with enough_memory("the weights"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             models: Any = AutoModelForCausalLM
-            return models.from_config(config, attn_implementation=NAME).to(dtype)
+            return models.from_config(config, attn_implementation=attention).to(dtype)
     finally:
         torch.set_default_dtype(previous)
 
 
-def from_folder(folder: Path, dtype: torch.dtype, device: str) -> Any:
+def from_folder(folder: Path, dtype: torch.dtype, device: str, kernel: str = "split") -> Any:
     """A model from a local folder in the format of transformers.
 
     Raises:
         InputError: no such folder, another architecture, no weights, or not enough memory.
     """
-    register()
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"executor: expected a folder with config.json and weights, got {str(folder)!r}")
@@ -86,7 +85,7 @@ def from_folder(folder: Path, dtype: torch.dtype, device: str) -> Any:
     try:
         with enough_memory("the weights"):
             models: Any = AutoModelForCausalLM
-            model = models.from_pretrained(folder, attn_implementation=NAME, local_files_only=True)
+            model = models.from_pretrained(folder, attn_implementation=registered(kernel), local_files_only=True)
             return model.to(device=device, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"executor: cannot load {folder}: {str(error).splitlines()[0]}") from None

@@ -10,6 +10,7 @@ from agents.cli import main
 from agents.device import profiling
 from agents.device.profiling import Limits
 from engine.device.fitting import HELD_OUT
+from engine.device.real import attention
 from engine.errors import InputError
 
 SMALL = "--grid.tokens 128 --grid.context 600 --grid.decodes 16 --grid.kv-tokens 8000 --grid.thin 5 --rounds 2"
@@ -73,6 +74,13 @@ def test_a_profile_that_ran_out_of_memory_keeps_its_points_and_goes_on(tmp_path:
     list(profiling.measure(Clock(), table, rest))
     assert [(p.kind, p.batch) for p in profiling.read_points(table)] == wanted
     assert profiling.todo(table, grid, {"device": "clock"}, rounds=1) == []
+
+
+def test_buffers_of_a_profile_hold_its_batches_in_whole_pages() -> None:
+    assert profiling.PAGE == attention.PAGE
+    for _, batch in profiling.grid(profiling.Limits()):
+        ends = [*(n + k for n, k in batch.prefills), *(k + 1 for k in batch.decodes)]
+        assert sum(-(-end // attention.PAGE) * attention.PAGE for end in ends) <= profiling.Limits().capacity_tokens
 
 
 def test_a_point_is_the_median_of_its_rounds_and_each_round_covers_the_grid(tmp_path: Path) -> None:
