@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
 from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import has_times
-from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
+from engine.demand.trace_options import AS_IT_IS, TimeUnit, TraceOptions, Unservable, parse_window
 from engine.demand.traces import read_trace
 from engine.demand.workload import BYTES_PER_REQUEST, fields_said
 from engine.device.latency import LatencyModel, load_profile
@@ -104,8 +104,7 @@ class SourceOptions:
 
     def _check_arrivals(self, trace: str, reading: TraceOptions) -> None:
         """Find a workload that says more than how the requests of a trace arrive."""
-        words, arrivals = self.tokenizer, self.workload
-        read_trace(trace, rate=DEFAULT_RATE, num_requests=1, arrivals=arrivals, options=reading, tokenizer=words)
+        read_trace(trace, reading, rate=DEFAULT_RATE, num_requests=1, arrivals=self.workload)
 
     def source(self) -> Source:
         """The source that the options describe.
@@ -115,7 +114,7 @@ class SourceOptions:
         """
         self._check_numbers()
         reading = self._reading()
-        recorded = self.trace is not None and self.workload is None and has_times(self.trace, self.tokenizer)
+        recorded = self.trace is not None and self.workload is None and has_times(self.trace, reading)
         if self.rate_scale != 1.0 and not recorded:
             raise InputError("rate_scale: expected a trace with recorded arrival times to scale (use --rate)")
         if self.trace is not None and not recorded:
@@ -125,10 +124,8 @@ class SourceOptions:
             self.workload or DEFAULT_WORKLOAD,
             not recorded,
             self._count(),
-            self.rate_scale,
             None if self.prediction is None else parse_channel(self.prediction).spec,
             reading,
-            self.tokenizer,
             parse_tiers(self.tier, "tier"),
         )
         if self.max_concurrency is None:
@@ -159,8 +156,14 @@ class SourceOptions:
         for name, value in given.items():
             if self.trace is None and value is not None:
                 raise InputError(f"{name}: expected a trace beside it, got none (use --trace)")
-        options = trace_options(self.time_unit, self.window, self.unservable)
-        return replace(options, server=server) if isinstance(server, EngineConfig) else options
+        return TraceOptions(
+            time_unit=self.time_unit,
+            rate_scale=self.rate_scale,
+            window=AS_IT_IS.window if self.window is None else parse_window(self.window),
+            unservable=self.unservable,
+            server=server if isinstance(server, EngineConfig) else None,
+            tokenizer=self.tokenizer,
+        )
 
     def loads(self, rate: float | None, rates: str | None) -> tuple[float | None, ...]:
         """The arrival rates to run, in requests/s; None stands for the recorded times.

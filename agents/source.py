@@ -1,13 +1,12 @@
 """Where the requests of a run come from: a trace file or a synthetic workload, as options describe it."""
 
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.trace_files import read_columns
-from engine.demand.trace_options import TraceOptions
+from engine.demand.trace_options import AS_IT_IS, TraceOptions
 from engine.demand.traces import read_trace, trace_lengths
 from engine.demand.workload import Workload, parse_workload
 from engine.files.reading import file_digest
@@ -32,14 +31,10 @@ class Source(RequestSource):
     """Whether arrival times are drawn (a workload, a file without times, or a trace with its own workload)."""
     num_requests: int | None = None
     """Requests per run; None: every row of a file with recorded times, else DEFAULT_NUM_REQUESTS."""
-    rate_scale: float = 1.0
-    """Factor on recorded arrival rates."""
     prediction: str | None = None
     """Channel of length predictions for every policy that needs any; None: each its own."""
-    reading: TraceOptions = field(default_factory=TraceOptions)
-    """How the rows of the trace are read."""
-    tokenizer: str | None = None
-    """What counts the tokens of conversations: words, mistral, or a folder."""
+    reading: TraceOptions = AS_IT_IS
+    """How the rows of the trace are read; its scale belongs to the recorded rate, and to no other."""
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     """Service tiers with their shares and deadlines; each request's is drawn by share."""
     max_concurrency: int = 0
@@ -79,23 +74,15 @@ class Source(RequestSource):
         workload = parse_workload(self.workload, self.tiers)
         count = workload.num_requests if self.trace is None else DEFAULT_NUM_REQUESTS
         if self.trace is not None:
-            lengths = trace_lengths(self.trace, tokenizer=self.tokenizer, options=self.reading)
-            workload = replace(workload, lengths=lengths)
+            workload = replace(workload, lengths=trace_lengths(self.trace, self.reading))
         count = count if self.num_requests is None else self.num_requests
         return replace(workload, rate=workload.rate if rate is None else rate, num_requests=count).generate(seed)
 
     def _recorded(self, rate: float | None, seed: int) -> Requests:
         """Requests at the times of the file."""
         assert self.trace is not None
-        return read_trace(
-            self.trace,
-            rate=rate,
-            rate_scale=1.0 if rate is not None else self.rate_scale,
-            num_requests=self.num_requests,
-            seed=seed,
-            tiers=self.tiers,
-            options=self.reading,
-        )
+        reading = self.reading if rate is None else replace(self.reading, rate_scale=1.0)
+        return read_trace(self.trace, reading, rate=rate, num_requests=self.num_requests, seed=seed, tiers=self.tiers)
 
     @property
     def drawn_workload(self) -> Workload | None:
@@ -117,7 +104,7 @@ class Source(RequestSource):
         if self.trace is None:
             return {}
         limit = None if self.synthetic_arrivals else self.num_requests
-        return read_columns(self.trace, self.reading, self.tokenizer, limit).left_out
+        return read_columns(self.trace, self.reading, limit).left_out
 
     @property
     def seed_note(self) -> str:
@@ -134,7 +121,8 @@ class Source(RequestSource):
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with the digest of the trace file."""
         data = asdict(self)
-        del data["reading"], data["tokenizer"]
+        del data["reading"]
+        data["rate_scale"] = self.reading.rate_scale
         if self.trace is not None:
             data["trace"] = Path(self.trace).name
             data["trace_sha256"] = file_digest(self.trace)
@@ -144,10 +132,10 @@ class Source(RequestSource):
 
     def _changed(self) -> dict[str, Any]:
         """What is read of the file, as far as it differs from the whole."""
-        reading, default = self.reading, TraceOptions()
+        reading = self.reading
         return {
-            "window_s": [t if math.isfinite(t) else None for t in reading.window] if reading.windowed else None,
+            "window_s": list(reading.window) if reading.windowed else None,
             "time_unit": reading.time_unit,
-            "unservable": None if reading.unservable == default.unservable else reading.unservable,
-            "tokenizer": self.tokenizer,
+            "unservable": None if reading.unservable == AS_IT_IS.unservable else reading.unservable,
+            "tokenizer": reading.tokenizer,
         }

@@ -5,6 +5,7 @@ from engine.compiled.records import cells_of, params_of, record, records
 from engine.config import EngineConfig
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.tiers import parse_tiers
+from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace, write_mooncake
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import Executor, LatencyModel, load_profile, profile_names
@@ -61,6 +62,7 @@ __all__ = [
     "Record",
     "Requests",
     "Tier",
+    "TraceOptions",
     "View",
     "Workload",
     "admit",

@@ -42,7 +42,7 @@ from engine.demand.length_models import parse_lengths
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
 from engine.demand.predictions import parse_channel
 from engine.demand.requests import Requests
-from engine.demand.trace_options import parse_window
+from engine.demand.trace_options import AS_IT_IS, TraceOptions, parse_window
 from engine.demand.traces import read_trace
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import NUMBERS as COEFFICIENTS
@@ -143,8 +143,8 @@ def _sound_bundle(bundle: Bundle) -> None:
     json.dumps(bundle.env.to_dict(), allow_nan=False)
 
 
-def _trace(**options: Any) -> Callable[[Path], Requests]:
-    return lambda path: read_trace(path, **options)
+def _trace(options: TraceOptions = AS_IT_IS, rate: float | None = None) -> Callable[[Path], Requests]:
+    return lambda path: read_trace(path, options, rate=rate)
 
 
 def _bundle(path: Path) -> Bundle:
@@ -231,13 +231,17 @@ READERS = {
         JointQuantileTable.load, _sound_lengths, (TABLE_FOLDER / "azure2023_code.json").read_bytes()
     ),
     "timed csv": Reader(_trace(), _sound_requests, TIMED, ".csv"),
-    "timed csv, skipping": Reader(_trace(unservable="skip", max_tokens=60), _sound_requests, TIMED, ".csv"),
-    "windowed csv": Reader(_trace(window="1:4", time_unit="s"), _sound_requests, TIMED, ".csv"),
-    "azure csv": Reader(_trace(unservable="skip"), _sound_requests, AZURE, ".csv"),
+    "timed csv, skipping": Reader(
+        _trace(TraceOptions(unservable="skip", max_tokens=60)), _sound_requests, TIMED, ".csv"
+    ),
+    "windowed csv": Reader(_trace(TraceOptions(window=(1, 4), time_unit="s")), _sound_requests, TIMED, ".csv"),
+    "azure csv": Reader(_trace(TraceOptions(unservable="skip")), _sound_requests, AZURE, ".csv"),
     "burstgpt csv": Reader(_trace(), _sound_requests, BURST, ".csv"),
     "mooncake": Reader(_trace(), _sound_requests, MOONCAKE, ".jsonl"),
-    "mooncake, skipping": Reader(_trace(unservable="skip", time_unit="us"), _sound_requests, MOONCAKE, ".jsonl"),
-    "chats": Reader(_trace(rate=1.0, tokenizer="words"), _sound_requests, json.dumps(CHATS).encode()),
+    "mooncake, skipping": Reader(
+        _trace(TraceOptions(unservable="skip", time_unit="us")), _sound_requests, MOONCAKE, ".jsonl"
+    ),
+    "chats": Reader(_trace(TraceOptions(tokenizer="words"), rate=1.0), _sound_requests, json.dumps(CHATS).encode()),
     "vllm result": Reader(_trace(), _sound_requests, json.dumps(VLLM).encode()),
     "hyperparameters": Reader(TrainConfig.from_yaml, _sound_record, HYPER, ".yml"),
     "recipe": Reader(EvolutionConfig.from_yaml, _sound_record, shipped_recipe().read_bytes(), ".yml"),

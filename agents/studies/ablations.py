@@ -96,7 +96,7 @@ def against_base(policies: Sequence[str], traces: int, requests: int) -> Evaluat
     """Policies beside slackfit:tuned on held-out traces at every load."""
     return Evaluation(
         policies=(BASE, *policies),
-        source=Source(None, "poisson", True, requests, 1.0, None),
+        source=Source(num_requests=requests),
         seeds=traces,
         reference=BASE,
         profile=load_profile("rtx6000ada-mistral-7b"),

@@ -64,7 +64,7 @@ def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: in
     """Each load and metric of the shipped policy against a rival on the same traces."""
     evaluation = Evaluation(
         policies=(PRETRAINED, rival),
-        source=Source(None, setting.workload, True, requests, 1.0, None),
+        source=Source(workload=setting.workload, num_requests=requests),
         seeds=seeds,
         reference=rival,
         profile=load_profile(setting.profile),

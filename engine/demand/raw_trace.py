@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,6 @@ from engine.demand.trace_options import TraceOptions
 
 WHAT = "a trace"
 """What a trace is called in messages."""
-Tokenizer = Callable[[str], int]
-"""Returns the number of tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,6 @@ class TraceFile:
     """What it begins with."""
     options: TraceOptions
     """How its rows are to be taken."""
-    tokenizer: Tokenizer | str | Path | None = None
-    """What counts the tokens of text."""
     limit: int | None = None
     """Rows with times after which reading may stop; None: all."""
 

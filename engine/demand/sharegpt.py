@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.demand.raw_trace import RawTrace, Start, Tokenizer, TraceFile
+from engine.demand.raw_trace import RawTrace, Start, TraceFile
+from engine.demand.trace_options import Tokenizer
 from engine.errors import InputError
 from engine.extras import need
 from engine.files.lines import read_jsonl
@@ -115,7 +116,7 @@ class Conversations:
                     raise
                 raw.left_out["conversations of another shape"] += 1
                 continue
-            count = count or load_tokenizer(file.tokenizer)
+            count = count or load_tokenizer(file.options.tokenizer)
             _add_turns(raw, index, turns, count)
         raw.notes += ["tokens are words between white space"] if count is count_words else []
         if seen["parts"]:

@@ -165,12 +165,12 @@ def _in_order(raw: RawTrace, columns: TraceColumns, options: TraceOptions) -> Tr
     order = np.argsort(arrival, kind="stable") if late else np.arange(len(arrival))
     arrival = arrival[order] - arrival[order[0]]
     low, high = options.window
-    inside = (arrival >= low) & (arrival < high)
+    inside = (arrival >= low) & (arrival < (np.inf if high is None else high))
     if options.windowed:
         if not inside.any():
             raise InputError(f"window: expected requests of {raw.path}, which lasts {arrival[-1]:.6g} s, got none")
         note = f"{note}, {int(inside.sum())} of {len(arrival)} requests from {low:g} s" + (
-            f" to {high:g} s" if high < float("inf") else " on"
+            " on" if high is None else f" to {high:g} s"
         )
     order, arrival = order[inside], arrival[inside]
     if arrival[-1] > MOST_SECONDS:

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.demand.length_models import EmpiricalLengths
-from engine.demand.raw_trace import Tokenizer
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, draw_tiers, seeded
 from engine.demand.trace_files import read_columns
 from engine.demand.trace_formats import MOONCAKE
-from engine.demand.trace_options import TimeUnit, TraceOptions, Unservable, trace_options
+from engine.demand.trace_options import AS_IT_IS, TraceOptions
 from engine.demand.trace_rows import TraceColumns
 from engine.demand.trace_values import FloatArray
 from engine.demand.workload import BYTES_PER_REQUEST, Workload, parse_workload
@@ -29,19 +28,13 @@ _NOT_OF_ARRIVALS = {"rate", "num_requests", "lengths", "trace", "unservable"}
 
 def read_trace(
     path: str | Path,
+    options: TraceOptions = AS_IT_IS,
     *,
     rate: float | None = None,
-    rate_scale: float = 1.0,
     num_requests: int | None = None,
     seed: int = 0,
     tiers: tuple[Tier, ...] = DEFAULT_TIERS,
     arrivals: str | None = None,
-    tokenizer: Tokenizer | str | Path | None = None,
-    time_unit: TimeUnit | None = None,
-    window: str | None = None,
-    unservable: Unservable = "refuse",
-    max_tokens: int = 0,
-    options: TraceOptions | None = None,
 ) -> Requests:
     """Read a trace file; the format is found from the content.
 
@@ -59,44 +52,45 @@ def read_trace(
 
     Args:
         path: the file.
+        options: how it is read: unit, scale and part of the times, rows that cannot be served, what counts tokens.
         rate: mean arrival rate to reach (requests/s): synthetic arrivals need it, recorded times are
             stretched to it.
-        rate_scale: factor on the recorded arrival rate (0.5 = half as many requests per second).
         num_requests: number of requests; None takes every row.
         seed: draws tiers, and for synthetic arrivals order and times (whole number >= 0).
         tiers: service tiers; each request's is drawn by share.
         arrivals: synthetic arrivals as a workload spec without rate, number and lengths (`gamma:cv=2`);
             None keeps recorded times and draws Poisson arrivals where there are none.
-        tokenizer: function from text to number of tokens, ``words``, ``mistral`` or a folder with `tokenizer.json`;
-            for conversations only.
-        time_unit: unit of the recorded times (s, ms, us, ns); None: that of the format.
-        window: ``START:END`` in seconds from the first request, either may be left out: only those requests.
-        unservable: ``refuse`` a file with rows that cannot be served (no tokens, no time, too long, out of order), or
-            ``skip`` them, counted by reason in the source line; those out of order are put in order.
-        max_tokens: longest prompt + output that the server takes (`EngineConfig.max_request_tokens`); 0: no limit.
-        options: instead of the last four.
 
     Raises:
         InputError: unreadable or unknown file, bad values (names file and line), or arguments that do not
             fit the file.
     """
     path = Path(path)
-    _check_arguments(rate, rate_scale, num_requests)
-    options = options or trace_options(time_unit, window, unservable, max_tokens)
-    columns = read_columns(path, options, tokenizer, num_requests if arrivals is None else None)
-    if columns.arrival is not None and arrivals is None:
-        return _recorded(path, columns, rate, rate_scale, num_requests, seed, tiers)
-    if rate_scale != 1.0:
-        raise InputError(
-            f"rate_scale: expected recorded arrival times to scale, got synthetic ones for {path} (use rate)"
-        )
-    workload = _arrivals_of(arrivals or "poisson", tiers)
+    _check_arguments(options, rate, num_requests)
+    columns = read_columns(path, options, num_requests if arrivals is None else None)
+    if columns.arrival is None or arrivals is not None:
+        if options.rate_scale != 1.0:
+            raise InputError(
+                f"rate_scale: expected recorded arrival times to scale, got synthetic ones for {path} (use rate)"
+            )
+        return _synthetic(_arrivals_of(arrivals or "poisson", tiers), path, columns, rate, num_requests).generate(seed)
+    _check_rows(path, columns, num_requests)
+    factor = options.rate_scale if rate is None else _rate_factor(path, columns.arrival, rate)
+    return _recorded(path, columns, factor, seed, tiers)
+
+
+def _synthetic(
+    workload: Workload, path: Path, columns: TraceColumns, rate: float | None, num_requests: int | None
+) -> Workload:
+    """The workload that puts its arrivals on the lengths of a file."""
     if rate is None and workload.process.has_rate:
         raise InputError(f"rate: expected a rate in requests/s, since {path} gives no arrival times to use, got none")
-    lengths = EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
-    number = len(lengths) if num_requests is None else num_requests
-    rate = workload.rate if rate is None else rate
-    return dataclasses.replace(workload, rate=rate, num_requests=number, lengths=lengths).generate(seed)
+    return dataclasses.replace(
+        workload,
+        rate=workload.rate if rate is None else rate,
+        num_requests=len(columns.prompt) if num_requests is None else num_requests,
+        lengths=_lengths(path, columns),
+    )
 
 
 def _arrivals_of(spec: str, tiers: tuple[Tier, ...]) -> Workload:
@@ -110,19 +104,17 @@ def _arrivals_of(spec: str, tiers: tuple[Tier, ...]) -> Workload:
     return workload
 
 
-def trace_lengths(
-    path: str | Path,
-    *,
-    tokenizer: Tokenizer | str | Path | None = None,
-    options: TraceOptions | None = None,
-) -> EmpiricalLengths:
+def trace_lengths(path: str | Path, options: TraceOptions = AS_IT_IS) -> EmpiricalLengths:
     """Read the prompt and output lengths of a trace file in any format that `read_trace` knows.
 
     Raises:
         InputError: as `read_trace`.
     """
     path = Path(path)
-    columns = read_columns(path, options or TraceOptions(), tokenizer)
+    return _lengths(path, read_columns(path, options))
+
+
+def _lengths(path: Path, columns: TraceColumns) -> EmpiricalLengths:
     return EmpiricalLengths(columns.prompt, columns.output, f"{path.name} ({columns.note})")
 
 
@@ -140,40 +132,34 @@ def write_mooncake(requests: Requests, path: str | Path) -> None:
     write_atomically(path, "".join(lines))
 
 
-def _check_arguments(rate: float | None, rate_scale: float, num_requests: int | None) -> None:
+def _check_arguments(options: TraceOptions, rate: float | None, num_requests: int | None) -> None:
     if rate is not None:
         RATE.check(rate, "rate")
-    RATE.check(rate_scale, "rate_scale")
-    if rate is not None and rate_scale != 1.0:
-        raise InputError(f"rate, rate_scale: expected one of them, got {rate:g} and {rate_scale:g}")
+        if options.rate_scale != 1.0:
+            raise InputError(f"rate, rate_scale: expected one of them, got {rate:g} and {options.rate_scale:g}")
     if num_requests is not None:
         COUNT.check(num_requests, "num_requests")
         check_memory(num_requests, BYTES_PER_REQUEST, "num_requests")
 
 
-def _recorded(
-    path: Path,
-    columns: TraceColumns,
-    rate: float | None,
-    rate_scale: float,
-    num_requests: int | None,
-    seed: int,
-    tiers: tuple[Tier, ...],
-) -> Requests:
+def _check_rows(path: Path, columns: TraceColumns, num_requests: int | None) -> None:
+    rows = len(columns.prompt)
+    if num_requests is not None and num_requests > rows:
+        raise InputError(f"num_requests: expected 1..{rows} (the rows of {path}), got {num_requests}")
+
+
+def _recorded(path: Path, columns: TraceColumns, factor: float, seed: int, tiers: tuple[Tier, ...]) -> Requests:
+    """The requests of a file at its times, their rate multiplied by a factor."""
     assert columns.arrival is not None
-    n = columns.arrival.shape[0]
-    if num_requests is not None and num_requests > n:
-        raise InputError(f"num_requests: expected 1..{n} (the rows of {path}), got {num_requests}")
-    factor = _rate_factor(path, columns.arrival, rate, rate_scale)
+    n = len(columns.arrival)
     tier = draw_tiers(seeded(seed), n, tiers)
     changed = f", rate times {factor:.6g}" if factor != 1.0 else ""
     source = f"{path.name} ({columns.note}), {n} requests at recorded times{changed}, tiers by seed {seed}"
     return Requests.create(columns.arrival / factor, columns.prompt, columns.output, tier, tiers=tiers, source=source)
 
 
-def _rate_factor(path: Path, arrival: FloatArray, rate: float | None, rate_scale: float) -> float:
-    if rate is None:
-        return rate_scale
+def _rate_factor(path: Path, arrival: FloatArray, rate: float) -> float:
+    """What multiplies the mean rate of recorded times to `rate`."""
     span = float(arrival[-1] - arrival[0])
     if span <= 0.0:
         raise InputError(f"rate: expected recorded times that differ, to reach {rate:g}/s, got one time only in {path}")

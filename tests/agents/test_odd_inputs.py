@@ -8,6 +8,7 @@ import pytest
 from agents.cli import _one_line, main
 from agents.policies import resolve, split_policies
 from engine.demand.trace_files import read_columns
+from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace
 from engine.errors import InputError
 
@@ -53,14 +54,14 @@ def test_what_a_file_lacks_is_said_where_it_lacks(tmp_path: Path, content: objec
 
 def test_a_row_of_nothing_but_commas_is_counted_when_it_is_left_out(tmp_path: Path) -> None:
     path = _write(tmp_path, "azure.csv", AZURE + ",,\n\n2023-11-16 18:15:48,3,4\n")
-    requests = read_trace(path, unservable="skip")
+    requests = read_trace(path, TraceOptions(unservable="skip"))
     assert len(requests) == 2
     assert "1 without prompt tokens left out" in requests.source
 
 
 def test_a_turn_has_its_text_under_whichever_key_holds_one(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": None, "content": "a b c"}, {"from": "gpt", "value": "d"}]
-    columns = read_columns(_write(tmp_path, "chat.json", [{"conversations": turns}]), tokenizer="words")
+    columns = read_columns(_write(tmp_path, "chat.json", [{"conversations": turns}]), TraceOptions(tokenizer="words"))
     assert columns.prompt.tolist() == [3]
     assert columns.output.tolist() == [1]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace, trace_lengths
 from engine.errors import InputError
 from tests.engine.trace_files import refused, written
@@ -34,7 +35,7 @@ def conversations(folder: Path, text: str = json.dumps(SHAREGPT)) -> Path:
 
 def test_sharegpt_turns_carry_their_history(tmp_path: Path) -> None:
     path = conversations(tmp_path)
-    requests = read_trace(path, rate=1.0, tokenizer=words)
+    requests = read_trace(path, TraceOptions(tokenizer=words), rate=1.0)
     assert sorted(zip(requests.prompt.tolist(), requests.output.tolist(), strict=True)) == [(3, 2), (6, 4)]
     assert "2 empty or longer turns left out" in requests.source
 
@@ -47,16 +48,16 @@ def test_sharegpt_accepts_a_tokenizer_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
     path = conversations(tmp_path)
-    by_folder = read_trace(path, rate=1.0, tokenizer=tmp_path / "model")
-    assert by_folder.digest() == read_trace(path, rate=1.0, tokenizer=words).digest()
+    by_folder = read_trace(path, TraceOptions(tokenizer=tmp_path / "model"), rate=1.0)
+    assert by_folder.digest() == read_trace(path, TraceOptions(tokenizer=words), rate=1.0).digest()
 
 
 def test_sharegpt_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     path = conversations(tmp_path)
     assert "expected words, mistral or a tokenizer folder" in refused(path, rate=1.0)
-    assert "cannot read a tokenizer" in refused(path, rate=1.0, tokenizer=tmp_path)
+    assert "cannot read a tokenizer" in refused(path, TraceOptions(tokenizer=tmp_path), rate=1.0)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert "expected a Hugging Face tokenizer" in refused(path, rate=1.0, tokenizer=str(tmp_path))
+    assert "expected a Hugging Face tokenizer" in refused(path, TraceOptions(tokenizer=str(tmp_path)), rate=1.0)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_sharegpt_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_bad_conversations_are_located(tmp_path: Path, content: str, message: str) -> None:
     path = conversations(tmp_path, content)
     with pytest.raises(InputError, match=message):
-        read_trace(path, rate=1.0, tokenizer=words)
+        read_trace(path, TraceOptions(tokenizer=words), rate=1.0)
 
 
 def test_trace_lengths_read_conversations(tmp_path: Path) -> None:
-    assert len(trace_lengths(conversations(tmp_path), tokenizer=words)) == 2
+    assert len(trace_lengths(conversations(tmp_path), TraceOptions(tokenizer=words))) == 2

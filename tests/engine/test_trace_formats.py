@@ -9,6 +9,7 @@ from engine.demand import trace_formats
 from engine.demand.raw_trace import Start
 from engine.demand.trace_files import has_times
 from engine.demand.trace_formats import FORMATS, CsvFormat, JsonlFormat, format_of
+from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace
 from tests.engine.trace_files import refused, written
 
@@ -70,4 +71,4 @@ def test_keys_beyond_a_closed_format_count_as_far_as_rows_are_read(tmp_path: Pat
     path = written(tmp_path, plain + further, "trace.jsonl")
     assert "keys beyond Mooncake's: user" in refused(path)
     assert "Mooncake jsonl" in read_trace(path, num_requests=1).source
-    assert read_trace(path, time_unit="ms").arrival.tolist() == [0.0, 2.0]
+    assert read_trace(path, TraceOptions(time_unit="ms")).arrival.tolist() == [0.0, 2.0]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.demand.requests import Requests, Tier, draw_tiers
+from engine.demand.trace_options import TraceOptions
 from engine.demand.traces import read_trace, trace_lengths, write_mooncake
 from engine.errors import InputError
 from tests.engine.trace_files import refused, written
@@ -81,7 +82,7 @@ def test_mooncake_times_are_milliseconds(tmp_path: Path) -> None:
 
 
 def test_rate_scale_multiplies_the_recorded_rate(tmp_path: Path) -> None:
-    requests = read_trace(written(tmp_path, TIMED), rate_scale=0.5)
+    requests = read_trace(written(tmp_path, TIMED), TraceOptions(rate_scale=0.5))
     assert requests.arrival.tolist() == [0.0, 2.0, 8.0]
     assert "rate times 0.5" in requests.source
 
@@ -160,9 +161,8 @@ def test_equal_arrival_times_keep_file_order(tmp_path: Path) -> None:
         ({}, "expected a rate in requests/s, since .* gives no arrival times"),
         ({"rate": 0.0}, "rate: expected a number > 0, got 0.0"),
         ({"rate": float("nan")}, "rate: expected a number > 0, got nan"),
-        ({"rate": 1.0, "rate_scale": 2.0}, "expected one of them"),
-        ({"rate_scale": 2.0}, "expected recorded arrival times to scale"),
-        ({"rate_scale": -1.0}, "rate_scale: expected a number > 0, got -1.0"),
+        ({"rate": 1.0, "options": TraceOptions(rate_scale=2.0)}, "expected one of them"),
+        ({"options": TraceOptions(rate_scale=2.0)}, "expected recorded arrival times to scale"),
         ({"rate": 1.0, "num_requests": 0}, "num_requests: expected a whole number >= 1"),
         ({"rate": 1.0, "num_requests": 1.5}, "num_requests: expected a whole number >= 1"),
         ({"rate": 1.0, "seed": -1}, "seed: expected a whole number >= 0"),

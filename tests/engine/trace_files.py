@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine.demand.trace_options import AS_IT_IS, TraceOptions
 from engine.demand.traces import read_trace
 from engine.errors import InputError
 
@@ -16,10 +17,10 @@ def written(folder: Path, text: str, name: str = "trace.csv") -> Path:
     return path
 
 
-def refused(path: Path, **arguments: Any) -> str:
+def refused(path: Path, options: TraceOptions = AS_IT_IS, **arguments: Any) -> str:
     """The one line with which `read_trace` refuses a file or its arguments."""
     with pytest.raises(InputError) as caught:
-        read_trace(path, **arguments)
+        read_trace(path, options, **arguments)
     message = str(caught.value)
     assert "\n" not in message
     return message
