@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from engine.ranges import MOST_SECONDS, SEED, Share, number
 INT32_MAX = int(np.iinfo(np.int32).max)
 MAX_TIERS = 64
 """Service tiers of a run; each takes 53 KB of a server's memory for its histogram of gaps."""
+COLUMNS = ("arrival", "prompt", "output", "tier", "prediction")
+"""The arrays of `Requests`, in the order of their digest."""
 
 
 Deadline = Annotated[float, number(0.0, MOST_SECONDS, above=True, noun="seconds")]
@@ -119,6 +122,17 @@ def _tier_indices(tier: npt.ArrayLike | None, tiers: tuple[Tier, ...], length: i
     return np.full(length, largest, dtype=np.int32)
 
 
+class Further(TypedDict, total=False):
+    """What requests may have besides columns and tiers: further keyword arguments of `Requests.create`."""
+
+    source: str
+    """One line on the origin of the data."""
+    forecast: Forecast
+    """How predictions change while requests are served; absent: they do not."""
+    loop: Loop | None
+    """How arrivals wait for completions; None: they do not."""
+
+
 @dataclass(frozen=True, eq=False)
 class Requests:
     """A sequence of n requests in order of arrival, as read-only arrays of equal length.
@@ -140,7 +154,7 @@ class Requests:
     """Predicted output lengths, float64[n] (tokens); nan where there is no prediction."""
     tiers: tuple[Tier, ...]
     """The service tiers that `tier` refers to."""
-    source: str
+    source: str = ""
     """One line that says where the requests come from."""
     forecast: Forecast = field(default_factory=Forecast)
     """How predictions change while requests are served."""
@@ -156,9 +170,7 @@ class Requests:
         tier: npt.ArrayLike | None = None,
         prediction: npt.ArrayLike | None = None,
         tiers: tuple[Tier, ...] = DEFAULT_TIERS,
-        source: str = "",
-        forecast: Forecast | None = None,
-        loop: Loop | None = None,
+        **further: Unpack[Further],
     ) -> Requests:
         """Convert, copy, validate and freeze.
 
@@ -169,13 +181,12 @@ class Requests:
             tier: n indices into `tiers`; None puts every request in the tier with the largest share.
             prediction: n predicted output lengths (tokens, nan = none); None means no predictions.
             tiers: the service tiers.
-            source: one line on the origin of the data.
-            forecast: how predictions change while requests are served; None: they do not.
-            loop: how arrivals wait for completions; None: they do not.
+            **further: source, forecast and loop (`Further`).
 
         Raises:
             InputError: no requests, lengths differ, or a value is out of range (names the first offending
                 index).
+            TypeError: an argument that there is not.
         """
         times = arrivals(arrival)
         n = times.shape[0]
@@ -184,12 +195,12 @@ class Requests:
         outputs = integers("output", output, n, 1, INT32_MAX)
         indices = _tier_indices(tier, tiers, n)
         predicted = predictions(prediction, n)
-        forecast = forecast or Forecast()
-        forecast.check(outputs)
+        further.get("forecast", Forecast()).check(outputs)
+        if loop := further.get("loop"):
+            further["loop"] = loop.check(n)
         for array in (times, prompts, outputs, indices, predicted):
             array.flags.writeable = False
-        closed = loop.check(n) if loop else None
-        return cls(times, prompts, outputs, indices, predicted, tiers, source, forecast, closed)
+        return cls(times, prompts, outputs, indices, predicted, tiers, **further)
 
     def __repr__(self) -> str:
         """How many, how fast, how long and whose; not the arrays."""
@@ -203,9 +214,7 @@ class Requests:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through `create`, since pickled arrays would come back writable."""
-        columns = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
-        state = (*columns, self.tiers, self.source, self.forecast, self.loop)
-        return (Requests.create, state)
+        return partial(Requests.create, **vars(self)), ()
 
     @property
     def rate(self) -> float:
@@ -216,7 +225,7 @@ class Requests:
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all arrays and tiers; `source` does not count."""
         digest = hashlib.sha256()
-        for array in (self.arrival, self.prompt, self.output, self.tier, self.prediction):
+        for array in (getattr(self, name) for name in COLUMNS):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         for tier in self.tiers:
             fields = (tier.name, float(tier.share), float(tier.tbt_s), float(tier.ttft_s), float(tier.weight))
@@ -237,11 +246,8 @@ class Requests:
         """
         if not 1 <= n <= len(self):
             raise InputError(f"num_requests: expected 1..{len(self)} (all of {self.source or 'the requests'}), got {n}")
-        arrays = (self.arrival, self.prompt, self.output, self.tier, self.prediction)
-        arrival, prompt, output, tier, prediction = (array[:n] for array in arrays)
-        forecast = self.forecast.head(n)
-        loop = self.loop.head(n) if self.loop else None
-        return Requests.create(arrival, prompt, output, tier, prediction, self.tiers, self.source, forecast, loop)
+        columns = {name: getattr(self, name)[:n] for name in COLUMNS}
+        return self.replace(**columns, forecast=self.forecast.head(n), loop=self.loop.head(n) if self.loop else None)
 
     def replace(self, **changes: Any) -> Requests:
         """Return a copy in which the named fields are changed, validated as in `create`.

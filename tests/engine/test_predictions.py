@@ -79,7 +79,7 @@ def refreshes(requests: Requests) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 def few(output: list[int], prediction: list[float] | None = None, forecast: Forecast | None = None) -> Requests:
     """Requests with one prompt token, all there at time 0."""
     n = len(output)
-    return Requests.create([0.0] * n, [1] * n, output, prediction=prediction, forecast=forecast)
+    return Requests.create([0.0] * n, [1] * n, output, prediction=prediction, forecast=forecast or Forecast())
 
 
 def by_hand(output: np.ndarray, every: int, stale_half: bool = False) -> Forecast:

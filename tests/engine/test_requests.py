@@ -120,6 +120,11 @@ def test_replace_refuses_unknown_fields() -> None:
         three().replace(prompts=[1, 2, 3])
 
 
+def test_an_argument_that_there_is_not_is_refused() -> None:
+    with pytest.raises(TypeError, match="sources"):
+        three(sources="a file")
+
+
 def test_what_can_never_be_served_is_counted_and_the_first_is_named() -> None:
     """A prompt needs one token less than max_model_len, KV the tokens that are served; in the reference all tokens."""
     three().check_servable(EngineConfig(max_model_len=31))
