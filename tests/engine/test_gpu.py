@@ -112,6 +112,25 @@ def test_compiled_layers_give_the_same_tokens_and_do_not_compile_for_every_batch
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_after_its_warm_up_an_executor_compiles_nothing() -> None:
+    executor = make_executor("transformers:tiny", 20_000)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_layers(executor.model, backend="aot_eager")
+    executor.warm_up()
+    known = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert known > 0
+    for prefills, decodes in (
+        ([(40, 0)], []),
+        ([(1, 8)], [5]),
+        ([(9, 0), (30, 70)], [40] * 20),
+        ([], [300]),
+        ([], [9] * 7),
+    ):
+        executor.measure(prefills, decodes, repeats=1, warmup=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == known
+
+
 def test_time_is_real(checked: Checked) -> None:
     requests = Requests.create([0.0], [8], [4])
     record = simulate(baselines.make("sarathi"), requests, checked, TIGHT)

@@ -21,7 +21,7 @@ from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.real.attention import NAME, PAGE, load_kernel
 from engine.device.real.extents import Extents
-from engine.device.real.forward import GRAPH_SIZES, DecodeGraph, Item, compile_layers, logits_of, pack, unpack
+from engine.device.real.forward import GRAPH_SIZES, WARM_UP, DecodeGraph, Item, compile_layers, logits_of, pack, unpack
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
 from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
@@ -73,12 +73,13 @@ class TransformersExecutor:
                     layer.self_attn.register_buffer(cache, zeros, persistent=False)
                 self._caches += [layer.self_attn.k_cache, layer.self_attn.v_cache]
         self._graphs: dict[int, DecodeGraph] = {}
-        if self.device.type == "cuda":
-            compile_layers(model)
         self._requests: Requests | None = None
         self._text: dict[int, np.ndarray] = {}
         self._host: dict[int, list[torch.Tensor]] = {}
         self._evictions: dict[int, int] = {}
+        if self.device.type == "cuda":
+            compile_layers(model)
+            self.warm_up()
 
     def start(self, requests: Requests) -> None:
         """Forget every earlier run and get ready for this trace.
@@ -165,6 +166,12 @@ class TransformersExecutor:
             for k in range(warmup + repeats):
                 seconds[k] = TransformersExecutor.seconds(self, server)
         return seconds[warmup:]
+
+    def warm_up(self) -> None:
+        """Compile and capture what batches need, so that no run pays for it."""
+        for prefills, decodes in WARM_UP:
+            if 8 * PAGE * (len(prefills) + len(decodes)) <= self.extents.size:
+                self.measure(prefills, decodes, repeats=1, warmup=1)
 
     def _made_up(self, parts: Sequence[tuple[int, int]], decodes: int) -> Server:
         """A server about to run items of (KV tokens before, new tokens), the first so many of them decodes."""

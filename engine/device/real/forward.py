@@ -11,6 +11,13 @@ from engine.device.real.attention import PAGE, Layout
 GRAPH_SIZES = (1, 2, 4, *range(8, 129, 8))
 """Decode-only batches are padded to these sizes, each a CUDA graph."""
 
+WARM_UP: tuple[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], ...] = (
+    *(((), (40,) * size) for size in (*GRAPH_SIZES, GRAPH_SIZES[-1] + 1)),
+    *((((100, 0),) * chunks, (40,) * decodes) for chunks in (1, 2) for decodes in (0, 1, 2)),
+)
+"""Prompt chunks and decodes of batches after which no other one is compiled or captured. Sizes of 0 and 1 are compiled
+apart, and so would be sizes that happen to be equal: tokens, items, pages of an item."""
+
 Item = tuple[int, int, int]
 """One request's part of a batch: start of its extent, KV tokens before, new tokens."""
 
@@ -59,10 +66,11 @@ class DecodeGraph:
         packed, _ = pack(np.zeros(size, np.int64), [(scratch, 0, 1)] * size)
         self._host = torch.from_numpy(packed).pin_memory()
         self._device = self._host.cuda()
-        keep = torch.arange(size, device="cuda")
+        # A replay reads it where it lay when the graph was captured: it must live as long as the graph.
+        self._keep = torch.arange(size, device="cuda")
 
         def once() -> torch.Tensor:
-            return logits_of(model, *unpack(self._device, size, size, size, 1, limit), keep)
+            return logits_of(model, *unpack(self._device, size, size, size, 1, limit), self._keep)
 
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
