@@ -159,7 +159,7 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
     try:
         command = _parse(name, arguments)
         with _output(command):
-            import_module("agents.ranges").check_options(command)
+            import_module("agents.options").check_options(command)
             command.run()
     except BrokenPipeError:
         # The reader (head, less) has seen enough.

@@ -18,15 +18,34 @@ from engine.demand.traces import read_trace
 from engine.demand.workload import BYTES_PER_REQUEST, fields_said
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
+from engine.fields import limits_of, types_of
 from engine.machine import check_memory
-from engine.ranges import COUNT, RATE, SECONDS
+from engine.ranges import RATE, SECONDS, Count, Rate, Seconds, whole
 from engine.runs.goodput import Goodput
 from engine.spec import Spec
 
 TierTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The option --tier, which is given once for each tier."""
+UpToMillion = Annotated[int, whole(1, 10**6)]
+"""A number of seeds, rounds, pairs or processes."""
 DEFAULT_WORKLOAD = "poisson"
 """What is served where nobody says."""
+
+
+def check_options(command: object) -> None:
+    """Check the numbers among options against the ranges that their fields declare; None says nothing.
+
+    Not at construction: what is refused there, tyro puts words of its own before.
+
+    Raises:
+        InputError: one is out of its range, or asks for more requests than there is memory for.
+    """
+    for name, kind in types_of(type(command), with_ranges=True).items():
+        value, limits = getattr(command, name), limits_of(kind)
+        if limits and value is not None:
+            limits.check(value, name)
+            if name == "num_requests":
+                check_memory(value, BYTES_PER_REQUEST, name)
 
 
 def parse_rates(text: str, name: str = "rates") -> tuple[float, ...]:
@@ -78,9 +97,9 @@ class SourceOptions:
     workload: str | None = None
     """Workload such as poisson, gamma:cv=2 or burst:lengths=fixed:512,8 (see `llmsched workloads`); with
     --trace: arrival process for its lengths, instead of recorded times."""
-    rate_scale: float = 1.0
+    rate_scale: Rate = 1.0
     """Factor on the recorded arrival rate of a trace (0.5: half as many requests per second)."""
-    num_requests: int | None = None
+    num_requests: Count | None = None
     """Requests per run (default: every row of a trace with recorded times, else 2000)."""
     window: str | None = None
     """Only the part START:END of a trace, seconds from its first request; either may be left out (600:, :3600)."""
@@ -98,7 +117,7 @@ class SourceOptions:
     tier: TierTexts = ()
     """A service tier, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds), with weight=1 and strict=yes or no
     if need be (default: strict 5 % at 0.1 s between tokens, relaxed 95 % at 0.5 s; `engine.demand.tiers`)."""
-    max_concurrency: int | None = None
+    max_concurrency: Count | None = None
     """Most requests in flight, as `vllm bench serve --max-concurrency`: one that is due while so many are waits at the
     client and is sent when a place comes free; its TTFT counts from then. Users who think: --workload closed:..."""
 
@@ -112,7 +131,7 @@ class SourceOptions:
         Raises:
             InputError: options that exclude each other, or a file that cannot be read.
         """
-        self._check_numbers()
+        check_options(self)
         reading = self._reading()
         recorded = self.trace is not None and self.workload is None and has_times(self.trace, reading)
         if self.rate_scale != 1.0 and not recorded:
@@ -133,14 +152,6 @@ class SourceOptions:
         if source.closed_loop:
             raise InputError(f"max_concurrency: expected an open workload beside it, got {source.closed_loop}")
         return replace(source, max_concurrency=self.max_concurrency)
-
-    def _check_numbers(self) -> None:
-        if self.num_requests is not None:
-            COUNT.check(self.num_requests, "num_requests")
-            check_memory(self.num_requests, BYTES_PER_REQUEST, "num_requests")
-        if self.max_concurrency is not None:
-            COUNT.check(self.max_concurrency, "max_concurrency")
-        RATE.check(self.rate_scale, "rate_scale")
 
     def _count(self) -> int | None:
         """Requests per run; None: as many as the file has, or as the workload says."""
@@ -202,7 +213,7 @@ class ServerOptions:
     """Limits and semantics of the server; what is given here wins over --semantics."""
     horizon: float = math.inf
     """Stop the clock at this time, s; what is not served then counts as unfinished."""
-    warmup: float = 0.0
+    warmup: Seconds = 0.0
     """Requests that arrive before this time (s) are served but not counted."""
 
     def preset(self) -> Self | None:
@@ -248,11 +259,11 @@ class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOpti
     policies: str = "slai,sarathi"
     """Policies, comma separated: baselines (slai:offset=3), random, folders of trained policies, classes of your own
     (module:Class or path/file.py:Class, perhaps with parameters: mine.py:Mine:k=3,j=4)."""
-    seeds: int = 3
+    seeds: UpToMillion = 3
     """Seeds 0 ... N-1, each a common trace for all policies."""
     reference: str | None = None
     """Policy that the others are compared with (default: sarathi if it is there, else the first)."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes (default: one per core); the result does not depend on it."""
     json: Path | None = None
     """Also write the whole result to this file."""

@@ -79,9 +79,15 @@ def _declared(cls: object) -> tuple[_Declared, ...]:
     """The fields of a dataclass with their ranges."""
     found = []
     for name, kind in types_of(cls, with_ranges=True).items():
-        plain, *checks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        found.append(_Declared(name, kind, plain, next((c for c in checks if isinstance(c, Bounds)), None)))
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        found.append(_Declared(name, kind, plain, limits_of(kind)))
     return tuple(found)
+
+
+def limits_of(kind: object) -> Bounds | None:
+    """The range that an annotation declares for a number, perhaps an optional one; None: none."""
+    declared = (one for one in (kind, *get_args(kind)) if get_origin(one) is Annotated)
+    return next((check for one in declared for check in get_args(one)[1:] if isinstance(check, Bounds)), None)
 
 
 def types_of(cls: object, with_ranges: bool = False) -> dict[str, Any]:

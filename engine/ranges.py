@@ -145,6 +145,7 @@ Share = Annotated[float, SHARE]
 Rate = Annotated[float, RATE]
 Count = Annotated[int, COUNT]
 Seconds = Annotated[float, SECONDS]
+Seed = Annotated[int, SEED]
 """The same as types of fields, which `checked` knows."""
 
 

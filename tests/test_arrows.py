@@ -38,7 +38,7 @@ ROOMS = {
         *("live", "generators", "state", "render", "fleet", "env", "vector", "__init__"),
     ),
     "agents": (
-        *("work", "learning", "policies", "ranges", "source", "options", "evaluation"),
+        *("work", "learning", "policies", "source", "options", "evaluation"),
         *("device", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),
     ),
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from agents.work.files import check_writable, claimed, json_text, write_atomical
 from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
+from engine.ranges import Rate, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,11 @@ class Command(ComparisonOptions):
 
     rates: str | None = None
     """Grid instead of bisection: 1.0,1.4,1.8 or 1.0:2.0:0.1."""
-    low: float = 0.1
+    low: Rate = 0.1
     """Bisection starts between this rate ..."""
-    high: float = 4.0
+    high: Rate = 4.0
     """... and this one, requests/s,"""
-    tolerance: float = 0.01
+    tolerance: Annotated[float, number(0.0, 1e6, above=True)] = 0.01
     """and ends when they are this close."""
     out: Path = Path("out/capacity")
     """Folder of the results (capacity.json, cells.jsonl)."""

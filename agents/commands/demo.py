@@ -3,12 +3,13 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.result import Comparison
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.learning.ppo.train_config import TrainConfig
-from agents.options import ProgressOptions, TableOptions, TierTexts
+from agents.options import ProgressOptions, TableOptions, TierTexts, UpToMillion
 from agents.reporting.report import write_report
 from agents.source import Source
 from agents.work.files import claimed, empty_folder, json_text, write_atomically
@@ -17,6 +18,7 @@ from agents.work.progress import OnProgress, bars, unseen
 from engine.demand.tiers import parse_tiers
 from engine.device.latency import load_profile
 from engine.extras import need
+from engine.ranges import Count, Rate, Seed, whole
 
 RIVALS = ("random", "sarathi", "slai", "rad", "vllm", "slackfit:tuned", "pretrained")
 MUST_BEAT = ("random", "sarathi")
@@ -31,19 +33,19 @@ class Command(TableOptions, ProgressOptions):
     95 % interval of the paired difference is not above zero.
     """
 
-    total_timesteps: int = 1_000_000
+    total_timesteps: Annotated[int, whole(1, 10**12)] = 1_000_000
     """Decisions to train on."""
-    rate: float = 1.6
+    rate: Rate = 1.6
     """Load of the comparison, requests/s."""
-    num_requests: int = 2000
+    num_requests: Count = 2000
     """Requests in each trace of the comparison."""
-    seeds: int = 5
+    seeds: UpToMillion = 5
     """Traces of the comparison."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the training."""
     out: Path = Path("out/demo")
     """Folder of the results; a demo that is there already is replaced."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes of the comparison (default: one per core)."""
     tier: TierTexts = ()
     """A service tier of training and comparison, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; default:

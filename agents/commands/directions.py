@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.options import ProgressOptions, TableOptions
+from agents.options import ProgressOptions, TableOptions, UpToMillion
 from agents.reporting.grid import show, terminal_console
 from agents.reporting.study_tables import directions_grid
 from agents.studies import directions
@@ -19,9 +19,9 @@ class Command(TableOptions, ProgressOptions):
 
     only: str | None = None
     """Comma-separated studies: ltr, trail, elis, wait, alise, past_future (default: all)."""
-    seeds: int = 5
+    seeds: UpToMillion = 5
     """Number of seeds."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes (default: one per core); the result does not depend on it."""
     json: Path | None = None
     """Also write every figure to this file."""

@@ -15,6 +15,7 @@ from agents.work.files import check_writable, claimed, json_text, write_atomical
 from agents.work.processes import default_workers
 from agents.work.progress import OnProgress, bars
 from engine.extras import command, missing, need
+from engine.ranges import Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Command(ComparisonOptions, GoodputOptions):
 
     policies: str = "slai,sarathi,vllm"
     """Policies, comma separated: baselines (slai:offset=3), random, folders of trained policies."""
-    rate: float | None = None
+    rate: Rate | None = None
     """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
     rates: str | None = None
     """Several of them: 1.0,1.4,1.8 or 1.0:2.0:0.2 (both ends included)."""

@@ -3,14 +3,15 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from agents.options import ProgressOptions, TierTexts
+from agents.options import ProgressOptions, TierTexts, UpToMillion
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
 from engine.errors import InputError
 from engine.extras import need
+from engine.ranges import Seed, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,13 @@ class Command(ProgressOptions):
     """The shipped recipe (pretrained) or a YAML file: a mapping of the fields of `EvolutionConfig`."""
     run_dir: Path = Path("runs/evolution")
     """Folder of the run: the policy in final, log.csv."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the candidates and of the training traces."""
-    generations: int | None = None
+    generations: Annotated[int, whole(1, 10**9)] | None = None
     """Sets of candidates, instead of the recipe's."""
     tier: TierTexts = ()
     """A service tier, once for each, instead of the recipe's: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with the search in the run folder, from which all other options are taken (--generations may be more)."""

@@ -12,7 +12,7 @@ from engine.demand.requests import Requests
 from engine.device import fluid
 from engine.errors import InputError
 from engine.files.reading import kind_of
-from engine.ranges import MOST_TOKENS, parse_number
+from engine.ranges import MOST_TOKENS, Count, Rate, Seed, parse_number
 from engine.runs.distribution import finite
 
 
@@ -20,13 +20,13 @@ from engine.runs.distribution import finite
 class Command(SourceOptions, ServerOptions, TableOptions):
     """Fluid equilibrium of a workload on a profile, and quotas for WAIT and Nested WAIT."""
 
-    rate: float | None = None
+    rate: Rate | None = None
     """Arrival rate, requests/s (default 1.6, or that of a trace)."""
     bounds: str = "64,128,256"
     """Output tokens that end a type or segment, rising, comma separated; what is longer is the last one."""
-    limit: int | None = None
+    limit: Count | None = None
     """Requests in service that the quotas add up to (default: what the KV holds, at most max_num_seqs)."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the sample of the workload."""
     json: Path | None = None
     """Also write the figures to this file."""

@@ -3,13 +3,14 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from agents.options import ProgressOptions, TierTexts, parse_rates
+from agents.options import ProgressOptions, TierTexts, UpToMillion, parse_rates
 from agents.policies import split_policies
 from agents.work.processes import default_workers
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
+from engine.ranges import Count, Seed, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,15 @@ class Command(ProgressOptions):
     """Arrival rates in requests/s of the training traces, taken in turn."""
     tier: TierTexts = ()
     """A service tier, once for each, instead of the default ones: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
-    updates: int = 50
+    updates: Annotated[int, whole(1, 10**9)] = 50
     """Steps of the gradient."""
-    pairs: int = 8
+    pairs: UpToMillion = 8
     """Perturbations in each step, each on a trace of its own."""
-    requests: int = 500
+    requests: Count = 500
     """Requests in each trace."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the perturbations and of the training traces."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with the search in the run folder, from which all other options are taken (--updates may be more)."""

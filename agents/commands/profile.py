@@ -6,11 +6,12 @@ from pathlib import Path
 
 from agents.device import profiling
 from agents.device.profiling import Limits
-from agents.options import ProgressOptions
+from agents.options import ProgressOptions, UpToMillion
 from agents.work.files import check_writable, is_stdout, locked
 from agents.work.progress import bars
 from engine.errors import InputError
 from engine.extras import need
+from engine.ranges import Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,11 @@ class Command(ProgressOptions):
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     out: Path = Path("out/profile.csv")
     """The table; beside it OUT.json says what was measured."""
-    rounds: int = profiling.ROUNDS
+    rounds: UpToMillion = profiling.ROUNDS
     """Times that the whole grid is measured."""
     grid: Limits = field(default_factory=Limits)
     """The batches to measure."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws weights, tokens and the held-out batches."""
 
     def run(self) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.text import Text
 
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.options import ProgressOptions, TableOptions, parse_rates
+from agents.options import ProgressOptions, TableOptions, UpToMillion, parse_rates
 from agents.reporting.grid import show, terminal_console
 from agents.reporting.study_tables import deviations_grid, figures_grid, gains_grid
 from agents.studies import reproduce
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Command(TableOptions, ProgressOptions):
     lengths come from the shipped openchat_sharegpt4 table."""
     rates: str = "1.0:2.2:0.2"
     """Nominal arrival rates in requests/s: a list or start:end:step."""
-    seeds: int = 3
+    seeds: UpToMillion = 3
     """Number of seeds, from 42 on (42 is the public code's)."""
-    num_requests: int = 2500
+    num_requests: Count = 2500
     """Requests per run."""
     json: Path | None = None
     """Also write every cell to this file."""

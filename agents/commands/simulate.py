@@ -20,6 +20,7 @@ from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.extras import need
+from engine.ranges import Rate, Seed
 from engine.runs.distribution import Distribution
 from engine.runs.goodput import Goodput
 from engine.runs.report import Report
@@ -37,9 +38,9 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
     executor: str | None = None
     """Serve with a real model instead of --profile: transformers (Mistral-7B on CUDA, random weights),
     transformers:tiny (a small one on the CPU), transformers:FOLDER; then ,dtype= and ,device= if need be."""
-    rate: float | None = None
+    rate: Rate | None = None
     """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws whatever is random in the requests."""
     json: Path | None = None
     """Also write the numbers to this file, under the keys of `vllm bench serve` where they mean the same."""

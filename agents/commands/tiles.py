@@ -12,15 +12,16 @@ from agents.studies import tile_study
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
 from engine.errors import InputError
+from engine.ranges import Count, Seed
 
 
 @dataclass(frozen=True)
 class Command(TableOptions, ProgressOptions):
     """Saturated throughput on a purely tile-proportional device: RAD and others against the bound 1/E[w]."""
 
-    num_requests: int = 24_000
+    num_requests: Count = 24_000
     """Requests in the queue at time 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the lengths."""
     json: Path | None = None
     """Also write the table to this file."""

@@ -9,7 +9,7 @@ from rich.text import Text
 
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
+from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion, parse_rates
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies import tuning
@@ -31,11 +31,11 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     comma separated, or all."""
     rates: str = "1.4,1.6,1.8,2.0"
     """Arrival rates in requests/s: a list or start:end:step; each counts the same."""
-    seeds: int = 2
+    seeds: UpToMillion = 2
     """Training traces at each rate; none of them is ever used in an evaluation."""
     save: Path = Path("out/tuned.json")
     """Note the best settings in this table: workload (@ profile, if not the default one) -> policy -> setting."""
-    workers: int | None = None
+    workers: UpToMillion | None = None
     """Processes (default: one per core)."""
     resume: bool = False
     """Go on with an interrupted run with the same requests and server: what it measured is in NAME.cells.jsonl beside

@@ -13,6 +13,7 @@ from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_conso
 from agents.work.files import check_writable, json_text, write_atomically
 from agents.work.progress import bars
 from engine.extras import need
+from engine.ranges import Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """Arrival rates as shares of the surrogate's capacity (Sarathi's throughput with all requests there at once)."""
     rescale: bool = False
     """Give the surrogate the speed that the device has in each run: for machines whose speed drifts."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the requests."""
     json: Path | None = None
     """Also write every figure to this file."""

@@ -1,11 +1,14 @@
 """Numbers as the commands print and write them: vLLM's keys, realised rates, results of other versions."""
 
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from agents.cli import main
+from agents.cli import commands, main
+from engine.fields import limits_of, types_of
 
 FIVE = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,100,3\n0.05,50,1\n0.30,200,2\n0.31,10,4\n1.0,80,5\n"
 HAND = {"format": "llmsched-profile/1", "overhead": 0.02, "floor": 0, "per_token": 0.001, "per_pair": 0}
@@ -104,3 +107,15 @@ def test_what_does_not_exist_is_a_dash(capsys: pytest.CaptureFixture[str], line:
     assert (code, err) == (0, "")
     assert " -" in out
     assert not {"nan", "inf", "nan%", "None"} & set(out.replace(",", " ").replace(";", " ").split())
+
+
+def test_every_number_that_a_command_takes_declares_its_range() -> None:
+    unlimited = {
+        f"{name} {field}"
+        for name in commands()
+        for field, kind in types_of(import_module(f"agents.commands.{name}").Command, with_ranges=True).items()
+        if {int, float} & {kind, *get_args(kind)} or any({int, float} & set(get_args(one)) for one in get_args(kind))
+        if limits_of(kind) is None
+    }
+    takes_infinity = {f"{name} horizon" for name in commands()}
+    assert unlimited - takes_infinity == {"bench scale"}  # which is checked where it is used, from Python too
