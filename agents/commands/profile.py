@@ -9,6 +9,7 @@ from agents.device.profiling import Limits
 from agents.options import ProgressOptions, UpToMillion
 from agents.work.files import check_writable, is_stdout, locked
 from agents.work.progress import bars
+from engine.device.fitting import Clock
 from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Seed
@@ -26,6 +27,9 @@ class Command(ProgressOptions):
     """Times that the whole grid is measured."""
     grid: Limits = field(default_factory=Limits)
     """The batches to measure."""
+    clock: Clock = "wall"
+    """wall: seconds until a batch's tokens are on the host. device (CUDA): those of the GPU alone, without the time in
+    which it waits for this executor's host; `fit --overhead` adds the host of the engine that the profile is for."""
     seed: Seed = 0
     """Draws weights, tokens and the held-out batches."""
 
@@ -46,10 +50,10 @@ class Command(ProgressOptions):
         from engine.device.real.executor import make_executor
 
         executor = make_executor(self.executor, self.grid.capacity_tokens, self.seed)
-        provenance = {**executor.provenance(), "date": datetime.now(UTC).date().isoformat()}
+        provenance = {**executor.provenance(), "clock": self.clock, "date": datetime.now(UTC).date().isoformat()}
         points = profiling.todo(self.out, profiling.grid(self.grid, self.seed), provenance, self.rounds)
-        print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points):.0f} s")
+        print(f"{len(points)} measurements to make, about {profiling.estimate_s(executor, points, self.clock):.0f} s")
         with bars(self.progress) as progress:
-            for done, _ in enumerate(profiling.measure(executor, self.out, points)):
+            for done, _ in enumerate(profiling.measure(executor, self.out, points, self.clock)):
                 progress("batches", done + 1, len(points))
         print(f"written: {self.out}")

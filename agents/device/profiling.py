@@ -8,6 +8,7 @@ measured on what.
 """
 
 import csv
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 
 from agents.work.files import json_text, write_atomically
-from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
+from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Clock, Point
 from engine.errors import InputError
 from engine.fields import checked
 from engine.files.lines import read_csv
@@ -43,8 +44,8 @@ _CELL_TOKENS, _CELL_COUNT, _CELL_SECONDS = whole(0, 2**24), whole(1, 2**16), num
 class Measuring(Protocol):
     """What can be profiled: `engine.device.real.executor.TransformersExecutor`."""
 
-    def measure(self, prefills: Any, decodes: Any, repeats: int, warmup: int) -> np.ndarray:
-        """Seconds of each repetition of one batch."""
+    def measure(self, prefills: Any, decodes: Any, repeats: int, warmup: int, clock: Clock) -> np.ndarray:
+        """Seconds of each repetition of one batch, by the clock on the wall or of the device alone."""
 
     def provenance(self) -> dict[str, Any]:
         """Device, model and versions."""
@@ -254,7 +255,7 @@ def todo(
     return [wanted[j] for k, order in enumerate(orders) for j in order if done[wanted[j]] <= k]
 
 
-def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) -> Iterator[Point]:
+def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]], clock: Clock = "wall") -> Iterator[Point]:
     """Measure points one after the other, each appended to the table before it is yielded.
 
     Raises:
@@ -263,14 +264,14 @@ def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]]) ->
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for kind, batch in points:
-            seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP)))
+            seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP, clock)))
             features = (f"{batch.features()[name][0]:.15g}" for name in FEATURE_COLUMNS)
             writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
             file.flush()
             yield Point(kind, batch, seconds)
 
 
-def estimate_s(executor: Measuring, points: list[tuple[str, Batch]]) -> float:
+def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], clock: Clock = "wall") -> float:
     """Seconds that measuring the points will take: from the smallest and the largest, linear in tokens."""
     if not points:
         return 0.0
@@ -278,8 +279,12 @@ def estimate_s(executor: Measuring, points: list[tuple[str, Batch]]) -> float:
     def size(point: tuple[str, Batch]) -> int:
         return point[1].tokens
 
+    def took(batch: Batch) -> float:
+        began = time.perf_counter()
+        executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP, clock)
+        return time.perf_counter() - began
+
     ends = (min(points, key=size)[1], max(points, key=size)[1])
-    low, high = (float(np.median(executor.measure(b.prefills, b.decodes, 3, 1))) for b in ends)
+    low, high = (min(took(batch) for _ in range(2)) for batch in ends)
     span = max(1, ends[1].tokens - ends[0].tokens)
-    each = [low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points]
-    return float(sum(each)) * (WARMUP + REPEATS)
+    return sum(low + max(0.0, high - low) * (b.tokens - ends[0].tokens) / span for _, b in points)

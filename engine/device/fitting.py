@@ -7,7 +7,7 @@ non-negative least squares on relative errors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ CACHED = (0, *(1024 << k for k in range(9)))
 """KV tokens that caches may hold; the fit takes the best."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
+
+Clock = Literal["wall", "device"]
+"""What a measured batch takes: until its tokens are on the host; or a GPU alone, as where an engine hides its host."""
 
 
 @dataclass(frozen=True)

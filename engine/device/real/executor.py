@@ -6,9 +6,11 @@ time as trained ones. Needs torch, as gpu_attention.py and gpu_model.py do and n
 module only to run it.
 """
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +21,21 @@ from transformers import __version__ as transformers_version
 
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
+from engine.device.fitting import Clock
 from engine.device.real.attention import NAME, PAGE, load_kernel
+from engine.device.real.clock import DeviceClock
 from engine.device.real.extents import Extents
-from engine.device.real.forward import GRAPH_SIZES, WARM_UP, DecodeGraph, Item, compile_layers, logits_of, pack, unpack
+from engine.device.real.forward import (
+    GRAPH_SIZES,
+    WARM_UP,
+    DecodeGraph,
+    Item,
+    compile_layers,
+    logits_of,
+    pack,
+    to_device,
+    unpack,
+)
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
 from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
@@ -31,6 +45,10 @@ _FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, d
 
 ROOM = 1.5
 """KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
+
+
+CLOCK_TRIES = 4
+"""Runs of a batch, at most, until the GPU does not wait for its host."""
 
 
 class TransformersExecutor:
@@ -77,6 +95,7 @@ class TransformersExecutor:
         self._text: dict[int, np.ndarray] = {}
         self._host: dict[int, list[torch.Tensor]] = {}
         self._evictions: dict[int, int] = {}
+        self._clock: DeviceClock | None = None
         if self.device.type == "cuda":
             compile_layers(model)
             self.warm_up()
@@ -141,7 +160,12 @@ class TransformersExecutor:
         return self._known(i)[: int(self._requests.prompt[i])].copy()
 
     def measure(
-        self, prefills: Sequence[tuple[int, int]], decodes: Sequence[int], repeats: int = 5, warmup: int = 2
+        self,
+        prefills: Sequence[tuple[int, int]],
+        decodes: Sequence[int],
+        repeats: int = 5,
+        warmup: int = 2,
+        clock: Clock = "wall",
     ) -> np.ndarray:
         """Seconds of one made-up batch, run several times.
 
@@ -150,22 +174,39 @@ class TransformersExecutor:
             decodes: KV tokens that each decode reads, its own included.
             repeats: measured runs.
             warmup: runs before them that do not count.
+            clock: wall, or device: without the time in which a GPU waits for its host; then a run in which it may have
+                waited all the same is made again, a few times.
 
         Returns:
             float64[repeats], s.
 
         Raises:
-            InputError: an empty batch, or one that the buffers do not hold.
+            InputError: an empty batch, one that the buffers do not hold, or a clock that the device has not.
         """
+        if clock == "device" and self.device.type != "cuda":
+            raise InputError(f"executor {self.name}: clock: expected wall on a CPU, got {clock!r}")
         parts = [(context - 1, 1) for context in decodes] + [(context, n) for n, context in prefills]
         if not parts or min(min(n, 1 + done) for done, n in parts) < 1:
             raise InputError(f"executor {self.name}: expected a batch of items with tokens >= 1, got {parts}")
         server = self._made_up(parts, len(decodes))
-        seconds = np.empty(warmup + repeats)
-        with enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
-            for k in range(warmup + repeats):
-                seconds[k] = TransformersExecutor.seconds(self, server)
-        return seconds[warmup:]
+        self._clock = DeviceClock() if clock == "device" else None
+        try:
+            with enough_memory(f"a batch of {sum(n for _, n in parts)} tokens"):
+                seconds = [self._timed(server) for _ in range(warmup + repeats)]
+        finally:
+            self._clock = None
+        return np.array(seconds[warmup:])
+
+    def _timed(self, server: Server) -> float:
+        """Seconds of a made-up batch by the clock in use."""
+        for _ in range(CLOCK_TRIES):
+            seconds = TransformersExecutor.seconds(self, server)
+            if self._clock is None:
+                break
+            seconds = self._clock.seconds()
+            if not self._clock.waited:
+                break
+        return seconds
 
     def warm_up(self) -> None:
         """Compile and capture what batches need, so that no run pays for it."""
@@ -253,13 +294,18 @@ class TransformersExecutor:
             size = next(size for size in GRAPH_SIZES if size >= decodes)
             if size not in self._graphs:
                 self._graphs[size] = DecodeGraph(self.model, size, self.extents.size)
-            self.logits = self._graphs[size].run(ids, items)
+            launch = partial(self._graphs[size].run, ids, items)
         else:
-            packed, sizes = pack(ids, items)
-            batch = unpack(torch.from_numpy(packed).to(self.device), len(ids), len(items), decodes, *sizes)
-            last = np.cumsum([n for _, _, n in items])[emits] - 1
-            self.logits = logits_of(self.model, *batch, torch.from_numpy(last).to(self.device))
-        return self.logits.argmax(-1).cpu().numpy()
+            packed, sizes = pack(ids, items, np.cumsum([n for _, _, n in items])[emits] - 1)
+            launch = partial(self._launch, packed, len(ids), len(items), decodes, *sizes)
+        with self._clock or contextlib.nullcontext():
+            self.logits = launch()
+            tokens = self.logits.argmax(-1)
+        return tokens.cpu().numpy()
+
+    def _launch(self, packed: np.ndarray, *sizes: int) -> torch.Tensor:
+        """Logits of a batch as `pack` and `unpack` describe it."""
+        return logits_of(self.model, *unpack(to_device(packed, self.device), *sizes))
 
 
 def _check_cuda(dtype: str) -> None:

@@ -36,25 +36,31 @@ def logits_of(
     return out.logits[0]
 
 
-def pack(ids: np.ndarray, items: Sequence[Item]) -> tuple[np.ndarray, tuple[int, int]]:
+def pack(ids: np.ndarray, items: Sequence[Item], keep: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """All index arrays of a batch in one, so that one copy takes them to the device; (int32[...], (max_q, max_k))."""
     start, done, n = np.array(items, np.int32).T
     first = np.concatenate([[0], np.cumsum(n)])
     positions = np.arange(first[-1]) - np.repeat(first[:-1], n) + np.repeat(done, n)
-    parts = (ids, positions, positions + np.repeat(start, n), first, start, [0], done + n)
+    parts = (ids, positions, positions + np.repeat(start, n), first, start, [0], done + n, keep)
     return np.concatenate(parts).astype(np.int32), (int(n.max()), int((done + n).max()))
 
 
 def unpack(
     packed: torch.Tensor, tokens: int, items: int, decodes: int, max_q: int, max_k: int
-) -> tuple[torch.Tensor, torch.Tensor, Layout]:
-    """Token ids, positions and layout from what `pack` made."""
+) -> tuple[torch.Tensor, torch.Tensor, Layout, torch.Tensor]:
+    """Token ids, positions, layout and tokens whose logits are kept, from what `pack` made."""
     sizes = [tokens, tokens, tokens, items + 1, items + 1, items]
-    ids, positions, write, cu_q, start, used = torch.split(packed, sizes)
+    ids, positions, write, cu_q, start, used, keep = torch.split(packed, [*sizes, len(packed) - sum(sizes)])
     # One more than needed: torch would compile once more for a width of 1.
     within = torch.arange(1 + -(-max_k // PAGE), dtype=torch.int32, device=packed.device)
     pages = torch.div(start[:-1, None], PAGE, rounding_mode="floor") + within
-    return ids, positions, Layout(write.long(), cu_q, start, used, pages, decodes, max_q, max_k)
+    return ids, positions, Layout(write.long(), cu_q, start, used, pages, decodes, max_q, max_k), keep
+
+
+def to_device(packed: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device; to a GPU without waiting for what runs there."""
+    tensor = torch.from_numpy(packed)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class DecodeGraph:
@@ -63,14 +69,12 @@ class DecodeGraph:
     def __init__(self, model: Any, size: int, scratch: int) -> None:
         self.size, self.scratch = size, scratch
         limit = min(scratch, int(model.config.max_position_embeddings))
-        packed, _ = pack(np.zeros(size, np.int64), [(scratch, 0, 1)] * size)
+        packed, _ = pack(np.zeros(size, np.int64), [(scratch, 0, 1)] * size, np.arange(size))
         self._host = torch.from_numpy(packed).pin_memory()
         self._device = self._host.cuda()
-        # A replay reads it where it lay when the graph was captured: it must live as long as the graph.
-        self._keep = torch.arange(size, device="cuda")
 
         def once() -> torch.Tensor:
-            return logits_of(model, *unpack(self._device, size, size, size, 1, limit), self._keep)
+            return logits_of(model, *unpack(self._device, size, size, size, 1, limit))
 
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
@@ -86,7 +90,7 @@ class DecodeGraph:
         """Logits of the batch, [items, vocabulary]."""
         spare = self.size - len(items)
         padded = [*items, *[(self.scratch, 0, 1)] * spare]
-        packed, _ = pack(np.concatenate([ids, np.zeros(spare, np.int64)]), padded)
+        packed, _ = pack(np.concatenate([ids, np.zeros(spare, np.int64)]), padded, np.arange(self.size))
         self._host.numpy()[...] = packed
         self._device.copy_(self._host, non_blocking=True)
         self._graph.replay()

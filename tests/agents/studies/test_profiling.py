@@ -24,7 +24,7 @@ class Clock:
         """Fail at this batch (0: never)."""
         self.count, self.fails_at = 0, fails_at
 
-    def measure(self, prefills: object, decodes: object, repeats: int, warmup: int) -> np.ndarray:
+    def measure(self, prefills: object, decodes: object, repeats: int, warmup: int, clock: object) -> np.ndarray:
         """Count."""
         self.count += 1
         if self.count == self.fails_at:
