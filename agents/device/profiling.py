@@ -64,7 +64,7 @@ class Limits:
     kv_tokens: Annotated[int, whole(256, 2**40)] = 224_000
     """KV tokens of all requests of a batch."""
     thin: Annotated[int, whole(1, 10**6)] = 1
-    """Measure only every so many points of each set (1: all)."""
+    """Measure only one in so many points of each set (1: all)."""
 
     def __post_init__(self) -> None:
         """Check that batches of every set fit.
@@ -95,8 +95,14 @@ def grid(limits: Limits, seed: int = 0) -> list[tuple[str, Batch]]:
     found: list[tuple[str, Batch]] = []
     for kind in order:
         fitting = [batch for batch in sets[kind] if _fits(batch, limits)]
-        found += [(kind, batch) for batch in fitting[:: limits.thin]]
+        found += [(kind, batch) for batch in _thinned(fitting, limits.thin)]
     return list(dict.fromkeys(found))
+
+
+def _thinned(batches: list[Batch], thin: int) -> list[Batch]:
+    """One in so many, at random: every so manieth would leave out all the steps, or none; the ends always stay."""
+    kept = np.random.default_rng(0).permutation(len(batches))[: -(-len(batches) // thin)]
+    return [batches[k] for k in sorted({*kept.tolist(), *(0, len(batches) - 1)[: len(batches)]})]
 
 
 def _table() -> list[Batch]:
