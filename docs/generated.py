@@ -7,7 +7,6 @@ sources (griffe), so that nothing heavy is imported for them.
 
 import ast
 import contextlib
-import inspect
 import io
 import logging
 import os
@@ -17,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from field_comments import assigned
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -44,6 +44,8 @@ UNRESOLVED = re.compile(r"(?:<code>[^<]*</code>|[\w.]+)\]\[[\w.]*\]")
 """A cross-reference that nothing answers: mkdocs-autorefs leaves it as it stands."""
 MARK = re.compile(r"<!-- generated: (\w+) -->")
 FILE = re.compile(r"<!-- file: ([\w./]+\.py) -->")
+FIGURE = re.compile(r"`[^`]*`|(?<=[\d%*]) (?=[\d%/[])|(?<=/) (?=[-+.\d])|(?<=,) (?=[-+.\d]+\])")
+"""A piece of code, or a space inside a figure with its unit and interval."""
 
 
 def rooms() -> list[Path]:
@@ -122,12 +124,11 @@ def room_map() -> str:
 
 def observation() -> str:
     """The entries of the observation, with what the source says of each."""
-    source = inspect.getsource(llmsched_env.observation).partition("OBSERVATION = ")[2].partition("\n)\n")[0]
-    notes = dict(re.findall(r'\("(\w+)", "f4".*?\), *(?:# (.*))?$', source, re.MULTILINE))
+    notes = {field.name: field.about for field in assigned(Path(llmsched_env.observation.__file__), "OBSERVATION")}
     lines, at = table("entry", "name", ""), 0
-    for field, (kind, *_) in (llmsched_env.observation.OBSERVATION.fields or {}).items():
+    for name, (kind, *_) in (llmsched_env.observation.OBSERVATION.fields or {}).items():
         last = at + int(np.prod(kind.shape)) - 1
-        lines.append(f"| {at if last == at else f'{at} to {last}'} | `{field}` | {cell(notes[field])} |")
+        lines.append(f"| {at if last == at else f'{at} to {last}'} | `{name}` | {cell(notes[name])} |")
         at = last + 1
     return "\n".join(lines)
 
@@ -171,10 +172,10 @@ PIECES: dict[str, Callable[[], str]] = {
 def api_page(room: Path) -> str:
     """The names that a package itself exports, and its modules."""
     dotted = ".".join(room.parts)
-    lines = ["---", f"title: {dotted}", "---", "", *_directive(dotted, 1, "members: false")]
+    lines = ["---", f"title: {dotted}", "---", "", *_directive(dotted, 1, f"members: {[*own_names(room)] or 'false'}")]
     if public := exports(room):
         names = sorted(public, key=str.lower)
-        links = [f'<autoref identifier="{public[name]}" optional>`{name}`</autoref>' for name in names]
+        links = [f"[`{name}`][{public[name]}]" for name in names]
         lines += ["", "## Public names", "", ",\n".join(links)]
     for module in modules(room):
         lines += ["", *_directive(f"{dotted}.{module}", 2)]
@@ -196,6 +197,13 @@ def exports(room: Path) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom):
             found |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return {name: found[name] for name in _listed(tree) if name in found}
+
+
+def own_names(room: Path) -> list[str]:
+    """The public names that a package defines itself."""
+    found = [node for node in tree_of(room / "__init__.py").body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    names = [ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target) for node in found]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _listed(tree: ast.Module) -> list[str]:
@@ -226,9 +234,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Fill the generated pieces of a page in, and the files that it shows."""
-    filled = MARK.sub(lambda found: PIECES[found[1]](), markdown)
+    """Fill the generated pieces of a page in, and the files that it shows; keep figures whole."""
+    filled = MARK.sub(lambda found: PIECES[found[1]](), unbroken(markdown))
     return FILE.sub(lambda found: f"```python\n{(ROOT / found[1]).read_text(encoding='utf-8')}```", filled)
+
+
+def unbroken(markdown: str) -> str:
+    """A page whose tables do not break a figure."""
+    lines = [FIGURE.sub(_space, line) if line.startswith("|") else line for line in markdown.splitlines()]
+    return "\n".join(lines)
+
+
+def _space(found: re.Match[str]) -> str:
+    return "\N{NO-BREAK SPACE}" if found[0] == " " else found[0]
 
 
 def on_post_page(output: str, page: Page, **_: object) -> None:

@@ -29,26 +29,26 @@ OBSERVATION = np.dtype(
         [
             ("waiting", "f4", (2, _NUM_PROMPT)),  # sqrt of the waiting requests, by TIERS and bucket of the prompt
             ("decodes", "f4", (2, _NUM_SLACK)),  # 4 x share of max_num_seqs, by TIERS and bucket of the slack
-            ("kv_use", "f4"),  # share of the KV blocks
+            ("kv_use", "f4"),  # share of the KV blocks that is in use
             ("kv_room_for_head", "f4"),  # 1: the prompt of the queue's head fits above the watermark
-            ("running_share", "f4"),  # of max_num_seqs
-            ("started_prompts", "f4"),  # sqrt of their number
+            ("running_share", "f4"),  # requests that hold KV, share of max_num_seqs
+            ("started_prompts", "f4"),  # sqrt of the started prompts
             ("started_tokens", "f4"),  # sqrt of the tokens that they lack / 512
             ("waiting_tokens", "f4"),  # sqrt of the prompt tokens in the queue / 512
-            ("oldest_wait_relaxed", "f4"),  # sqrt of the longest wait for a first token in deadlines
-            ("oldest_wait_strict", "f4"),
-            ("least_slack_relaxed", "f4"),  # deadlines; 1: nobody decodes
-            ("least_slack_strict", "f4"),
-            ("shortest_prompt", "f4"),  # sqrt of its tokens / 512
+            ("oldest_wait_relaxed", "f4"),  # sqrt of the longest wait for a first token, in deadlines
+            ("oldest_wait_strict", "f4"),  # the same of the strict users
+            ("least_slack_relaxed", "f4"),  # least time left of a decode, in deadlines; 1: nobody decodes
+            ("least_slack_strict", "f4"),  # the same of the strict users
+            ("shortest_prompt", "f4"),  # sqrt of the shortest waiting prompt's tokens / 512
             ("head_prompt", "f4"),  # sqrt of the tokens of the queue's head / 512
-            ("mean_context", "f4"),  # tokens of a decode / 1024
-            ("arrivals_per_batch", "f4"),  # recent arrivals in the time of a recent batch
-            ("batch_time", "f4"),  # recent batches, in 0.1 s
-            ("last_batch_time", "f4"),  # in recent batches
-            ("last_batch_tokens", "f4"),  # / 512
-            ("mean_output_so_far", "f4"),  # tokens of a decode / 256
-            ("arrivals_per_batch_slow", "f4"),  # arrivals over a longer time
-            ("kv_use_slow", "f4"),  # KV use at arrivals over a longer time
+            ("mean_context", "f4"),  # mean tokens in a decode's KV / 1024
+            ("arrivals_per_batch", "f4"),  # arrivals in the time of a recent batch, at the recent rate
+            ("batch_time", "f4"),  # running mean of the recent batches, in 0.1 s
+            ("last_batch_time", "f4"),  # the last batch, in recent batches
+            ("last_batch_tokens", "f4"),  # tokens of the last batch / 512
+            ("mean_output_so_far", "f4"),  # mean tokens that a decode has given / 256
+            ("arrivals_per_batch_slow", "f4"),  # the same, at the rate over a longer time
+            ("kv_use_slow", "f4"),  # KV use at arrivals, over a longer time
         ],
     )
 )
@@ -67,6 +67,7 @@ def _names(field: str) -> list[str]:
 OBSERVATION_NAMES = tuple(name for field in OBSERVATION.names or () for name in _names(field))
 """Name of each entry of the observation."""
 OBSERVATION_SIZE = len(OBSERVATION_NAMES)
+"""How many there are."""
 OBSERVATION_LIMIT = 10.0
 """Every entry is clipped to +- this."""
 

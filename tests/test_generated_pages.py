@@ -20,7 +20,9 @@ def generated() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))  # as mkdocs does for a hook
+        spec.loader.exec_module(module)
     return module
 
 
@@ -44,6 +46,7 @@ def test_every_entry_of_the_observation_is_told(generated: ModuleType) -> None:
     assert [first for first, *_ in numbers] == [0, *(last + 1 for *_, last in numbers[:-1])]
     assert numbers[-1][-1] == llmsched_env.OBSERVATION_SIZE - 1
     assert [re.findall(r"`(\w+)`", line)[0] for line in lines] == [*(llmsched_env.observation.OBSERVATION.names or ())]
+    assert all(line.split("|")[3].strip() for line in lines)
 
 
 def test_every_action_is_told(generated: ModuleType) -> None:
@@ -66,3 +69,42 @@ def test_public_names_of_a_package_are_found_where_they_are_defined(generated: M
     found = generated.exports(Path("engine"))
     assert found["simulate"] == "engine.runs.simulate.simulate"
     assert generated.exports(Path("agents"))["evaluate"] == "agents.evaluation.evaluate.evaluate"
+
+
+def test_tables_do_not_break_a_figure(generated: ModuleType) -> None:
+    row = "| `a 1 [2` | 1 373 000 its/s | -0.0 % [-0.1, +0.2] and more | .330 / .434 | 1, 2, 4 |"
+    whole = "| `a 1 [2` | 1_373_000 its/s | -0.0_%_[-0.1,_+0.2] and more | .330_/_.434 | 1, 2, 4 |"
+    assert generated.unbroken(row).replace("\N{NO-BREAK SPACE}", "_") == whole
+    assert generated.unbroken("5 % [1, 2]") == "5 % [1, 2]"
+
+
+def test_fields_are_told_by_the_comments_behind_them(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        'ROW = np.dtype([("now", "f8"), ("x", "i4", 3)])  # two\n'
+        "SEEN = np.dtype(\n    [\n"
+        '        ("row", ROW),  # of a server\n'
+        '        ("cells", "f8", (2, N)),  # float64[e][:n], a | b\n'
+        "    ]\n)\nOTHER = np.dtype(ROW)\n"
+    )
+    spec = importlib.util.spec_from_file_location("field_comments", ROOT / "docs/field_comments.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.assigned(file, "SEEN")
+    assert [(field.name, field.kind) for field in found] == [("row", "ROW"), ("cells", "f8 (2, N)")]
+    assert [field.about for field in found] == ["of a server", "float64\\[e]\\[:n], a &#124; b"]
+    assert module.assigned(file, "OTHER") == module.assigned(file, "NOSUCH") == []
+
+
+def test_nothing_hides_the_warnings_of_the_strict_build() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (command,) = re.findall(r"mkdocs build.*", makefile)
+    assert "quiet" not in command
+    assert "strict: true" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+def test_names_that_a_package_defines_itself_are_told_on_its_page(generated: ModuleType) -> None:
+    assert "members: ['ACTIONS']" in generated.api_page(Path("llmsched_env/actions"))
+    assert "members: false" in generated.api_page(Path("engine"))

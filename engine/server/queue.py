@@ -14,9 +14,14 @@ from engine.server.plan import is_named
 from engine.server.sorting import HEAP, put, take_out
 from engine.server.state import WAITING, Plan, View
 
-FCFS, SPF, STRICT_SPF, WEIGHED = 0, 1, 2, 3
-"""Order of the queue: arrival, shortest prompt first, strict tier first and then shortest prompt, fewest tokens
-as `weighed` counts them."""
+FCFS = 0
+"""Order of the queue: by arrival."""
+SPF = 1
+"""Order of the queue: shortest prompt first."""
+STRICT_SPF = 2
+"""Order of the queue: strict tier first, and then shortest prompt."""
+WEIGHED = 3
+"""Order of the queue: fewest tokens first, as `weighed` counts them."""
 
 SHORT_QUEUE = 64
 """Waiting requests up to which the next one is found without a heap."""
