@@ -24,6 +24,15 @@ DEBUG = "--debug"
 _FOLDER = Path(__file__).parent / "commands"
 _RULES = str.maketrans("", "", "\u2500\u2502\u256d\u256e\u256f\u2570")  # the box that tyro draws around errors
 _PLAIN_BOX = re.compile(r"^[+|] ?|[ -]*[+|]$|-{4,}")  # the same where the terminal's encoding has no such characters
+_REFUSALS = {
+    r"Error parsing \S+: (?=\S.*\bexpected .*\bgot )": "",  # a line of ours
+    r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.+)": r"\1: expected a whole number, got \2",
+    r"Error parsing (\S+): could not convert string to float: (.+)": r"\1: expected a number, got \2",
+    r"Error parsing (\S+): no type matching .*\bINT could .* from \[(.*)\]\.": r"\1: expected a whole number, got \2",
+    r"Error parsing (\S+): no type matching .*\bFLOAT could .* from \[(.*)\]\.": r"\1: expected a number, got \2",
+    r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]": r"\1: expected other values, got \2",
+}
+"""What the parser says of values (where it begins), and what a user reads instead."""
 
 
 def commands() -> list[str]:
@@ -64,7 +73,10 @@ def _one_line(message: str) -> str:
         if not text and lines:
             break
         lines += [text] if text else []
-    return " ".join(lines) or " ".join(message.split())
+    said = " ".join(lines) or " ".join(message.split())
+    for refusal, plain in _REFUSALS.items():
+        said = re.sub(f"^{refusal}", plain, said)
+    return said
 
 
 def _is_number(text: str) -> bool:
@@ -191,8 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for bad input and 70 for an error of ours (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG in given
-    name, *rest = [argument for argument in given if argument != DEBUG] or ["help"]
+    name, *rest = _asked([argument for argument in given if argument != DEBUG])
     if name in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -204,7 +215,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in commands():
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
-    return _run_to_the_end(name, rest, debug)
+    try:
+        return _run_to_the_end(name, rest, DEBUG in given)
+    except KeyboardInterrupt:
+        print("llmsched: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _asked(arguments: list[str]) -> list[str]:
+    """The command with its arguments; `help COMMAND` is its --help, and nothing at all asks for help."""
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        return [arguments[1], "--help"]
+    return arguments or ["help"]
 
 
 def _run_to_the_end(name: str, arguments: list[str], debug: bool) -> int:
@@ -218,9 +240,6 @@ def _run_to_the_end(name: str, arguments: list[str], debug: bool) -> int:
     except Terminated as signal:
         print(f"llmsched: terminated ({signal})", file=sys.stderr)
         return signal.exit_code
-    except KeyboardInterrupt:
-        print("llmsched: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
 

@@ -155,9 +155,11 @@ class SourceOptions:
 
     def _count(self) -> int | None:
         """Requests per run; None: as many as the file has, or as the workload says."""
+        workload = self.workload or DEFAULT_WORKLOAD
+        if self.num_requests is not None and "num_requests" in Spec.parse(workload).given:
+            raise InputError(f"num_requests: expected once, got it in the workload {workload!r} and as an option")
         if self.num_requests is None and self.trace is None:
-            said = "num_requests" in fields_said(self.workload or DEFAULT_WORKLOAD)
-            return None if said else DEFAULT_NUM_REQUESTS
+            return None if "num_requests" in fields_said(workload) else DEFAULT_NUM_REQUESTS
         return self.num_requests
 
     def _reading(self) -> TraceOptions:

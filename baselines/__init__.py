@@ -94,9 +94,9 @@ def expand(spec: str) -> str:
     row = tuned_settings().get(which or DEFAULT_WORKLOAD, {})
     if name in row:
         return row[name]
-    known = ", ".join(f"{n}:tuned={w}" for w, r in tuned_settings().items() for n in r) or "none"
+    known = "".join(f"{name}:tuned={workload}, " for workload, row in tuned_settings().items() if name in row)
     files = f" (there is no file {which})" if "/" in which or "." in which else ""
-    raise InputError(f"policy: expected one of the tuned settings {known} or NAME:tuned=FILE, got {spec!r}{files}")
+    raise InputError(f"policy: expected one of the tuned settings {known}{name}:tuned=FILE, got {spec!r}{files}")
 
 
 def read_tuned(path: Path) -> dict[str, dict[str, str]]:

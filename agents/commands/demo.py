@@ -27,7 +27,7 @@ MUST_BEAT = ("random", "sarathi")
 
 @dataclass(frozen=True, kw_only=True)
 class Command(TableOptions, ProgressOptions):
-    """Train a PPO scheduler, compare it with others on unseen traces, write a report (about 5 minutes).
+    """Train a PPO scheduler, compare it with others on unseen traces, write a report (1 to 2 minutes).
 
     Ends with code 1 if the trained policy is not above random-legal and Sarathi-Serve on the default reward: if the
     95 % interval of the paired difference is not above zero.

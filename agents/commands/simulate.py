@@ -53,6 +53,8 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         """
         if self.seed < 0:
             raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
+        if self.executor is not None and self.profile != ServerOptions.profile:
+            raise InputError("executor, profile: expected one of them, got both")
         check_writable(self.json)
         limits = self.limits()
         (load,) = self.loads(self.rate, None)

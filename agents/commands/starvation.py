@@ -44,6 +44,8 @@ class Command(ComparisonOptions):
         """
         if self.resume:
             raise InputError("resume: a starvation study cannot be resumed")
+        if self.reference is not None:
+            raise InputError("reference: expected none, the first setting of the first policy is it; got one")
         check_writable(self.json, self.plot)
         if self.plot is not None:
             need("report", "plot")

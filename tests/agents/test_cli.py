@@ -74,7 +74,17 @@ TRACES = {
         ("evaluate --policies ltr --prediction rank:tau=2", "tau"),
         ("simulate --engine.swap-bandwidth -1", "swap_bandwidth"),
         ("evaluate --warmup -1", "warmup"),
-        ("evaluate --policies slai:tuned=nowhere", "tuned settings"),
+        ("evaluate --policies slai:tuned=nowhere", "tuned settings slai:tuned=poisson, slai:tuned=FILE, got"),
+        ("evaluate --rate x", "evaluate: --rate: expected a number, got 'x'"),
+        ("evaluate --seeds 1.5", "evaluate: --seeds: expected a whole number, got '1.5'"),
+        ("evaluate --workers x", "evaluate: --workers: expected a whole number, got 'x'"),
+        ("train --learning-rate x", "train: --learning-rate: expected a number, got 'x'"),
+        ("train --env.rates x", "train: --env.rates: expected other values, got 'x'"),
+        ("evaluate --engine.max-num-seqs 0", "evaluate: engine.max_num_seqs: expected a whole number >= 1, got 0"),
+        ("evaluate --workload poisson:num_requests=5 --num-requests 6", "num_requests: expected once"),
+        ("simulate --executor transformers:tiny --profile cpu-tiny-mistral", "executor, profile: expected one of them"),
+        ("starvation --reference slai", "reference: expected none"),
+        ("train --device cuda:99", "device: expected one that torch finds here, got 'cuda:99'"),
         ("tune nosuch", "got 'nosuch'"),
         ("tune slai --rates 0", "rates"),
         ("tune slai --seeds 0", "seeds"),
@@ -127,6 +137,23 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     assert err.endswith("\n")
     assert words in err
     assert "Traceback" not in err
+
+
+def test_help_of_a_command_may_be_asked_for_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "tiles"]) == 0
+    assert capsys.readouterr().out.startswith("usage: llmsched tiles")
+    assert main(["help", "nosuch"]) == 2
+
+
+def test_an_interrupt_while_code_is_imported_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.cli._run_to_the_end", interrupted)
+    assert main(["tiles"]) == 130
+    assert capsys.readouterr().err == "llmsched: interrupted\n"
 
 
 def test_the_overview_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,16 @@ def train(config: TrainConfig, *extra: BaseCallback) -> Path:
         return _train(config, extra)
 
 
+def _check_device(name: str) -> None:
+    """Refuse a device that is not there, instead of which stable-baselines3 would take the CPU."""
+    kind, _, number = name.partition(":")
+    found = {"cuda": th.cuda.device_count(), "mps": int(th.backends.mps.is_available())}.get(kind, 1)
+    if int(number or 0) >= found:
+        raise InputError(f"device: expected one that torch finds here, got {name!r}")
+
+
 def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
+    _check_device(config.device)
     choose = teacher(config.teacher, config.env) if config.teacher else None
     found = _prepare(config)
     with torch_settings(config.threads):
