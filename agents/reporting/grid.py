@@ -88,15 +88,19 @@ def show(grid: Grid, console: Console, wide: bool = False) -> None:
     shown = columns if wide else _chosen(columns, console.width)
     for part in grid.parts:
         _print_part(part, shown, console, wide)
-    notes = [Text(grid.caption, style="italic")] if grid.caption else []
-    left_out = [column.head.title.partition(", ")[0] for column in columns if column not in shown]
-    if left_out:
-        note = f"Left out for want of room: {', '.join(left_out)}. --wide shows every column."
-        notes.append(Text(note, style="dim"))
-    for text in notes:
-        console.print(text)
-    if notes:
+    if notes := _notes(grid.caption, [column.head for column in columns if column not in shown]):
+        for note in notes:
+            console.print(note)
         console.print()
+
+
+def _notes(caption: str, left_out: Sequence[Head]) -> list[Text]:
+    """What stands below a table: its caption, and which columns had no room."""
+    notes = [Text(caption, style="italic")] if caption else []
+    if left_out:
+        titles = ", ".join(head.title.partition(", ")[0] for head in left_out)
+        notes.append(Text(f"Left out for want of room: {titles}. --wide shows every column.", style="dim"))
+    return notes
 
 
 def _print_part(part: Part, shown: "Sequence[_Column]", console: Console, wide: bool) -> None:
@@ -126,15 +130,18 @@ class _Column:
     def of(cls, index: int, grid: Grid, width: int) -> "_Column":
         head = grid.heads[index]
         cells = [_text(row[index]).plain for part in grid.parts for row in part.rows]
-        natural = max([_longest(cell.split("\n")) for cell in cells], default=0)
-        if head.kind == "number":
-            least = max([_longest(_broken(cell).split("\n")) for cell in cells], default=0)
-        else:
-            words = _longest([word for cell in cells for word in cell.split()])
-            least = max(LEAST_NAME, width // 4) if head.kind == "name" else max(LEAST_PROSE, min(words, width // 3))
-            least = min(natural, least)
+        natural = _longest([line for cell in cells for line in cell.split("\n")])
         title = _longest(_pieces(head.title, 1))
-        return cls(index, head, max(least, title), max(natural, title))
+        return cls(index, head, max(min(natural, _least(head.kind, cells, width)), title), max(natural, title))
+
+
+def _least(kind: Kind, cells: Sequence[str], width: int) -> int:
+    """How narrow a column of such cells may become in a table of some width."""
+    if kind == "number":
+        return _longest([line for cell in cells for line in _broken(cell).split("\n")])
+    if kind == "name":
+        return max(LEAST_NAME, width // 4)
+    return max(LEAST_PROSE, min(_longest([word for cell in cells for word in cell.split()]), width // 3))
 
 
 def _text(cell: Cell) -> Text:
@@ -250,16 +257,19 @@ def _fitted(cell: Cell, kind: Kind, width: int) -> Text:
 
 def _print_blocks(part: Part, columns: Sequence[_Column], console: Console) -> None:
     """Each row as lines of title and value."""
-    width = console.width
     label = max(cell_len(column.head.title) for column in columns) + GAP
     for row in part.rows:
         for column in columns:
-            text = _text(row[column.index])
-            value = folded(" ".join(text.plain.split()), width) if column.head.kind == "name" else text.plain
-            if "\n" not in value and label + cell_len(value) <= width:
-                console.print(Text(f"{column.head.title:<{label}}").append(value, text.style))
-                continue
-            console.print(Text(folded(column.head.title, width)))
-            indent = "  " if _longest(value.split("\n")) + 2 <= width else ""
-            console.print(Text("\n".join(indent + line for line in value.split("\n")), text.style))
+            console.print(_titled(column.head, _text(row[column.index]), label, console.width))
         console.print()
+
+
+def _titled(head: Head, text: Text, label: int, width: int) -> Text:
+    """A value beside its title, which takes `label` columns; below it where there is no room."""
+    value = folded(" ".join(text.plain.split()), width) if head.kind == "name" else text.plain
+    lines = value.split("\n")
+    if len(lines) == 1 and label + cell_len(value) <= width:
+        return Text(f"{head.title:<{label}}").append(value, text.style)
+    indent = "  " if _longest(lines) + 2 <= width else ""
+    below = "\n".join(indent + line for line in lines)
+    return Text(folded(head.title, width) + "\n").append(below, text.style)

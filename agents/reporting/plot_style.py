@@ -74,9 +74,8 @@ def add_legend(figure: "Figure", axes: "Axes", room: "Axes | None" = None) -> No
     handles, names = axes.get_legend_handles_labels()
     labels = [folded(name, LABEL_CHARACTERS) for name in names]
     width, height = figure.get_size_inches()
-    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    lines = sum(label.count("\n") + 1 for label in labels)
-    each = CHARACTER * longest + 0.55
+    rows = [line for label in labels for line in label.split("\n")]
+    lines, each = len(rows), CHARACTER * max(map(len, rows), default=0) + 0.55
     if room is not None and lines * LINE < height / 3 and each < width / 2:
         room.set_visible(True)
         room.axis("off")

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 
 LEAST_ITERATIONS = 30
 """A mean over fewer iterations is not drawn."""
+NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": "#555555"}
+"""Words beside a line."""
+_UPRIGHT: dict[str, Any] = {
+    "xycoords": ("data", "axes fraction"), "xytext": (-2, 2), "ha": "right", "rotation": 90,
+    "zorder": 0.5,  # below the marks of the policies
+}  # fmt: skip
+_LYING: dict[str, Any] = {
+    "xycoords": ("axes fraction", "data"), "xytext": (0, 2), "ha": "left", "zorder": 3,
+    "bbox": {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
+}  # fmt: skip
+"""The words at a limit, where values run along the axis below and where they run along that on the left."""
 
 
 def _has_one_load(result: Comparison) -> bool:
@@ -95,21 +106,12 @@ def _limit(axes: "Axes", result: Comparison, value: float, text: str) -> None:
     if value > 2.0 * top:
         return
     _span(axes, result, bottom, max(top, 1.15 * value))
-    upright = _has_one_load(result)
-    (axes.axvline if upright else axes.axhline)(value, **LIMIT)
-    axes.annotate(
-        text,
-        (value, 0.01) if upright else (0.01, value),
-        xycoords=("data", "axes fraction") if upright else ("axes fraction", "data"),
-        xytext=(-2, 2) if upright else (0, 2),
-        textcoords="offset points",
-        rotation=90 if upright else 0,
-        ha="right" if upright else "left",
-        fontsize=7.5,
-        color="#555555",
-        bbox=None if upright else {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-        zorder=0.5 if upright else 3,  # below the marks of the policies
-    )
+    if _has_one_load(result):
+        axes.axvline(value, **LIMIT)
+        axes.annotate(text, (value, 0.01), **NOTE, **_UPRIGHT)
+    else:
+        axes.axhline(value, **LIMIT)
+        axes.annotate(text, (0.01, value), **NOTE, **_LYING)
 
 
 def _finish(figure: "Figure", axes: "Axes", result: Comparison) -> "Figure":
@@ -169,20 +171,22 @@ def plot_goodput(result: Comparison) -> "Figure":
     _against_load(left, result, "slo_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
     _from_zero(left, result)
-    rates = [load_rate(result, load) for load in result.setting.loads]
-    if len(rates) > 1:
-        left.plot(rates, rates, **LIMIT)
-        inside = [rate for rate in rates if rate <= left.get_ylim()[1]]
-        if inside:  # goodput may stay so far below that the line leaves the panel before its middle
-            at = min(rates[len(rates) // 2], max(inside))
-            left.annotate(
-                "offered", (at, at), xytext=(-4 if at > rates[0] else 4, 4), textcoords="offset points",
-                ha="right" if at > rates[0] else "left", fontsize=7.5, color="#555555",
-            )  # fmt: skip
+    if not _has_one_load(result):
+        _draw_offered(left, [load_rate(result, load) for load in result.setting.loads])
     _against_load(right, result, "slo_attainment", 100.0)
     _span(right, result, 0.0, 104.0)
     right.set_title("requests within every deadline, %", loc="left", fontsize=10)
     return _finish(figure, left, result)
+
+
+def _draw_offered(axes: "Axes", rates: list[float]) -> None:
+    """The line on which everything that arrives is served in time."""
+    axes.plot(rates, rates, **LIMIT)
+    inside = [rate for rate in rates if rate <= axes.get_ylim()[1]]
+    if inside:  # goodput may stay so far below that the line leaves the panel before its middle
+        at = min(rates[len(rates) // 2], max(inside))
+        side: dict[str, Any] = {"xytext": (-4, 4), "ha": "right"} if at > rates[0] else {"xytext": (4, 4), "ha": "left"}
+        axes.annotate("offered", (at, at), **NOTE, **side)
 
 
 def plot_cdf(result: Comparison) -> "Figure":
