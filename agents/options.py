@@ -35,8 +35,6 @@ DEFAULT_WORKLOAD = "poisson"
 def check_options(command: object) -> None:
     """Check the numbers among options against the ranges that their fields declare; None says nothing.
 
-    Not at construction: what is refused there, tyro puts words of its own before.
-
     Raises:
         InputError: one is out of its range, or asks for more requests than there is memory for.
     """

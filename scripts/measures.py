@@ -24,8 +24,8 @@ LIMITS = {
     "function lines, 90th percentile": 24.0,
     "function lines, most": 60.0,
     "file lines, most": 350.0,
-    "functions with complexity above 10": 19.0,
-    "complexity, mean": 3.5,
+    "functions with complexity above 10": 15.0,
+    "complexity, mean": 3.43,
     "modules in import circles": 0.0,
     "parameters annotated Any": 63.0,
 }

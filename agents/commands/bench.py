@@ -7,7 +7,7 @@ from typing import Any
 from agents.bench import speed
 from agents.options import ProgressOptions, TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
 from engine.errors import InputError
 from engine.extras import need
@@ -69,22 +69,26 @@ class Command(TableOptions, ProgressOptions):
             show(_growth(part), console, self.wide)
         if "policy_to_sarathi" in result:
             show(_policies(result), console, self.wide)
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        write_json(self.json, result)
 
 
 def _figures(result: dict[str, Any]) -> Grid:
     machine, rows = result["machine"], []
     for name, value in result.items():
-        if name in ("scale", "threads") or not isinstance(value, int | float):
-            continue
-        sign, goal = GOALS.get(name, ("", 0.0))
-        held = "" if not sign else "yes" if (value >= goal if sign == ">=" else value <= goal) else "NO"
-        measured = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-        rows.append((name, measured, f"{sign} {goal:,g}" * bool(sign), held))
+        if isinstance(value, int | float) and name not in ("scale", "threads"):
+            measured = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            rows.append((name, measured, *_held(name, value)))
     title = f"{machine['processor']}, {machine['cores']} cores, load {machine['load'] or 0:.1f}, one thread"
     heads = (Head("figure", "name"), Head("measured"), Head("goal"), Head("held", "prose"))
     return Grid(heads, [Part(rows, title)])
+
+
+def _held(name: str, value: float) -> tuple[str, str]:
+    """The goal of a figure, and whether it is held; nothing where there is none."""
+    if name not in GOALS:
+        return "", ""
+    sign, goal = GOALS[name]
+    return f"{sign} {goal:,g}", "yes" if (value >= goal if sign == ">=" else value <= goal) else "NO"
 
 
 def _policies(result: dict[str, Any]) -> Grid:

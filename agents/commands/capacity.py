@@ -5,14 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from rich.text import Text
-
 from agents.evaluation.capacity import CapacityResult, Search, search_capacity
 from agents.options import ComparisonOptions, parse_rates
 from agents.reporting.capacity_tables import capacity_grids, capacity_remarks
-from agents.reporting.grid import show, terminal_console
-from agents.work.files import check_writable, claimed, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.reporting.grid import print_lines, show, terminal_console
+from agents.work.files import check_writable, claimed, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
 from engine.ranges import Rate, number
@@ -57,19 +55,18 @@ class Command(ComparisonOptions):
         console = terminal_console()
         for grid in capacity_grids(result):
             show(grid, console, self.wide)
-        for line in capacity_remarks(result):
-            console.print(Text(line))
+        print_lines(console, capacity_remarks(result))
         print(f"written: {self.json or self.out / 'capacity.json'}")
 
     def _search(self, search: Search, progress: OnProgress) -> CapacityResult:
         progress("getting ready", 0, 0)
         result = search_capacity(
             search,
-            workers=default_workers() if self.workers is None else self.workers,
+            workers=workers_for(self.workers),
             cells_path=self.out / "cells.jsonl",
             resume=self.resume,
             on_cell=partial(progress, "cells"),
         )
-        for path in filter(None, (self.out / "capacity.json", self.json)):
-            write_atomically(path, json_text(result))
+        for path in (self.out / "capacity.json", self.json):
+            write_json(path, result)
         return result

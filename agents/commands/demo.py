@@ -12,8 +12,8 @@ from agents.learning.ppo.train_config import TrainConfig
 from agents.options import ProgressOptions, TableOptions, TierTexts, UpToMillion
 from agents.reporting.report import write_report
 from agents.source import Source
-from agents.work.files import claimed, empty_folder, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.work.files import claimed, empty_folder, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars, unseen
 from engine.demand.tiers import parse_tiers
 from engine.device.latency import load_profile
@@ -76,13 +76,13 @@ class Command(TableOptions, ProgressOptions):
         print(
             f"comparing {len(evaluation.policies)} policies on {self.seeds} unseen traces at {self.rate:g} requests/s"
         )
-        workers = default_workers() if self.workers is None else self.workers
+        workers = workers_for(self.workers)
         with bars(self.progress) as progress:
             progress("getting ready", 0, 0)
             result = evaluate(evaluation, workers=workers, progress=progress)
             margins = reward_margins(evaluation, config, learned, progress)
             written = write_report(result, self.out, progress=progress)
-        write_atomically(self.out / "reward.json", json_text(margins))
+        write_json(self.out / "reward.json", margins)
         _print(result, margins, self.wide)
         times = f"training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s"
         print(f"report: {written[-1]}; TensorBoard: tensorboard --logdir {learned} ({times})")

@@ -7,10 +7,9 @@ from agents.options import ProgressOptions, TableOptions, UpToMillion
 from agents.reporting.grid import show, terminal_console
 from agents.reporting.study_tables import directions_grid
 from agents.studies import directions
-from agents.work.files import check_writable, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.work.files import check_writable, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import bars
-from engine.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,13 @@ class Command(TableOptions, ProgressOptions):
         Raises:
             InputError: an unknown study, a number out of range, or a file that cannot be written.
         """
-        if self.seeds < 1:
-            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         studies = directions.chosen(self.only)
         check_writable(self.json)
-        workers = default_workers() if self.workers is None else self.workers
+        workers = workers_for(self.workers)
         console, results = terminal_console(), []
         for study in studies:
             with bars(self.progress) as progress:
                 result = directions.measure(study, self.seeds, workers, progress)
             results.append(result)
             show(directions_grid(result), console, self.wide)
-        if self.json is not None:
-            write_atomically(self.json, json_text({"studies": results}))
+        write_json(self.json, {"studies": results})

@@ -11,8 +11,8 @@ from agents.options import ComparisonOptions, GoodputOptions
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import write_report
 from agents.reporting.tables import print_tables
-from agents.work.files import check_writable, claimed, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.work.files import check_writable, claimed, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.extras import command, missing, need
 from engine.ranges import Rate
@@ -73,14 +73,13 @@ class Command(ComparisonOptions, GoodputOptions):
         draws = self._draws() and missing("report") is None
         result = evaluate(
             evaluation,
-            workers=default_workers() if self.workers is None else self.workers,
+            workers=workers_for(self.workers),
             cells_path=self.out / "cells.jsonl",
             resume=self.resume,
             with_behaviour=self.behaviour and draws,
             progress=progress,
         )
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        write_json(self.json, result)
         written = write_report(result, self.out, self.report, draws, progress)
         return result, written[-1] if draws else self.out
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from agents.options import ProgressOptions, TierTexts, UpToMillion
-from agents.work.processes import default_workers
+from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
-from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Seed, whole
 
@@ -59,10 +58,7 @@ class Command(ProgressOptions):
         changes: dict[str, Any] = {} if self.generations is None else {"generations": self.generations}
         if self.tier:
             changes["tiers"] = parse_tiers(self.tier, "tier")
-        workers = default_workers() if self.workers is None else self.workers
-        if workers < 1:
-            raise InputError(f"workers: expected a whole number >= 1, got {workers}")
-        changes |= {"run_dir": self.run_dir, "seed": self.seed, "workers": workers}
+        changes |= {"run_dir": self.run_dir, "seed": self.seed, "workers": workers_for(self.workers)}
         if self.resume and self.recipe == "pretrained":
             config = replace(EvolutionConfig.of_run(self.run_dir), **changes)
         else:

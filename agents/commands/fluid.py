@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.text import Text
 
 from agents.options import ServerOptions, SourceOptions, TableOptions
-from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
+from agents.work.files import check_writable, write_json
 from engine.demand.requests import Requests
 from engine.device import fluid
 from engine.errors import InputError
@@ -37,8 +37,6 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         Raises:
             InputError: options that do not fit, or a file that cannot be written.
         """
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit: expected requests >= 1, got {self.limit}")
         bounds = self._bounds()
         check_writable(self.json)
         (given,) = self.loads(self.rate, None)
@@ -48,10 +46,8 @@ class Command(SourceOptions, ServerOptions, TableOptions):
         console = terminal_console()
         console.print(Text(f"{requests.source} at {load:.3g} requests/s on {self.profile}"))
         show(_table(result), console, self.wide)
-        for line in remarks(result):
-            console.print(Text(line))
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        print_lines(console, remarks(result))
+        write_json(self.json, result)
 
     def _bounds(self) -> list[int]:
         bounds = [number for part in self.bounds.split(",") if isinstance(number := parse_number(part), int)]

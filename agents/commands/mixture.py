@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from agents.options import ProgressOptions, TierTexts, UpToMillion, parse_rates
 from agents.policies import split_policies
-from agents.work.processes import default_workers
+from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
 from engine.ranges import Count, Seed, whole
@@ -75,7 +75,7 @@ class Command(ProgressOptions):
             pairs=self.pairs,
             updates=self.updates,
             seed=self.seed,
-            workers=default_workers() if self.workers is None else self.workers,
+            workers=workers_for(self.workers),
         )
         command = " ".join(["llmsched", *sys.argv[1:]])
         with bars(self.progress) as bar, going_on(self.run_dir, "mixture"):

@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, TableOptions, UpToMillion, parse_rates
-from agents.reporting.grid import show, terminal_console
+from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.study_tables import deviations_grid, figures_grid, gains_grid
 from agents.studies import reproduce
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
-from engine.errors import InputError
 from engine.ranges import Count
 
 
@@ -38,10 +35,6 @@ class Command(TableOptions, ProgressOptions):
         Raises:
             InputError: a number out of range, an unreadable length file, or a file that cannot be written.
         """
-        if self.seeds < 1:
-            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
-        if self.num_requests < 1:
-            raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
         check_writable(self.json)
         console = terminal_console()
         study = reproduce.load_study(self.lengths, self.num_requests)
@@ -51,9 +44,7 @@ class Command(TableOptions, ProgressOptions):
         for semantics in reproduce.SEMANTICS:
             show(figures_grid(result, semantics), console, self.wide)
         show(gains_grid(result), console, self.wide)
-        if came := arrivals_note(by_load((cell.rate, cell.arrival_rate) for cell in result.cells)):
-            console.print(Text(came))
+        print_lines(console, [arrivals_note(by_load((cell.rate, cell.arrival_rate) for cell in result.cells))])
         if result.deviations:
             show(deviations_grid(result), console, self.wide)
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        write_json(self.json, result)

@@ -4,16 +4,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rich.text import Text
-
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.setup import Setup
 from agents.options import ComparisonOptions
-from agents.reporting.grid import show, terminal_console
+from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.study_tables import sensitivity_grids
 from agents.studies import sensitivity
-from agents.work.files import check_writable, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.work.files import check_writable, write_atomically, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.errors import InputError
 from engine.extras import need
@@ -51,10 +49,8 @@ class Command(ComparisonOptions):
         console = terminal_console()
         for grid in sensitivity_grids(result):
             show(grid, console, self.wide)
-        if came := arrivals_note(by_load((run.load, run.arrival_rate) for run in result.cells)):
-            console.print(Text(came))
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        print_lines(console, [arrivals_note(by_load((run.load, run.arrival_rate) for run in result.cells))])
+        write_json(self.json, result)
         if self.plot is not None:
             from agents.reporting.study_plots import plot_sensitivity
 
@@ -63,11 +59,11 @@ class Command(ComparisonOptions):
     def _measure(self) -> sensitivity.Sensitivity:
         channels = tuple(part.strip() for part in self.channels.split(";") if part.strip())
         setup, loads = self._setup(), self.loads(None, self.rates)
-        workers = default_workers() if self.workers is None else self.workers
+        workers = workers_for(self.workers)
         with bars(self.progress) as progress:
             progress("getting ready", 0, 0)
-            on_cell = partial(progress, "runs")
-            return sensitivity.sensitivity(setup, loads, channels, workers=workers, on_cell=on_cell)
+            on_run = partial(progress, "runs")
+            return sensitivity.sensitivity(setup, loads, channels, workers=workers, on_run=on_run)
 
     def _setup(self) -> Setup:
         reference = self.reference or "sarathi"

@@ -6,15 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rich.text import Text
-
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.trained_for import remark
 from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions
 from agents.policies import resolve
-from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
+from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
@@ -51,8 +49,6 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         Raises:
             InputError: options that do not fit, or a file that cannot be written.
         """
-        if self.seed < 0:
-            raise InputError(f"seed: expected a whole number >= 0, got {self.seed}")
         if self.executor is not None and self.profile != ServerOptions.profile:
             raise InputError("executor, profile: expected one of them, got both")
         check_writable(self.json)
@@ -64,16 +60,13 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         with bars(self.progress) as bar:
             run = self._deployment(model, limits).run(policy, told, partial(bar, "requests"))
         trained = remark(policy, requests.tiers, model if self.executor is None else None, self.engine, source)
-        if self.json is not None:
-            about: dict[str, object] = {"left_out": source.left_out(), "notes": [trained] if trained else []}
-            about |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
-            write_atomically(self.json, json_text(self._data(run, requests, about, channel)))
+        about: dict[str, object] = {"left_out": source.left_out(), "notes": [trained] if trained else []}
+        about |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
+        write_json(self.json, self._data(run, requests, about, channel))
         console = terminal_console()
-        for line in filter(None, (*_origin(policy, requests, channel, load, run.report), trained, outcome(run.report))):
-            console.print(Text(line))
+        print_lines(console, (*_origin(policy, requests, channel, load, run.report), trained, outcome(run.report)))
         show(seconds_grid(run.report), console, self.wide)
-        for line in (*remarks(run.report), *self._limited(run)):
-            console.print(Text(line))
+        print_lines(console, (*remarks(run.report), *self._limited(run)))
 
     def _deployment(self, model: LatencyModel, limits: Goodput | None) -> Deployment:
         """The server on the model, or on the real executor with somebody who steps in where the policy fails."""

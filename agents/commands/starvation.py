@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import ComparisonOptions
 from agents.policies import with_setting
-from agents.reporting.grid import show, terminal_console
+from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.study_tables import starvation_grid
-from agents.work.files import check_writable, json_text, write_atomically
-from agents.work.processes import default_workers
+from agents.work.files import check_writable, write_atomically, write_json
+from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.errors import InputError
 from engine.extras import need
@@ -53,16 +51,14 @@ class Command(ComparisonOptions):
         specs = tuple(with_ageing(policy, setting) for policy in base["policies"] for setting in self._settings())
         setup = base | {"policies": specs, "reference": specs[0]}
         evaluation = Evaluation(loads=self.loads(None, self.rates), **setup)
-        workers = default_workers() if self.workers is None else self.workers
+        workers = workers_for(self.workers)
         with bars(self.progress) as progress:
             progress("getting ready", 0, 0)
             result = evaluate(evaluation, workers=workers, with_windows=False, progress=progress)
         console = terminal_console()
         show(starvation_grid(result), console, self.wide)
-        for note in result.notes:
-            console.print(Text(note))
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        print_lines(console, result.notes)
+        write_json(self.json, result)
         if self.plot is not None:
             from agents.reporting.study_plots import plot_tradeoff
 

@@ -3,15 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from agents.options import ProgressOptions, TableOptions
-from agents.reporting.grid import show, terminal_console
+from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.study_tables import tiles_grid
 from agents.studies import tile_study
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
-from engine.errors import InputError
 from engine.ranges import Count, Seed
 
 
@@ -30,16 +27,12 @@ class Command(TableOptions, ProgressOptions):
         """Measure, print, write.
 
         Raises:
-            InputError: fewer than one request, or a file that cannot be written.
+            InputError: a file that cannot be written.
         """
-        if self.num_requests < 1:
-            raise InputError(f"num_requests: expected a whole number >= 1, got {self.num_requests}")
         check_writable(self.json)
         console = terminal_console()
         with bars(self.progress) as progress:
             result = tile_study.study(self.num_requests, self.seed, progress=progress)
         show(tiles_grid(result), console, self.wide)
-        for reading in tile_study.readings(result):
-            console.print(Text(reading))
-        if self.json is not None:
-            write_atomically(self.json, json_text(result))
+        print_lines(console, tile_study.readings(result))
+        write_json(self.json, result)

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.text import Text
 
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion, parse_rates
 from agents.policies import split_policies
-from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
+from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.studies import tuning
 from agents.work.cells import CellFile
 from agents.work.files import check_writable, is_stdout, locked
-from agents.work.processes import default_workers
+from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.errors import InputError
 
@@ -47,8 +46,6 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         Raises:
             InputError: options that do not fit, or a file that cannot be written.
         """
-        if self.seeds < 1:
-            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         names = tuple(baselines.names()) if self.policies == "all" else split_policies(self.policies)
         for name in names:
             tuning.space_of(name)
@@ -63,7 +60,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
             raise InputError(f"save: expected a file, which is added to, got {self.save}")
         check_writable(self.save)
         tuning.saved(self.save)
-        workers = default_workers() if self.workers is None else self.workers
+        workers = workers_for(self.workers)
         cells, rows = self.save.with_suffix(".cells.jsonl"), []
         with locked(cells):
             kept = CellFile(cells, ground.digest(), tuning.Cost, self.resume)
@@ -77,8 +74,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
         console = terminal_console()
         show(Grid(HEADS, [Part(rows, title)]), console, self.wide)
-        if came := arrivals_note(by_load(ground.realised_rates())):
-            console.print(Text(came))
+        print_lines(console, [arrivals_note(by_load(ground.realised_rates()))])
         print(f"written: {self.save}")
 
     def _workload(self) -> str:

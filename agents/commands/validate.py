@@ -3,14 +3,12 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from agents.device import validate
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.policies import resolve, split_policies
-from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
-from agents.work.files import check_writable, json_text, write_atomically
+from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
+from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
 from engine.extras import need
 from engine.ranges import Seed
@@ -53,23 +51,24 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
             rows = validate.compare(policies, source, rates, twins, self.seed, progress)
         console = terminal_console()
         show(_table(rows, limit, self.profile), console, self.wide)
-        for share, rate in zip(shares, rates, strict=True):
-            orders = {key: validate.same_ranking(rows, rate, key) for key in ("median_ttft_ms", "p99_ttft_ms")}
-            words = {True: "the same", False: "NOT the same"}
-            ranking = [f"by {of} TTFT {words[orders[f'{of}_ttft_ms']]}" for of in ("median", "p99")]
-            console.print(Text(f"{share:g} of capacity: ranking {', '.join(ranking)}"))
-        if came := arrivals_note(by_load((row.rate, row.arrival_rate) for row in rows)):
-            console.print(Text(came))
-        if self.json is not None:
-            result = {
-                "executor": executor.provenance(),
-                "profile": model.name,
-                "capacity": limit,
-                "config": {"tiers": [asdict(tier) for tier in source.tiers]},
-                "rescaled": self.rescale,
-                "rows": rows,
-            }
-            write_atomically(self.json, json_text(result))
+        print_lines(console, (_ranking(rows, share, rate) for share, rate in zip(shares, rates, strict=True)))
+        print_lines(console, [arrivals_note(by_load((row.rate, row.arrival_rate) for row in rows))])
+        result = {
+            "executor": executor.provenance(),
+            "profile": model.name,
+            "capacity": limit,
+            "config": {"tiers": [asdict(tier) for tier in source.tiers]},
+            "rescaled": self.rescale,
+            "rows": rows,
+        }
+        write_json(self.json, result)
+
+
+def _ranking(rows: list[validate.Row], share: float, rate: float) -> str:
+    """Whether device and surrogate rank the policies alike at one rate."""
+    words = {True: "the same", False: "NOT the same"}
+    same = {of: words[validate.same_ranking(rows, rate, f"{of}_ttft_ms")] for of in ("median", "p99")}
+    return f"{share:g} of capacity: ranking {', '.join(f'by {of} TTFT {word}' for of, word in same.items())}"
 
 
 def _table(rows: list[validate.Row], limit: float, profile: str) -> Grid:

@@ -23,7 +23,7 @@ from agents.evaluation.setup import Setup, requests_of, run_cells
 from agents.evaluation.window import look
 from agents.policies import fingerprint
 from agents.work.cells import kept_cells
-from agents.work.processes import run_tasks
+from agents.work.processes import run_in_order
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import versions
 from engine.device.bounds import bound_note
@@ -202,12 +202,7 @@ def _watch(task: Task) -> Behaviour:
 
 def _behaviour(evaluation: Evaluation, workers: int, progress: OnProgress) -> tuple[Behaviour, ...]:
     tasks = [Task(evaluation, policy, load, 0) for policy in evaluation.policies for load in evaluation.loads]
-    found: dict[int, Behaviour] = {}
-    progress("behaviour", 0, len(tasks))
-    for index, seen in run_tasks(_watch, tasks, workers):
-        found[index] = seen
-        progress("behaviour", len(found), len(tasks))
-    return tuple(found[k] for k in range(len(tasks)))
+    return run_in_order(_watch, tasks, workers, partial(progress, "behaviour"))
 
 
 def _notes(evaluation: Evaluation, traces: Sequence[Trace], bound: float | None) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -74,6 +74,12 @@ def terminal_console() -> Console:
         return console
     size = shutil.get_terminal_size()
     return Console(width=max(1, size.columns), height=max(1, size.lines))
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are, brackets and all; empty ones are left out."""
+    for line in filter(None, lines):
+        console.print(Text(line))
 
 
 def show(grid: Grid, console: Console, wide: bool = False) -> None:

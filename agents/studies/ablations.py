@@ -22,7 +22,7 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.result import Comparison
 from agents.learning.search.evolution import shipped_recipe
 from agents.source import Source
-from agents.work.files import json_text, write_atomically
+from agents.work.files import write_json
 from agents.work.processes import child_environment
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
@@ -171,7 +171,7 @@ def main() -> None:
     policies = [final for trained in finals.values() for final in trained]
     evaluation = against_base(policies, options.traces, options.requests)
     found = relatives(evaluate(evaluation, workers=options.workers, with_windows=False))
-    write_atomically(options.out / "ablations.json", json_text(figures(found, finals)))
+    write_json(options.out / "ablations.json", figures(found, finals))
     print(table(found, finals))
 
 

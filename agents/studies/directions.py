@@ -8,12 +8,13 @@ this device is as loaded as the paper's; lengths are log-normal with the publish
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 import baselines
 from agents.evaluation.statistics import Interval, mean_interval
-from agents.work.processes import run_tasks
+from agents.work.processes import run_in_order
 from agents.work.progress import OnProgress
 from engine.config import EngineConfig
 from engine.demand.length_models import EmpiricalLengths
@@ -278,12 +279,7 @@ def measure(study: Study, seeds: int, workers: int, progress: OnProgress) -> Out
         progress: called after each run.
     """
     tasks = [Task(study, p, rate, s) for rate in study.rates for p in study.policies for s in range(seeds)]
-    found: dict[int, Run] = {}
-    progress(study.name, 0, len(tasks))
-    for index, run in run_tasks(run_task, tasks, workers):
-        found[index] = run
-        progress(study.name, len(found), len(tasks))
-    runs = [found[index] for index in range(len(tasks))]
+    runs = run_in_order(run_task, tasks, workers, partial(progress, study.name))
     rows = tuple(_row(study, runs, policy, rate) for rate in study.rates for policy in study.policies)
     last = {row.policy: row.metric(study.metric).mean for row in rows if row.rate == study.rates[-1]}
     return Outcome(study, PROFILE, seeds, rows, holds=bool(last[study.policy] < last[study.reference]))

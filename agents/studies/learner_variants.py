@@ -36,7 +36,7 @@ from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import teacher
 from agents.studies.ablations import BASE, METRICS, RATES, VARIANTS, Relatives, against_base, figures, relatives, table
-from agents.work.files import json_text, write_atomically
+from agents.work.files import write_json
 from engine.compiled.kept import kept
 from engine.demand.requests import Requests
 from engine.server.state import View
@@ -282,7 +282,7 @@ def main() -> None:
     with torch_settings(1):
         found = train_and_compare(options, runs, finals)
     VARIANTS.update({name: (LABELS[name].format(beta=options.beta), [], {}) for name in runs})
-    write_atomically(options.out / "learner_variants.json", json_text(figures(found, finals)))
+    write_json(options.out / "learner_variants.json", figures(found, finals))
     print(table(found, finals))
 
 

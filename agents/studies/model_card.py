@@ -16,7 +16,7 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
 from agents.policies import PRETRAINED, pretrained_folder
 from agents.source import Source
-from agents.work.files import json_text, write_atomically
+from agents.work.files import write_atomically, write_json
 from agents.work.processes import default_workers
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
@@ -148,7 +148,7 @@ def main() -> None:
         "results": results,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "card.json", json_text(card))
+    write_json(options.out / "card.json", card)
     write_atomically(options.out / "CARD.md", markdown(card))
     print(f"written: {options.out}/card.json, CARD.md ({len(results)} comparisons)")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from agents.evaluation.setup import Setup, policy_of
 from agents.evaluation.statistics import Interval, mean_interval, paired_interval
-from agents.work.processes import run_tasks
+from agents.work.processes import run_in_order
 from agents.work.provenance import versions
 from engine.demand.predictions import errors, parse_channel
 from engine.errors import InputError
@@ -161,7 +161,7 @@ def sensitivity(
     channels: tuple[str, ...],
     *,
     workers: int = 1,
-    on_cell: Callable[[int, int], None] | None = None,
+    on_run: Callable[[int, int], object] = lambda done, total: None,
 ) -> Sensitivity:
     """Run every policy with every channel, load and seed.
 
@@ -170,7 +170,7 @@ def sensitivity(
         loads: arrival rates in requests/s, None for recorded times.
         channels: specs of channels.
         workers: processes.
-        on_cell: called with (runs finished, all runs).
+        on_run: called with (runs finished, all runs).
 
     Raises:
         InputError: bad input.
@@ -182,7 +182,7 @@ def sensitivity(
     tasks = list(_tasks(setup, told, others, loads))
     if min(workers, len(tasks)) > 1:
         setup.compile()
-    runs = _run_all(tasks, workers, on_cell)
+    runs = run_in_order(run_task, tasks, workers, on_run)
     rows = tuple(_row(runs, setup.reference, *place) for place in product(others, loads, specs))
     return Sensitivity(
         setting=setup.to_dict() | {"loads": list(loads), "reference": setup.reference},
@@ -192,16 +192,6 @@ def sensitivity(
         rows=rows,
         pays=tuple(_pays(rows, policy, load) for policy, load in product(others, loads)),
     )
-
-
-def _run_all(tasks: Sequence[Task], workers: int, on_cell: Callable[[int, int], None] | None) -> tuple[Run, ...]:
-    """The runs in the order of their tasks."""
-    found: dict[int, Run] = {}
-    for index, run in run_tasks(run_task, tasks, workers):
-        found[index] = run
-        if on_cell:
-            on_cell(len(found), len(tasks))
-    return tuple(found[index] for index in range(len(tasks)))
 
 
 def _tasks(

@@ -19,7 +19,7 @@ from agents.learning.heldout import record_return
 from agents.policies import fingerprint
 from agents.source import Source
 from agents.work.cells import CellFile
-from agents.work.files import json_text, locked, write_atomically
+from agents.work.files import locked, write_json
 from agents.work.processes import run_tasks
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash
@@ -276,7 +276,7 @@ def save(path: Path, workload: str, spec: str) -> None:
     with locked(path, wait_s=60.0):
         table = saved(path)
         table.setdefault(workload, {})[baselines.base_of(spec)[0]] = spec
-        write_atomically(path, json_text({name: dict(sorted(row.items())) for name, row in sorted(table.items())}))
+        write_json(path, {name: dict(sorted(row.items())) for name, row in sorted(table.items())})
 
 
 def saved(path: Path) -> dict[str, dict[str, str]]:

@@ -49,6 +49,16 @@ def json_text(result: object) -> str:
     return json.dumps(as_json(result), indent=1, allow_nan=False) + "\n"
 
 
+def write_json(path: Path | None, result: object) -> None:
+    """Write a result as JSON, complete or not at all; nowhere without a path.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    if path is not None:
+        write_atomically(path, json_text(result))
+
+
 def is_ours(folder: Path, *kinds: str) -> bool:
     """Whether a folder carries the mark of one of these kinds of run (none: of any)."""
     kind = _kind_of(folder)
@@ -108,7 +118,7 @@ def _prepare(folder: Path, kinds: tuple[str, ...]) -> None:
     except OSError as error:
         raise _refused(folder, error) from None
     if not is_ours(folder):
-        write_atomically(folder / MARK, json_text({"format": FORMAT, "kind": kinds[0]}))
+        write_json(folder / MARK, {"format": FORMAT, "kind": kinds[0]})
 
 
 @contextlib.contextmanager

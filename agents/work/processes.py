@@ -143,6 +143,11 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def workers_for(asked: int | None) -> int:
+    """As many workers as somebody asked for; who does not say gets one for each core."""
+    return default_workers() if asked is None else asked
+
+
 def start_method() -> str:
     """`fork` where it is safe (it inherits compiled kernels and starts at once), else `spawn`.
 
@@ -259,3 +264,25 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_in_order(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, on_done: Callable[[int, int], object]
+) -> tuple[Result, ...]:
+    """The results of all tasks in their order.
+
+    Args:
+        function: module-level function of one task.
+        tasks: what to work on.
+        workers: as in `run_tasks`.
+        on_done: called at the start and after each task with (tasks done, all tasks).
+
+    Raises:
+        InputError: as `run_tasks`.
+    """
+    found: dict[int, Result] = {}
+    on_done(0, len(tasks))
+    for index, result in run_tasks(function, tasks, workers):
+        found[index] = result
+        on_done(len(found), len(tasks))
+    return tuple(found[index] for index in range(len(tasks)))

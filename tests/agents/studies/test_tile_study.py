@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.cli import main
 from agents.commands.tiles import Command
 from agents.studies import tile_study
 from engine.demand.workload import Workload
-from engine.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,6 @@ def test_command_prints_the_readings_and_writes_the_table(tmp_path: Path, capsys
     assert {row["name"] for row in written["rows"]} == {case.name for case in tile_study.cases()}
 
 
-def test_command_refuses_an_empty_study() -> None:
-    with pytest.raises(InputError, match="num_requests: expected a whole number >= 1, got 0"):
-        Command(num_requests=0).run()
+def test_command_refuses_an_empty_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiles", "--num-requests", "0"]) == 2
+    assert "num_requests: expected a whole number >= 1, got 0" in capsys.readouterr().err
