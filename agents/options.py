@@ -137,19 +137,21 @@ class SourceOptions:
         if self.trace is not None and not recorded:
             self._check_arrivals(self.trace, reading)
         source = Source(
-            self.trace,
-            self.workload or DEFAULT_WORKLOAD,
-            not recorded,
-            self._count(),
-            None if self.prediction is None else parse_channel(self.prediction).spec,
-            reading,
-            parse_tiers(self.tier, "tier"),
+            trace=self.trace,
+            workload=self.workload or DEFAULT_WORKLOAD,
+            synthetic_arrivals=not recorded,
+            num_requests=self._count(),
+            prediction=None if self.prediction is None else parse_channel(self.prediction).spec,
+            reading=reading,
+            tiers=parse_tiers(self.tier, "tier"),
         )
-        if self.max_concurrency is None:
-            return source
+        return source if self.max_concurrency is None else self._with_limit(source)
+
+    def _with_limit(self, source: Source) -> Source:
+        """The source with a limit on the requests in flight, if it has none of its own."""
         if source.closed_loop:
             raise InputError(f"max_concurrency: expected an open workload beside it, got {source.closed_loop}")
-        return replace(source, max_concurrency=self.max_concurrency)
+        return replace(source, max_concurrency=self.max_concurrency or 0)
 
     def _count(self) -> int | None:
         """Requests per run; None: as many as the file has, or as the workload says."""

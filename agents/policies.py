@@ -195,11 +195,16 @@ def fingerprint(spec: str) -> str:
     if not (is_there(path) and path.is_dir()):
         expanded = baselines.expand(spec)
         return f"{expanded}@{source_digest(type(resolve(expanded)))}" if parse_place(expanded) else expanded
+    return f"{spec}@{_folder_digest(path)}"
+
+
+def _folder_digest(folder: Path) -> str:
+    """Digest of the bundles in a folder."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    for file in sorted(folder.rglob("*")):
         if file.name in ("policy.json", "weights.safetensors"):
-            digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
-    return f"{spec}@{digest.hexdigest()[:16]}"
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _object_digest(policy: Policy) -> str:

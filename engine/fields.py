@@ -118,12 +118,7 @@ def from_mapping(cls: type[T], data: object, where: str) -> T:
     if not isinstance(data, Mapping):
         raise InputError(f"{where}: expected a mapping, got {kind_of(data)}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    for key in data:
-        if key not in fields:
-            raise InputError(f"{where}: unknown key {kind_of(key)}, known: {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in data and field.default is field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}: missing key {name!r}")
+    _check_keys(data, fields, where)
     hints = types_of(cls)  # ranges are for the record itself to check
     values = {}
     for key, value in data.items():
@@ -134,6 +129,16 @@ def from_mapping(cls: type[T], data: object, where: str) -> T:
         return cls(**values)
     except InputError as error:
         raise InputError(_placed(str(error), where)) from None
+
+
+def _check_keys(data: Mapping[Any, object], fields: Mapping[str, dataclasses.Field[Any]], where: str) -> None:
+    """Refuse a key that is no field, and a field without a default that is no key."""
+    for key in data:
+        if key not in fields:
+            raise InputError(f"{where}: unknown key {kind_of(key)}, known: {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in data and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: missing key {name!r}")
 
 
 def _placed(message: str, where: str) -> str:

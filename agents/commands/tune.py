@@ -60,22 +60,23 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
             raise InputError(f"save: expected a file, which is added to, got {self.save}")
         check_writable(self.save)
         tuning.saved(self.save)
-        workers = workers_for(self.workers)
-        cells, rows = self.save.with_suffix(".cells.jsonl"), []
+        cells = self.save.with_suffix(".cells.jsonl")
         with locked(cells):
             kept = CellFile(cells, ground.digest(), tuning.Cost, self.resume)
-            for name in names:
-                with bars(self.progress) as bar:
-                    found = tuning.tune(name, ground, workers, bar.log, bar, kept)
-                default, best = found[0], found[-1]
-                tuning.save(self.save, self._workload(), best.spec)
-                costs = (figure(default.cost, ".3f"), figure(best.cost, ".3f"))
-                rows.append((name, *costs, best.spec, str(len(found) - 2)))
+            rows = [self._tuned(name, ground, kept) for name in names]
         title = f"Seconds per request (TTFT + late gaps), {self._workload()}, geometric mean over loads"
         console = terminal_console()
         show(Grid(HEADS, [Part(rows, title)]), console, self.wide)
         print_lines(console, [arrivals_note(by_load(ground.realised_rates()))])
         print(f"written: {self.save}")
+
+    def _tuned(self, name: str, ground: tuning.Ground, kept: CellFile[tuning.Cost]) -> tuple[str, ...]:
+        """Tune one policy and save its best setting; returns its row of the table."""
+        with bars(self.progress) as bar:
+            found = tuning.tune(name, ground, workers_for(self.workers), bar.log, bar, kept)
+        default, best = found[0], found[-1]
+        tuning.save(self.save, self._workload(), best.spec)
+        return name, figure(default.cost, ".3f"), figure(best.cost, ".3f"), best.spec, str(len(found) - 2)
 
     def _workload(self) -> str:
         """What the settings belong to: the trace's name or the workload as it was given, own tiers, another device."""

@@ -304,7 +304,7 @@ def search_capacity(
         bound=search.bound(lowest),
         versions=versions(),
         notes=tuple(search.training_remarks(lowest)),
-        rows=tuple(_rows(search, cells)),
+        rows=tuple(row for policy in search.labels for row in _rows(search, cells, policy)),
         points=tuple(cells),
     )
 
@@ -318,23 +318,23 @@ def _limits(search: Search, cells: Sequence[Points], policy: str, criterion: str
     return [capacity_of(points, criterion) for points in by_seed]
 
 
-def _rows(search: Search, cells: Sequence[Points]) -> Iterator[Capacity]:
-    for policy in search.labels:
-        for criterion in CRITERIA:
-            ours = _limits(search, cells, policy, criterion)
-            reference = _limits(search, cells, str(search.reference), criterion)
-            gain = None if policy == search.reference else _gain(ours, reference)
-            rates, bounds = tuple(limit.rate for limit in ours), tuple(limit.bound for limit in ours)
-            yield Capacity(
-                policy=policy,
-                criterion=criterion,
-                by_seed=rates,
-                capacity=mean_interval(rates),
-                bounds=bounds,
-                limited_by=tuple(sorted({limit.reasons for limit in ours} - {""})),
-                gain=gain,
-                gain_bound=gain_bound(bounds, [limit.bound for limit in reference]) if gain else None,
-            )
+def _rows(search: Search, cells: Sequence[Points], policy: str) -> Iterator[Capacity]:
+    """The capacities of a policy, one by each criterion."""
+    for criterion in CRITERIA:
+        ours = _limits(search, cells, policy, criterion)
+        reference = _limits(search, cells, str(search.reference), criterion)
+        gain = None if policy == search.reference else _gain(ours, reference)
+        rates, bounds = tuple(limit.rate for limit in ours), tuple(limit.bound for limit in ours)
+        yield Capacity(
+            policy=policy,
+            criterion=criterion,
+            by_seed=rates,
+            capacity=mean_interval(rates),
+            bounds=bounds,
+            limited_by=tuple(sorted({limit.reasons for limit in ours} - {""})),
+            gain=gain,
+            gain_bound=gain_bound(bounds, [limit.bound for limit in reference]) if gain else None,
+        )
 
 
 def _gain(ours: Sequence[Limit], reference: Sequence[Limit]) -> Interval | None:

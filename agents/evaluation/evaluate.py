@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +227,9 @@ def validity_warnings(profile: LatencyModel, cells: Sequence[Cell], windows: Win
         longest = max(cell.longest_request for cell in cells)
         if longest > context[1]:
             yield f"requests of up to {longest} tokens; profile {profile.name} holds to {context[1]}"
-    looks = windows.policies if windows else {}
-    for name, of in (
-        ("tokens", attrgetter("largest_batch_tokens")),
-        ("requests", attrgetter("largest_batch_requests")),
-    ):
-        limits = validity.get(name)
-        for policy, seen in looks.items() if limits else ():
-            if of(seen) > limits[1]:
-                yield f"{policy}: batches of up to {of(seen)} {name}; profile {profile.name} holds to {limits[1]}"
+    for name in ("tokens", "requests"):
+        limits = validity.get(name) or (0, math.inf)
+        for policy, seen in windows.policies.items() if windows else ():
+            largest = getattr(seen, f"largest_batch_{name}")
+            if largest > limits[1]:
+                yield f"{policy}: batches of up to {largest} {name}; profile {profile.name} holds to {limits[1]}"

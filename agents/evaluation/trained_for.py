@@ -59,16 +59,16 @@ def _tiers(trained: Sequence[Tier], given: Sequence[Tier]) -> Pair:
 def _tier_text(tiers: Sequence[Tier]) -> str:
     texts = []
     for t in tiers:
-        kind = (
-            " strict"
-            if t.strict and t.name != "strict"
-            else " not strict"
-            if t.name == "strict" and not t.strict
-            else ""
-        )
         weight = f" weight {t.weight:g}" if t.weight != 1.0 else ""
-        texts.append(f"{t.name}{kind} {t.ttft_s:g}/{t.tbt_s:g} s{weight}")
+        texts.append(f"{t.name}{_kind(t)} {t.ttft_s:g}/{t.tbt_s:g} s{weight}")
     return f"{len(tiers)} tier{'s' if len(tiers) > 1 else ''} ({', '.join(texts)})"
+
+
+def _kind(tier: Tier) -> str:
+    """Whether a tier is strict, where its name does not say it."""
+    if tier.strict == (tier.name == "strict"):
+        return ""
+    return " strict" if tier.strict else " not strict"
 
 
 def _limits(trained: EngineConfig, given: EngineConfig) -> list[Pair]:

@@ -70,15 +70,7 @@ def _effects(result: sensitivity.Sensitivity, metric: str) -> Grid:
 def directions_grid(result: directions.Outcome) -> Grid:
     """A study: every metric at each rate, how many times lower its own one is, and whether the direction comes out."""
     study = result.study
-    rows = [
-        (
-            f"{row.rate:g}",
-            row.policy,
-            *(_mean(row.metric(name)) for name in directions.METRICS),
-            _mean(row.times_lower, interval=True),
-        )
-        for row in result.rows
-    ]
+    rows = [_direction(row) for row in result.rows]
     ends = frozenset(k for k, row in enumerate(result.rows) if row.policy == study.policies[-1])
     metric = directions.METRICS[study.metric]
     numbers = [Head(title, "number", 0 if title == metric else 1) for title in directions.METRICS.values()]
@@ -91,6 +83,11 @@ def directions_grid(result: directions.Outcome) -> Grid:
         f"The direction {held} at the highest rate. {remark}{came}"
     )
     return Grid(heads, [Part(rows, f"{study.name} ({study.paper}): {study.published}", ends)], caption)
+
+
+def _direction(row: directions.Row) -> tuple[str, ...]:
+    means = (_mean(row.metric(name)) for name in directions.METRICS)
+    return (f"{row.rate:g}", row.policy, *means, _mean(row.times_lower, interval=True))
 
 
 def _mean(value: Interval | None, interval: bool = False) -> str:

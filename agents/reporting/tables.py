@@ -256,16 +256,15 @@ def _headline(found: Mapping[str, Difference]) -> list[Difference]:
 
 def csv_text(result: Comparison) -> str:
     """One line per policy and load: mean and interval of every number, in the units of the report."""
-    keys = list(result.summary[0].metrics) if result.summary else []
+    keys = list(result.summary[0].metrics)
     names = [f"{key}{part}" for key in keys for part in ("", "_low", "_high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["policy", "load", "rate", "seeds", "paper", "sound", "verdict", *names])
     for row in result.summary:
-        metrics = [value for key in keys for value in (row[key].mean, row[key].low, row[key].high)]
-        load = "" if row.load is None else row.load
-        fixed = [row.policy, load, load_rate(result, row.load), row.seeds, row.paper, row.sound, row.verdict]
-        writer.writerow([*fixed, *(value if math.isfinite(value) else "" for value in metrics)])
+        numbers = [value for key in keys for value in (row[key].mean, row[key].low, row[key].high)]
+        fixed = [row.policy, row.load, load_rate(result, row.load), row.seeds, row.paper, row.sound, row.verdict]
+        writer.writerow([*fixed, *(value if math.isfinite(value) else None for value in numbers)])
     return out.getvalue()
 
 

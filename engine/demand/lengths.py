@@ -87,6 +87,16 @@ class JointQuantileTable:
 
     def __post_init__(self) -> None:
         """Check the shapes and orders that sampling relies on."""
+        self._check_shapes()
+        for label in ("prompt_tokens", "output_tokens"):
+            if not _are_quantiles(getattr(self, label)):
+                raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
+        if self.max_total_tokens and self.prompt_tokens[-1] > self.max_total_tokens - 1:
+            raise InputError(
+                f"length table {self.name!r}: expected prompts below {self.max_total_tokens} tokens in total"
+            )
+
+    def _check_shapes(self) -> None:
         for label in ("prompt_levels", "output_levels"):
             if not _are_levels(getattr(self, label)):
                 raise InputError(f"length table {self.name!r} {label}: expected increasing levels from 0 to 1")
@@ -95,13 +105,6 @@ class JointQuantileTable:
         bins_right = self.output_tokens.ndim == 2 and self.output_tokens.shape[0] >= 1
         if not bins_right or self.output_tokens.shape[1] != self.output_levels.shape[0]:
             raise InputError(f"length table {self.name!r} output_tokens: expected bins of one value for each level")
-        for label in ("prompt_tokens", "output_tokens"):
-            if not _are_quantiles(getattr(self, label)):
-                raise InputError(f"length table {self.name!r} {label}: expected non-decreasing values >= 1")
-        if self.max_total_tokens and self.prompt_tokens[-1] > self.max_total_tokens - 1:
-            raise InputError(
-                f"length table {self.name!r}: expected prompts below {self.max_total_tokens} tokens in total"
-            )
 
     @property
     def description(self) -> str:
@@ -180,12 +183,12 @@ class JointQuantileTable:
             convert(fields[label], str, f"{path}: {label}")
         fields["rows"] = whole(1).check(fields["rows"], f"{path}: rows")
         fields["max_total_tokens"] = whole(0, INT32_MAX).check(fields["max_total_tokens"], f"{path}: max_total_tokens")
-        for label in ("prompt_levels", "prompt_tokens", "output_levels", "output_tokens"):
-            kind = tuple[tuple[_Number, ...], ...] if label == "output_tokens" else tuple[_Number, ...]
-            values = convert(fields[label], kind, f"{path}: {label}")
-            if label == "output_tokens" and len({len(row) for row in values}) != 1:
-                raise InputError(f"{path}: {label}: expected rows of equal length")
-            fields[label] = np.array(values, dtype=np.float64)
+        for label in ("prompt_levels", "prompt_tokens", "output_levels"):
+            fields[label] = np.array(convert(fields[label], tuple[_Number, ...], f"{path}: {label}"), np.float64)
+        bins = convert(fields["output_tokens"], tuple[tuple[_Number, ...], ...], f"{path}: output_tokens")
+        if len(set(map(len, bins))) != 1:
+            raise InputError(f"{path}: output_tokens: expected rows of equal length")
+        fields["output_tokens"] = np.array(bins, np.float64)
         try:
             return cls(**fields)
         except InputError as error:

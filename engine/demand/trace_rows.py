@@ -164,15 +164,14 @@ def _in_order(raw: RawTrace, columns: TraceColumns, options: TraceOptions) -> Tr
         note, left_out["put in order"] = f"{note}, {late} out of order put in order", late
     order = np.argsort(arrival, kind="stable") if late else np.arange(len(arrival))
     arrival = arrival[order] - arrival[order[0]]
-    low, high = options.window
-    inside = (arrival >= low) & (arrival < (np.inf if high is None else high))
     if options.windowed:
+        low, high = options.window
+        inside = (arrival >= low) & (arrival < (np.inf if high is None else high))
         if not inside.any():
             raise InputError(f"window: expected requests of {raw.path}, which lasts {arrival[-1]:.6g} s, got none")
-        note = f"{note}, {int(inside.sum())} of {len(arrival)} requests from {low:g} s" + (
-            " on" if high is None else f" to {high:g} s"
-        )
-    order, arrival = order[inside], arrival[inside]
+        until = " on" if high is None else f" to {high:g} s"
+        note = f"{note}, {int(inside.sum())} of {len(arrival)} requests from {low:g} s{until}"
+        order, arrival = order[inside], arrival[inside]
     if arrival[-1] > MOST_SECONDS:
         raise InputError(
             f"{raw.path}: expected times within {MOST_SECONDS:g} s of the first, got {arrival[-1]:.6g} s "

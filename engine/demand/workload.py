@@ -139,14 +139,18 @@ class Workload:
             )
         if 0.0 < self.gap_cap < LEAST_GAP_CAP:
             raise InputError(f"gap_cap: expected 0 or a number >= {LEAST_GAP_CAP}, got {self.gap_cap!r}")
-        if self.off_factor == 0.0 and self.on_factor == 0.0:
-            raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
-        if self.step_s >= self.step_every_s:
-            raise InputError(f"step_s: expected less than step_every_s ({self.step_every_s:g}), got {self.step_s:g}")
+        self._check_changes()
         if self.arrivals == "recorded" and not self.trace:
             raise InputError("trace: expected a trace file for recorded arrivals, got none")
         if self.arrivals == "onoff" and not self.trace:
             self._check_periods()
+
+    def _check_changes(self) -> None:
+        """A rate that changes is not always 0, and a step ends before the next one."""
+        if self.off_factor == 0.0 and self.on_factor == 0.0:
+            raise InputError("off_factor, on_factor: expected one of them above 0, got 0 for both")
+        if self.step_s >= self.step_every_s:
+            raise InputError(f"step_s: expected less than step_every_s ({self.step_every_s:g}), got {self.step_s:g}")
 
     def _check_lengths(self) -> None:
         """There is such a length model; the toy's is fixed."""

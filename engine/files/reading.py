@@ -69,10 +69,7 @@ def open_file(path: str | Path, what: str, limit: int = SMALL) -> io.BufferedRea
         InputError: it cannot be read, is not a regular file, or is larger.
     """
     try:
-        mode = os.stat(path).st_mode
-        kind = next((name for test, name in _KINDS.items() if test(mode)), None)
-        if kind is not None:
-            raise InputError(f"{path}: expected a regular file with {what}, got {kind}")
+        _check_kind(path, what)
         # Between the two calls the file may have become a pipe: that must not wait for a writer either.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
@@ -87,6 +84,18 @@ def open_file(path: str | Path, what: str, limit: int = SMALL) -> io.BufferedRea
         file.close()
         too_large(path, what, limit, status.st_size)
     return file
+
+
+def _check_kind(path: str | Path, what: str) -> None:
+    """Refuse what is there under a name but is no regular file.
+
+    Raises:
+        OSError: nothing is there, or it may not be looked at.
+    """
+    mode = os.stat(path).st_mode
+    kind = next((name for test, name in _KINDS.items() if test(mode)), None)
+    if kind is not None:
+        raise InputError(f"{path}: expected a regular file with {what}, got {kind}")
 
 
 def too_large(path: str | Path, what: str, limit: int, size: int) -> NoReturn:

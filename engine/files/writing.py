@@ -178,14 +178,7 @@ def _replace(target: Path, data: bytes, found: os.stat_result | None) -> None:
             raise
         return _rewrite(target, data)
     try:
-        try:
-            _write_all(descriptor, data)
-            if found is not None:
-                _keep_mode(descriptor, found)
-            with contextlib.suppress(OSError):
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fill(descriptor, data, found)
         try:
             os.replace(temporary, target)
         except OSError as error:
@@ -194,6 +187,18 @@ def _replace(target: Path, data: bytes, found: os.stat_result | None) -> None:
             _rewrite(target, data)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fill(descriptor: int, data: bytes, found: os.stat_result | None) -> None:
+    """Write a new file to the disk, with the mode of the one that it replaces, and close it."""
+    try:
+        _write_all(descriptor, data)
+        if found is not None:
+            _keep_mode(descriptor, found)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _keep_mode(descriptor: int, found: os.stat_result) -> None:

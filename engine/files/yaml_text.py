@@ -17,7 +17,7 @@ from engine.errors import InputError
 from engine.files.reading import MAX_DEPTH, MAX_DIGITS, check_depth, read_text
 
 if TYPE_CHECKING:
-    from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
+    from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError
 
 LARGEST = 256 * 1024
 """Bytes of a YAML file."""
@@ -115,14 +115,9 @@ def parse_yaml(text: str, where: str | Path) -> Any:
             return None
         _check_node(node, where)
         data = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{where}{line}: expected YAML, got something else ({error.problem or error.context})"
-        ) from None
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: expected YAML, got something else ({str(error).splitlines()[0]})") from None
+        line, problem = _place(error)
+        raise InputError(f"{where}{line}: expected YAML, got something else ({problem})") from None
     except RecursionError:
         raise InputError(f"{where}: expected at most {MAX_DEPTH} levels inside each other, got more") from None
     except InputError:
@@ -131,6 +126,13 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         raise InputError(f"{where}: expected YAML, got a value that does not fit its tag ({error})") from None
     check_depth(data, where)
     return data
+
+
+def _place(error: YAMLError) -> tuple[str, str]:
+    """The line that PyYAML complains about, where it names one, and its complaint."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    complaint = getattr(error, "problem", None) or getattr(error, "context", None) or str(error).splitlines()[0]
+    return f", line {mark.line + 1}" if mark else "", complaint
 
 
 def _check_node(node: ScalarNode | SequenceNode | MappingNode, where: str | Path) -> None:
