@@ -106,22 +106,25 @@ def read_settings(
         InputError: a part that is no setting, an unknown key, or a key given twice.
     """
     found: dict[str, str] = {}
-    last, expected = "", expected and f"{expected},"
-    for part in text.split(",") if text.strip() else ():
+    for part in _parts(text, commas):
         key, equals, value = _split(part)
-        if commas and last and not equals:
-            found[last] = f"{found[last]},{key}"
-        elif commas or part.strip():
-            if not equals or not _is_known(key, known):
-                raise InputError(f"{where}: expected {expected or _any_of(known)} got {part.strip()!r}")
-            if key in found:
-                raise InputError(f"{where}: expected each key once, got {key!r} twice")
-            found[key], last = value, key
+        if not equals or (known is not None and key not in known):
+            raise InputError(f"{where}: expected {f'{expected},' if expected else _any_of(known)} got {part!r}")
+        if key in found:
+            raise InputError(f"{where}: expected each key once, got {key!r} twice")
+        found[key] = value
     return found
 
 
-def _is_known(key: str, known: Collection[str] | None) -> bool:
-    return known is None or key in known
+def _parts(text: str, commas: bool) -> list[str]:
+    """The settings in a text; with `commas` what has no equals sign goes on with the setting before it."""
+    parts: list[str] = []
+    for part in map(str.strip, text.split(",") if text.strip() else ()):
+        if commas and parts and "=" in parts[-1] and "=" not in part:
+            parts[-1] = f"{parts[-1]},{part}"
+        elif commas or part:
+            parts.append(part)
+    return parts
 
 
 def _any_of(known: Collection[str] | None) -> str:
@@ -140,15 +143,20 @@ def parse_value(text: str, kind: object, where: str) -> Any:
         InputError: the text is no such value, or the type is none that a text can give.
     """
     kind, *checks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() == "none":
+    (kind, *more), is_optional = _options(kind)
+    if is_optional and text.lower() == "none":
         return None
-    (kind, *more) = [option for option in options if option is not type(None)]
     if get_origin(kind) is Literal:
         return convert(next((choice for choice in get_args(kind) if str(choice) == text), text), kind, where)
     if more or kind not in (bool, int, float, str):
         raise InputError(f"{where}: expected a parameter of type bool, int, float or str to set, got one of {kind}")
     return _parse_plain(text, kind, checks, where)
+
+
+def _options(kind: object) -> tuple[list[Any], bool]:
+    """The types of a union (or the one type) without None, and whether None is among them."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [option for option in options if option is not type(None)], type(None) in options
 
 
 def _parse_plain(text: str, kind: type, checks: Sequence[Any], where: str) -> Any:

@@ -155,18 +155,23 @@ def _turns(where: str, conversation: object, seen: Counter[str]) -> list[tuple[b
 def _turn(where: str, turn: object, seen: Counter[str]) -> tuple[bool, str]:
     """Whether the assistant speaks, and what is said."""
     fields = turn if isinstance(turn, dict) else {}
-    speaker = fields.get("from", fields.get("role"))
     said = [fields[key] for key in ("value", "content") if key in fields]
     text = _text(next((content for content in said if content is not None), None), seen) if said else None
+    speaker = _speaker(where, fields)
+    if text is None:
+        got = kind_of(said[0]) if said else "neither"
+        raise InputError(f"{where}: expected a text under value or content, got {got}")
+    return speaker in _ASSISTANT, text
+
+
+def _speaker(where: str, fields: dict[str, Any]) -> str:
+    speaker = fields.get("from", fields.get("role"))
     if not isinstance(speaker, str) or speaker not in _ASSISTANT | _OTHERS:
         raise InputError(
             f"{where}: expected a text and a speaker among {', '.join(sorted(_ASSISTANT | _OTHERS))}; "
             f"got speaker {kind_of(speaker)}"
         )
-    if text is None:
-        got = kind_of(said[0]) if said else "neither"
-        raise InputError(f"{where}: expected a text under value or content, got {got}")
-    return speaker in _ASSISTANT, text
+    return speaker
 
 
 def _text(content: object, seen: Counter[str]) -> str | None:
