@@ -92,12 +92,17 @@ def read_policy(folder: Path) -> tuple[dict[str, Any], Tensors]:
     if set(tensors) != names:
         raise InputError(f"{where}: expected tensors {sorted(names)}, got {sorted(tensors)}")
     if is_first:
-        try:
-            named = named_codec(tensors.pop("codec"), about["env"])
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        tensors |= {CODEC + name: array for name, array in named.items()}
+        tensors |= _named(tensors.pop("codec"), about["env"], where)
     return about, tensors
+
+
+def _named(codec: np.ndarray, env: dict[str, Any], where: Path) -> Tensors:
+    """The codec of a policy of the first format by the names that it has now."""
+    try:
+        named = named_codec(codec, env)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return {CODEC + name: array for name, array in named.items()}
 
 
 def _bytes(observations: int, widths: list[int]) -> int:

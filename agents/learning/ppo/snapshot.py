@@ -107,15 +107,20 @@ def restore(environment: VectorEnv[Any, Any, Any], saved: dict[str, Any]) -> Non
         raise InputError(f"checkpoint: expected the state of the same environment, differs at {other!r}")
     checked = [_checked(slot, saved[slot.path]) for slot in slots]
     for slot, value in zip(slots, checked, strict=True):
-        if isinstance(slot.value, np.ndarray):
-            if slot.value.flags.writeable:
-                slot.value[...] = value
-        elif isinstance(slot.value, np.random.Generator):
-            slot.value.bit_generator.state = value
-        elif isinstance(slot.owner, dict | list):
-            slot.owner[slot.key] = value
-        elif not isinstance(slot.owner, tuple):
-            setattr(slot.owner, slot.key, value)
+        _put(slot, value)
+
+
+def _put(slot: _Slot, value: Any) -> None:
+    """Set a slot to a checked value: arrays and generators in place; what cannot be written stays."""
+    if isinstance(slot.value, np.ndarray):
+        if slot.value.flags.writeable:
+            slot.value[...] = value
+    elif isinstance(slot.value, np.random.Generator):
+        slot.value.bit_generator.state = value
+    elif isinstance(slot.owner, dict | list):
+        slot.owner[slot.key] = value
+    elif not isinstance(slot.owner, tuple):
+        setattr(slot.owner, slot.key, value)
 
 
 def _checked(slot: _Slot, value: object) -> Any:

@@ -129,20 +129,30 @@ def _prepare(config: TrainConfig) -> list[Path]:
     folder = config.run_dir
     found = checkpoints(folder / CHECKPOINTS)
     if config.resume:
-        old = old_checkpoints(folder / CHECKPOINTS)
-        if not found and (old or not (folder / CONFIG_FILE).exists()):
-            what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
-            raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
-        refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
-        for path in found:
-            check_configuration(path, config.digest)
-        if not found:
-            print(f"llmsched: {folder} was interrupted before its first decision: begins anew", file=sys.stderr)
+        _check_resumed(config, found)
     elif found:
         raise InputError(f"run_dir: {folder} already holds a run; --resume continues it, or choose another folder")
     about = {"config": config.to_dict(), "versions": versions(TRAINS), "command": _command(), "sources": source_hash()}
     write_about(folder, about)
     return found if config.resume else []
+
+
+def _check_resumed(config: TrainConfig, found: list[Path]) -> None:
+    """Check that a folder holds a run of this configuration, with these checkpoints.
+
+    Raises:
+        InputError: it holds another, or none that can be resumed.
+    """
+    folder = config.run_dir
+    old = old_checkpoints(folder / CHECKPOINTS)
+    if not found and (old or not (folder / CONFIG_FILE).exists()):
+        what = f"only {old[-1].name} of an earlier version of llmsched" if old else "none"
+        raise InputError(f"resume: {folder}: expected a run with a checkpoint, found {what}")
+    refuse_difference(config.to_dict(), TrainConfig.of_run(folder).to_dict(), NOT_COMPARED, folder)
+    for path in found:
+        check_configuration(path, config.digest)
+    if not found:
+        print(f"llmsched: {folder} was interrupted before its first decision: begins anew", file=sys.stderr)
 
 
 def _continue(model: TimedPPO, config: TrainConfig, found: list[Path], evaluation: Evaluation) -> None:
