@@ -86,7 +86,7 @@ def floor_s(batch: Batch, device: str) -> float | None:
     if not known:
         return None
     bandwidth, rate = known[0]
-    pairs = float(batch.features()["prefill_pairs"][0])
+    pairs = sum(n * (context + (n + 1) / 2) for n, context in batch.prefills)
     reads = 2 * (LAYERS + HEAD) + KV_BYTES * sum(batch.decodes)
     return max(reads / bandwidth, (2 * LAYERS * batch.tokens + PAIR_FLOPS * pairs) / rate)
 

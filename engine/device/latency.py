@@ -6,6 +6,7 @@
       + per_pair x prefill_pairs + per_read x prefill_reads     attention of the prompt chunks: arithmetic, KV read
       + per_context x decode_context                            KV read by the decodes,
       + per_uncached x max(0, decode_context - cached)          dearer where caches do not hold it
+      + per_mixed x decode_context if there is a prompt chunk   dearer where one attention launch serves both
       + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
 
 A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
@@ -13,6 +14,7 @@ measured, residuals, and the range in which they hold.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -29,7 +31,7 @@ from engine.errors import InputError
 from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
-from engine.ranges import NotNegative, number, whole
+from engine.ranges import Bounds, NotNegative, number, whole
 from engine.server.state import Server
 from engine.spec import Spec
 
@@ -40,7 +42,6 @@ Time = Annotated[float, number(0.0, 1e6)]
 RANGES = ("tokens", "requests", "context_tokens")
 """Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
 TableNumber = Annotated[float, number(0.0, 1e9)]
-_SPEED = number(0.0, 1e6, above=True)
 
 
 class Weights(NamedTuple):
@@ -57,6 +58,7 @@ class Weights(NamedTuple):
     per_context: float
     per_read: float
     per_uncached: float
+    per_mixed: float
 
 
 @inner
@@ -76,6 +78,7 @@ def weights(f: np.record, cached: float) -> Weights:
         per_context=f.decode_context,
         per_read=f.prefill_reads,
         per_uncached=max(0.0, f.decode_context - cached),
+        per_mixed=f.decode_context * min(1.0, chunks),
     )
 
 
@@ -151,6 +154,7 @@ def iteration_seconds(latency: Latency, features: np.ndarray) -> float:
     t += c.per_context * w.per_context
     t += c.per_read * w.per_read
     t += c.per_uncached * w.per_uncached
+    t += c.per_mixed * w.per_mixed
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
     return float(charged(t, c, f))
@@ -186,6 +190,10 @@ class LatencyModel:
     """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
     cached: NotNegative = 0.0
     """KV tokens that decodes read from caches."""
+    per_mixed: Time = 0.0
+    """Seconds, on top of per_context, per KV token that decodes read in a batch with a prompt chunk: what a launch that
+    serves both costs (FlashAttention 2 in vLLM; 0 where prompts and decodes are launched apart, or with
+    FlashAttention 3)."""
     table: tuple[tuple[TableNumber, TableNumber], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
@@ -228,6 +236,10 @@ class LatencyModel:
         """The same device slower by a factor (0.5: twice as fast): every time of the model times `factor`."""
         table = tuple((n, t * factor) for n, t in self.table)
         return replace(self, **{name: factor * getattr(self, name) for name in TIMES}, table=table)
+
+    def mixed(self, ratio: float) -> "LatencyModel":
+        """The same device where a decode's KV token costs so many times as much beside a prompt chunk (1: the same)."""
+        return replace(self, per_mixed=(ratio - 1.0) * self.per_context)
 
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as arrays for compiled loops; with a config what it charges, too."""
@@ -313,17 +325,30 @@ def profile_names() -> list[str]:
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
+CHANGES: dict[str, tuple[Bounds, Callable[[LatencyModel, float], LatencyModel]]] = {
+    "speed": (number(0.0, 1e6, above=True), lambda model, speed: model.scaled(1.0 / speed)),
+    "mixed": (number(1.0, 1e3), LatencyModel.mixed),
+}
+"""What a spec may change of a profile: the range of each setting, and what it makes of the model."""
+
+
 def load_profile(name: str) -> LatencyModel:
-    """A shipped profile by name, or a profile file by path; ``NAME:speed=2`` is a device twice as fast.
+    """A shipped profile by name, or a profile file by path.
+
+    ``NAME:speed=2`` is a device twice as fast; ``NAME:mixed=2`` one on which a decode's KV token costs twice as much
+    beside a prompt chunk as without.
 
     Raises:
-        InputError: no such profile, unreadable or foreign file, or a speed that is not positive.
+        InputError: no such profile, unreadable or foreign file, or a setting out of its range.
     """
-    spec = Spec.of_place(name, ("speed",))
+    spec = Spec.of_place(name, tuple(CHANGES))
     if spec.rest:
         where = f"profile {name!r}"
-        speed = _SPEED.parse(spec.settings(where, ("speed",))["speed"], f"{where}: speed")
-        return replace(load_profile(spec.name).scaled(1.0 / speed), name=name)
+        model = load_profile(spec.name)
+        for key, text in spec.settings(where, tuple(CHANGES)).items():
+            range_, change = CHANGES[key]
+            model = change(model, float(range_.parse(text, f"{where}: {key}")))
+        return replace(model, name=name)
     if name in profile_names():
         text = (resources.files("engine") / "data" / "profiles" / f"{name}.json").read_text(encoding="utf-8")
         return LatencyModel.from_json(parse_json(text, name), name)

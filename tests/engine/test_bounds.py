@@ -5,6 +5,7 @@ import pytest
 
 import baselines
 from engine.config import EngineConfig
+from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.bounds import bound_note, capacity_bound, least_seconds
@@ -14,6 +15,8 @@ from engine.server.features import new_features
 from engine.server.state import FINISHED
 
 CONFIG = EngineConfig()
+COMPANY = ("sarathi", "vllm:max_batched_tokens=4096", "vllm_v1", "slai", "orca", "slackfit")
+"""Policies that mix prompts and decodes in all ways."""
 BURST = Workload(arrivals="burst", num_requests=150).generate(0)
 
 
@@ -79,6 +82,7 @@ def _random_profile(rng: np.random.Generator) -> LatencyModel:
         any_chunk=some(1e-3),
         per_read=some(1e-8),
         per_uncached=some(1e-7),
+        per_mixed=some(1e-7),
         cached=some(1e3),
         tile=int(rng.choice([1, 1, 64, 128])),
         tick=float(rng.choice([0.0, 0.0, 1e-3, 0.02])),
@@ -101,8 +105,10 @@ def test_no_policy_beats_the_bound_on_any_profile(seed: int) -> None:
     seconds = least_seconds(model, config, requests)
     bound = capacity_bound(seconds)
     assert bound is None or 0.0 < bound < np.inf
-    for policy in ("sarathi", "vllm:max_batched_tokens=4096", "vllm_v1", "slai", "orca", "slackfit"):
-        record = simulate(baselines.make(policy), requests, model, config)
+    others = sorted(set(baselines.names()) - set(COMPANY))
+    for policy in map(baselines.make, (*COMPANY, others[seed % len(others)])):
+        told = predict(requests, policy.channel, 0) if policy.channel else requests
+        record = simulate(policy, told, model, config)
         assert (np.diff(np.sort(record.ledger["completed"])) >= 0.0).all()
         assert record.ledger["completed"].min() > 0.0 or model.tick > 0.0
         done = record.request["status"] == FINISHED

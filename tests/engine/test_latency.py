@@ -27,6 +27,9 @@ FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-
         ("per_read", ((129, 71), (1, 0)), (), 2 * 200 + 1),
         ("per_context", ((50, 50),), (9, 1000), 1009),
         ("per_request", ((50, 50),), (9, 1000), 3),
+        ("per_mixed", ((50, 50),), (9, 1000), 1009),
+        ("per_mixed", ((50, 50), (4, 0)), (9,), 9),
+        ("per_mixed", (), (9, 1000), 0),
     ],
 )
 def test_each_term_counts_what_it_says(
@@ -49,6 +52,18 @@ def test_a_profile_at_another_speed_is_that_device_with_every_time_scaled() -> N
 def test_a_speed_that_is_none_is_one_clear_line(speed: str) -> None:
     with pytest.raises(InputError, match=f"profile '{NAME}:speed={speed}': speed: expected a number > 0"):
         load_profile(f"{NAME}:speed={speed}")
+
+
+def test_a_profile_whose_mixed_batches_are_dearer() -> None:
+    plain, dear = load_profile(NAME), load_profile(f"{NAME}:mixed=2.5")
+    for prefills, more in (((), 0.0), (((300, 40),), 1.5 * plain.per_context * 1009)):
+        batch = Batch(prefills, (9, 1000)).features()
+        seconds, longer = (iteration_seconds(m.compiled(), batch) for m in (plain, dear))
+        assert longer == pytest.approx(seconds + more)
+    both = load_profile(f"{NAME}:mixed=2.5,speed=2")
+    assert both.per_mixed == pytest.approx(dear.per_mixed / 2.0)
+    with pytest.raises(InputError, match=r"mixed: expected a number >= 1, got 0.5"):
+        load_profile(f"{NAME}:mixed=0.5")
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
