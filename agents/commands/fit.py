@@ -6,10 +6,9 @@ from pathlib import Path
 from agents.device import profiling
 from agents.options import TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
-from agents.reporting.study_plots import plot_residuals
+from agents.reporting.study_plots import check_plot, plot_residuals
 from agents.work.files import check_writable, write_atomically
 from engine.device import fitting
-from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,8 @@ class Command(TableOptions):
         Raises:
             InputError: a table that cannot be read or has too few points, or files that cannot be written.
         """
-        check_writable(self.out, self.plot)
-        if self.plot is not None:
-            need("report", "plot")
+        check_writable(self.out)
+        check_plot(self.plot)
         points = profiling.read_points(self.table)
         model = fitting.fit(points, self.name or self.out.stem, profiling.read_provenance(self.table))
         rows = [

@@ -8,13 +8,13 @@ from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.setup import Setup
 from agents.options import ComparisonOptions
 from agents.reporting.grid import print_lines, show, terminal_console
+from agents.reporting.study_plots import check_plot, plot_sensitivity, write_plot
 from agents.reporting.study_tables import sensitivity_grids
 from agents.studies import sensitivity
-from agents.work.files import check_writable, write_atomically, write_json
+from agents.work.files import check_writable, write_json
 from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.errors import InputError
-from engine.extras import need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,15 @@ class Command(ComparisonOptions):
             raise InputError("prediction: expected --channels here, got --prediction")
         if self.resume:
             raise InputError("resume: a sensitivity study cannot be resumed")
-        check_writable(self.json, self.plot)
-        if self.plot is not None:
-            need("report", "plot")
+        check_writable(self.json)
+        check_plot(self.plot)
         result = self._measure()
         console = terminal_console()
         for grid in sensitivity_grids(result):
             show(grid, console, self.wide)
         print_lines(console, [arrivals_note(by_load((run.load, run.arrival_rate) for run in result.cells))])
         write_json(self.json, result)
-        if self.plot is not None:
-            from agents.reporting.study_plots import plot_sensitivity
-
-            write_atomically(self.plot, plot_sensitivity(result))
+        write_plot(self.plot, partial(plot_sensitivity, result))
 
     def _measure(self) -> sensitivity.Sensitivity:
         channels = tuple(part.strip() for part in self.channels.split(";") if part.strip())

@@ -1,18 +1,19 @@
 """`llmsched starvation`: what it costs to let nobody wait too long."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.options import ComparisonOptions
 from agents.policies import with_setting
 from agents.reporting.grid import print_lines, show, terminal_console
+from agents.reporting.study_plots import check_plot, plot_tradeoff, write_plot
 from agents.reporting.study_tables import starvation_grid
-from agents.work.files import check_writable, write_atomically, write_json
+from agents.work.files import check_writable, write_json
 from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.errors import InputError
-from engine.extras import need
 from engine.ranges import parse_number
 
 
@@ -44,9 +45,8 @@ class Command(ComparisonOptions):
             raise InputError("resume: a starvation study cannot be resumed")
         if self.reference is not None:
             raise InputError("reference: expected none, the first setting of the first policy is it; got one")
-        check_writable(self.json, self.plot)
-        if self.plot is not None:
-            need("report", "plot")
+        check_writable(self.json)
+        check_plot(self.plot)
         base = self.setup()
         specs = tuple(with_ageing(policy, setting) for policy in base["policies"] for setting in self._settings())
         setup = base | {"policies": specs, "reference": specs[0]}
@@ -59,10 +59,7 @@ class Command(ComparisonOptions):
         show(starvation_grid(result), console, self.wide)
         print_lines(console, result.notes)
         write_json(self.json, result)
-        if self.plot is not None:
-            from agents.reporting.study_plots import plot_tradeoff
-
-            write_atomically(self.plot, plot_tradeoff(result))
+        write_plot(self.plot, partial(plot_tradeoff, result))
 
     def _settings(self) -> tuple[float, ...]:
         numbers = [parse_number(part) for part in self.ageing.split(",")]

@@ -1,7 +1,8 @@
 """Plots of the fit of a profile and of two studies: residuals, sensitivity to predictions, means against waits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,35 @@ from agents.reporting.plot_style import GRID, LIMIT, add_legend, new_figure, pla
 from agents.reporting.plots import png
 from agents.reporting.tables import load_label
 from agents.studies.sensitivity import Sensitivity
+from agents.work.files import check_writable, write_atomically
 from engine.device.fitting import Point, predicted
 from engine.device.latency import LatencyModel
+from engine.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def check_plot(path: Path | None) -> None:
+    """Find out before a long run that its plot could not be drawn or written; None asks for none.
+
+    Raises:
+        InputError: there is no matplotlib, or the place cannot be written.
+    """
+    if path is not None:
+        check_writable(path)
+        need("report", "plot")
+
+
+def write_plot(path: Path | None, draw: Callable[[], bytes]) -> None:
+    """Draw a plot and write it as PNG; None asks for none.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    if path is not None:
+        write_atomically(path, draw())
 
 
 def _frame(axes: "Axes") -> None:
