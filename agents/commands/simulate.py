@@ -49,8 +49,6 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         Raises:
             InputError: options that do not fit, or a file that cannot be written.
         """
-        if self.executor is not None and self.profile != ServerOptions.profile:
-            raise InputError("executor, profile: expected one of them, got both")
         check_writable(self.json)
         limits = self.limits()
         (load,) = self.loads(self.rate, None)
@@ -75,6 +73,8 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         )
         if self.executor is None:
             return counted
+        if self.profile != ServerOptions.profile:
+            raise InputError("executor, profile: expected one of them, got both")
         need("real", "executor")
         from engine.device.real.executor import ROOM, make_executor
 

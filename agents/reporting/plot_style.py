@@ -1,7 +1,9 @@
 """How plots look: a style for each policy, the same in every plot of a report, and legends with room for long names."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from agents.evaluation.result import Comparison
 from agents.reporting.grid import folded
 from engine.extras import need
 
@@ -45,6 +47,29 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def has_one_load(result: Comparison) -> bool:
+    """Whether policies stand below each other with their names, since there is no axis of loads."""
+    return len(result.setting.loads) == 1
+
+
+def name_rows(axes: "Axes", policies: Sequence[str]) -> None:
+    """A row for each policy, the first on top."""
+    axes.set_yticks(range(len(policies)), [folded(policy, LABEL_CHARACTERS) for policy in policies], fontsize=9)
+    axes.set_ylim(len(policies) - 0.5, -0.5)
+
+
+def rows_height(policies: Sequence[str]) -> float:
+    """Inches that a panel needs for the names of its rows."""
+    return 1.2 + 0.24 * sum(folded(policy, LABEL_CHARACTERS).count("\n") + 1 for policy in policies)
+
+
+def used(panels: "list[Axes]", count: int) -> "list[Axes]":
+    """The first panels; the others are not shown."""
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return panels[:count]
 
 
 def plain(axes: "Axes") -> None:

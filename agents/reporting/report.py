@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
+from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +140,7 @@ def html_text(result: Comparison, images: dict[str, bytes]) -> str:
 
     template = (resources.files("agents.reporting") / "templates" / "report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["with_code"] = _with_code
     shown = columns(result)
     compared = {row.metric for row in result.paired}
     difference_columns = [column for column in shown if column.key in compared]
@@ -156,6 +158,11 @@ def html_text(result: Comparison, images: dict[str, bytes]) -> str:
         remarks=remarks(result),
         definitions=definitions(),
     )
+
+
+def _with_code(text: str) -> str:
+    """A text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def write_report(

@@ -82,6 +82,9 @@ class LearnedPolicy(Policy):
     """A trained network that chooses for every batch what the environment's action lets it choose."""
 
     name: ClassVar[str] = "learned"
+    paper: ClassVar[str] = "ours"
+    knows: ClassVar[str] = "prompt length, tier, batch times, a latency profile"
+    evidence: ClassVar[str] = "ours: trained on simulated requests"
     eviction: ClassVar[str] = "youngest, when a decode finds no block"
 
     path: str
@@ -133,6 +136,8 @@ class RandomLegal(Policy):
     """Every choice of the `allocation` action with equal odds; a run depends on nothing but the seed."""
 
     name: ClassVar[str] = "random"
+    paper: ClassVar[str] = "ours"
+    knows: ClassVar[str] = "prompt length, tier, batch times"
     evidence: ClassVar[str] = "ours: the floor for learners"
     eviction: ClassVar[str] = LearnedPolicy.eviction
     request_memory: ClassVar[int] = _RANDOM.request_memory

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
@@ -129,7 +130,7 @@ def test_the_html_is_self_contained_and_says_what_its_numbers_mean(result: Compa
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "<script" not in text
     assert text.count("data:image/png;base64,") == len(PLOTS)
-    plain = html.unescape(text)
+    plain = re.sub("</?code>", "`", html.unescape(text))
     for term, meaning in definitions():
         assert f"<dt>{term}</dt><dd>{meaning}</dd>" in plain
     for word in ("sarathi", "slai:offset=3", "4 req/s", "8 req/s", result.config_hash, "RTX 6000 Ada"):
@@ -190,8 +191,21 @@ def test_the_offered_load_is_named_inside_the_panel(result: Comparison) -> None:
 def test_one_load_and_one_seed_make_a_report_without_intervals(tmp_path: Path) -> None:
     result = make((4.0,), 1)
     write_report(result, tmp_path)
-    assert "One seed: there are no intervals" in (tmp_path / "report.html").read_text()
+    html = (tmp_path / "report.html").read_text()
+    assert "One seed: there are no intervals" in html
     assert "pm" not in latex_text(result)
+    assert "<code>vllm bench serve --save-result</code>" in html
+    assert "`" not in html.partition("What the numbers mean")[2]
+
+
+def test_of_one_load_every_policy_has_a_row(result: Comparison) -> None:
+    one = make((4.0,), 1)
+    panels = [axes for axes in PLOTS["behaviour"](one).axes if axes.get_title(loc="left")]
+    for axes in panels[2 : 3 + len(one.cells[0].tiers)]:
+        assert axes.get_ylim() == (len(one.labels) - 0.5, -0.5)
+        assert {float(y) for line in axes.lines for y in np.asarray(line.get_ydata())} == set(range(len(one.labels)))
+        assert axes.get_xlabel() == "4 req/s"
+    assert PLOTS["behaviour"](result).axes[2].get_xlabel() == "arrival rate, requests/s"
 
 
 def test_a_burst_has_no_rate_but_a_report(tmp_path: Path) -> None:
