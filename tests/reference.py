@@ -264,6 +264,7 @@ class ReferenceServer:
             "decodes": len(decodes),
             "prefill_pairs": sum(n * done + n * (n + 1) / 2 for n, done in chunks),
             "prefill_reads": sum((n + done) * math.ceil(n / 128) for n, done in chunks),
+            "wide_prefill_reads": sum((n + done) * math.ceil(n / 256) for n, done in chunks),
             "decode_context": sum(decodes),
             "swapped": 2 * self.swapped_since_iteration,
         }

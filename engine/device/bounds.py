@@ -7,7 +7,6 @@ import numpy as np
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel, interpolate
-from engine.server.features import QUERY_TILE
 
 
 def capacity_bound(seconds: np.ndarray) -> float | None:
@@ -45,7 +44,7 @@ def least_seconds(model: LatencyModel, config: EngineConfig, requests: Requests)
     context = decodes * prompt + decodes * (decodes - 1.0) / 2.0
     tokens, chunks = prompt + decodes, (prompt > 0.0).astype(np.float64)
     device = (_least_per_token(model, most) + model.overhead / most) * tokens
-    device += model.per_pair * pairs + model.per_context * context + model.per_read * pairs / QUERY_TILE
+    device += model.per_pair * pairs + model.per_context * context + model.per_read * pairs / model.query_tile
     device += model.per_request * (decodes + chunks) + model.per_chunk * chunks
     charged = config.decision_s / most * tokens + config.decision_per_request_s * (decodes + chunks)
     return np.asarray(_kept_by_rounding(model, most) * device + charged)

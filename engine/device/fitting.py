@@ -7,17 +7,18 @@ non-negative least squares on relative errors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product, starmap
 from typing import Any, Literal
 
 import numpy as np
 
-from engine.device.latency import LatencyModel, Weights, iteration_seconds, weights
+from engine.device.latency import LatencyModel, Traits, Weights, iteration_seconds, weights
 from engine.errors import InputError
-from engine.server.features import EMPTY, add, new_features, store
+from engine.server.features import EMPTY, QUERY_TILE, WIDE_QUERY_TILE, add, new_features, store
 
 TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
 """Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
-CACHED = (0, *(1024 << k for k in range(9)))
+CACHED = (0.0, *(1024.0 * 2**k for k in range(9)))
 """KV tokens that caches may hold; the fit takes the best."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
@@ -67,17 +68,19 @@ class Point:
     """Median duration (s)."""
 
 
-def _solve(fitted: Sequence[Point], nodes: np.ndarray) -> tuple[np.ndarray, int]:
-    """What gives the least relative errors: seconds at the nodes, then of each term; KV tokens that caches hold."""
+def _solve(fitted: Sequence[Point], nodes: np.ndarray) -> tuple[np.ndarray, Traits]:
+    """What gives the least relative errors: seconds at the nodes, then of each term; by what traits of the device."""
     from scipy.optimize import nnls
 
-    seconds = np.array([p.seconds for p in fitted])
+    seconds = np.array([p.seconds for p in fitted])[:, None]
+    features = [p.batch.features()[0] for p in fitted]
+    linear = np.array([_shares(p.batch.tokens, nodes) for p in fitted])
     tried = []
-    for cached in CACHED:
-        rows = np.array([_terms(p.batch, nodes, cached) for p in fitted])
-        tried.append((*nnls(rows / seconds[:, None], np.ones(len(fitted))), cached))
-    solution, _, cached = min(tried, key=lambda found: found[1])
-    return solution, cached
+    for traits in starmap(Traits, product(CACHED, (QUERY_TILE, WIDE_QUERY_TILE))):
+        terms = np.array([weights(f, traits) for f in features])
+        tried.append((*nnls(np.hstack([linear, terms]) / seconds, np.ones(len(fitted))), traits))
+    solution, _, traits = min(tried, key=lambda found: found[1])
+    return solution, traits
 
 
 def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> LatencyModel:
@@ -94,7 +97,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
             f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
             f"got {len(nodes)} and {decodes}"
         )
-    solution, cached = _solve(fitted, nodes)
+    solution, traits = _solve(fitted, nodes)
     smallest = 1e-9  # a table needs seconds > 0
     model = LatencyModel(
         overhead=0.0,
@@ -102,7 +105,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
         per_token=0.0,
         **dict(zip(Weights._fields, solution[len(nodes) :].tolist(), strict=True)),
         table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
-        cached=float(cached),
+        **traits._asdict(),
         name=name,
     )
     return LatencyModel(
@@ -118,13 +121,13 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
     )
 
 
-def _terms(batch: Batch, nodes: np.ndarray, cached: int) -> np.ndarray:
-    """Weights of the table's nodes at this token count, then those of the terms."""
-    k = int(np.clip(np.searchsorted(nodes, batch.tokens, "right") - 1, 0, len(nodes) - 2))
-    share = (batch.tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
+def _shares(tokens: int, nodes: np.ndarray) -> np.ndarray:
+    """Weights of the table's nodes at this token count."""
+    k = int(np.clip(np.searchsorted(nodes, tokens, "right") - 1, 0, len(nodes) - 2))
+    share = (tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
     table = np.zeros(len(nodes))
     table[k], table[k + 1] = 1.0 - share, share
-    return np.array([*table, *weights(batch.features()[0], cached)])
+    return table
 
 
 def predicted(model: LatencyModel, points: Sequence[Point]) -> np.ndarray:

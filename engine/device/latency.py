@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_type_hints
 
 import numpy as np
 from numba import typeof
@@ -32,6 +32,7 @@ from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
 from engine.ranges import Bounds, NotNegative, number, whole
+from engine.server.features import QUERY_TILE
 from engine.server.state import Server
 from engine.spec import Spec
 
@@ -61,13 +62,20 @@ class Weights(NamedTuple):
     per_mixed: float
 
 
+class Traits(NamedTuple):
+    """What of a device its terms are counted by."""
+
+    cached: float  # KV tokens that caches hold
+    query_tile: float  # queries of a prompt chunk that attention takes together
+
+
 @inner
-def weights(f: np.record, cached: float) -> Weights:
+def weights(f: np.record, traits: Traits) -> Weights:
     """Weights of the terms in a batch.
 
     Args:
         f: its FEATURES record.
-        cached: KV tokens that caches hold.
+        traits: those of the device, or a record that has them among others.
     """
     chunks = f.requests - f.decodes
     return Weights(
@@ -76,8 +84,8 @@ def weights(f: np.record, cached: float) -> Weights:
         any_chunk=min(1.0, chunks),
         per_pair=f.prefill_pairs,
         per_context=f.decode_context,
-        per_read=f.prefill_reads,
-        per_uncached=max(0.0, f.decode_context - cached),
+        per_read=f.prefill_reads if traits.query_tile <= QUERY_TILE else f.wide_prefill_reads,
+        per_uncached=max(0.0, f.decode_context - traits.cached),
         per_mixed=f.decode_context * min(1.0, chunks),
     )
 
@@ -146,7 +154,7 @@ def iteration_seconds(latency: Latency, features: np.ndarray) -> float:
     if c.tile > 1.0:
         tokens = np.ceil(tokens / c.tile) * c.tile
     linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
-    w = weights(f, c.cached)
+    w = weights(f, c)
     t = c.overhead + c.per_request * w.per_request + linear
     t += c.per_chunk * w.per_chunk
     t += c.any_chunk * w.any_chunk
@@ -186,6 +194,8 @@ class LatencyModel:
     """Seconds, on top, of a batch with a prompt chunk: the second attention launch, no CUDA graph."""
     per_read: Time = 0.0
     """Seconds per KV token that a tile of queries of a prompt chunk reads."""
+    query_tile: Literal[128, 256] = 128
+    """Queries in such a tile."""
     per_uncached: Time = 0.0
     """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
     cached: NotNegative = 0.0
@@ -277,7 +287,7 @@ class LatencyModel:
 _DECLARED = get_type_hints(LatencyModel, include_extras=True)
 TIMES = tuple(name for name, kind in _DECLARED.items() if kind is Time)
 """Fields that a profile gives in seconds."""
-NUMBERS = (*TIMES, "tile", "cached")
+NUMBERS = (*TIMES, "tile", *Traits._fields)
 """All numbers that it gives."""
 CHARGES = ("decision", "decision_per_request", "per_swapped")
 """Seconds that a config charges: for a scheduling decision, for each request in a batch, to move half a KV block."""

@@ -13,6 +13,8 @@ from engine.compiled.jit import inner
 
 QUERY_TILE = 128
 """Queries of a prompt chunk that attention kernels take together: each tile of them reads the KV anew."""
+WIDE_QUERY_TILE = 256
+"""The same of kernels that take more."""
 
 
 class Features(NamedTuple):
@@ -23,6 +25,7 @@ class Features(NamedTuple):
     decodes: float = 0.0  # of them
     prefill_pairs: float = 0.0  # sum over chunks of n (context + (n + 1) / 2): attention of prefill
     prefill_reads: float = 0.0  # sum over chunks of KV tokens (context + n) x tiles of QUERY_TILE queries
+    wide_prefill_reads: float = 0.0  # the same with tiles of WIDE_QUERY_TILE
     decode_context: float = 0.0  # sum over decodes of KV tokens read
 
 
@@ -53,6 +56,7 @@ def add(f: Features, done: float, n: float, decode: bool) -> Features:
         decodes=f.decodes + (1.0 if decode else 0.0),
         prefill_pairs=f.prefill_pairs + (0.0 if decode else n * (done + (n + 1) / 2)),
         prefill_reads=f.prefill_reads + (0.0 if decode else (done + n) * np.ceil(n / QUERY_TILE)),
+        wide_prefill_reads=f.wide_prefill_reads + (0.0 if decode else (done + n) * np.ceil(n / WIDE_QUERY_TILE)),
         decode_context=f.decode_context + (done + n if decode else 0.0),
     )
 

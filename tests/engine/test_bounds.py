@@ -84,6 +84,7 @@ def _random_profile(rng: np.random.Generator) -> LatencyModel:
         per_uncached=some(1e-7),
         per_mixed=some(1e-7),
         cached=some(1e3),
+        query_tile=128 if rng.random() < 0.5 else 256,
         tile=int(rng.choice([1, 1, 64, 128])),
         tick=float(rng.choice([0.0, 0.0, 1e-3, 0.02])),
         table=table,

@@ -208,6 +208,7 @@ def test_the_batch_features_are_those_of_the_latency_formula() -> None:
         "decodes": 1,
         "prefill_pairs": 5 * (5 + 3),
         "prefill_reads": 10,
+        "wide_prefill_reads": 10,
         "decode_context": 6,
         "swapped": 0,
     }

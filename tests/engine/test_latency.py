@@ -7,13 +7,22 @@ from typing import Any
 import pytest
 
 from engine.device.fitting import Batch
-from engine.device.latency import NUMBERS, TIMES, LatencyModel, Weights, iteration_seconds, load_profile, weights
+from engine.device.latency import (
+    NUMBERS,
+    TIMES,
+    LatencyModel,
+    Traits,
+    Weights,
+    iteration_seconds,
+    load_profile,
+    weights,
+)
 from engine.errors import InputError
 from engine.server.features import Features
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "rtx6000ada-mistral-7b"
-FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "overhead": 1e-12}
+FREE: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0) | {"tile": 1, "query_tile": 128, "overhead": 1e-12}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,15 @@ def test_a_speed_that_is_none_is_one_clear_line(speed: str) -> None:
         load_profile(f"{NAME}:speed={speed}")
 
 
+def test_wide_tiles_of_queries_read_the_kv_less_often() -> None:
+    batch = Batch(((256, 44), (257, 0)), (9,)).features()
+    for tile, reads in ((128, 2 * 300 + 3 * 257), (256, 300 + 2 * 257)):
+        model = LatencyModel(**{**FREE, "per_read": 1.0, "query_tile": tile})
+        assert iteration_seconds(model.compiled(), batch) == pytest.approx(reads)
+    with pytest.raises(InputError, match="query_tile: expected 128 or 256, got 64"):
+        LatencyModel(**{**FREE, "query_tile": 64})
+
+
 def test_a_profile_whose_mixed_batches_are_dearer() -> None:
     plain, dear = load_profile(NAME), load_profile(f"{NAME}:mixed=2.5")
     for prefills, more in (((), 0.0), (((300, 40),), 1.5 * plain.per_context * 1009)):
@@ -76,7 +94,7 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
 def test_a_term_is_declared_once_and_everything_follows(term: str) -> None:
     """A term is a field and a weight: its range, its speed, its place in the sum and in the fit come from these."""
     batch = Batch(((300, 40),), (9, 1000)).features()
-    weight = getattr(weights(batch[0], 0.0), term)
+    weight = getattr(weights(batch[0], Traits(0.0, 128)), term)
     model = LatencyModel(**{**FREE, term: 2.0})
     assert weight > 0.0
     assert iteration_seconds(model.compiled(), batch) == pytest.approx(2.0 * weight)
