@@ -55,7 +55,9 @@ IN_FUNCTIONS = {"engine": {"scipy", "tokenizers", "yaml"}}
 """Third parties that the package may additionally import inside functions."""
 
 GPU_ONLY = {"torch", "transformers"}
-GPU_FILES = {f"engine/device/real/{name}.py" for name in ("attention", "executor", "forward", "models")}
+GPU_FILES = {
+    f"engine/device/real/{name}.py" for name in ("attention", "clock", "executor", "forward", "models", "placing")
+}
 """Inside engine only these files may know those packages; others import these files inside functions."""
 
 EXTRA_FILES = {

@@ -9,7 +9,7 @@ module only to run it.
 import contextlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +37,7 @@ from engine.device.real.forward import (
     unpack,
 )
 from engine.device.real.models import DTYPES, MISTRAL_7B, TINY, build, enough_memory, from_folder
+from engine.device.real.placing import place, set_threads
 from engine.errors import InputError
 from engine.server.state import RUNNING, Server, load, new_server
 from engine.spec import Spec
@@ -308,23 +309,6 @@ class TransformersExecutor:
         return logits_of(self.model, *unpack(to_device(packed, self.device), *sizes))
 
 
-def _check_cuda(dtype: str) -> None:
-    """Flash attention needs bf16 and compute capability 8.0.
-
-    Raises:
-        InputError: another dtype, no CUDA device, or one that is too old.
-    """
-    if dtype != "bf16":
-        raise InputError(f"executor: dtype: expected bf16 on CUDA (flash attention takes no other), got {dtype!r}")
-    if not torch.cuda.is_available():
-        raise InputError("executor: expected a CUDA device, found none: use transformers:tiny, or add device=cpu")
-    if (capability := torch.cuda.get_device_capability()) < (8, 0):
-        raise InputError(
-            f"executor: expected a CUDA device of capability 8.0 or more (Ampere, Hopper), got {capability[0]}."
-            f"{capability[1]} ({torch.cuda.get_device_name()}): use transformers:tiny, or add device=cpu"
-        )
-
-
 def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> TransformersExecutor:
     """Build an executor from its spec.
 
@@ -340,14 +324,14 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     Raises:
         InputError: another spec, no such device or folder, a dtype that does not fit, not enough memory.
     """
-    place = Spec.parse(spec, ",")
-    model_spec = Spec.parse(place.name)
+    whole = Spec.parse(spec, ",")
+    model_spec = Spec.parse(whole.name)
     if model_spec.name != "transformers":
         raise InputError(f"executor: expected {_FORMS}; got {spec!r}")
-    source, options = model_spec.rest, place.settings("executor", ("dtype", "device", "attention", "threads"), _FORMS)
-    device, dtype = _place(source, options)
+    source, options = model_spec.rest, whole.settings("executor", ("dtype", "device", "attention", "threads"), _FORMS)
+    device, dtype = place(source, options)
     if device == "cpu":
-        _set_threads(options.get("threads", "1" if source == "tiny" else ""))
+        set_threads(options.get("threads", "1" if source == "tiny" else ""))
     kernel = options.get("attention", "split")
     load_kernel(kernel, device)
     if source in ("", "tiny"):
@@ -355,33 +339,3 @@ def make_executor(spec: str, capacity_tokens: int, seed: int = 0) -> Transformer
     else:
         model = from_folder(Path(source), DTYPES[dtype], device, kernel)
     return TransformersExecutor(model, capacity_tokens, spec, seed)
-
-
-def _place(source: str, options: Mapping[str, str]) -> tuple[str, str]:
-    """Device and dtype of a spec, with the defaults of its model.
-
-    Raises:
-        InputError: no such device or dtype, or they do not fit together.
-    """
-    device = options.get("device", "cpu" if source == "tiny" else "cuda")
-    if device not in ("cuda", "cpu"):
-        raise InputError(f"executor: device: expected cuda or cpu, got {device!r}")
-    dtype = options.get("dtype", "bf16" if device == "cuda" else "fp32")
-    if dtype not in DTYPES:
-        raise InputError(f"executor: dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    if device == "cuda":
-        _check_cuda(dtype)
-    return device, dtype
-
-
-def _set_threads(threads: str) -> None:
-    """Give torch so many threads, as many as it likes for an empty text.
-
-    Raises:
-        InputError: not a number of threads.
-    """
-    if not threads:
-        return
-    if not threads.isdecimal() or int(threads) < 1:
-        raise InputError(f"executor: threads: expected a whole number >= 1, got {threads!r}")
-    torch.set_num_threads(int(threads))
