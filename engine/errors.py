@@ -19,3 +19,13 @@ class InputError(ValueError):
 
 class CacheWarning(UserWarning):
     """Compiled code cannot be kept: the next process compiles again, with the same results."""
+
+
+def expect(fits: bool, name: str, expected: str, value: object) -> None:
+    """Refuse what stands in the place of an object of another kind: a name, a class, a list.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    if not fits:
+        raise InputError(f"{name}: expected {expected}, got {repr(value)[:80]}")

@@ -27,7 +27,7 @@ from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import versions
 from engine.device.bounds import bound_note
 from engine.device.latency import LatencyModel
-from engine.errors import InputError
+from engine.errors import InputError, expect
 from engine.runs.metrics import ttft_samples
 
 
@@ -45,6 +45,7 @@ class Evaluation(Setup):
             InputError: no seed, a load twice, or a reference that is not among the policies.
         """
         super().__post_init__()
+        expect(isinstance(self.loads, tuple | list) and bool(self.loads), "loads", "a tuple of rates", self.loads)
         if len(set(self.loads)) < len(self.loads):
             raise InputError(f"rates: expected each load once, got {self.loads}")
 

@@ -22,8 +22,9 @@ from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.bounds import capacity_bound, least_seconds
 from engine.device.latency import LatencyModel
-from engine.errors import InputError
+from engine.errors import InputError, expect
 from engine.own_code import parse_place
+from engine.ranges import COUNT
 from engine.runs.goodput import Goodput
 from engine.runs.report import REPORT_FORMAT
 from engine.runs.serve import Deployment, RequestSource, Run, serve
@@ -110,15 +111,18 @@ class Setup:
         """Check what the parts do not check themselves.
 
         Raises:
-            InputError: no seed, a policy twice, an object that is none, or a reference that is not among the policies.
+            InputError: a part of another kind, no seed, a policy twice, or a reference that is not among the policies.
         """
+        expect(isinstance(self.policies, tuple | list), "policies", "a tuple of policies", self.policies)
+        expect(isinstance(self.source, Source), "source", "a Source", self.source)
+        expect(isinstance(self.profile, LatencyModel), "profile", "a profile of load_profile(NAME)", self.profile)
+        expect(isinstance(self.config, EngineConfig), "config", "an EngineConfig", self.config)
+        COUNT.check(self.seeds, "seeds")
         # Frozen: what was given becomes what is kept, once.
         object.__setattr__(self, "policies", labels_of(self.policies))
         object.__setattr__(self, "reference", label_of(self.reference))
         object.__setattr__(self, "_labels", {str(label): label for label in self.policies})
         object.__setattr__(self, "_sources", {str(label): fingerprint(label) for label in self.policies})
-        if self.seeds < 1:
-            raise InputError(f"seeds: expected a whole number >= 1, got {self.seeds}")
         if self.reference not in self.policies:
             raise InputError(
                 f"reference: expected one of the policies {', '.join(self.policies)}, got {self.reference!r}"

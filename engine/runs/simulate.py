@@ -11,7 +11,7 @@ from engine.compiled.jit import hot
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
-from engine.errors import InputError
+from engine.errors import InputError, expect
 from engine.runs.driving import Guarded, PolicyError, Sealed, decide, drive, fault, memory_of
 from engine.runs.pieces import PAUSED, Watched, run_in_pieces, second
 from engine.runs.record import Record
@@ -78,6 +78,15 @@ def _raise(code: int, policy: Policy, server: Server, max_decisions: int) -> Non
         raise PolicyError(f"policy {policy.spec!r} made no end within {max_decisions} decisions ({present})")
 
 
+def _check_kinds(policy: object, requests: object, executor: object, config: object) -> None:
+    """Find a spec, a name or a class in the place of the object that it stands for."""
+    runs_batches = not isinstance(executor, type) and hasattr(executor, "start") and hasattr(executor, "seconds")
+    expect(isinstance(policy, Policy), "policy", "a policy such as baselines.make('sarathi')", policy)
+    expect(isinstance(requests, Requests), "requests", "Requests such as Workload(...).generate(seed=0)", requests)
+    expect(runs_batches, "executor", "an executor such as load_profile('rtx6000ada-mistral-7b')", executor)
+    expect(isinstance(config, EngineConfig), "config", "an EngineConfig", config)
+
+
 def _check(policy: Policy, requests: Requests, config: EngineConfig, horizon_s: float) -> Requests:
     """Check that the policy can serve the requests; returns them in arrays that nobody writes to."""
     if any(array.flags.writeable for array in (requests.arrival, requests.prompt, requests.output, requests.tier)):
@@ -130,11 +139,12 @@ def simulate(
         The record of the run.
 
     Raises:
-        InputError: a request that can never be served (raised where the config keeps delivered tokens), or a
-            policy that needs predictions and requests without.
+        InputError: an argument of another kind, a request that can never be served (raised where the config keeps
+            delivered tokens), or a policy that needs predictions and requests without.
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
-    config = config or EngineConfig()
+    config = EngineConfig() if config is None else config
+    _check_kinds(policy, requests, executor, config)
     requests = _check(policy, requests, config, horizon_s)
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)

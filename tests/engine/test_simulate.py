@@ -1,5 +1,7 @@
 """`simulate` from outside: errors, horizon, charged time, step log, executors."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -281,3 +283,20 @@ def test_a_run_does_not_touch_its_requests_and_can_be_repeated() -> None:
     assert requests.digest() == before
     assert first.ledger.tobytes() == second.ledger.tobytes()
     assert not np.shares_memory(first.ledger, second.ledger)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"policy": "sarathi"}, r"policy: expected a policy such as baselines\.make\('sarathi'\), got 'sarathi'"),
+        ({"policy": baselines.Sarathi}, r"policy: expected a policy such as .*, got <class 'baselines"),
+        ({"requests": [1.0]}, r"requests: expected Requests such as .*, got \[1\.0\]"),
+        ({"executor": "rtx6000ada-mistral-7b"}, r"executor: expected an executor such as .*, got 'rtx6000ada"),
+        ({"executor": LatencyModel}, "executor: expected an executor such as .*, got <class"),
+        ({"config": {}}, r"config: expected an EngineConfig, got \{\}"),
+    ],
+)
+def test_what_only_names_an_argument_is_refused(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"policy": SARATHI, "requests": Requests.create([0.0], [4], [2]), "executor": SECOND}
+    with pytest.raises(InputError, match=message):
+        simulate(**(given | changed))

@@ -268,3 +268,20 @@ def test_commas_also_stand_between_the_parameters_of_a_policy(tmp_path: Path, mo
 def test_specs_that_name_nothing_are_refused(spec: str) -> None:
     with pytest.raises(InputError):
         resolve(spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policies": "slai"}, "policies: expected a tuple of policies, got 'slai'"),
+        ({"source": "trace.csv"}, "source: expected a Source, got 'trace.csv'"),
+        ({"profile": "tile-unit"}, r"profile: expected a profile of load_profile\(NAME\), got 'tile-unit'"),
+        ({"config": {}}, r"config: expected an EngineConfig, got \{\}"),
+        ({"seeds": 1.5}, "seeds: expected a whole number >= 1, got 1.5"),
+        ({"loads": ()}, r"loads: expected a tuple of rates, got \(\)"),
+        ({"loads": 1.0}, "loads: expected a tuple of rates, got 1.0"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluation(**changes)
