@@ -6,6 +6,7 @@ What is accepted must be sound: numbers finite and within the documented ranges,
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,7 @@ from engine.demand.length_models import parse_lengths
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
 from engine.demand.predictions import parse_channel
 from engine.demand.requests import Requests
+from engine.demand.server_run import LOGGED, ServerRun, read_run
 from engine.demand.trace_options import AS_IT_IS, TraceOptions, parse_window
 from engine.demand.traces import read_trace
 from engine.demand.workload import Workload, parse_workload
@@ -72,6 +74,14 @@ VLLM = {
     "start_times": [5.0, 5.5, 6.25],
     "errors": ["", "", ""],
 }
+
+RUN = b"".join(
+    b'{"input_toks": %d, "output_toks": 5, "arrival_time": 1787267980.25, "queued_ts": 5.5, "scheduled_ts": 5.5, '
+    b'"first_token_ts": 6, "last_token_ts": 7e0}\n' % (50 + k)
+    for k in range(4)
+)
+RUN_LOG = f"t,{','.join(LOGGED.values())},preempted\n1,200,20.5,3,1,0\n2,0,0,0,0,1\n".encode()
+RUN_META = {"model": "x", "kv_cache": {"num_gpu_blocks": 99, "block_size": 16}, "engine_kwargs": {"max_num_seqs": 5}}
 
 
 def _small(result: Any) -> Any:
@@ -111,6 +121,18 @@ def _sound_requests(requests: Requests) -> None:
     assert (np.diff(requests.arrival) >= 0.0).all()
     assert 1 <= min(requests.prompt.min(), requests.output.min())
     assert requests.source.isprintable()
+
+
+def _sound_run(run: ServerRun) -> None:
+    times = (run.arrival, run.scheduled, run.first_token, run.last_token)
+    _finite(*times)
+    assert all((before <= after + 1e-6).all() for before, after in itertools.pairwise(times))
+    assert 1 <= min(run.prompt.min(), run.output.min())
+    assert all(1 <= value <= MOST_TOKENS for value in run.limits.values())
+    assert run.about.isprintable()
+    if run.log:
+        _finite(run.log.t, *run.log.values.values())
+        assert (np.diff(run.log.t, prepend=0.0) > 0.0).all()
 
 
 def _sound_lengths(model: Any) -> None:
@@ -159,6 +181,20 @@ def _bundle(path: Path) -> Bundle:
 def _saved(path: Path) -> dict[str, Any]:
     save(path, "poisson", "slai:offset=5.0")
     return dict(json.loads(path.read_text()))
+
+
+def _beside_a_run(what: str) -> Callable[[Path], ServerRun]:
+    """Reads a run with the file as one that lies beside it."""
+
+    def read(path: Path) -> ServerRun:
+        run = path.with_name("beside-requests.jsonl")
+        run.write_bytes(RUN)
+        link = path.with_name(f"beside-{what}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        return read_run(run)
+
+    return read
 
 
 def _provenance(path: Path) -> dict[str, Any]:
@@ -243,6 +279,9 @@ READERS = {
     ),
     "chats": Reader(_trace(TraceOptions(tokenizer="words"), rate=1.0), _sound_requests, json.dumps(CHATS).encode()),
     "vllm result": Reader(_trace(), _sound_requests, json.dumps(VLLM).encode()),
+    "server run": Reader(read_run, _sound_run, RUN, ".jsonl"),
+    "log of a server": Reader(_beside_a_run("timeseries.csv"), _sound_run, RUN_LOG, ".csv"),
+    "limits of a server": Reader(_beside_a_run("meta.json"), _sound_run, json.dumps(RUN_META).encode()),
     "hyperparameters": Reader(TrainConfig.from_yaml, _sound_record, HYPER, ".yml"),
     "recipe": Reader(EvolutionConfig.from_yaml, _sound_record, shipped_recipe().read_bytes(), ".yml"),
     "environment": Reader(
@@ -444,7 +483,8 @@ LINES = [
     "train --env.rates 1e300", "evolve --recipe {binary}.yml", "evolve --recipe {pipe}", "evolve --generations 0",
     "mixture --rates 0", "mixture --updates -1", "tune slai --rates nan", "tune slai --seeds 0", "bench --scale nan",
     "fluid --limit 0", "fluid --bounds 1,nan", "starvation --ageing nan", "reproduce --seeds 0",
-    "tiles --num-requests 0", "sensitivity --rates ,", "validate --shares 0", "directions --seeds -1",
+    "tiles --num-requests 0", "sensitivity --rates ,", "validate --shares 0", "validate --against {pipe}",
+    "validate --against {binary}", "validate --against {folder}", "validate --against {timed}", "directions --seeds -1",
     "nosuch", "simulate --nosuch 1",
 ]  # fmt: skip
 

@@ -1,23 +1,44 @@
-"""`llmsched validate`: a real executor and its surrogate side by side."""
+"""`llmsched validate`: a profile beside what it stands for, a real executor or the run of a real server."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from agents.device import validate
+from agents.device.against import replay, with_limits
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.policies import resolve, split_policies
+from agents.reporting.against_plot import plot_replay
+from agents.reporting.against_tables import origin, remarks, seconds_grid, times_grid
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
+from agents.reporting.study_plots import check_plot, write_plot
 from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
+from engine.demand.server_run import LIMITS, read_run
+from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Seed
+
+_NOT_OF_A_RUN = (
+    *("executor", "policies", "shares", "rescale", "semantics", "horizon", "warmup"),
+    *(own.name for own in fields(SourceOptions)),
+)
+"""Options that say nothing of the run of a real server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
-    """The same traces through a real executor and through its fitted profile: TTFT, TBT and ranking side by side."""
+    """A profile beside a real executor on the same traces, or beside the log of a real server's run."""
 
+    against: Path | None = None
+    """The run of a real server instead of an executor: NAME-requests.jsonl (`engine.demand.server_run`), with
+    NAME-meta.json (limits) and NAME-timeseries.csv beside it if they are there. Limits as options win over its own."""
+    policy: str = "vllm_v1"
+    """What scheduled in that run; its token_budget and batch_cap are the server's limits unless they are given."""
+    plot: Path | None = None
+    """Also plot what that run and its simulation did each second to this PNG file."""
     executor: str = "transformers"
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     policies: str = "sarathi,slai"
@@ -27,7 +48,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     rescale: bool = False
     """Give the surrogate the speed that the device has in each run: for machines whose speed drifts."""
     seed: Seed = 0
-    """Draws the requests."""
+    """Draws the requests, and predictions of lengths."""
     json: Path | None = None
     """Also write every figure to this file."""
 
@@ -35,10 +56,45 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         """Serve, compare, print, write.
 
         Raises:
-            InputError: options that do not fit, no such device, or a file that cannot be written.
+            InputError: options that do not fit, no such device or run, or a file that cannot be written.
         """
-        shares, policies = parse_rates(self.shares, "shares"), [resolve(spec) for spec in split_policies(self.policies)]
         check_writable(self.json)
+        if self.against is None:
+            self._refuse(("policy", "plot"), "--against beside it")
+            self._beside_executor()
+        else:
+            self._refuse(_NOT_OF_A_RUN, "none beside --against")
+            self._beside_run(self.against)
+
+    def _refuse(self, names: Iterable[str], expected: str) -> None:
+        """Find an option that says nothing in the chosen mode."""
+        for name in names:
+            if getattr(self, name) != getattr(Command, name):
+                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+    def _beside_run(self, path: Path) -> None:
+        """The run of a real server and its simulation."""
+        check_plot(self.plot)
+        run, model = read_run(path), self.model()
+        limits = run.limits | self._given_limits()
+        result = replay(run, with_limits(self.policy, limits), model, self.engine.replace(**limits), self.seed)
+        console = terminal_console()
+        print_lines(console, origin(result))
+        for grid in (times_grid(result), seconds_grid(result)):
+            show(grid, console, self.wide)
+        print_lines(console, remarks(result))
+        write_json(self.json, result)
+        write_plot(self.plot, partial(plot_replay, result))
+
+    def _given_limits(self) -> dict[str, int]:
+        """The limits of the server that options say: those that are not the defaults."""
+        defaults = (self.preset() or Command()).engine
+        given = {name: getattr(self.engine, name) for name in LIMITS}
+        return {name: value for name, value in given.items() if value != getattr(defaults, name)}
+
+    def _beside_executor(self) -> None:
+        """A real executor and its surrogate."""
+        shares, policies = parse_rates(self.shares, "shares"), [resolve(spec) for spec in split_policies(self.policies)]
         source, model = self.source(), self.model()
         need("real", "executor")
         from engine.device.real.executor import ROOM, make_executor

@@ -21,6 +21,7 @@ FILES = [
     *("simulate --json", "evaluate --json", "evaluate --report", "capacity --json", "sensitivity --json"),
     *("sensitivity --plot", "starvation --json", "starvation --plot", "directions --json", "tiles --json"),
     *("reproduce --json", "bench --json", "fluid --json", "validate --json", "fit --table t.csv --out"),
+    *("validate --against run.jsonl --json", "validate --against run.jsonl --plot"),
     *("fit --table t.csv --plot", "tune slai --save", "profile --executor transformers:tiny --out"),
 ]
 FOLDERS = ["evaluate --out", "capacity --out", "evolve --run-dir", "mixture --run-dir", "train --run-dir", "demo --out"]
