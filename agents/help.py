@@ -16,11 +16,47 @@ OWN = ("options", "positional arguments")
 _ASCII = str.maketrans({"─": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+", "╯": "+", "…": "..."})
 
 
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _filled(lines: list[str], width: int) -> Iterator[str]:
+    """Texts of options in whole lines: the parser breaks them where the source of their docstring does.
+
+    Args:
+        lines: what is in a box; a text stands behind an option or below it, further to the right.
+        width: of the box inside.
+    """
+    at = 0
+    while at < len(lines):
+        head, at = lines[at], at + 1
+        column = _indent(lines[at]) if at < len(lines) else 0
+        if column <= _indent(head):
+            yield head
+            continue
+        end = next((k for k in range(at, len(lines)) if _indent(lines[k]) != column), len(lines))
+        is_beside = head[column - 2 : column] == "  " and head[column : column + 1].strip() != ""
+        words = " ".join([*([head[column:]] if is_beside else []), *(line.strip() for line in lines[at:end])])
+        text = textwrap.wrap(words, max(20, width - column), break_long_words=False, break_on_hyphens=False)
+        yield from [head[:column] + text.pop(0)] if is_beside else [head]
+        yield from (" " * column + line for line in text)
+        at = end
+
+
 class Box(NamedTuple):
     """One group of options as tyro draws it."""
 
     title: str
     lines: list[str]
+
+    def drawn(self) -> Iterator[str]:
+        """Its lines, the texts in it filled."""
+        width = len(self.lines[0]) - 4
+        yield self.lines[0]
+        yield from (
+            f"│ {line:<{width}} │" for line in _filled([line[2:-2].rstrip() for line in self.lines[1:-1]], width)
+        )
+        yield self.lines[-1]
 
     @property
     def about(self) -> str:
@@ -64,12 +100,12 @@ def _boxes(lines: list[str]) -> Iterator[Box]:
 def _lines(name: str, text: str, width: int, everything: bool) -> Iterator[str]:
     lines = text.rstrip().splitlines()
     first = next((k for k, line in enumerate(lines) if line.startswith("╭")), len(lines))
-    for line in lines[:first]:
-        yield from textwrap.wrap(line, width) or [""]
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines[:first]).strip()):
+        yield from [*textwrap.wrap(" ".join(paragraph.split()), width), ""]
     further = []
     for box in _boxes(lines[first:]):
         if everything or box.title in OWN:
-            yield from box.lines
+            yield from box.drawn()
         else:
             further += textwrap.wrap(_short(box), width, subsequent_indent="    ")
     if further:

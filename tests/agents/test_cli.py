@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,21 @@ def test_help_fits_the_terminal_and_shows_groups_in_a_line(
         assert re.search(rf"^│ --{re.escape(group)}\.[a-z]", whole, re.M)
         assert not re.search(rf"^│ --{re.escape(group)}\.", short, re.M)
     assert ("--help-all" in short) == bool(groups) == (short != whole)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_breaks_a_line_only_where_it_is_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Texts come from docstrings, whose lines end elsewhere."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run(capsys, f"{name} --help-all")[1]
+    inside = [line[2:-2].rstrip() for line in out.splitlines() if line.startswith("│")]
+    for line, after in pairwise(inside):
+        column = len(after) - len(after.lstrip())
+        if column > 2 and column == len(line) - len(line.lstrip()):
+            assert len(f"{line} {after.split()[0]}") > 76, (line, after)
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_help_without_a_utf_8_terminal_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
