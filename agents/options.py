@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +17,7 @@ from engine.demand.trace_options import AS_IT_IS, TimeUnit, TraceOptions, Unserv
 from engine.demand.traces import read_trace
 from engine.demand.workload import BYTES_PER_REQUEST, fields_said
 from engine.device.latency import LatencyModel, load_profile
+from engine.device.memory import server_of
 from engine.errors import InputError
 from engine.fields import limits_of, types_of
 from engine.machine import check_memory
@@ -212,18 +213,25 @@ class ServerOptions:
     semantics: Literal["default", "reference"] = "default"
     """`default`: a real engine, the prompt's last iteration yields token 1; `reference`: the public SLAI code."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Limits and semantics of the server; what is given here wins over --semantics."""
+    """Limits and semantics of the server; what is given here wins over --semantics and over the profile's memory."""
     horizon: float = math.inf
     """Stop the clock at this time, s; what is not served then counts as unfinished."""
     warmup: Seconds = 0.0
     """Requests that arrive before this time (s) are served but not counted."""
 
     def preset(self) -> Self | None:
-        """The same options with the defaults of the chosen semantics, if they differ from those of the class."""
-        default = EngineConfig.reference()
-        if self.semantics == "default" or all(f.default == getattr(default, f.name) for f in fields(EngineConfig)):
+        """The same options with the defaults of the semantics and the device, if they differ from those of the class.
+
+        Raises:
+            InputError: no such profile, or one whose memory is impossible.
+        """
+        semantics = EngineConfig.reference() if self.semantics == "reference" else EngineConfig()
+        engine = server_of(load_profile(self.profile), semantics)
+        if engine == EngineConfig():
             return None
-        return replace(type(self)(), engine=default)
+        # What is required has no default, and keeps what was given.
+        defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        return replace(self, **(defaults | {"engine": engine}))
 
     def model(self) -> LatencyModel:
         """The latency model of the profile.

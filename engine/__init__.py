@@ -1,7 +1,7 @@
 """One LLM server as arrays: requests, limits, physics, metrics."""
 
 from engine.compiled.jit import inner
-from engine.compiled.records import cells_of, params_of, record, records
+from engine.compiled.records import cells_of, params_of, record, records, series
 from engine.config import EngineConfig
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
 from engine.demand.tiers import parse_tiers
@@ -95,6 +95,7 @@ __all__ = [
     "records",
     "remaining",
     "schedule",
+    "series",
     "simulate",
     "summarize",
     "swap",

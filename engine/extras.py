@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("torch", "stable_baselines3", "tensorboard", "cma", "matplotlib"),
     "report": ("matplotlib", "jinja2"),
     "real": ("torch", "transformers", "tokenizers"),
+    "aiconfigurator": ("aiconfigurator_core",),
 }
 """Packages of each extra by the names under which they are imported."""
 

@@ -29,7 +29,9 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     ## Action
     `allocation`: MultiDiscrete([9, 5, 4]): token budget of the iteration, slack below which a decode must run, order of
-    the prompts (`llmsched_env.actions`). `mixture`: Discrete: which baseline builds the batch.
+    the prompts. `slackfit`: MultiDiscrete([9, 5, 4]): settings of that baseline, namely seconds of the iteration, slack
+    below which a decode must run, share of the KV. `mixture`: Discrete: which baseline builds the batch
+    (`llmsched_env.actions`).
 
     ## Observation
     Box float32[OBSERVATION_SIZE]: waiting requests by prompt length and tier, decodes by slack and tier, KV use, waits,
@@ -47,7 +49,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
     ``info["report"]`` holds TTFT, gaps and goodput of the episode.
 
     ## Arguments
-    `config`: an `EnvConfig`; other keywords replace its fields (``gymnasium.make("LLMSched-v0", max_steps=100)``).
+    `config`: an `EnvConfig`; other keywords replace its fields (``max_steps=100``).
     `max_episode_steps` truncates as `gymnasium.wrappers.TimeLimit` does. `gymnasium.make` adds that wrapper itself; its
     truncations have no ``info["report"]``, which ``env.unwrapped.report()`` gives.
     ``reset(options={"requests": requests})`` plays a given trace. `executor` runs the batches instead of the profile:

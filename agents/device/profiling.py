@@ -7,10 +7,9 @@ is known, so a profile that was stopped goes on where it was. Beside ``FILE.csv`
 measured on what.
 """
 
-import csv
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -250,8 +249,7 @@ def todo(
         InputError: a table of another device, model or version, or one that cannot be read.
     """
     if not path.exists():
-        write_atomically(path.with_name(path.name + ".json"), json_text({"format": FORMAT, **provenance}))
-        write_atomically(path, ",".join((*BATCH_COLUMNS, *FEATURE_COLUMNS, "seconds")) + "\n")
+        _begin(path, provenance)
     _check_provenance(path, provenance)
     text = read_text(path, "a table of measurements")
     if not text.endswith("\n"):
@@ -268,13 +266,33 @@ def measure(executor: Measuring, path: Path, points: list[tuple[str, Batch]], cl
         InputError: the device cannot run a batch; what was measured before stays.
     """
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
         for kind, batch in points:
             seconds = float(np.median(executor.measure(batch.prefills, batch.decodes, REPEATS, WARMUP, clock)))
-            features = (f"{batch.features()[name][0]:.15g}" for name in FEATURE_COLUMNS)
-            writer.writerow([*_cells(kind, batch), *features, f"{seconds:.9g}"])
+            point = Point(kind, batch, seconds)
+            file.write(_line(point))
             file.flush()
-            yield Point(kind, batch, seconds)
+            yield point
+
+
+def write_points(path: Path, points: Sequence[Point], provenance: dict[str, Any]) -> None:
+    """Write a table whose points are all known, and beside it what they were measured on.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    _begin(path, provenance, "".join(map(_line, points)))
+
+
+def _begin(path: Path, provenance: dict[str, Any], lines: str = "") -> None:
+    """Write a table's heads with what it was measured on."""
+    write_atomically(path.with_name(path.name + ".json"), json_text({"format": FORMAT, **provenance}))
+    write_atomically(path, ",".join((*BATCH_COLUMNS, *FEATURE_COLUMNS, "seconds")) + "\n" + lines)
+
+
+def _line(point: Point) -> str:
+    """A row of the table."""
+    features = (f"{point.batch.features()[name][0]:.15g}" for name in FEATURE_COLUMNS)
+    return ",".join((*_cells(point.kind, point.batch), *features, f"{point.seconds:.9g}")) + "\n"
 
 
 def estimate_s(executor: Measuring, points: list[tuple[str, Batch]], clock: Clock = "wall") -> float:

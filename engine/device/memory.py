@@ -1,0 +1,25 @@
+"""The memory for KV of a device that runs one model, as the provenance of its profile says it."""
+
+from engine.config import EngineConfig
+from engine.device.latency import LatencyModel
+from engine.errors import InputError
+
+MEMORY = ("num_blocks", "kv_bytes_per_token")
+"""Limits of a server that follow from the device and the model: entries of a provenance, fields of `EngineConfig`."""
+
+
+def server_of(model: LatencyModel, server: EngineConfig | None = None) -> EngineConfig:
+    """A server with the KV blocks and the bytes per token of a profile; what that does not say stays as it is.
+
+    Args:
+        model: the profile.
+        server: everything else (None: the default).
+
+    Raises:
+        InputError: the profile says something impossible.
+    """
+    said = {name: model.provenance[name] for name in MEMORY if model.provenance.get(name) is not None}
+    try:
+        return (server or EngineConfig()).replace(**said)
+    except InputError as error:
+        raise InputError(f"profile {model.name!r}: provenance: {error}") from None

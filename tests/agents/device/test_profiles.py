@@ -1,0 +1,82 @@
+"""`llmsched profiles`, and servers whose memory is that of the profile."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agents.cli import _parse, main
+from agents.device.figures import figures
+from engine.config import EngineConfig
+from engine.device.latency import LatencyModel, load_profile, profile_names
+from engine.device.memory import server_of
+from engine.errors import InputError
+
+DEFAULT = "rtx6000ada-mistral-7b"
+
+
+def profile_file(folder: Path, **said: object) -> Path:
+    """A profile whose provenance says this."""
+    path = folder / "mine.json"
+    LatencyModel(0.001, 0.01, 1e-5, 0.0, 1e-7, per_mixed=5e-8, name="mine", provenance=said).save(path)
+    return path
+
+
+def engine_of(line: str) -> EngineConfig:
+    """The server that a command runs."""
+    command, *rest = line.split()
+    return _parse(command, rest).engine
+
+
+def test_every_shipped_profile_stands_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"profiles --json {tmp_path}/p.json".split()) == 0
+    shown = capsys.readouterr().out
+    rows = json.loads((tmp_path / "p.json").read_text())["profiles"]
+    assert [row["name"] for row in rows] == profile_names()
+    assert all(name in shown for name in profile_names())
+    row = rows[profile_names().index(DEFAULT)]
+    assert row["num_blocks"] == EngineConfig().num_blocks
+    assert row["beside_chunk"] is None, "never measured"
+    assert row["decode_s"]["32"] == pytest.approx(0.0272, abs=1e-4)
+
+
+def test_profiles_are_compared_by_name_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = profile_file(tmp_path, device="my device", num_blocks=77)
+    assert main(f"profiles {path} {DEFAULT}:speed=2".split()) == 0
+    shown = capsys.readouterr().out
+    assert "my device" in shown
+    assert f"{DEFAULT}:speed=2" in shown
+    assert main(["profiles", "nosuch"]) == 2
+    assert "profile: expected one of" in capsys.readouterr().err
+
+
+def test_cost_beside_a_chunk_is_relative() -> None:
+    said = {"residuals": {"held-out mixed": {"mape": 3.0, "p95": 9.0}}, "validity": {"tokens": [1, 512]}}
+    model = LatencyModel(0.001, 0.01, 1e-5, 0.0, 1e-7, per_mixed=5e-8, name="mine", provenance=said)
+    found = figures(model)
+    assert found.beside_chunk == pytest.approx(1.5)
+    assert (found.most_tokens, found.longest, found.engine) == (512, None, "not stated")
+
+
+def test_the_server_of_a_command_has_the_memory_of_the_profile(tmp_path: Path) -> None:
+    path = profile_file(tmp_path, num_blocks=777, kv_bytes_per_token=4096)
+    engine = engine_of(f"simulate --profile {path}")
+    assert engine == EngineConfig(num_blocks=777, kv_bytes_per_token=4096)
+    given = engine_of(f"simulate --profile {path} --engine.num-blocks 99 --tier name=a,tbt=1,ttft=1")
+    assert given.num_blocks == 99
+    reference = engine_of(f"tune slai --profile {path} --semantics reference")
+    assert reference == EngineConfig.reference(num_blocks=777, kv_bytes_per_token=4096)
+
+
+@pytest.mark.parametrize("speed", ["", ":speed=2"])
+def test_the_default_device_is_the_default_server(speed: str) -> None:
+    assert server_of(load_profile(DEFAULT + speed)) == EngineConfig()
+
+
+@pytest.mark.parametrize("blocks", [0, 1.5, "many"])
+def test_impossible_memory_is_one_line(blocks: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = profile_file(tmp_path, num_blocks=blocks)
+    with pytest.raises(InputError, match=r"profile 'mine': provenance: engine\.num_blocks: expected a whole number"):
+        server_of(load_profile(str(path)))
+    assert main(f"simulate --profile {path} --num-requests 2".split()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
