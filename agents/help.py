@@ -35,12 +35,17 @@ def _filled(lines: list[str], width: int) -> Iterator[str]:
             yield head
             continue
         end = next((k for k in range(at, len(lines)) if _indent(lines[k]) != column), len(lines))
-        is_beside = head[column - 2 : column] == "  " and head[column : column + 1].strip() != ""
-        words = " ".join([*([head[column:]] if is_beside else []), *(line.strip() for line in lines[at:end])])
-        text = textwrap.wrap(words, max(20, width - column), break_long_words=False, break_on_hyphens=False)
-        yield from [head[:column] + text.pop(0)] if is_beside else [head]
-        yield from (" " * column + line for line in text)
+        yield from _text(head, [line.strip() for line in lines[at:end]], column, width)
         at = end
+
+
+def _text(head: str, below: list[str], column: int, width: int) -> Iterator[str]:
+    """An option with its text, which begins beside it if there is room."""
+    is_beside = head[column - 2 : column] == "  " and head[column : column + 1].strip() != ""
+    words = " ".join([head[column:], *below] if is_beside else below)
+    text = textwrap.wrap(words, max(20, width - column), break_long_words=False, break_on_hyphens=False)
+    yield head[:column] + text.pop(0) if is_beside else head
+    yield from (" " * column + line for line in text)
 
 
 class Box(NamedTuple):
