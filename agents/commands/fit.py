@@ -39,6 +39,8 @@ class Command(Importing, TableOptions):
     """Find that time from a published number: tpot=MS@BATCH, or tpot=MS@BATCHxCONTEXT (default: 1024 KV tokens)."""
     num_blocks: Count | None = None
     """KV blocks of 16 tokens on the device, the default of --engine.num-blocks (default: what the data say)."""
+    note: str | None = None
+    """What else a reader of the profile should know; goes into its provenance."""
     plot: Path | None = None
     """Also plot predicted against measured seconds to this PNG file."""
 
@@ -78,10 +80,8 @@ class Command(Importing, TableOptions):
     def _provenance(self, table: Path) -> dict[str, Any]:
         """What the table was measured on, with the memory for KV."""
         provenance = profiling.read_provenance(table)
-        blocks = (
-            {} if self.num_blocks is None else {"num_blocks": self.num_blocks, "num_blocks_from": "given to the fit"}
-        )
-        return {**provenance, **memory_of(provenance), **blocks}
+        given = {"num_blocks": self.num_blocks, "note": self.note}
+        return {**provenance, **memory_of(provenance), **{key: value for key, value in given.items() if value}}
 
     def _calibrated(self, model: LatencyModel, match: "calibration.Match | None") -> LatencyModel:
         """The fitted model with the host's time."""

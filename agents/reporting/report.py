@@ -92,7 +92,8 @@ def _requests(result: Comparison) -> Iterator[tuple[str, str]]:
 
 def _server(setting: Setting) -> Iterator[tuple[str, str]]:
     """On what."""
-    device, model = (setting.profile.provenance.get(key, "not stated") for key in ("device", "model"))
+    said = {"device": "not stated", "model": "not stated"} | setting.profile.provenance
+    device, model = said["device"], said.get("model_name") or said["model"]
     yield "Profile", f"{setting.profile.name}: {device}; {model}"
     yield "KV memory", f"{setting.engine.num_blocks} blocks of {setting.engine.block_size} tokens"
     real = "real engine: the prompt's last iteration yields token 1"

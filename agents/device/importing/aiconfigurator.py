@@ -30,7 +30,7 @@ MEMORY_SHARE, LARGEST_BATCH, MOST_REQUESTS = 0.9, 2048, 256
 """What estimates of the KV blocks assume: vLLM's share of the memory, tokens and requests of a batch."""
 METHOD = (
     "kernels measured at locked clocks, iterations composed; chunks behind a context scaled from whole prompts (too "
-    "cheap below 512 tokens behind more than 2048); host time not included"
+    "cheap below 512 tokens behind more than 2048); host time not included; KV blocks by estimate_num_gpu_blocks"
 )
 NOT_LINEAR = ("context_attention", "context_logits_gemm")
 
@@ -150,7 +150,6 @@ def read(data: Path, options: Importing) -> Imported:
             "source": f"aiconfigurator-core {package} (Apache-2.0), tables of {options.system}",
             "method": METHOD,
             "num_blocks": blocks,
-            "num_blocks_from": f"estimate_num_gpu_blocks, {MEMORY_SHARE:g} of the memory",
         },
     )
 

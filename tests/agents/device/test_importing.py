@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from engine.device.fitting import HELD_OUT, Batch
 from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 
-SHARED = Path("/work/shared/data/llmservingsim")
+SHARED = Path(os.environ.get("LLMSCHED_DATA", Path(__file__).parents[4] / "shared" / "data")) / "llmservingsim"
 CONFIG = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}
 PREFILL_US, DECODE_US, JOINT = 2e-4, 3e-3, 2.0
 """Attention of the made-up device: microseconds per pair and per KV token, how much dearer that is beside a chunk."""
@@ -347,7 +348,7 @@ def test_kernels_of_an_h100_are_composed(mistral: Path) -> None:
     assert found.provenance["num_blocks"] == 28072
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the measured tables are not on this machine")
+@pytest.mark.skipif(not SHARED.exists(), reason="the measured tables are not part of the project (LLMSCHED_DATA)")
 @pytest.mark.parametrize(
     ("device", "mean", "p95"), [("rtx4090-llama-3.1-8b", 4.0, 11.0), ("rtxpro6000-llama-3.1-8b", 3.0, 8.0)]
 )
