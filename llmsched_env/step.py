@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange, typeof, types
 from numba.experimental import structref
 
-from engine.compiled.jit import called, inner
+from engine.compiled.jit import inner
 from engine.compiled.kept import kept
 from engine.compiled.records import record
 from engine.device.latency import LATENCY_TYPE, Executor, Latency, iteration_seconds
@@ -214,7 +214,7 @@ def _open_episode(server: Server, outcome: Outcome, e: int) -> None:
     idle(server)
 
 
-@called
+@inner
 def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None:
     """Step row `e` by the choice ``action[e]``; with `opens`, which reads no choice, to its first decision.
 
@@ -241,6 +241,10 @@ def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None
 @structref.register
 class _FleetType(types.StructRef):
     """Numba's type of `FleetArrays`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same in every process: numba finds `bundle_arrays` in its cache by this form."""
+        return _fleet_type, (len(self.field_dict["kernels"]),)
 
 
 class FleetArrays(structref.StructRefProxy):
@@ -291,7 +295,6 @@ def _step_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> N
 def _step(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last)
     if bad < 0:
-        # Not `_step_rows`: every level of calls is seconds of compiling.
         kernels, rows = fleet.kernels, Rows(fleet.servers, fleet.memories, fleet.latency, fleet.rules, fleet.outcome)
         for e in range(first, last):
             step_row(kernels, action, rows, e, opens)
@@ -337,8 +340,7 @@ def bundle_arrays(kernels: int) -> Any:
 def compiled_step(kernels: int, parallel: bool) -> Any:
     """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, d].
 
-    Returns the first row whose action is outside the space, having done nothing, or -1. With `opens` the action is not
-    read: the freshly loaded rows go to their first decision.
+    Returns the first row whose action is outside the space, having done nothing, or -1; `opens` is as for `step_row`.
 
     Args:
         kernels: how many the fleet has.

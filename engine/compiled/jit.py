@@ -1,36 +1,44 @@
-"""`hot` and `inner`: how the functions on the hot path are compiled.
+"""The ways to compile a function, and when to use which.
 
-They only read and write arrays that somebody else owns, so counting references to those arrays, which numba does with
-atomic operations at every use, is wasted: without it a simulation takes half the time. Such a function cannot allocate
-(numba refuses at compile time), and one that returns arrays may only be called from another such function: a caller
-that counts would release what was never counted. The switch, ``_nrt=False``, is numba's internal one, hence this single
-place.
+- `hot`: a loop or a small step that Python calls too.
+- `hot_inlined`: the same for what runs in every iteration of compiled loops: it becomes part of each of them.
+- `inner`: what only compiled code calls; most functions. It becomes part of its callers, and the source is interpreted
+  when Python calls it.
+- `engine.server.policy.HotKernel`: the plan function of a policy or the kernel of an action. All have one signature, so
+  that one compiled loop serves every policy; `Kernel` is for those that make arrays.
+- `engine.compiled.kept.kept`: what makes arrays or takes objects: numba as it is, kept on disk, as all of them are.
 
-Numba also compiles for every function a second one that unpacks Python arguments, and with records of arrays that one
-can take longer than the function itself. `inner` leaves it out for what only compiled code calls often.
+Functions on the hot path only read and write arrays that somebody else owns, so counting references to those arrays,
+which numba does with atomic operations at every use, is wasted: without it a simulation takes half the time. Such a
+function cannot allocate (numba refuses at compile time), and one that returns arrays may only be called from another
+such function: a caller that counts would release what was never counted. The switch, ``_nrt=False``, is numba's
+internal one, hence this single place.
+
+What a cold start costs is machine code and the entries from Python, which take arrays of records apart: `inner` needs
+neither (`engine.compiled.source`). Each copy of a long function in its callers costs as well: call it at one place.
 """
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from numba import types
-
 from engine.compiled.kept import kept
+from engine.compiled.source import Called
 
 _OPTIONS = {"_nrt": False}
 
 
 class _Inner:
-    """A function without a compiled entry from Python: numba sees its compiled form, Python runs its source."""
+    """A function with two faces: what compiled code calls, and what Python calls."""
 
-    def __init__(self, dispatcher: Any, source: Callable[..., Any]) -> None:
+    def __init__(self, dispatcher: Any, function: Callable[..., Any], from_python: Callable[..., Any]) -> None:
         self._dispatcher = dispatcher  # numba's type holds it only weakly
-        self._numba_type_ = types.Dispatcher(dispatcher)
-        self.py_func = source
+        self._numba_type_ = Called(dispatcher)
+        self.py_func = function
+        self._from_python = from_python
 
     def __call__(self, *args: Any) -> Any:
-        return self.py_func(*args)
+        return self._from_python(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What it is made of, the same in every process: numba finds what closes over it in its cache by this form."""
@@ -57,26 +65,10 @@ def hot_inlined(function: Callable[..., Any]) -> Any:
 
     A call takes a server apart into more than a hundred words, which are copied to the stack at every iteration.
     """
-    return kept(function, **_OPTIONS, forceinline=True)
+    return inner(function, source=hot(function))
 
 
 def inner(function: Callable[..., Any], source: Callable[..., Any] | None = None) -> Any:
-    """As `hot`, at first use, for what compiled code calls; from Python the source is interpreted, or another given."""
-    dispatcher = kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
-    return _Inner(dispatcher, source or function)
-
-
-def called(function: Callable[..., Any]) -> Any:
-    """As `inner`, but compiled once and called: for what is so long that each copy of it takes seconds to compile."""
-    return _Inner(kept(function, **_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True), function)
-
-
-def compile_kernel(function: Callable[..., Any], signature: object, allocates: bool) -> Any:
-    """A policy's plan function compiled for the one signature of kernels.
-
-    Args:
-        function: the plan function.
-        signature: of every kernel.
-        allocates: whether it makes arrays, so that references must be counted.
-    """
-    return kept(function, signature, **({} if allocates else _OPTIONS))
+    """As `hot`, for what only compiled code calls; from Python the source is interpreted, or another given."""
+    options = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+    return _Inner(kept(function, source=True, **options), function, source or function)

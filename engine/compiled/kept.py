@@ -13,13 +13,17 @@ import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numba import njit
 from numba.core import caching
 from numba.core.serialize import dumps
 
 from engine.compiled import cache
+from engine.compiled.source import SourceCompiler, bind_environments, source_target
+
+if TYPE_CHECKING:
+    from numba.core.compiler import CompileResult
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _njit: Any = njit  # numba's type hints do not know its internal options
@@ -117,13 +121,18 @@ class _Files(_numba.IndexDataCacheFile):  # type: ignore[misc]
         _write(self._index_path, pickle.dumps(self._version) + dumps((self._source_stamp, overloads)))
 
 
-class _Functions(_numba.FunctionCache):  # type: ignore[misc]
-    _impl_class = _Impl
+class _SourceImpl(_Impl):
+    def rebuild(self, target_context: object, payload: object) -> Any:
+        return super().rebuild(source_target(target_context), payload)
 
-    def __init__(self, py_func: Any) -> None:
+
+class _Functions(_numba.FunctionCache):  # type: ignore[misc]
+    def __init__(self, py_func: Any, source: bool) -> None:
+        self._impl_class = _SourceImpl if source else _Impl
         super().__init__(py_func)
         stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+        name = f"{self._impl.filename_base}.source" if source else self._impl.filename_base
+        self._cache_file = _Files(self._cache_path, name, stamp)
 
 
 class Kept(_numba.NullCache):  # type: ignore[misc]
@@ -131,14 +140,15 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
 
     full = False  # for all: the disk has refused to take more
 
-    def __init__(self, py_func: object) -> None:
+    def __init__(self, py_func: object, source: bool = False) -> None:
         self._function = py_func
+        self.source = source  # whether it is kept as LLVM's code
         self._found: Any = None
 
     def _cache(self) -> Any:
         if self._found is None:
             try:
-                self._found = _Functions(self._function)
+                self._found = _Functions(self._function, self.source)
             except (RuntimeError, OSError):
                 # No place, or a function without a file (typed into an interpreter).
                 self._found = _numba.NullCache()
@@ -156,8 +166,9 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
         except Exception:  # damaged or not ours: compiled again, and replaced
             return None
 
-    def save_overload(self, sig: object, data: object) -> None:
+    def save_overload(self, sig: object, data: "CompileResult") -> None:
         """Keep what was compiled, unless the disk takes no more."""
+        bind_environments(data)
         if Kept.full:
             return
         try:
@@ -167,18 +178,21 @@ class Kept(_numba.NullCache):  # type: ignore[misc]
             cache.warn(cache.place() or Path(), error)
 
 
-def kept(function: Callable[..., Any], signature: object = None, **options: Any) -> Any:
+def kept(function: Callable[..., Any], signature: object = None, source: bool = False, **options: Any) -> Any:
     """Compile a function, or take it from the cache: at its first call, or at once for a given signature.
 
     Args:
         function: what to compile.
         signature: numba's; None compiles for the arguments of each call.
+        source: compile it only with the compiled functions that call it (`engine.compiled.source`).
         options: of `numba.njit`.
     """
+    if source:
+        options["pipeline_class"] = SourceCompiler
     dispatcher = _njit(**options)(function)
     if not hasattr(dispatcher, "_cache"):  # NUMBA_DISABLE_JIT
         return dispatcher
-    dispatcher._cache = Kept(function)
+    dispatcher._cache = Kept(function, source)
     if signature is not None:
         dispatcher.compile(signature)
         dispatcher.disable_compile()

@@ -38,7 +38,7 @@ def settle(function: Callable[..., Any]) -> None:
     for code in _files(module):
         cache.own_folders[code] = folder
     for value in _compiled(module):
-        value._cache = Kept(value.py_func)
+        value._cache = Kept(value.py_func, getattr(value._cache, "source", False))
 
 
 def _files(module: ModuleType) -> list[str]:

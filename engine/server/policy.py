@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import types
 
-from engine.compiled.jit import compile_kernel
+from engine.compiled.jit import hot
+from engine.compiled.kept import kept
 from engine.compiled.own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
@@ -63,7 +64,7 @@ class Kernel:
         if self._compiled is None:
             try:
                 settle(self.function)
-                self._compiled = compile_kernel(self.function, KERNEL_SIGNATURE, self.allocates)
+                self._compiled = (kept if self.allocates else hot)(self.function, KERNEL_SIGNATURE)
             except Exception as error:
                 if is_ours(self.function.__code__.co_filename):
                     raise
