@@ -97,11 +97,13 @@ def _version(options: Importing) -> str:
     if options.system not in systems(options.backend):
         got = "none" if options.system is None else repr(options.system)
         raise InputError(f"system: expected one of {', '.join(systems(options.backend))}, got {got}")
-    slots = import_module("aiconfigurator_core.sdk.perf_database").get_version_slots(options.system, options.backend)
-    known = dict.fromkeys((slots or {}).values())
-    if options.version is not None and options.version not in known:
-        raise InputError(f"version: expected one of {', '.join(known)}, got {options.version!r}")
-    return options.version or str((slots or {})["current"])
+    slots = (
+        import_module("aiconfigurator_core.sdk.perf_database").get_version_slots(options.system, options.backend) or {}
+    )
+    version = slots.get("current") if options.version is None else options.version
+    if version not in slots.values():
+        raise InputError(f"version: expected one of {', '.join(dict.fromkeys(slots.values()))}, got {version!r}")
+    return str(version)
 
 
 @contextlib.contextmanager

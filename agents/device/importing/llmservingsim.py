@@ -15,9 +15,9 @@ import numpy as np
 
 from agents.device.importing.model import Shape, read_config, shape_of
 from agents.device.importing.source import Imported, Importing, composed
+from agents.device.importing.tables import Row, read_rows
 from engine.device.fitting import Batch
 from engine.errors import InputError
-from engine.files.lines import read_csv
 from engine.files.reading import is_there, read_mapping, read_text
 from engine.files.yaml_text import parse_yaml
 from engine.ranges import number
@@ -36,6 +36,7 @@ ONCE = ("embedding", "final_layernorm")
 PER_REQUEST = ("lm_head", "sampler")
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 META = ("profile-meta.yaml", "meta.yaml")
+_WHAT = "a table of measured layers"
 _CELL = number(0.0, 1e12)
 _TOP = re.compile(r"\w+: .+")
 """A line of the description that is about the whole; below it are mappings of others."""
@@ -79,51 +80,31 @@ class Layers:
         return float(self._attention(np.array(launches, np.float64)).sum())
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """The cells of these columns of a csv file, line by line.
-
-    Raises:
-        InputError: not such a file, or a column is missing.
-    """
-    rows = read_csv(path, "a table of measured layers")
-    heads = rows[0][1] if rows else []
-    if absent := [name for name in columns if name not in heads]:
-        raise InputError(f"{path}, line 1: expected the columns {', '.join(columns)}, found no {absent[0]}")
-    places = [heads.index(name) for name in columns]
-    for line, row in rows[1:]:
-        if len(row) != len(heads):
-            raise InputError(f"{path}, line {line}: expected {len(heads)} cells, got {len(row)}")
-    return [tuple(row[k] for k in places) for _, row in rows[1:]]
-
-
-def _numbers(path: Path, columns: Sequence[str]) -> np.ndarray:
+def _numbers(rows: Sequence[Row], columns: Sequence[str]) -> np.ndarray:
     """Columns of numbers, float64[rows, columns]."""
-    return np.array(
-        [
-            [_CELL.parse(cell, f"{path}: {name}") for name, cell in zip(columns, row, strict=True)]
-            for row in _rows(path, columns)
-        ]
-    ).reshape(-1, len(columns))
+    found = [[_CELL.parse(row.cells[name], f"{row.where}: {name}") for name in columns] for row in rows]
+    return np.array(found, np.float64).reshape(-1, len(columns))
 
 
 def _curves(path: Path, by: str, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Counts and microseconds of each layer.
+    """Counts, rising, and microseconds of each layer.
 
     Raises:
         InputError: a layer that is not known, is missing, or has only one point.
     """
-    found: dict[str, dict[float, float]] = {name: {} for name in names}
-    labels = [label for (label,) in _rows(path, ("layer",))]
-    for label, (count, us) in zip(labels, _numbers(path, (by, "time_us")), strict=True):
-        if label not in found:
-            raise InputError(f"{path}: unknown layer {label!r}, known: {', '.join(names)}")
-        found[label][float(count)] = float(us)
-    for name, curve in found.items():
-        if len(curve) < 2:
-            raise InputError(f"{path}: layer {name!r}: expected 2 or more points, got {len(curve)}")
-    return {
-        name: (np.array(sorted(curve)), np.array([curve[k] for k in sorted(curve)])) for name, curve in found.items()
-    }
+    rows = read_rows(path, _WHAT, ("layer", by, "time_us"))
+    labels = [row.cells["layer"] for row in rows]
+    if unknown := [label for label in labels if label not in names]:
+        raise InputError(f"{path}: unknown layer {unknown[0]!r}, known: {', '.join(names)}")
+    points = _numbers(rows, (by, "time_us"))
+    return {name: _curve(points[[label == name for label in labels]], f"{path}: layer {name!r}") for name in names}
+
+
+def _curve(points: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    counts, first = np.unique(points[:, 0], return_index=True)
+    if len(counts) < 2:
+        raise InputError(f"{where}: expected 2 or more points, got {len(counts)}")
+    return counts, points[first, 1]
 
 
 def attention_grid(path: Path) -> Grid4:
@@ -135,7 +116,7 @@ def attention_grid(path: Path) -> Grid4:
     Raises:
         InputError: not such a table, or too little of it.
     """
-    rows = _numbers(path, (*ATTENTION, "time_us"))
+    rows = _numbers(read_rows(path, _WHAT, (*ATTENTION, "time_us")), (*ATTENTION, "time_us"))
     axes = [np.unique(np.append(column, 0.0)) for column in rows.T[:4]]
     values = np.full([len(axis) for axis in axes], np.nan)
     values[tuple(np.searchsorted(axis, column) for axis, column in zip(axes, rows.T[:4], strict=True))] = rows.T[4]

@@ -56,22 +56,29 @@ def shape_of(config: dict[str, Any], where: str) -> Shape:
     Raises:
         InputError: a key is missing, or says something else.
     """
-    needed = ("num_hidden_layers", "num_attention_heads")
-    if absent := [name for name in needed if name not in config]:
-        raise InputError(f"{where}: expected the {FILE} of a language model, found no {absent[0]}")
-    values = {name: config[name] for name in needed}
-    values["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
-    head_dim = config.get("head_dim")
-    values["head_dim"] = head_dim if head_dim is not None else _head_dim(config, where)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     try:
-        return Shape(**values, dtype=dtype)
+        return Shape(
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"],
+            num_key_value_heads=_first(config, "num_key_value_heads", "num_attention_heads"),
+            head_dim=_head_dim(config, where),
+            dtype=_first({"default": "bfloat16", **config}, "dtype", "torch_dtype", "default"),
+        )
+    except KeyError as absent:
+        raise InputError(f"{where}: expected the {FILE} of a language model, found no {absent.args[0]}") from None
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _first(config: dict[str, Any], *names: str) -> Any:
+    """The first of these keys that says something."""
+    return next((config[name] for name in names if config.get(name) is not None), None)
 
 
 def _head_dim(config: dict[str, Any], where: str) -> Any:
-    """Numbers of a head where the file says only those of all heads."""
+    """Numbers of a head; some files say only those of all heads."""
+    if config.get("head_dim") is not None:
+        return config["head_dim"]
     hidden, heads = config.get("hidden_size"), config["num_attention_heads"]
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise InputError(f"{where}: expected head_dim or a hidden_size of whole heads, got {kind_of(hidden)}")

@@ -20,9 +20,9 @@ import numpy as np
 
 from agents.device.importing.model import read_config, shape_of
 from agents.device.importing.source import Imported, Importing
+from agents.device.importing.tables import Row, read_rows
 from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
 from engine.errors import InputError
-from engine.files.lines import read_csv
 from engine.ranges import Bounds, number, whole
 
 NEEDED: dict[str, Bounds] = {
@@ -40,7 +40,12 @@ NODES = 16
 """Token counts in the table of the linear layers."""
 HELD = 0.2
 """Share of the rows that is held out."""
-_SETS = {"prefill": (PREFILL, HELD_OUT[0]), "decode": (DECODE, HELD_OUT[1]), "mixed": (MIXED, HELD_OUT[2])}
+_SETS = {
+    (True, False): (PREFILL, HELD_OUT[0]),
+    (False, True): (DECODE, HELD_OUT[1]),
+    (True, True): (MIXED, HELD_OUT[2]),
+}
+"""By whether a batch has prompts and decodes: the set that is fitted, and the one that is held out."""
 
 
 def _shares(total: int, count: int) -> list[int]:
@@ -72,51 +77,43 @@ def iterations(path: Path) -> list[tuple[Batch, float]]:
     Raises:
         InputError: not such a log; says which line.
     """
-    rows = read_csv(path, "a log of iterations")
-    heads = rows[0][1] if rows else []
-    if absent := [name for name in NEEDED if name not in heads]:
-        raise InputError(f"{path}, line 1: expected the columns {', '.join(NEEDED)}, found no {absent[0]}")
-    if len(rows) - 1 < LEAST:
-        raise InputError(f"{path}: expected {LEAST} or more iterations, got {len(rows) - 1}")
-    return [
-        _iteration(_numbers(heads, row, f"{path}, line {line}"), f"{path}, line {line}")
-        for line, row in _some(rows[1:])
-    ]
-
-
-def _numbers(heads: Sequence[str], row: Sequence[str], where: str) -> dict[str, float]:
-    """The numbers of a line by the columns that mean something.
-
-    Raises:
-        InputError: too few cells, or one that is no such number.
-    """
-    if len(row) != len(heads):
-        raise InputError(f"{where}: expected {len(heads)} cells, got {len(row)}")
-    known = NEEDED | FURTHER
-    cells = zip(heads, row, strict=True)
-    return {name: known[name].parse(cell, f"{where}: {name}") for name, cell in cells if name in known}
-
-
-def _some(rows: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    rows = read_rows(path, "a log of iterations", tuple(NEEDED))
+    if len(rows) < LEAST:
+        raise InputError(f"{path}: expected {LEAST} or more iterations, got {len(rows)}")
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST])
-    return [rows[k] for k in chosen]
+    return [_iteration(_numbers(rows[k]), rows[k].where) for k in chosen]
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """The numbers of the columns that mean something."""
+    known = NEEDED | FURTHER
+    return {name: known[name].parse(cell, f"{row.where}: {name}") for name, cell in row.cells.items() if name in known}
 
 
 def _kinds(batches: Sequence[Batch]) -> list[str]:
     """The set of each batch: a random part is held out, and some with as many different token counts make the table."""
     held = np.random.default_rng(1).random(len(batches)) < HELD
-    kinds = []
-    for batch, out in zip(batches, held, strict=True):
-        name = "mixed" if batch.prefills and batch.decodes else "prefill" if batch.prefills else "decode"
-        kinds.append(_SETS[name][int(out)])
+    kinds = [
+        _SETS[bool(batch.prefills), bool(batch.decodes)][int(out)] for batch, out in zip(batches, held, strict=True)
+    ]
+    for k in _nodes(batches):
+        kinds[k] = TABLE
+    return kinds
+
+
+def _nodes(batches: Sequence[Batch]) -> list[int]:
+    """Batches whose token counts, from the smallest to the largest, carry the table of the linear layers.
+
+    A table belongs to prompts alone; where a busy server ran none, to whatever has the fewest decodes.
+    """
     tokens = np.array([batch.tokens for batch in batches], np.float64)
-    # A table belongs to prompts alone; where a busy server ran none, to whatever has the fewest decodes.
     decodes = np.array([len(batch.decodes) for batch in batches])
+    found = []
     for aim in np.geomspace(tokens.min(), tokens.max(), NODES):
         off = np.abs(np.log(tokens / aim))
         near = np.flatnonzero(off <= max(off.min(), 0.02))
-        kinds[near[np.argmin(decodes[near])]] = TABLE
-    return kinds
+        found.append(int(near[np.argmin(decodes[near])]))
+    return found
 
 
 def read(data: Path, options: Importing) -> Imported:

@@ -122,7 +122,10 @@ def drop(file: str, column: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (drop("dense.csv", "tokens"), "dense.csv, line 1: expected the columns tokens, time_us, found no tokens"),
+        (
+            drop("dense.csv", "tokens"),
+            "dense.csv, line 1: expected the columns layer, tokens, time_us, found no tokens",
+        ),
         (drop("attention.csv", "kv_prefill"), "attention.csv, line 1: expected the columns prefill_chunk, kv_prefill"),
         (drop("dense.csv", "act_fn"), "dense.csv: unknown layer 'other', known: layernorm, qkv_proj"),
         (lambda f: (f / "config.json").unlink(), "config.json: expected the config.json of a model, found none"),
@@ -144,7 +147,7 @@ def drop(file: str, column: str) -> Callable[[Path], None]:
         ),
         (
             lambda f: write_rows(f / "dense.csv", "layer,tokens,time_us", [("act_fn", 1, "fast")]),
-            "dense.csv: time_us: expected a number",
+            "dense.csv, line 2: time_us: expected a number",
         ),
     ],
 )
