@@ -26,9 +26,7 @@ def plot_replay(replay: Replay) -> bytes:
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_ylim(bottom=0.0)
         plain(axes)
-    for axes in panels[1]:
-        axes.set_xlabel("seconds from the first arrival")
-    canvas.suptitle(f"{replay.policy} on {replay.profile}", fontsize=10)
+    canvas.supxlabel(f"seconds from the first arrival; simulated: {replay.policy} on {replay.profile}", fontsize=9)
     add_legend(canvas, panels[0, 0])
     return png(canvas)
 

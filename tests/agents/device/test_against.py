@@ -259,8 +259,8 @@ def test_a_real_run_is_simulated_closely() -> None:
     result = replay(
         run, with_limits("vllm_v1", run.limits), load_profile(REAL_PROFILE), EngineConfig().replace(**run.limits)
     )
-    pairs = [
-        result.makespan_s,
-        *(result.times_s[name][of] for name in ("ttft", "tpot", "e2e") for of in ("mean", "p50")),
-    ]
-    assert max(abs(pair.relative or 0.0) for pair in pairs) < 0.1
+    assert abs(result.makespan_s.relative or 1.0) < 0.03
+    for name in ("ttft", "tpot", "e2e"):
+        assert abs(result.times_s[name]["mean"].relative or 1.0) < 0.03, name
+        # From the 48th to the 52nd percentile of E2E it is 10 %.
+        assert abs(result.times_s[name]["p50"].relative or 1.0) < (0.06 if name == "e2e" else 0.03), name
