@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.files.lines import read_csv, read_jsonl
 from engine.files.reading import is_there, kind_of, read_mapping
-from engine.ranges import COUNT, MOST_SECONDS, MOST_TOKENS, number, parse_number, whole
+from engine.ranges import COUNT, MOST_SECONDS, MOST_TOKENS, number, whole
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -126,12 +127,9 @@ def read_run(path: str | Path) -> ServerRun:
     """
     path = Path(path)
     rows, unfinished = _rows(path)
-    if not rows:
-        left = f"got {unfinished} that did not" if unfinished else "got an empty file"
-        raise InputError(f"{path}: expected at least one request that finished, {left}")
+    line, prompt, output = (np.array([row[k] for row in rows], np.int64) for k in range(3))
     columns = {name: np.array([getattr(row, name) for row in rows], np.float64) for name in _Row._fields[3:]}
-    lines, prompt, output = (np.array([row[k] for row in rows], np.int64) for k in range(3))
-    _check_order(path, lines, columns["queued"])
+    _check_order(path, line, columns["queued"])
     arrival = columns["arrival"] - columns["arrival"][0]
     ahead = float((columns["queued"] - arrival).min())
     scheduled, first, last = (columns[name] - ahead for name in _Row._fields[5:])
@@ -140,7 +138,7 @@ def read_run(path: str | Path) -> ServerRun:
     limits, about = _meta(_beside(path, META))
     return ServerRun(
         path=path,
-        line=lines,
+        line=line,
         arrival=arrival,
         scheduled=scheduled,
         first_token=first,
@@ -165,7 +163,11 @@ def _rows(path: Path) -> tuple[list[_Row], int]:
     """The requests that finished, in order of arrival, and how many did not."""
     found = [_row(path, line, data) for line, data in read_jsonl(path, WHAT)]
     finished = [row for row in found if row is not None]
-    return sorted(finished, key=lambda row: row.arrival), len(found) - len(finished)
+    unfinished = len(found) - len(finished)
+    if not finished:
+        left = f"got {unfinished} that did not" if found else "got an empty file"
+        raise InputError(f"{path}: expected at least one request that finished, {left}")
+    return sorted(finished, key=lambda row: row.arrival), unfinished
 
 
 def _row(path: Path, line: int, data: object) -> _Row | None:
@@ -174,14 +176,19 @@ def _row(path: Path, line: int, data: object) -> _Row | None:
     data = _with_keys(data, where)
     prompt, output = (_TOKENS.check(data[key], f"{where}: {key}") for key in LENGTHS)
     arrival = _TIME.check(data["arrival_time"], f"{where}: arrival_time")
-    stamps = [0.0 if data[key] is None else float(_TIME.check(data[key], f"{where}: {key}")) for key in STAMPS]
-    if output == 0 or not all(stamps):
+    stamps = [_TIME.check(0.0 if data[key] is None else data[key], f"{where}: {key}") for key in STAMPS]
+    if 0 in (output, *stamps):
         return None
     COUNT.check(prompt, f"{where}: {LENGTHS[0]}")
-    for before, after, name_before, name in zip(stamps, stamps[1:], STAMPS, STAMPS[1:], strict=False):
+    _check_stamps(stamps, where)
+    return _Row(line, prompt, output, arrival, *stamps)
+
+
+def _check_stamps(stamps: Sequence[float], where: str) -> None:
+    """Find a stamp that is before the one that it comes after."""
+    for k, (before, after) in enumerate(pairwise(stamps)):
         if after < before:
-            raise InputError(f"{where}: expected {name} >= {name_before} ({before:.9g} s), got {after:.9g} s")
-    return _Row(line, prompt, output, float(arrival), *stamps)
+            raise InputError(f"{where}: expected {STAMPS[k + 1]} >= {STAMPS[k]} ({before:.9g} s), got {after:.9g} s")
 
 
 def _with_keys(data: object, where: str) -> Mapping[str, object]:
@@ -209,11 +216,10 @@ def _meta(path: Path) -> tuple[dict[str, int], str]:
     if not is_there(path):
         return {}, ""
     data = read_mapping(path, "what is known of a server's run")
-    limits = {}
-    for name, (group, key) in LIMITS.items():
-        value = _group(path, data, group).get(key)
-        if value is not None:
-            limits[name] = int(COUNT.check(value, f"{path}: {group}.{key}"))
+    stated = {name: (f"{group}.{key}", _group(path, data, group).get(key)) for name, (group, key) in LIMITS.items()}
+    limits = {
+        name: COUNT.check(value, f"{path}: {place}") for name, (place, value) in stated.items() if value is not None
+    }
     version = data.get("vllm_version")
     named = (data.get("model"), version and f"vLLM {version}", _group(path, data, "hardware").get("device_name"))
     return limits, ", ".join(text for text in named if isinstance(text, str) and text.isprintable())
@@ -262,13 +268,5 @@ def _placed(t: FloatArray, values: dict[str, FloatArray], evictions: int | None,
 
 def _column(path: Path, rows: Iterable[tuple[int, list[str]]], index: int, name: str) -> FloatArray:
     """One column of numbers."""
-    found = []
-    for line, row in rows:
-        where = f"{path}, line {line}: {name}"
-        value = parse_number(row[index]) if index < len(row) else None
-        if value is None:
-            raise InputError(
-                f"{where}: expected a number, got {kind_of(row[index]) if index < len(row) else 'nothing'}"
-            )
-        found.append(_VALUE.check(value, where))
-    return np.array(found, np.float64)
+    cells = ((line, row[index] if index < len(row) else "") for line, row in rows)
+    return np.array([_VALUE.parse(cell, f"{path}, line {line}: {name}") for line, cell in cells], np.float64)
