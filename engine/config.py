@@ -18,7 +18,8 @@ class EngineConfig:
     block_size: Count = 16
     """Tokens per KV block."""
     num_blocks: Count = 14_000
-    """KV blocks on the device (14 000 x 16 tokens: Mistral-7B on a 48 GB RTX 6000 Ada)."""
+    """KV blocks on the device (14 000 x 16 tokens: Mistral-7B on a 48 GB RTX 6000 Ada; a command's default is what its
+    profile says)."""
     watermark: Annotated[float, number(0.0, 1.0, below=True, noun="a share")] = 0.01
     """Share of the blocks that admission of a new request leaves free."""
     max_num_seqs: Count = 128
@@ -32,7 +33,7 @@ class EngineConfig:
     swap_space_gib: Annotated[float, number(0.0, 1e6, noun="GiB")] = 4.0
     """Memory of the host for swapped KV, GiB (4: the default of vLLM v0)."""
     kv_bytes_per_token: Annotated[int, whole(1, 2**40)] = 131_072
-    """Bytes of KV per token (Mistral-7B: 32 layers x 8 heads x 128 x 2 x 2 bytes)."""
+    """Bytes of KV per token (Mistral-7B: 32 layers x 8 heads x 128 x 2 x 2 bytes; else what the profile says)."""
     decision_s: Seconds = 0.0
     """Time charged to the clock for each scheduling decision, seconds."""
     decision_per_request_s: Seconds = 0.0

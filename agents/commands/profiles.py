@@ -18,6 +18,7 @@ HEADS = (
     Head("profile", "name"),
     *(Head(f"decode {count}") for count in DECODES),
     *(Head(f"prefill {tokens}") for tokens in PROMPTS),
+    Head("overhead", "number", 5),
     Head("beside a chunk", "number", 3),
     *(Head(f"error {kind.removeprefix('held-out ')}, %", "number", 4) for kind in HELD_OUT),
     Head("tokens", "number", 6),
@@ -28,9 +29,9 @@ HEADS = (
     Head("device", "prose", 8),
 )
 CAPTION = (
-    f"ms of an iteration of so many decodes ({CONTEXT} KV tokens each) or of one prompt; beside a chunk: cost of a KV "
-    "token that a decode reads, relative to a batch without a prompt chunk; errors: mean / p95 on batches that "
-    "the fit did not see; tokens and context: the largest batch and request that were measured"
+    f"ms of an iteration of so many decodes ({CONTEXT} KV tokens each) or of one prompt; overhead: ms of every iteration, "
+    "in the others; beside a chunk: cost of a KV token that a decode reads, relative to a batch without a prompt chunk; "
+    "errors: mean / p95 on batches that the fit did not see; tokens and context: largest batch and request measured"
 )
 
 
@@ -40,6 +41,7 @@ def cells(of: Figures) -> tuple[str, ...]:
     return (
         of.name,
         *(f"{1e3 * seconds:.2f}" for seconds in (*of.decode_s.values(), *of.prefill_s.values())),
+        f"{1e3 * of.overhead_s:.2f}",
         figure(of.beside_chunk, ".2f"),
         *("-" if error is None else f"{error.mean:.1f} / {error.p95:.1f}" for error in errors),
         *(figure(value, "d") for value in (of.most_tokens, of.longest, of.num_blocks)),

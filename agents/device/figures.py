@@ -32,6 +32,8 @@ class Figures:
     """Seconds of so many decodes of CONTEXT KV tokens."""
     prefill_s: dict[int, float]
     """Seconds of a prompt of so many tokens."""
+    overhead_s: float
+    """Seconds of every iteration, whatever is in it."""
     beside_chunk: float | None
     """What a KV token costs a decode in a batch with a prompt chunk, relative to one without; None: not known."""
     errors: dict[str, Errors]
@@ -62,6 +64,7 @@ def figures(model: LatencyModel) -> Figures:
         name=model.name,
         decode_s={count: decode_seconds(model, count) for count in DECODES},
         prefill_s={tokens: batch_seconds(model, Batch(((tokens, 0),))) for tokens in PROMPTS},
+        overhead_s=model.overhead,
         beside_chunk=_beside_chunk(model) if HELD_OUT[2] in known else None,
         errors={kind: Errors(float(error["mape"]), float(error["p95"])) for kind, error in known.items()},
         most_tokens=_end(validity, "tokens"),

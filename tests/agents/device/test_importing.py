@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.device.importing import aiconfigurator, llmservingsim
+from agents.device.importing import llmservingsim
 from agents.device.importing.model import Shape, read_config, shape_of
 from agents.device.profiling import read_points, read_provenance
 from engine.device.fitting import HELD_OUT, Batch
@@ -306,49 +306,6 @@ def test_aiconfigurator_needs_its_extra(capsys: pytest.CaptureFixture[str]) -> N
         pytest.skip("aiconfigurator-core is installed")
     said = refused("fit --from aiconfigurator --system h100_sxm --model config.json", capsys)
     assert "llmsched[aiconfigurator]" in said
-
-
-@pytest.fixture
-def package() -> None:
-    """aiconfigurator-core, or a skip."""
-    pytest.importorskip("aiconfigurator_core", reason="the extra aiconfigurator is not installed")
-
-
-@pytest.fixture
-def mistral(tmp_path: Path) -> Path:
-    """A config.json of Mistral-7B."""
-    config = {"architectures": ["MistralForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336}
-    config |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768}
-    config |= {"max_position_embeddings": 32768, "torch_dtype": "bfloat16", "model_type": "mistral", "head_dim": 128}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
-
-
-@pytest.mark.usefixtures("package")
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("", "system: expected one of a100_sxm"),
-        ("--system h100", "h100_sxm, h200_sxm, l40s, rtx_pro_6000_server, got 'h100'"),
-        ("--system l40s --backend nope", "backend: expected one of sglang, trtllm, vllm, got 'nope'"),
-        ("--system l40s --version 9", "version: expected one of 0.24.0"),
-    ],
-)
-def test_unknown_systems_and_backends_get_a_list(
-    options: str, said: str, mistral: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = f"fit --from aiconfigurator --model {mistral} --out {mistral}/x.json {options}"
-    assert said in refused(line, capsys)
-
-
-@pytest.mark.usefixtures("package")
-def test_kernels_of_an_h100_are_composed(mistral: Path) -> None:
-    from agents.device.importing.source import Importing
-
-    found = aiconfigurator.read(Path(), Importing(model=mistral, system="h100_sxm"))
-    seconds = {point.batch: point.seconds for point in found.points}
-    assert seconds[Batch((), (1024,) * 32)] == pytest.approx(8.03e-3, rel=0.01)
-    assert found.provenance["num_blocks"] == 28072
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the measured tables are not part of the project (LLMSCHED_DATA)")
