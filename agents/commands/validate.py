@@ -11,7 +11,7 @@ from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.policies import resolve, split_policies
 from agents.reporting.against_plot import plot_replay
-from agents.reporting.against_tables import origin, remarks, seconds_grid, times_grid
+from agents.reporting.against_tables import has_log, origin, remarks, seconds_grid, times_grid
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.reporting.study_plots import check_plot, write_plot
 from agents.work.files import check_writable, write_json
@@ -80,7 +80,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         result = replay(run, with_limits(self.policy, limits), model, self.engine.replace(**limits), self.seed)
         console = terminal_console()
         print_lines(console, origin(result))
-        for grid in (times_grid(result), seconds_grid(result)):
+        for grid in (times_grid(result), *([seconds_grid(result)] if has_log(result) else ())):
             show(grid, console, self.wide)
         print_lines(console, remarks(result))
         write_json(self.json, result)

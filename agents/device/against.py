@@ -82,6 +82,8 @@ class Replay:
     policy: str
     profile: str
     limits: EngineConfig
+    stated: list[str]
+    """Those of the limits that the run states."""
     finished: int
     """Requests that finished in the simulation."""
     iterations: int
@@ -183,6 +185,7 @@ def replay(run: ServerRun, policy: Policy, model: LatencyModel, config: EngineCo
         policy=policy.spec,
         profile=model.name,
         limits=config,
+        stated=list(run.limits),
         finished=int(finished.sum()),
         iterations=int(record.row["iterations"][0]),
         evictions=Pair(run.log.evictions if run.log else None, int(record.request["evictions"].sum())),

@@ -32,14 +32,19 @@ def times_grid(replay: Replay) -> Grid:
     return Grid((Head("seconds", "name"), *heads), [part])
 
 
+def has_log(replay: Replay) -> bool:
+    """Whether it is known what the run did each second."""
+    return all(series.measured is not None for series in replay.seconds.values())
+
+
 def seconds_grid(replay: Replay) -> Grid:
-    """What there was each second, in the mean and at most; no rows for a run without a log."""
+    """What there was each second, in the mean and at most, of a run with a log."""
     rows = []
     for name, title in SERIES.items():
         series = replay.seconds[name]
-        if series.measured is not None:
-            sides = [(float(of(series.measured)), float(of(series.simulated))) for of in (np.mean, np.max)]
-            rows.append((title, *(_cell(Pair(*pair)) for pair in sides), figure(series.mean_difference(), ".4g")))
+        sides = (series.measured or [], series.simulated)
+        pairs = (Pair(*(float(of(side)) for side in sides)) for of in (np.mean, np.max))
+        rows.append((title, *map(_cell, pairs), figure(series.mean_difference(), ".4g")))
     heads = (Head("each second", "name"), Head("mean"), Head("most", "number", 2), Head("mean distance", "number", 1))
     return Grid(heads, [Part(rows, "Measured / simulated (simulated against measured)")])
 
@@ -65,5 +70,7 @@ def remarks(replay: Replay) -> Iterator[str]:
         f"simulated: {replay.finished} of {replay.requests} requests finished, {replay.iterations} iterations, "
         f"{replay.evictions.simulated} evictions{known}"
     )
-    if all(series.measured is None for series in replay.seconds.values()):
+    if not replay.stated:
+        yield "The run states no limits (NAME-meta.json beside it): they are those of the options and the profile."
+    if not has_log(replay):
         yield "The run has no log of its seconds (NAME-timeseries.csv beside it)."

@@ -235,6 +235,8 @@ def test_the_command_prints_both_sides_and_writes_them(
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["times_s"]["ttft"]["p50"]["relative"] == pytest.approx(0.0, abs=1e-5)
     assert result["limits"]["num_blocks"] == 260
+    assert "no log of its seconds" in out
+    assert "states no limits" not in out
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
