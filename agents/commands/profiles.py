@@ -29,9 +29,9 @@ HEADS = (
     Head("device", "prose", 8),
 )
 CAPTION = (
-    f"ms of an iteration of so many decodes ({CONTEXT} KV tokens each) or of one prompt; overhead: ms of every iteration, "
-    "in the others; beside a chunk: cost of a KV token that a decode reads, relative to a batch without a prompt chunk; "
-    "errors: mean / p95 on batches that the fit did not see; tokens and context: largest batch and request measured"
+    f"ms of an iteration of so many decodes ({CONTEXT} KV tokens each) or of one prompt; overhead: of every one, in "
+    "the others; beside a chunk: cost of a KV token that a decode reads, relative to a batch without a prompt; errors: "
+    "mean / p95 on batches that the fit did not see; tokens and context: largest batch and request that were measured"
 )
 
 

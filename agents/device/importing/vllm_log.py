@@ -34,7 +34,7 @@ NEEDED: dict[str, Bounds] = {
 """Columns of every log."""
 FURTHER = {"prompts": whole(1, 2**16), "prompt_context": whole(0, 2**40)}
 """Columns that may be there."""
-LEAST, MOST = 8, 4000
+LEAST, MOST = 32, 4000
 """Rows that a fit needs, and that it takes: of more a random part."""
 NODES = 16
 """Token counts in the table of the linear layers."""

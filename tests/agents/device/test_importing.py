@@ -254,14 +254,14 @@ def test_a_servers_log_gives_back_the_device_that_wrote_it(tmp_path: Path, capsy
 def test_a_log_that_does_not_fit_is_one_line(
     heads: str, row: tuple[object, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_rows(tmp_path / "log.csv", heads, [row] * 20)
+    write_rows(tmp_path / "log.csv", heads, [row] * 40)
     assert said in refused(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json", capsys)
 
 
 def test_a_table_of_one_point_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "log.csv", LOG, log_rows(1))
     said = refused(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json", capsys)
-    assert "expected 8 or more iterations, got 1" in said
+    assert "expected 32 or more iterations, got 1" in said
     (tmp_path / "t.csv").write_text("set,prefills,decodes,seconds\ntable,16@0,,0.1\n")
     (tmp_path / "t.csv.json").write_text('{"format": "llmsched-measurements/2"}')
     said = refused(f"fit --table {tmp_path}/t.csv --out {tmp_path}/x.json", capsys)
