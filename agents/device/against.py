@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+import baselines
 from agents.policies import resolve, with_setting
 from engine.config import EngineConfig
 from engine.demand.predictions import predict
@@ -131,9 +132,9 @@ def with_limits(spec: str, limits: dict[str, int]) -> Policy:
     Raises:
         InputError: no such policy, or a limit that it cannot have.
     """
-    policy = resolve(spec)
+    policy, given = resolve(spec), Spec(*baselines.base_of(baselines.expand(spec))).given
     for setting, limit in POLICY_LIMITS.items():
-        if limit in limits and hasattr(policy, setting) and setting not in Spec.parse(spec).given:
+        if limit in limits and hasattr(policy, setting) and setting not in given:
             spec = with_setting(spec, setting, str(limits[limit]))
     return resolve(spec)
 

@@ -124,6 +124,8 @@ def test_a_policy_has_the_limits_of_the_server_unless_its_spec_says_others() -> 
     limits = {"max_batched_tokens": 8192, "max_num_seqs": 64}
     assert with_limits("vllm_v1", limits) == baselines.make("vllm_v1:token_budget=8192,batch_cap=64")
     assert with_limits("vllm_v1:token_budget=100", limits) == baselines.make("vllm_v1:token_budget=100,batch_cap=64")
+    tuned = with_limits("vllm_v1:tuned", limits)
+    assert (vars(tuned)["token_budget"], vars(tuned)["batch_cap"]) == (512, 64)
     assert with_limits("srtf", {}) == baselines.make("srtf")
 
 
