@@ -485,6 +485,7 @@ LINES = [
     "fluid --limit 0", "fluid --bounds 1,nan", "starvation --ageing nan", "reproduce --seeds 0",
     "tiles --num-requests 0", "sensitivity --rates ,", "validate --shares 0", "validate --against {pipe}",
     "validate --against {binary}", "validate --against {folder}", "validate --against {timed}", "directions --seeds -1",
+    "devices --shares nan", "devices --shares 0.5,0.5", "devices --profiles {pipe}", "devices --rivals nosuch",
     "nosuch", "simulate --nosuch 1",
 ]  # fmt: skip
 

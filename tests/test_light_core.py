@@ -77,6 +77,7 @@ def test_the_environment_is_made_and_stepped_without_extras(tmp_path: Path) -> N
         ("evolve", "evolve", "train"),
         ("bench --only ppo", "bench: ppo", "train"),
         ("evaluate --report out.html", "report", "report"),
+        ("devices --report out.html", "report", "report"),
         ("report .", "report", "report"),
         ("starvation --plot out.png", "plot", "report"),
         ("sensitivity --plot out.png", "plot", "report"),

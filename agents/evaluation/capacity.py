@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.evaluation.setup import OnCell, Setup, requests_of, run_cells
+from agents.evaluation.points import Point, bisect, measure
+from agents.evaluation.setup import OnCell, Setup, run_cells
 from agents.evaluation.statistics import Interval, mean_interval, paired_interval
 from agents.work.cells import kept_cells
 from agents.work.provenance import versions
 from agents.work.records import as_json
 from engine.errors import InputError
-from engine.runs.report import KEPT_UP_SHARE, MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S, Report
 
 FORMAT = "llmsched-capacity/2"
 CRITERIA = ("paper", "sound")
@@ -68,33 +68,6 @@ class Task(NamedTuple):
     policy: str
     seed: int
     rate: float | None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One rate that was simulated: whether it meets each criterion, what fails, and the numbers behind it."""
-
-    rate: float
-    """Requests/s that were asked for."""
-    arrival_rate: float | None
-    """Requests/s that came."""
-    paper: bool
-    sound: bool
-    failures: tuple[str, ...]
-    """Conditions of the sound criterion that are not met."""
-    trace: str
-    """Digest of the requests."""
-    median_ttft_ms: float | None
-    p99_ttft_ms: float | None
-    p99_itl_ms: dict[str, float | None]
-    """By tier."""
-    kept_up_share: float | None
-    slo_goodput: float | None
-    iterations: int
-
-    def meets(self, criterion: str) -> bool:
-        """Whether it meets the criterion `paper` or `sound`."""
-        return self.paper if criterion == "paper" else self.sound
 
 
 @dataclass(frozen=True)
@@ -179,40 +152,8 @@ class CapacityResult:
         return {"format": FORMAT, **values, "points": points}
 
 
-NOBODY_SERVED = "nobody served before the run ended"
-"""Why no criterion is met where a run shows nothing."""
 SOUND_ONLY = ("p99 TTFT", "growing queue")
 """Conditions that only the sound criterion has."""
-
-
-def failures(report: Report) -> list[str]:
-    """The conditions of the sound criterion that a run does not meet, those of the paper's first."""
-    if report.verdict == "unknown":
-        return [NOBODY_SERVED]
-    found = [] if report.ttft.p50 < MEDIAN_TTFT_LIMIT_S else ["median TTFT"]
-    found += [f"p99 TBT {tier.name}" for tier in report.tiers if not tier.keeps_tbt]
-    found += [] if report.ttft.p99 < P99_TTFT_LIMIT_S else ["p99 TTFT"]
-    return found + ([] if report.kept_up_share >= KEPT_UP_SHARE else ["growing queue"])
-
-
-def measure(search: Search, policy: str, seed: int, rate: float) -> Point:
-    """Simulate one rate."""
-    report = search.serve(policy, rate, seed).report
-    data = report.to_dict()
-    return Point(
-        rate=rate,
-        arrival_rate=data["arrival_rate"],
-        paper=report.paper,
-        sound=report.sound,
-        failures=tuple(failures(report)),
-        trace=requests_of(search.source, rate, seed).digest(),
-        median_ttft_ms=data["median_ttft_ms"],
-        p99_ttft_ms=data["p99_ttft_ms"],
-        p99_itl_ms={name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},
-        kept_up_share=data["kept_up_share"],
-        slo_goodput=data["slo_goodput"],
-        iterations=report.iterations,
-    )
 
 
 def run_task(task: Task) -> Points:
@@ -229,18 +170,14 @@ def run_task(task: Task) -> Points:
         meets("paper", task.rate)
     else:
         for criterion in CRITERIA:
-            _bisect(search, partial(meets, criterion))
+            _search(search, partial(meets, criterion))
     return Points(task.policy, task.seed, task.rate, tuple(points[rate] for rate in sorted(points)))
 
 
-def _bisect(search: Search, meets: Callable[[float], bool]) -> None:
+def _search(search: Search, meets: Callable[[float], bool]) -> None:
     """Try rates until those that meet a criterion and those that do not are close."""
-    low, high = search.low, search.high
-    if not meets(low) or meets(high):
-        return
-    while high - low > search.tolerance:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if meets(middle) else (low, middle)
+    if meets(search.low) and not meets(search.high):
+        bisect(meets, search.low, search.high, search.tolerance)
 
 
 def gain_bound(ours: Sequence[str], base: Sequence[str]) -> str:

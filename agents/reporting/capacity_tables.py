@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from agents.evaluation.capacity import CRITERIA, NOBODY_SERVED, Capacity, CapacityResult
+from agents.evaluation.capacity import CRITERIA, Capacity, CapacityResult
+from agents.evaluation.points import NOBODY_SERVED
 from agents.reporting.grid import Grid, Head, Part
 from engine.device.bounds import bound_note
 

@@ -3,12 +3,11 @@
 import base64
 import re
 from collections.abc import Iterator
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from agents.evaluation.result import Comparison, Setting
+from agents.reporting.page import page
 from agents.reporting.tables import (
     TEXTS,
     Column,
@@ -25,7 +24,6 @@ from agents.work.files import json_text, write_atomically
 from agents.work.progress import OnProgress, unseen
 from engine.demand.tiers import describe_tiers
 from engine.errors import InputError
-from engine.extras import need
 from engine.files.reading import LARGE, read_mapping
 from engine.runs import metrics
 
@@ -136,17 +134,12 @@ def _differences(result: Comparison, shown: list[Column]) -> Iterator[_Differenc
 
 def html_text(result: Comparison, images: dict[str, bytes]) -> str:
     """The report as one HTML file without outside references; plots are inlined."""
-    need("report", "report")
-    from jinja2 import Environment
-
-    template = (resources.files("agents.reporting") / "templates" / "report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["with_code"] = _with_code
     shown = columns(result)
     compared = {row.metric for row in result.paired}
     difference_columns = [column for column in shown if column.key in compared]
     plots = [(CAPTIONS[name], base64.b64encode(image).decode()) for name, image in images.items()]
-    return environment.from_string(template).render(
+    return page(
+        "report.html",
         result=result,
         columns=shown,
         difference_columns=difference_columns,
@@ -159,11 +152,6 @@ def html_text(result: Comparison, images: dict[str, bytes]) -> str:
         remarks=remarks(result),
         definitions=definitions(),
     )
-
-
-def _with_code(text: str) -> str:
-    """A text as HTML, with what stands between backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def write_report(

@@ -19,12 +19,21 @@ from engine.device.latency import load_profile
 
 FILES = [
     *("simulate --json", "evaluate --json", "evaluate --report", "capacity --json", "sensitivity --json"),
+    *("devices --json", "devices --report"),
     *("sensitivity --plot", "starvation --json", "starvation --plot", "directions --json", "tiles --json"),
     *("reproduce --json", "bench --json", "fluid --json", "validate --json", "fit --table t.csv --out"),
     *("validate --against run.jsonl --json", "validate --against run.jsonl --plot"),
     *("fit --table t.csv --plot", "tune slai --save", "profile --executor transformers:tiny --out"),
 ]
-FOLDERS = ["evaluate --out", "capacity --out", "evolve --run-dir", "mixture --run-dir", "train --run-dir", "demo --out"]
+FOLDERS = [
+    "evaluate --out",
+    "capacity --out",
+    "devices --out",
+    "evolve --run-dir",
+    "mixture --run-dir",
+    "train --run-dir",
+    "demo --out",
+]
 
 
 class Worked(BaseException):

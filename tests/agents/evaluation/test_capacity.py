@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation.capacity import NOBODY_SERVED, Limit, Point, Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.capacity import Limit, Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.points import NOBODY_SERVED, Point
 from agents.evaluation.statistics import Interval
 from agents.reporting.capacity_tables import capacity_grids
 from agents.source import Source
@@ -68,7 +69,8 @@ def test_the_search_does_not_depend_on_the_number_of_workers_or_on_interruptions
 
 
 def _points(*passing: bool) -> list[Point]:
-    rest: dict[str, Any] = {"p99_itl_ms": {}, "kept_up_share": None, "slo_goodput": None, "iterations": 1}
+    rest: dict[str, Any] = {"p99_itl_ms": {}, "kept_up_share": None, "slo_goodput": None, "slo_attainment": None}
+    rest |= {"iterations": 1}
     failures = ("median TTFT", "p99 TTFT")
     return [
         Point(1.0 + k, None, ok, ok, () if ok else failures, "", None, None, **rest) for k, ok in enumerate(passing)

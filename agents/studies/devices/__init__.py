@@ -1,0 +1,1 @@
+"""The device matrix: policies on many devices, each at the same shares of what that device can carry."""
