@@ -26,6 +26,9 @@ from rich.console import Console
 
 import baselines
 from agents.cli import main
+from agents.device.importing.llmservingsim import attention_grid, curves
+from agents.device.importing.model import read_config, shape_of
+from agents.device.importing.vllm_log import iterations
 from agents.device.profiling import read_points, read_provenance
 from agents.evaluation.result import Comparison
 from agents.learning.learned.bundle import Bundle
@@ -102,6 +105,17 @@ RESULT = _small(json.loads(gzip.decompress((Path(__file__).parent / RESULT_FILE)
 MEASURED = b"set,prefills,decodes,tokens,requests,prefill_pairs,prefill_reads,decode_context,seconds\n" + b"".join(
     b"table,%d@0,,%d,1,36,8,0,0.02\nmixed,64@128 8@0,300x4 20,77,7,99,99,1220,0.03\n" % (k, k) for k in (8, 16, 64)
 )
+ITERATIONS = b"prompt_tokens,decodes,context,prompts,seconds\n" + b"".join(
+    b"%d,%d,%d,2,0.0%d\n" % (9 * k, k, 300 * k, k + 1) for k in range(1, 40)
+)
+LAYERS = b"layer,tokens,time_us\nqkv,1,2.5\nqkv,64,3.5\nnorm,1,1\nnorm,64,1.5\n"
+ATTENTION = b"prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n" + b"".join(
+    b"%d,%d,%d,%d,7.5\n" % (chunk, before, decodes, kv)
+    for chunk, before in ((0, 0), (16, 0), (16, 64))
+    for decodes, kv in ((0, 0), (2, 16), (2, 64))
+    if chunk or decodes
+)
+SHAPE = b'{"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}'
 
 
 def _finite(*arrays: Any) -> None:
@@ -291,6 +305,17 @@ READERS = {
     ),
     "bundle": Reader(_bundle, _sound_bundle, (pretrained_folder() / "policy.json").read_bytes()),
     "result": Reader(load_result, _sound_result, json.dumps(RESULT).encode()),
+    "log of iterations": Reader(iterations, lambda rows: _finite([seconds for _, seconds in rows]), ITERATIONS, ".csv"),
+    "layers": Reader(
+        lambda path: curves(path, "tokens", ("qkv", "norm")),
+        lambda found: _finite(*itertools.chain(*found.values())),
+        LAYERS,
+        ".csv",
+    ),
+    "attention": Reader(attention_grid, lambda grid: _finite(grid.values, *grid.axes), ATTENTION, ".csv"),
+    "config.json of a model": Reader(
+        lambda path: shape_of(read_config(path), str(path)), lambda shape: _finite(shape.kv_bytes_per_token()), SHAPE
+    ),
     "measurements": Reader(read_points, lambda points: _finite([p.seconds for p in points]), MEASURED, ".csv"),
     "provenance": Reader(
         _provenance, _anything, b'{"format": "llmsched-measurements/2", "device": "x", "model": {"a": [1]}}'

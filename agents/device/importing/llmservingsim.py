@@ -6,6 +6,7 @@ by requests), attention.csv (of one layer's attention by chunk, its KV, decodes 
 the decodes in one launch, each further chunk as if alone.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ PER_LAYER = {
 ONCE = ("embedding", "final_layernorm")
 PER_REQUEST = ("lm_head", "sampler")
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+MOST_CELLS = 2_000_000
+"""Cells of a grid of attention, measured or not."""
 META = ("profile-meta.yaml", "meta.yaml")
 _WHAT = "a table of measured layers"
 _CELL = number(0.0, 1e12)
@@ -56,8 +59,8 @@ class Layers:
         from scipy.interpolate import RegularGridInterpolator
 
         self.layers, self.joint = shape.num_hidden_layers, joint
-        self.dense = _curves(folder / "dense.csv", "tokens", (*PER_LAYER, *ONCE))
-        self.head = _curves(folder / "per_sequence.csv", "sequences", PER_REQUEST)
+        self.dense = curves(folder / "dense.csv", "tokens", (*PER_LAYER, *ONCE))
+        self.head = curves(folder / "per_sequence.csv", "sequences", PER_REQUEST)
         axes, values = attention_grid(folder / "attention.csv")
         self._attention = RegularGridInterpolator(axes, values, bounds_error=False, fill_value=None)
 
@@ -86,7 +89,7 @@ def _numbers(rows: Sequence[Row], columns: Sequence[str]) -> np.ndarray:
     return np.array(found, np.float64).reshape(-1, len(columns))
 
 
-def _curves(path: Path, by: str, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(path: Path, by: str, names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Counts, rising, and microseconds of each layer.
 
     Raises:
@@ -118,6 +121,8 @@ def attention_grid(path: Path) -> Grid4:
     """
     rows = _numbers(read_rows(path, _WHAT, (*ATTENTION, "time_us")), (*ATTENTION, "time_us"))
     axes = [np.unique(np.append(column, 0.0)) for column in rows.T[:4]]
+    if (cells := math.prod(len(axis) for axis in axes)) > MOST_CELLS:
+        raise InputError(f"{path}: expected a grid of at most {MOST_CELLS} cells, got values of {cells}")
     values = np.full([len(axis) for axis in axes], np.nan)
     values[tuple(np.searchsorted(axis, column) for axis, column in zip(axes, rows.T[:4], strict=True))] = rows.T[4]
     values[0, :] = values[0, :1]  # without a chunk its KV says nothing,

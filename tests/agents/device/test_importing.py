@@ -146,6 +146,14 @@ def drop(file: str, column: str) -> Callable[[Path], None]:
             "attention.csv: prefill_chunk: expected measured values of a whole grid",
         ),
         (
+            lambda f: write_rows(
+                f / "attention.csv",
+                "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us",
+                [(k, k, k, k, 1) for k in range(50)],
+            ),
+            "attention.csv: expected a grid of at most 2000000 cells, got values of 6250000",
+        ),
+        (
             lambda f: write_rows(f / "dense.csv", "layer,tokens,time_us", [("act_fn", 1, "fast")]),
             "dense.csv, line 2: time_us: expected a number",
         ),
