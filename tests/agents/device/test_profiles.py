@@ -1,13 +1,16 @@
 """`llmsched profiles`, and servers whose memory is that of the profile."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agents.cli import _parse, main
 from agents.device.figures import figures
+from agents.device.profiling import read_points, read_provenance
 from engine.config import EngineConfig
+from engine.device.fitting import residuals
 from engine.device.latency import LatencyModel, load_profile, profile_names
 from engine.device.memory import server_of
 from engine.errors import InputError
@@ -105,3 +108,18 @@ def test_a_shipped_profile_says_what_it_stands_for_and_how_good_it_is(name: str)
     one_launch_of_fa2 = "FlashAttention 2, one launch" in found.attention
     assert found.beside_chunk is not None
     assert (found.beside_chunk > 1.5) == one_launch_of_fa2
+
+
+MEASURED = Path(__file__).parents[2] / "measured"
+"""Tables of `llmsched profile` on GPUs, medians of their rounds."""
+
+
+@pytest.mark.parametrize("table", sorted(MEASURED.glob("*.csv")), ids=lambda table: table.stem)
+def test_a_measured_profile_has_the_errors_that_it_states(table: Path) -> None:
+    """Else a term means something else than when it was fitted: `docs/results/devices.md` has the commands."""
+    model = load_profile(table.stem)
+    device = replace(model, overhead=model.overhead - model.provenance["host"]["added_s"])
+    stated = {kind: error["mape"] for kind, error in model.provenance["residuals"].items()}
+    found = {kind: error["mape"] for kind, error in residuals(device, read_points(table)).items()}
+    assert found == pytest.approx(stated, abs=1e-3)
+    assert read_provenance(table)["device"] == model.provenance["device"]
