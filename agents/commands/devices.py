@@ -6,7 +6,7 @@ from pathlib import Path
 from agents.evaluation.setup import Setup
 from agents.options import ComparisonOptions, ServerOptions, UpToMillion, parse_rates
 from agents.policies import split_policies
-from agents.reporting.device_tables import balance_lines, matrix_grid, write_html
+from agents.reporting.device_tables import balance_grid, balance_lines, matrix_grid, write_tables
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.studies.devices.matrix import Devices, compare_devices, device_names
 from agents.studies.devices.records import DeviceMatrix
@@ -48,7 +48,7 @@ class Command(ComparisonOptions):
     """Policies with whose best every one is compared (default: slai, sarathi, vllm_v1 and slackfit, as far as they
     run, else the reference)."""
     out: Path = Path("out/devices")
-    """Folder of the results (devices.json, report.html, ceilings.jsonl, cells.jsonl)."""
+    """Folder of the results (devices.json, report.html, table.md, ceilings.jsonl, cells.jsonl)."""
     report: Path | None = None
     """Put the HTML report here (default: report.html in OUT)."""
 
@@ -96,6 +96,7 @@ class Command(ComparisonOptions):
             result = self._compare(devices, progress)
         console = terminal_console()
         show(matrix_grid(result), console, self.wide)
+        show(balance_grid(result), console, self.wide)
         print_lines(console, balance_lines(result))
         if (name := missing("report")) is not None:
             print(f"no HTML report: there is no {name}; {command('report')}")
@@ -107,6 +108,6 @@ class Command(ComparisonOptions):
         result = compare_devices(devices, workers=workers, folder=self.out, resume=self.resume, progress=progress)
         for path in (self.out / "devices.json", self.json):
             write_json(path, result)
-        if missing("report") is None:
-            write_html(result, self.report or self.out / "report.html")
+        draws = missing("report") is None
+        write_tables(result, self.out, (self.report or self.out / "report.html") if draws else None)
         return result

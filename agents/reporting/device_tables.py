@@ -8,7 +8,7 @@ from rich.text import Text
 
 from agents.reporting.grid import Cell, Grid, Head, Part, figure
 from agents.reporting.page import page
-from agents.studies.devices.records import BEHIND, Balance, Device, DeviceMatrix, Place, Standing
+from agents.studies.devices.records import BEHIND, FULL, OUTCOMES, Balance, Device, DeviceMatrix, Place, Standing
 from agents.work.files import write_atomically
 from engine.device.latency import CHANGES
 from engine.spec import Spec
@@ -106,6 +106,18 @@ def _line(row: Standing, seeds: int) -> tuple[Cell, ...]:
     return (*names, Text(_difference(row), STYLES[row.outcome]), *waits, *gaps, f"{row.sound}/{seeds}")
 
 
+def balance_grid(result: DeviceMatrix) -> Grid:
+    """How often each policy wins, ties and loses, and what it does not keep."""
+    heads = (Head("policy", "name"), *map(Head, OUTCOMES), Head(f"over {BEHIND:.0%} behind"), Head("late"))
+    rows = [
+        (one.policy, *map(str, (one.wins, one.ties, one.loses, len(one.behind), len(one.late))))
+        for one in result.balances
+    ]
+    points, due = result.balances[0].points, result.balances[0].deadlines
+    caption = f"Of {points} devices and loads; late: of {due} of them and tiers where {result.reference} is in time"
+    return Grid(heads, [Part(rows, "Over all devices and loads")], caption)
+
+
 def balance_lines(result: DeviceMatrix) -> Iterator[str]:
     """What is asked of the policies, a line for each: deadlines, goodput, and how changes of a device move it."""
     for balance in result.balances:
@@ -130,7 +142,7 @@ def _goodput(balance: Balance, result: DeviceMatrix) -> str:
     return (
         f"Goodput: {balance.policy} is not more than {BEHIND:.0%} below the best of {', '.join(result.rivals)} at "
         f"{kept} of {balance.points} points{_misses(balance.behind)}; higher for sure at {balance.wins}, lower for "
-        f"sure at {balance.loses}."
+        f"sure at {balance.loses}; at {balance.full} that best meets {FULL:.1%} of all deadlines or more."
     )
 
 
@@ -164,6 +176,24 @@ def _tally(result: DeviceMatrix, profile: str, policy: str) -> str:
     return f"{change}: {_percent(mean)} %, wins {wins} and loses {loses} of {len(rows)}"
 
 
+def markdown_text(result: DeviceMatrix) -> str:
+    """A row for each device: the differences of each policy to the best rival, %, load by load."""
+    shares = list(dict.fromkeys(row.share for row in result.standings))
+    heads = ["device", "capacity", *result.policies]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for device in result.devices:
+        rows = {(row.policy, row.share): row for row in result.on(device.profile)}
+        cells = (" / ".join(_short(rows[policy, s]) for s in shares) for policy in result.policies) if rows else ()
+        lines.append(f"| {' | '.join((f'`{device.profile}`', f'{device.capacity.mean:.3g}', *cells))} |")
+    loads = ", ".join(f"{share:g}" for share in shares)
+    note = f"At {loads} of the capacity; * the 95 % interval excludes zero; ! p99 TBT of a tier over its deadline."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _short(row: Standing) -> str:
+    return f"{_percent(row.relative)}{'' if row.outcome == 'ties' else '*'}{'!' if row.late else ''}"
+
+
 def html_text(result: DeviceMatrix) -> str:
     """The matrix as one HTML file without outside references.
 
@@ -174,6 +204,7 @@ def html_text(result: DeviceMatrix) -> str:
     return page(
         "devices.html",
         result=result,
+        balance=balance_grid(result),
         lines=list(balance_lines(result)),
         matrix=matrix_grid(result),
         numbers=numbers_grid(result),
@@ -181,10 +212,12 @@ def html_text(result: DeviceMatrix) -> str:
     )
 
 
-def write_html(result: DeviceMatrix, path: Path) -> None:
-    """Write the HTML file.
+def write_tables(result: DeviceMatrix, folder: Path, html: Path | None) -> None:
+    """Write the table for a page of documentation (table.md), and HTML where one is asked for.
 
     Raises:
-        InputError: it cannot be written, or what draws reports is not installed.
+        InputError: a place that cannot be written, or what draws reports is not installed.
     """
-    write_atomically(path, html_text(result))
+    write_atomically(folder / "table.md", markdown_text(result))
+    if html is not None:
+        write_atomically(html, html_text(result))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from agents.evaluation.points import Point
 from agents.evaluation.statistics import Interval, mean_interval, paired_interval
-from agents.studies.devices.records import OUTCOMES, Balance, Cell, Place, Standing
+from agents.studies.devices.records import FULL, OUTCOMES, Balance, Cell, Place, Standing
 from engine.runs.distribution import finite
 
 ByPolicy = Mapping[str, Sequence[Point]]
@@ -68,6 +68,7 @@ def _standing(
         p99_itl_ms=gaps,
         late=tuple(name for name, gap in gaps.items() if gap.mean > 1000.0 * deadlines[name]),
         rival=rival,
+        rival_attainment=_over_seeds(found[rival], "slo_attainment"),
         difference=difference,
         relative=finite(difference.mean / base) if base else None,
         outcome=_outcome(difference),
@@ -96,6 +97,7 @@ def balance_of(standings: Sequence[Standing], policy: str, reference: str) -> Ba
     return Balance(
         policy=policy,
         points=len(own),
+        full=sum(row.rival_attainment.mean >= FULL for row in own),
         wins=outcomes["wins"],
         loses=outcomes["loses"],
         behind=tuple(row.place for row in own if row.is_behind),

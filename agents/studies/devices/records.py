@@ -10,6 +10,8 @@ from agents.work.records import as_json
 FORMAT = "llmsched-devices/1"
 BEHIND = 0.01
 """A policy is behind where it loses more than this share of the goodput of the best rival."""
+FULL = 0.995
+"""Where the best rival meets the deadlines of this share of the requests, hardly anything is left to win."""
 OUTCOMES = ("wins", "ties", "loses")
 """What is said of a difference: its 95 % interval lies above, around or below zero."""
 
@@ -87,6 +89,8 @@ class Standing:
     """Tiers whose p99 TBT, mean over the seeds, is over their deadline."""
     rival: str
     """The best of the rivals other than the policy."""
+    rival_attainment: Interval
+    """Share of its requests that met every deadline."""
     difference: Interval
     """Goodput, less that of the rival on the same requests."""
     relative: float | None
@@ -121,6 +125,8 @@ class Balance:
     policy: str
     points: int
     """Devices times loads."""
+    full: int
+    """Points where the best rival meets FULL of the deadlines or more."""
     wins: int
     """Points with more goodput than the best rival for sure ..."""
     loses: int
@@ -131,6 +137,11 @@ class Balance:
     """Points and tiers whose deadline the reference keeps (p99 TBT, mean over the seeds) ..."""
     late: tuple[Place, ...]
     """... and those of them where this policy does not."""
+
+    @property
+    def ties(self) -> int:
+        """Points with neither."""
+        return self.points - self.wins - self.loses
 
 
 @dataclass(frozen=True)

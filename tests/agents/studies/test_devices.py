@@ -11,7 +11,7 @@ from agents.cli import main
 from agents.evaluation.capacity import Search, search_capacity
 from agents.evaluation.points import Point
 from agents.evaluation.setup import Setup
-from agents.reporting.device_tables import balance_lines, matrix_grid, numbers_grid
+from agents.reporting.device_tables import balance_grid, balance_lines, markdown_text, matrix_grid, numbers_grid
 from agents.source import Source
 from agents.studies.devices.judging import balance_of, standings_of
 from agents.studies.devices.matrix import RESOLUTION, Devices, compare_devices, device_names
@@ -147,7 +147,7 @@ def test_what_a_policy_keeps_and_misses_is_counted() -> None:
     assert (own[0.9].rival, own[0.9].outcome, own[0.9].late) == ("sarathi", "wins", ("strict",))
     assert own[0.5].relative == pytest.approx(-0.05 / 1.001)
     balance = balance_of(standings, "own", "slai")
-    assert (balance.points, balance.wins, balance.loses) == (2, 1, 1)
+    assert (balance.points, balance.wins, balance.ties, balance.loses, balance.full) == (2, 1, 0, 1, 2)
     assert [(place.profile, place.share) for place in balance.behind] == [("gpu", 0.5)]
     # Where slai is late itself, others may be; a tier without gaps has nothing late.
     assert (balance.deadlines, balance.late) == (3, ())
@@ -160,6 +160,10 @@ def test_the_tables_say_it(matrix: DeviceMatrix) -> None:
     assert [part.title.partition(":")[0] for part in grid.parts] == ["slow", "fast"]
     assert [[row[0] for row in part.rows] for part in grid.parts] == [["0.4", "0.9"]] * 2
     assert len(numbers_grid(matrix).parts[0].rows) == 4
+    assert {row[0]: row[1:5] for row in balance_grid(matrix).parts[0].rows}.keys() == {ONE, TWO}
+    slow = markdown_text(matrix).splitlines()[2]
+    assert slow.startswith("| `slow` | ")
+    assert slow.count(" / ") == 2
     lines = list(balance_lines(replace(matrix, rivals=(ONE,))))
     assert lines[0].startswith(f"Deadlines: {TWO} keeps p99 TBT within the tier's at 8 of the 8 points and tiers")
     assert lines[1].startswith(f"Goodput: {TWO} is not more than 1% below the best of {ONE} at 4 of 4 points;")
