@@ -10,11 +10,11 @@ from agents.device.against import replay, with_limits
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, parse_rates
 from agents.policies import resolve, split_policies
-from agents.reporting.against_plot import plot_replay
-from agents.reporting.against_tables import has_log, origin, remarks, seconds_grid, times_grid
+from agents.reporting.against_page import html_of, plot_replay
+from agents.reporting.against_tables import grids, origin, remarks
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.reporting.study_plots import check_plot, write_plot
-from agents.work.files import check_writable, write_json
+from agents.work.files import check_writable, write_atomically, write_json
 from agents.work.progress import bars
 from engine.demand.server_run import LIMITS, read_run
 from engine.errors import InputError
@@ -39,6 +39,8 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """What scheduled in that run; its token_budget and batch_cap are the server's limits unless they are given."""
     plot: Path | None = None
     """Also plot what that run and its simulation did each second to this PNG file."""
+    report: Path | None = None
+    """Also write all of that, tables and plot, to this HTML file."""
     executor: str = "transformers"
     """transformers (Mistral-7B on CUDA, random weights), transformers:tiny (CPU), transformers:FOLDER."""
     policies: str = "sarathi,slai"
@@ -60,7 +62,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
         """
         check_writable(self.json)
         if self.against is None:
-            self._refuse(("policy", "plot"), "--against beside it")
+            self._refuse(("policy", "plot", "report"), "--against beside it")
             self._beside_executor()
         else:
             self._refuse(_NOT_OF_A_RUN, "none beside --against")
@@ -75,16 +77,19 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     def _beside_run(self, path: Path) -> None:
         """The run of a real server and its simulation."""
         check_plot(self.plot)
+        check_plot(self.report)  # which has the plot in it
         run, model = read_run(path), self.model()
         limits = run.limits | self._given_limits()
         result = replay(run, with_limits(self.policy, limits), model, self.engine.replace(**limits), self.seed)
         console = terminal_console()
         print_lines(console, origin(result))
-        for grid in (times_grid(result), *([seconds_grid(result)] if has_log(result) else ())):
+        for grid in grids(result):
             show(grid, console, self.wide)
         print_lines(console, remarks(result))
         write_json(self.json, result)
         write_plot(self.plot, partial(plot_replay, result))
+        if self.report is not None:
+            write_atomically(self.report, html_of(result))
 
     def _given_limits(self) -> dict[str, int]:
         """The limits of the server that options say: those that are not the defaults."""

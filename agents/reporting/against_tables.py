@@ -18,17 +18,29 @@ SERIES = {
 """What is looked at each second, as tables and plots name it."""
 
 
+def _number(value: float | None) -> str:
+    """Four digits, or all before the point."""
+    return figure(value, ",.0f" if value is not None and value >= 1000.0 else ".4g")
+
+
 def _cell(pair: Pair) -> str:
     """Both numbers, and how they differ."""
-    both = f"{figure(pair.measured, '.4g')} / {figure(pair.simulated, '.4g')}"
+    both = f"{_number(pair.measured)} / {_number(pair.simulated)}"
     return both if pair.relative is None else f"{both} ({pair.relative:+.1%})"
+
+
+def grids(replay: Replay) -> Iterator[Grid]:
+    """Times of requests, and of a run with a log what there was each second."""
+    yield times_grid(replay)
+    if has_log(replay):
+        yield seconds_grid(replay)
 
 
 def times_grid(replay: Replay) -> Grid:
     """Times of requests."""
     rows = [(TITLES[name], *(_cell(pairs[key]) for key in NUMBERS)) for name, pairs in replay.times_s.items()]
     heads = [Head(key.replace("p50", "median"), "number", order) for order, key in enumerate(NUMBERS)]
-    part = Part(rows, "Measured / simulated (simulated against measured)")
+    part = Part(rows, "Requests: measured / simulated (simulated against measured)")
     return Grid((Head("seconds", "name"), *heads), [part])
 
 
@@ -44,9 +56,9 @@ def seconds_grid(replay: Replay) -> Grid:
         series = replay.seconds[name]
         sides = (series.measured or [], series.simulated)
         pairs = (Pair(*(float(of(side)) for side in sides)) for of in (np.mean, np.max))
-        rows.append((title, *map(_cell, pairs), figure(series.mean_difference(), ".4g")))
-    heads = (Head("each second", "name"), Head("mean"), Head("most", "number", 2), Head("mean distance", "number", 1))
-    return Grid(heads, [Part(rows, "Measured / simulated (simulated against measured)")])
+        rows.append((title, *map(_cell, pairs), _number(series.mean_difference())))
+    heads = (Head("", "name"), Head("mean"), Head("most", "number", 2), Head("mean distance", "number", 1))
+    return Grid(heads, [Part(rows, "Each second: measured / simulated (simulated against measured)")])
 
 
 def origin(replay: Replay) -> Iterator[str]:

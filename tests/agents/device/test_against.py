@@ -228,7 +228,8 @@ def test_the_command_prints_both_sides_and_writes_them(
 ) -> None:
     path, plot = write_run(rows_of(record), tmp_path, META), tmp_path / "plot.png"
     pytest.importorskip("matplotlib")
-    options = f"--profile {PROFILE} --json {tmp_path}/result.json --plot {plot}"
+    pytest.importorskip("jinja2")
+    options = f"--profile {PROFILE} --json {tmp_path}/result.json --plot {plot} --report {tmp_path}/report.html"
     assert main(f"validate --against {path} {options}".split()) == 0
     out = capsys.readouterr().out
     assert "40 requests (some/model, vLLM 0.19.0)" in out
@@ -240,6 +241,10 @@ def test_the_command_prints_both_sides_and_writes_them(
     assert "no log of its seconds" in out
     assert "states no limits" not in out
     assert plot.read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert '<td class="text">TTFT</td>' in page
+    assert "data:image/png;base64," in page
+    assert "260 KV blocks of 16 tokens" in page
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"the run is not part of the project: {REAL} (LLMSCHED_DATA)")

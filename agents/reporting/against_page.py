@@ -1,11 +1,13 @@
-"""The plot of a run of a real server beside its simulation."""
+"""A run of a real server beside its simulation, as a plot and as an HTML page."""
 
+import base64
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agents.device.against import Replay
-from agents.reporting.against_tables import SERIES
+from agents.reporting.against_tables import SERIES, grids, origin, remarks
+from agents.reporting.page import page
 from agents.reporting.plot_style import COLOURS, add_legend, new_figure, plain
 from agents.reporting.plots import png
 
@@ -35,3 +37,15 @@ def _line(axes: "Axes", t: np.ndarray, values: list[float] | None, label: str, c
     """One side of a series, where there is one."""
     if values is not None:
         axes.plot(t, values, label=label, color=colour, linewidth=1.1)
+
+
+def html_of(replay: Replay) -> str:
+    """Tables and plot as one HTML file without outside references."""
+    return page(
+        "against.html",
+        replay=replay,
+        origin=list(origin(replay)),
+        grids=list(grids(replay)),
+        remarks=list(remarks(replay)),
+        plot=base64.b64encode(plot_replay(replay)).decode(),
+    )
