@@ -3,27 +3,32 @@
 Our own baseline. It adapts to its device: the durations that its latency profile predicts are corrected by those seen.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from baselines.families.filling import FILLING, PROFILE, RULE, Filling, Rule, fill_by_rule, profile_params
+from baselines.families.filling import AUTO, EXCLUSIVE, FILLING, MIXED, RULE, Filling, Rule, fill_by_rule
 from baselines.parameters import BatchSeconds, NumberFrom0, ShareFrom0, TokensPerSecond, WeightFrom0
 from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
-from engine.device.latency import load_profile
+from engine.device.latency import LatencyModel, load_profile
+from engine.device.predicting import DEVICE, device_cells
 from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
 
-PARAMS = np.dtype([("rule", RULE), ("profile", PROFILE)], align=True)
+PARAMS = np.dtype([("rule", RULE), ("profile", DEVICE)], align=True)
+PHASES = {"auto": AUTO, "mixed": MIXED, "exclusive": EXCLUSIVE}
+DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
+"""Latency profile where none is named and nobody says what the device is."""
 
 
 @cache
-def _profile(name: str) -> tuple[float, ...]:
-    return profile_params(load_profile(name))
+def _device(name: str) -> np.ndarray:
+    return device_cells(load_profile(name))
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,17 @@ class Slackfit(Policy):
     close: WeightFrom0 = 0.0
     """A batch ends early with a finished prompt if this many times the seconds that its user saves are more than what
     another iteration costs those behind (0: never); not while KV is short (eager_from)."""
-    profile: str = "rtx6000ada-mistral-7b"
-    """Latency profile that predicts durations."""
+    phases: Literal["auto", "mixed", "exclusive"] = "auto"
+    """Prompts and decodes in one batch (mixed), apart (exclusive), or as the profile says is shorter (auto)."""
+    profile: str = ""
+    """Latency profile that predicts durations; empty: that of the device on which the policy runs."""
 
     name: ClassVar[str] = "slackfit"
     paper: ClassVar[str] = "ours"
     knows: ClassVar[str] = "prompt length, tier, batch times, a latency profile"
     eviction: ClassVar[str] = "youngest, when a decode finds no block"
     evidence: ClassVar[str] = "ours"
+    _model: ClassVar[LatencyModel | None] = None
     request_memory: ClassVar[int] = cells_of(QUEUED)
     row_memory: ClassVar[int] = cells_of(FILLING)
     space: ClassVar[Space] = {
@@ -82,10 +90,18 @@ class Slackfit(Policy):
             InputError: one is out of range, or there is no such profile.
         """
         super().__post_init__()
-        _profile(self.profile)
+        _device(self.profile or DEFAULT_PROFILE)
+
+    def on(self, model: LatencyModel) -> Self:
+        """The same policy told what it runs on, unless it was told a profile."""
+        if self.profile:
+            return self
+        told = copy(self)
+        object.__setattr__(told, "_model", model)
+        return told
 
     def params(self, config: EngineConfig) -> np.ndarray:
-        """A record of PARAMS: the rule, then the profile in the place of its name."""
+        """A record of PARAMS: the rule, then the device in the place of the profile's name."""
         rule = Rule(
             strict_limit=self.strict_limit,
             relaxed_limit=self.relaxed_limit,
@@ -96,8 +112,10 @@ class Slackfit(Policy):
             ageing=self.ageing,
             close=self.close,
             foresight=self._foresight,
+            phases=PHASES[self.phases],
         )
-        return np.array([*rule, *_profile(self.profile)], np.float64)
+        device = device_cells(self._model) if self._model else _device(self.profile or DEFAULT_PROFILE)
+        return np.concatenate([np.array(rule), device])
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Fleet:
         self._model = model
         self.latency = model.compiled(config.engine)
         action, codec = config.action, config.action.codec
-        arms = action.policies(config.prediction)
+        arms = [arm.on(model) for arm in action.policies(config.prediction)]
         self.kernels = tuple(kernel.compiled for kernel in (codec.kernel, *(arm.kernel for arm in arms)) if kernel)
         params = [codec.params(model), *(arm.params(config.engine) for arm in arms)]
         n, tiers = config.workload.num_requests, config.workload.tiers

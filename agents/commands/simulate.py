@@ -16,7 +16,6 @@ from agents.work.files import check_writable, write_json
 from agents.work.progress import bars
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
-from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Rate, Seed
 from engine.runs.distribution import Distribution
@@ -34,8 +33,8 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
     """A baseline (slai:offset=3), random, the folder of a trained policy, or a class of your own: module:Class or
     path/file.py:Class, perhaps with parameters (mine.py:Mine:k=3)."""
     executor: str | None = None
-    """Serve with a real model instead of --profile: transformers (Mistral-7B on CUDA, random weights),
-    transformers:tiny (a small one on the CPU), transformers:FOLDER; then ,dtype= and ,device= if need be."""
+    """Serve with a real model; --profile is then what policies predict by: transformers (Mistral-7B on CUDA, random
+    weights), transformers:tiny (a small one on the CPU), transformers:FOLDER; then ,dtype= and ,device= if need be."""
     rate: Rate | None = None
     """Arrival rate, requests/s (default 1.6, or the recorded times of a trace)."""
     seed: Seed = 0
@@ -56,7 +55,7 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         requests = source.requests(load, self.seed)
         told, channel = source.predicted(policy, requests, self.seed), source.channel(policy)
         with bars(self.progress) as bar:
-            run = self._deployment(model, limits).run(policy, told, partial(bar, "requests"))
+            run = self._deployment(model, limits).run(policy.on(model), told, partial(bar, "requests"))
         trained = remark(policy, requests.tiers, model if self.executor is None else None, self.engine, source)
         about: dict[str, object] = {"left_out": source.left_out(), "notes": [trained] if trained else []}
         about |= {"request_rate": "inf" if len(requests) > 1 and math.isinf(requests.rate) else load}
@@ -73,8 +72,6 @@ class Command(SourceOptions, ServerOptions, GoodputOptions, TableOptions, Progre
         )
         if self.executor is None:
             return counted
-        if self.profile != ServerOptions.profile:
-            raise InputError("executor, profile: expected one of them, got both")
         need("real", "executor")
         from engine.device.real.executor import ROOM, make_executor
 

@@ -72,6 +72,7 @@ class Twins:
         Returns:
             The run on the device, that on the model, and predicted / measured seconds of the device's own batches.
         """
+        policy = policy.on(self.model)
         both = _SideBySide(self.executor, self.model)
         fallback = baselines.make("sarathi")
         real = Deployment(executor=both, config=self.config, fallback=fallback).run(policy, requests)

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numba import types
@@ -63,6 +63,11 @@ class _Timed(Policy):
         self.inner = inner
         self.seconds: list[float] = []
         self.calls = 0
+
+    def on(self, model: LatencyModel) -> Self:
+        """Tell the inner policy."""
+        self.inner = self.inner.on(model)
+        return self
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """The memory of the inner policy."""

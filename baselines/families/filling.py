@@ -1,45 +1,37 @@
 """Batches of a predicted duration, decodes by slack (seconds until the deadline of their next token), prompts by SRPT.
 
-slackfit and its action share these moves. The predicted duration is that of a latency profile, times how much slower
-than predicted the device has been of late.
+slackfit and its action share these moves. The predicted duration is that of the device's latency profile, all of it,
+times how much slower than predicted batches of the same kind, with prompt chunks or without, have been of late.
+
+Where prompts and decodes in one batch take longer than apart, the batch is of one kind: prompts, for as long as the
+decodes can wait until they have had a batch of their own, then those decodes.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from baselines.families.durations import CLOCK, expected, learn_scale, remember_batch, scale_of
 from engine.compiled.jit import inner
-from engine.device.latency import LatencyModel
+from engine.device.predicting import largest, mixing_pays, predicted
+from engine.server.features import EMPTY, Features, add
 from engine.server.kv import tokens_left
 from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode, take_kv
 from engine.server.plan import is_named, name
 from engine.server.queue import QUEUE, QUEUED, WEIGHED, Queue, next_waiting, weighed
 from engine.server.state import Plan, View
 
-PROFILE = np.dtype(
-    [(name, "f8") for name in ("overhead", "floor", "per_token", "per_pair", "per_context")],  # s
-    align=True,
-)
-"""A latency profile, as far as it predicts a batch."""
-
-CLOCK = np.dtype(
-    [
-        ("scale", "f8"),  # running mean of measured / predicted seconds
-        ("predicted", "f8"),  # s, of the batch of the last plan, 0: none
-        ("iteration", "f8"),  # its index
-        ("attention", "f8"),  # s, predicted of the batch in the making: all that is not per token
-    ],
-    align=True,
-)
-"""What is known of batch durations."""
-
 FILLING = np.dtype([("queue", QUEUE), ("clock", CLOCK)], align=True)
 """What these moves remember of the server; of each request they remember QUEUED."""
 
-FORGET = 0.05
-"""Weight of the last batch in the running mean."""
 LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
+USUAL_CHUNK = 512.0
+"""Tokens of the chunk for which it is asked whether it should share a batch with the decodes."""
+MARGIN = 0.1
+"""Share of their deadlines that decodes keep when they wait for a batch of prompts."""
+AUTO, MIXED, EXCLUSIVE = 0.0, 1.0, 2.0
+"""Phases: as the profile says, always in one batch, always apart."""
 
 
 class Filling(NamedTuple):
@@ -47,7 +39,7 @@ class Filling(NamedTuple):
 
     queue: Queue
     clock: Any  # CLOCK, in the memory
-    profile: Any  # PROFILE, in the parameters
+    device: Any  # DEVICE, in the parameters
 
 
 class Rule(NamedTuple):
@@ -62,6 +54,7 @@ class Rule(NamedTuple):
     ageing: float  # tokens/s
     close: float
     foresight: float
+    phases: float  # AUTO, MIXED or EXCLUSIVE
 
 
 RULE = np.dtype([(name, "f8") for name in Rule._fields], align=True)
@@ -71,46 +64,10 @@ RULE = np.dtype([(name, "f8") for name in Rule._fields], align=True)
 class Aim(NamedTuple):
     """What one batch is to be."""
 
-    limit_s: float  # s, > 0: predicted, of the batch
+    limit_s: float  # s, > 0: expected, of the batch
     slack_s: float  # s: a decode with less slack must run (inf: all of them)
     times_mean: float  # one with more KV than this many times the mean runs, too (inf: none)
     close: float  # weight of the seconds that an early end saves users of finished prompts (0: no early end)
-
-
-def profile_params(model: LatencyModel) -> tuple[float, ...]:
-    """A profile as the numbers of PROFILE (s); of a table the ends are kept."""
-    floor, per_token = model.floor, model.per_token
-    if model.table:
-        (_, floor), (most, seconds) = model.table[0], model.table[-1]
-        per_token = seconds / most
-    return model.overhead, floor, per_token, model.per_pair, model.per_context
-
-
-@inner
-def learn_scale(view: View, clock: np.record) -> None:
-    """Compare the last batch with its prediction, and begin another one."""
-    row = view.row[0]
-    if clock.scale == 0.0:
-        clock.scale = 1.0
-    if clock.predicted > 0.0 and row.iterations == clock.iteration + 1.0:
-        clock.scale += FORGET * (row.last_duration / clock.predicted - clock.scale)
-    clock.iteration, clock.predicted = row.iterations, 0.0
-
-
-@inner
-def _seconds(profile: np.record, tokens: int, attention: float) -> float:
-    return profile.overhead + max(profile.floor, profile.per_token * tokens) + attention
-
-
-@inner
-def _largest_chunk(filling: Filling, tokens: int, done: int, limit_s: float) -> int:
-    """Prompt tokens that fit a batch of so many tokens, behind `done` tokens of their request."""
-    profile, attention = filling.profile, filling.clock.attention
-    over = profile.overhead + attention + profile.per_token * tokens - limit_s
-    if over >= 0.0 or profile.overhead + attention + profile.floor > limit_s:
-        return 0
-    a, b = 0.5 * profile.per_pair, profile.per_token + profile.per_pair * (done + 0.5)
-    return int(-2.0 * over / (b + np.sqrt(b * b - 4.0 * a * over)))
 
 
 @inner
@@ -190,17 +147,17 @@ def shortest_remaining(view: View, plan: Plan, queue: Queue, started: int) -> in
 
 
 @inner
-def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim) -> bool:
+def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim, f: Features) -> tuple[Features, bool]:
     """Chunks by shortest remaining prompt while predicted time is left.
 
     Once prompts are done, the batch is closed if `close` times the seconds that their users save are more than the
     overhead of another iteration for each prompt behind; with none behind it is closed to decodes that can wait.
 
     Returns:
-        Whether the batch is closed.
+        Features of the batch, and whether it is closed.
     """
-    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
-    blocked, first = False, True
+    row, draft, device = view.row[0], plan.draft[0], filling.device
+    blocked, first, scale = False, True, scale_of(filling.clock, 1)
     behind, done_prompts = row.num_waiting + row.num_prefilling + draft.victims, 0
     while row.num_waiting + row.num_prefilling > 0:
         started = shortest_started(view, plan, filling.queue)
@@ -209,8 +166,9 @@ def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim) -> bool:
             break
         r = view.request[best]
         done, left = (r.prefilled, tokens_left(r)) if best == started else (0, r.prompt)
-        n = max(_largest_chunk(filling, draft.tokens, done, aim.limit_s), LEAST_CHUNK if first else 0)
-        n = min(left, row.max_batched_tokens - draft.tokens, n)
+        most = min(left, row.max_batched_tokens - draft.tokens)
+        n = largest(device, f, float(done), most, aim.limit_s / scale)
+        n = max(n, min(LEAST_CHUNK, most) if first else 0)
         if n <= 0:
             break
         if best == started:
@@ -220,63 +178,119 @@ def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim) -> bool:
         else:
             blocked = True
             continue
-        clock.attention += profile.per_pair * n * (done + 0.5 * (n + 1))
+        f = add(f, float(done), float(n), False)
         first = False
         if n < left:
             break
         done_prompts += 1
         behind -= 1
-        left_s = aim.limit_s - _seconds(profile, draft.tokens, clock.attention)
-        if behind > 0 and aim.close * done_prompts * left_s > profile.overhead * behind:
-            return True
-    return done_prompts > 0 and aim.close > 0.0
+        left_s = aim.limit_s - predicted(device, f) * scale
+        if behind > 0 and aim.close * done_prompts * left_s > device.overhead * behind:
+            return f, True
+    return f, done_prompts > 0 and aim.close > 0.0
 
 
 @inner
-def _take_others(view: View, plan: Plan, filling: Filling, limit_s: float) -> None:
-    """Decodes that could wait, oldest first, while predicted time is left."""
-    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
+def _take_others(view: View, plan: Plan, filling: Filling, limit_s: float, f: Features) -> Features:
+    """Decodes that could wait, oldest first, while predicted time is left; returns the features of the batch."""
+    row, draft = view.row[0], plan.draft[0]
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
         if is_decode(r) and not is_named(plan, i) and fits_decode(view, plan, i):
-            more = profile.per_context * r.length
-            seconds = _seconds(profile, draft.tokens + 1, clock.attention + more)
-            if draft.tokens >= row.max_batched_tokens or seconds > limit_s:
+            more = add(f, r.length - 1.0, 1.0, True)
+            if draft.tokens >= row.max_batched_tokens or expected(filling.device, filling.clock, more) > limit_s:
                 break
             decode(view, plan, i)
-            clock.attention += more
+            f = more
+    return f
 
 
 @inner
-def _context_seconds(view: View, plan: Plan, profile: np.record) -> float:
-    """Predicted attention seconds of the decodes taken so far."""
-    row, total = view.row[0], 0
+def _decodes_taken(view: View, plan: Plan) -> Features:
+    """Features of the decodes that the plan has."""
+    f = EMPTY
+    for k in range(plan.size[0]):
+        entry = plan.entry[k]
+        r = view.request[entry.request]
+        if entry.tokens > 0 and is_decode(r):
+            f = add(f, r.length - 1.0, 1.0, True)
+    return f
+
+
+@inner
+def _all_decodes(view: View) -> Features:
+    """Features of a batch of everything that decodes."""
+    f = EMPTY
+    for j in range(view.row[0].num_running):
+        r = view.request[view.running[j]]
+        if is_decode(r):
+            f = add(f, r.length - 1.0, 1.0, True)
+    return f
+
+
+@inner
+def _time_for_prompts(view: View, decodes_s: float) -> float:
+    """Seconds for which every decode can wait and still run in time, in a batch that takes so long."""
+    row, least = view.row[0], np.inf
     for j in range(row.num_running):
-        i = view.running[j]
-        r = view.request[i]
-        if is_decode(r) and is_named(plan, i):
-            total += r.length
-    return profile.per_context * total
+        r = view.request[view.running[j]]
+        if is_decode(r):
+            least = min(least, r.last_token + (1.0 - MARGIN) * r.tbt - row.now)
+    return least - decodes_s
 
 
 @inner
-def fill(view: View, plan: Plan, filling: Filling, aim: Aim) -> None:
-    """A batch as aimed at: urgent decodes, large decodes, prompts by SRPT, then the other decodes."""
-    row, draft, clock, profile = view.row[0], plan.draft[0], filling.clock, filling.profile
-    prompts = row.num_waiting + row.num_prefilling > 0
+def _fill_apart(view: View, plan: Plan, filling: Filling, aim: Aim, decodes: Features) -> Features:
+    """A batch of prompts alone while decodes can wait, else one of decodes; returns its features."""
+    room = min(aim.limit_s, _time_for_prompts(view, expected(filling.device, filling.clock, decodes)))
+    if expected(filling.device, filling.clock, add(EMPTY, 0.0, float(LEAST_CHUNK), False)) <= room:
+        f, _ = _take_prompts(view, plan, filling, Aim(room, aim.slack_s, aim.times_mean, aim.close), EMPTY)
+        if plan.size[0] > 0:
+            return f
+    take_urgent(view, plan, aim.slack_s)
+    f = _decodes_taken(view, plan)
+    return _take_others(view, plan, filling, aim.limit_s, f) if plan.draft[0].victims == 0 else f
+
+
+@inner
+def _fill_together(view: View, plan: Plan, filling: Filling, aim: Aim, prompts: bool) -> Features:
+    """Urgent decodes, large decodes, prompts, then the other decodes; returns the features of the batch."""
+    draft = plan.draft[0]
     take_urgent(view, plan, aim.slack_s if prompts else np.inf)
     if prompts and draft.victims == 0 and aim.times_mean < np.inf:
         take_large(view, plan, aim.times_mean)
-    clock.attention = _context_seconds(view, plan, profile)
+    f = _decodes_taken(view, plan)
     if prompts:
-        closed = _take_prompts(view, plan, filling, aim)
+        f, closed = _take_prompts(view, plan, filling, aim, f)
         if draft.victims == 0 and not closed:
-            _take_others(view, plan, filling, aim.limit_s)
+            f = _take_others(view, plan, filling, aim.limit_s, f)
+    return f
+
+
+@inner
+def _apart(filling: Filling, decodes: Features, phases: float) -> bool:
+    """Whether prompts and decodes go into batches of their own."""
+    if decodes.decodes == 0.0 or phases == MIXED:
+        return False
+    return phases == EXCLUSIVE or not mixing_pays(filling.device, decodes, USUAL_CHUNK)
+
+
+@inner
+def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> None:
+    """A batch as aimed at, by decodes and prompts together or apart."""
+    row, draft = view.row[0], plan.draft[0]
+    prompts, decodes = row.num_waiting + row.num_prefilling > 0, EMPTY
+    if prompts and phases != MIXED:
+        decodes = _all_decodes(view)
+    if prompts and _apart(filling, decodes, phases):
+        f = _fill_apart(view, plan, filling, aim, decodes)
+    else:
+        f = _fill_together(view, plan, filling, aim, prompts)
     if plan.size[0] == draft.victims:
         take_urgent(view, plan, np.inf)
-        clock.attention = _context_seconds(view, plan, profile)
-    clock.predicted = _seconds(profile, draft.tokens, clock.attention)
+        f = _decodes_taken(view, plan)
+    remember_batch(filling.device, filling.clock, f)
 
 
 @inner
@@ -286,7 +300,7 @@ def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> N
     Args:
         view: the server.
         plan: receives the batch.
-        filling: queue, clock and profile.
+        filling: queue, clock and device.
         rule: a `Rule`, or a record of RULE.
     """
     row, q, strict = view.row[0], filling.queue.row, False
@@ -302,13 +316,14 @@ def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> N
     elif use > rule.eager_from:
         times_mean, close = 2.0 * (rule.memory_limit - use) / (rule.memory_limit - rule.eager_from), 0.0
     learn_scale(view, filling.clock)
-    fill(view, plan, filling, Aim(limit / filling.clock.scale, slack_s, times_mean, close))
+    fill(view, plan, filling, Aim(limit, slack_s, times_mean, close), rule.phases)
 
 
 __all__ = [
-    "CLOCK",
+    "AUTO",
+    "EXCLUSIVE",
     "FILLING",
-    "PROFILE",
+    "MIXED",
     "QUEUED",
     "RULE",
     "Aim",
@@ -316,8 +331,6 @@ __all__ = [
     "Rule",
     "fill",
     "fill_by_rule",
-    "learn_scale",
-    "profile_params",
     "shortest_remaining",
     "shortest_started",
     "take_large",

@@ -6,7 +6,8 @@ import numpy as np
 
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
-from engine.device.latency import LatencyModel, interpolate
+from engine.device.latency import LatencyModel
+from engine.device.terms import interpolate
 
 
 def capacity_bound(seconds: np.ndarray) -> float | None:
@@ -63,7 +64,7 @@ def _sizes(model: LatencyModel, most: float) -> np.ndarray:
 def _linear(model: LatencyModel, tokens: float) -> float:
     if not model.table:
         return max(model.floor, model.per_token * tokens)
-    return float(interpolate(np.array(model.table), tokens))
+    return float(interpolate(np.array(model.table), len(model.table), tokens))
 
 
 def _least_per_token(model: LatencyModel, most: float) -> float:

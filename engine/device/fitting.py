@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.device.latency import LatencyModel, Traits, Weights, iteration_seconds, weights
+from engine.device.latency import LatencyModel, iteration_seconds
+from engine.device.terms import Traits, Weights, weights
 from engine.errors import InputError
 from engine.server.features import EMPTY, QUERY_TILE, WIDE_QUERY_TILE, add, new_features, store
 

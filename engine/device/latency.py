@@ -27,12 +27,12 @@ from numba import typeof
 from engine.compiled.jit import hot_inlined, inner
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
+from engine.device.terms import Traits, batch_seconds
 from engine.errors import InputError
 from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
 from engine.ranges import Bounds, NotNegative, number, whole
-from engine.server.features import QUERY_TILE
 from engine.server.state import Server
 from engine.spec import Spec
 
@@ -43,51 +43,6 @@ Time = Annotated[float, number(0.0, 1e6)]
 RANGES = ("tokens", "requests", "context_tokens")
 """Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
 TableNumber = Annotated[float, number(0.0, 1e9)]
-
-
-class Weights(NamedTuple):
-    """How often a batch pays each term of a `LatencyModel` that is linear in its features.
-
-    A term is a field of the model and an entry here, of the same name; the sum, the fit, profiles and their speeds
-    follow from these. They are added in this order.
-    """
-
-    per_request: float
-    per_chunk: float
-    any_chunk: float
-    per_pair: float
-    per_context: float
-    per_read: float
-    per_uncached: float
-    per_mixed: float
-
-
-class Traits(NamedTuple):
-    """What of a device its terms are counted by."""
-
-    cached: float  # KV tokens that caches hold
-    query_tile: float  # queries of a prompt chunk that attention takes together
-
-
-@inner
-def weights(f: np.record, traits: Traits) -> Weights:
-    """Weights of the terms in a batch.
-
-    Args:
-        f: its FEATURES record.
-        traits: those of the device, or a record that has them among others.
-    """
-    chunks = f.requests - f.decodes
-    return Weights(
-        per_request=f.requests,
-        per_chunk=chunks,
-        any_chunk=min(1.0, chunks),
-        per_pair=f.prefill_pairs,
-        per_context=f.decode_context,
-        per_read=f.prefill_reads if traits.query_tile <= QUERY_TILE else f.wide_prefill_reads,
-        per_uncached=max(0.0, f.decode_context - traits.cached),
-        per_mixed=f.decode_context * min(1.0, chunks),
-    )
 
 
 class Latency(NamedTuple):
@@ -112,29 +67,6 @@ class Executor(Protocol):
 
 
 @inner
-def interpolate(table: np.ndarray, tokens: float) -> float:
-    """Seconds at this many tokens: linear between the rows of the table, and beyond its ends as in the last part.
-
-    Before the first row a token never costs less than there; beyond the last one, where the last part falls, it costs
-    as much as there: noise at the end of a table must not make large batches free.
-    """
-    low, high = 0, table.shape[0] - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if table[middle, 0] <= tokens:
-            low = middle
-        else:
-            high = middle
-    slope = (table[high, 1] - table[low, 1]) / (table[high, 0] - table[low, 0])
-    if tokens > table[high, 0] and slope <= 0.0:
-        return float(table[high, 1] / table[high, 0] * tokens)
-    seconds = table[low, 1] + slope * (tokens - table[low, 0])
-    if tokens < table[low, 0]:
-        seconds = max(seconds, table[low, 1] / table[low, 0] * tokens)
-    return float(seconds)
-
-
-@inner
 def charged(seconds: float, c: np.record, f: np.record) -> float:
     """Seconds of a batch with what a config charges for it.
 
@@ -150,19 +82,7 @@ def charged(seconds: float, c: np.record, f: np.record) -> float:
 def iteration_seconds(latency: Latency, features: np.ndarray) -> float:
     """Duration of one iteration in seconds from its FEATURES[1]; the formula of the module docstring."""
     c, f = latency.coefficient[0], features[0]
-    tokens = f.tokens
-    if c.tile > 1.0:
-        tokens = np.ceil(tokens / c.tile) * c.tile
-    linear = interpolate(latency.table, tokens) if latency.table.shape[0] > 0 else max(c.floor, c.per_token * tokens)
-    w = weights(f, c)
-    t = c.overhead + c.per_request * w.per_request + linear
-    t += c.per_chunk * w.per_chunk
-    t += c.any_chunk * w.any_chunk
-    t += c.per_pair * w.per_pair
-    t += c.per_context * w.per_context
-    t += c.per_read * w.per_read
-    t += c.per_uncached * w.per_uncached
-    t += c.per_mixed * w.per_mixed
+    t = batch_seconds(c, latency.table, latency.table.shape[0], f)
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
     return float(charged(t, c, f))

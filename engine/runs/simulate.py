@@ -125,7 +125,7 @@ def simulate(
     """Serve a whole trace with one policy.
 
     Args:
-        policy: decides every batch.
+        policy: decides every batch; told the device, where the executor is the model of one (`Policy.on`).
         requests: the trace; it holds all randomness, so the same call gives the same record bit for bit.
         executor: how long a batch takes; with a `LatencyModel` and a compiled policy the whole loop is compiled. Inside
             a `engine.runs.pieces.Watched` it is told how far the run is.
@@ -145,6 +145,9 @@ def simulate(
     """
     config = EngineConfig() if config is None else config
     _check_kinds(policy, requests, executor, config)
+    model = executor.executor if isinstance(executor, Watched) else executor
+    if isinstance(model, LatencyModel):
+        policy = policy.on(model)
     requests = _check(policy, requests, config, horizon_s)
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
@@ -152,7 +155,6 @@ def simulate(
     max_decisions = _most_decisions(requests)
     steps = Steps(len(requests)) if log_steps else None
     guard = Guarded(fallback, config, len(requests)) if fallback else None
-    model = executor.executor if isinstance(executor, Watched) else executor
     if isinstance(model, LatencyModel) and policy.runs_compiled and not guard:
         assert policy.kernel is not None
         loop = Loop(policy.kernel.compiled, server, memory, model.compiled(config), horizon_s)

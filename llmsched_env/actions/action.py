@@ -137,6 +137,12 @@ class Codec(Action):
         """The kernel's parameters as float64 cells, in the order of PARAMS."""
         return to_cells(self.PARAMS, self.named(model), "codec")
 
+    def told(self, params: np.ndarray, model: LatencyModel) -> np.ndarray:
+        """The same parameters, but for what they know of a device: that is this one now."""
+        named = self.named(model)
+        kept = {} if "profile" not in named else {"profile": named["profile"]}
+        return to_cells(self.PARAMS, to_names(self.PARAMS, params) | kept, "codec")
+
     def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
         """Whether what the kernel indexes with is in range, after something else has written its memory.
 

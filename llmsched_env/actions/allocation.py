@@ -10,16 +10,19 @@ in this space.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from baselines.families.filling import PROFILE, profile_params, take_urgent
+from baselines.families.filling import take_urgent
 from engine.compiled.jit import inner
 from engine.compiled.records import record, records
 from engine.device.latency import LatencyModel
+from engine.device.predicting import BEFORE, DEVICE, check_device, device_of, largest, linear
 from engine.errors import InputError
+from engine.server.features import EMPTY, Features, add
 from engine.server.moves import admit, admit_chunks, chunk, decode, fits_decode, is_decode
 from engine.server.plan import is_named
 from engine.server.policy import HotKernel, Kernel
@@ -43,7 +46,7 @@ PARAMS = np.dtype(
         ("budgets", "f8", (len(TOKEN_LEVELS),)),  # tokens, or s
         ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch times
         ("timed", "f8"),  # whether budgets are seconds
-        ("profile", PROFILE),
+        ("profile", DEVICE),
     ],
     align=True,
 )
@@ -58,33 +61,31 @@ MEMORY = np.dtype(
     align=True,
 )
 """What is remembered of the server."""
+BEFORE_DEVICE = {f"profile.{name}": value for name, value in BEFORE.items()}
+"""What policies that were stored earlier do not say of their device."""
 _params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
 
-def profile_of(model: LatencyModel) -> dict[str, float]:
-    """A device as the numbers of PROFILE (s)."""
-    return dict(zip(PROFILE.names or (), profile_params(model), strict=True))
-
-
 @inner
-def _decode_context(view: View) -> int:
-    total = 0
+def _decodes(view: View) -> Features:
+    """Features of a batch of everything that decodes."""
+    f = EMPTY
     for j in range(view.row[0].num_running):
         r = view.request[view.running[j]]
         if is_decode(r):
-            total += r.length
-    return total
+            f = add(f, r.length - 1.0, 1.0, True)
+    return f
 
 
 @inner
 def _budget_and_time(view: View, p: np.record, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
-    level, profile = p.budgets[choice], p.profile
+    row, level, device = view.row[0], p.budgets[choice], p.profile
     if p.timed > 0.0:
-        linear = level - profile.overhead - profile.per_context * _decode_context(view)
-        return min(max(0, int(linear / profile.per_token)), view.row[0].max_batched_tokens), level
-    seconds = profile.overhead + max(profile.floor, profile.per_token * level)
-    return min(int(level), view.row[0].max_batched_tokens), seconds
+        decodes = _decodes(view)
+        taken = int(decodes.tokens)
+        return taken + largest(device, decodes, 0.0, row.max_batched_tokens - taken, level), level
+    return min(int(level), row.max_batched_tokens), device.overhead + linear(device, level)
 
 
 @inner
@@ -179,6 +180,7 @@ class Allocation(QueueCodec):
     name: ClassVar[str] = "allocation"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
+    BEFORE: ClassVar[Mapping[str, float]] = BEFORE_DEVICE
     kernel: ClassVar[Kernel] = allocate_batch
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (TOKEN_LEVELS.index(512), 0, 0)
@@ -195,7 +197,7 @@ class Allocation(QueueCodec):
         """The kernel's parameters by name."""
         timed = self.budget == "time"
         budgets = TIME_LEVELS_S if timed else TOKEN_LEVELS
-        return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": profile_of(model)}
+        return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": device_of(model)}
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.
@@ -207,5 +209,4 @@ class Allocation(QueueCodec):
         p = params.view(PARAMS)[0]
         if p["timed"] != float(self.budget == "time"):
             raise InputError(f"codec: expected the budgets of {self.budget!r}, got kind {p['timed']:g}")
-        if p["timed"] > 0.0 and p["profile"]["per_token"] <= 0.0:
-            raise InputError("codec: expected a device on which a token takes time")
+        check_device(p["profile"])

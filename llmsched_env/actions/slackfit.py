@@ -11,15 +11,15 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from baselines.families.filling import FILLING, PROFILE, Filling, Rule, fill_by_rule
+from baselines.families.filling import AUTO, FILLING, Filling, Rule, fill_by_rule
 from engine.compiled.records import cells_of, record, records
 from engine.device.latency import LatencyModel
-from engine.errors import InputError
+from engine.device.predicting import DEVICE, check_device, device_of
 from engine.ranges import number
 from engine.server.policy import HotKernel, Kernel
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.allocation import SLACK_LEVELS, profile_of
+from llmsched_env.actions.allocation import BEFORE_DEVICE, SLACK_LEVELS
 from llmsched_env.actions.queue_memory import QueueCodec
 from llmsched_env.observation import SEEN
 
@@ -36,7 +36,7 @@ PARAMS = np.dtype(
     [
         ("limits", "f8", (len(LIMITS_S),)),  # s
         ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch durations
-        ("profile", PROFILE),
+        ("profile", DEVICE),
         ("ageing", "f8"),  # tokens/s
         ("close", "f8"),
         ("shares", "f8", (len(SHARES), 2)),
@@ -74,6 +74,7 @@ def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
         p.ageing,
         p.close,
         0.0,
+        AUTO,
     )
     queue = Queue(m.filling.queue, _requests(memory.request))
     fill_by_rule(view, plan, Filling(queue, m.filling.clock, p.profile), rule)
@@ -86,7 +87,7 @@ class Slackfit(QueueCodec):
     name: ClassVar[str] = "slackfit"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
-    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0}
+    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0, **BEFORE_DEVICE}
     kernel: ClassVar[Kernel] = fill_batch
     own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
@@ -107,7 +108,7 @@ class Slackfit(QueueCodec):
         return {
             "limits": LIMITS_S,
             "slacks": SLACK_LEVELS,
-            "profile": profile_of(model),
+            "profile": device_of(model),
             "ageing": self.ageing,
             "close": self.close,
             "shares": SHARES,
@@ -120,6 +121,4 @@ class Slackfit(QueueCodec):
             InputError: numbers that no codec of this kind has.
         """
         super().check_params(params)
-        profile = params.view(PARAMS)[0]["profile"]
-        if profile["per_token"] + profile["per_pair"] <= 0.0:
-            raise InputError("codec: expected a device on which a token takes time")
+        check_device(params.view(PARAMS)[0]["profile"])

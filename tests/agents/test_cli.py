@@ -83,7 +83,6 @@ TRACES = {
         ("train --env.rates x", "train: --env.rates: expected other values, got 'x'"),
         ("evaluate --engine.max-num-seqs 0", "evaluate: engine.max_num_seqs: expected a whole number >= 1, got 0"),
         ("evaluate --workload poisson:num_requests=5 --num-requests 6", "num_requests: expected once"),
-        ("simulate --executor transformers:tiny --profile cpu-tiny-mistral", "executor, profile: expected one of them"),
         ("starvation --reference slai", "reference: expected none"),
         ("train --device cuda:99", "device: expected one that torch finds here, got 'cuda:99'"),
         ("tune nosuch", "got 'nosuch'"),

@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 
 from engine.device.fitting import Batch
-from engine.device.latency import (
-    NUMBERS,
-    TIMES,
-    LatencyModel,
-    Traits,
-    Weights,
-    iteration_seconds,
-    load_profile,
-    weights,
-)
+from engine.device.latency import NUMBERS, TIMES, LatencyModel, iteration_seconds, load_profile
+from engine.device.terms import Traits, Weights, weights
 from engine.errors import InputError
 from engine.server.features import Features
 
@@ -105,9 +97,9 @@ def test_a_term_is_declared_once_and_everything_follows(term: str) -> None:
 
 @pytest.mark.parametrize("name", [*Weights._fields, *Features._fields[3:]])
 def test_a_term_is_named_in_few_files(name: str) -> None:
-    """A new one touches engine/server/features.py, engine/device/latency.py and two tests, not a dozen files."""
+    """A new one touches features.py, terms.py and latency.py, not a dozen files."""
     sources = (path for package in ("engine", "agents", "llmsched_env") for path in (ROOT / package).rglob("*.py"))
     named = [path.name for path in sources if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
     found = [file for file in named if file != "old_codec.py"]  # what bundles of the first format had, for ever
     assert len(found) <= 3, found
-    assert {"latency.py", "features.py"} & set(found)
+    assert {"terms.py", "features.py"} & set(found)

@@ -7,7 +7,7 @@ cut; and where nothing is left to do and nothing comes, the codec's fallback is 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from engine.compiled.jit import inner
 from engine.compiled.kept import kept
 from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
+from engine.device.latency import LatencyModel
 from engine.server.core import begin
 from engine.server.features import FEATURES
 from engine.server.plan import clear
@@ -156,6 +157,7 @@ class LearnedMixture(LearnedPolicy):
 
     name: ClassVar[str] = "learned-mixture"
     eviction: ClassVar[str] = "as the chosen baseline"
+    _model: ClassVar[LatencyModel | None] = None
 
     def make_kernel(self) -> Kernel:
         """Network, arms and codec, compiled."""
@@ -172,13 +174,20 @@ class LearnedMixture(LearnedPolicy):
         row = np.zeros(cells + scratch_cells(self.bundle))
         return Memory(self.params(config), np.zeros((num_requests, columns)), row)
 
+    def on(self, model: LatencyModel) -> Self:
+        """The same network; codec and arms predict with the numbers of this device."""
+        told = super().on(model)
+        object.__setattr__(told, "_model", model)
+        return told
+
     @property
     def _codec(self) -> Codec:
         return self.bundle.env.action.codec
 
     @property
     def _arms(self) -> Sequence[Policy]:
-        return self.bundle.env.action.policies(self.bundle.env.prediction)
+        arms = self.bundle.env.action.policies(self.bundle.env.prediction)
+        return [arm.on(self._model) for arm in arms] if self._model else arms
 
     def _params(self, config: EngineConfig) -> list[np.ndarray]:
         return [self.bundle.codec, *(arm.params(config) for arm in self._arms)]

@@ -5,9 +5,9 @@ learner must clear. Other kinds are in `mixture` (a choice of baselines) and `ob
 finds the kind.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from agents.learning.learned.network import best, forward, header_of, network_pa
 from engine.compiled.random import splitmix64
 from engine.compiled.records import cells_of
 from engine.config import EngineConfig
-from engine.device.latency import load_profile
+from engine.device.latency import LatencyModel, load_profile
 from engine.ranges import whole
 from engine.server.policy import Kernel, Policy
 from engine.server.state import Memory, Plan, View
@@ -100,6 +100,11 @@ class LearnedPolicy(Policy):
     def make_kernel(self) -> Kernel:
         """Network and codec, compiled; the same for all policies of this action."""
         return _learned(self.bundle.env.action.codec.name)
+
+    def on(self, model: LatencyModel) -> Self:
+        """The same network; the codec predicts with the numbers of this device."""
+        codec = self.bundle.env.action.codec.told(self.bundle.codec, model)
+        return replace(self, bundle=replace(self.bundle, codec=codec))
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """Those of the codec, then the network (see `network_params`)."""

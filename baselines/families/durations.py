@@ -1,0 +1,60 @@
+"""What batches are expected to take: what the device's profile predicts, times how far off it was of late."""
+
+import numpy as np
+
+from engine.compiled.jit import inner
+from engine.device.predicting import predicted
+from engine.server.features import Features
+from engine.server.state import View
+
+KINDS = 2
+"""Kinds of batches: decodes alone, and batches with prompt chunks."""
+
+CLOCK = np.dtype(
+    [
+        ("scale", "f8", (KINDS,)),  # running mean of measured / predicted seconds of each kind, 0: none was measured
+        ("predicted", "f8"),  # s, of the batch of the last plan, 0: none
+        ("kind", "f8"),  # of that batch
+        ("iteration", "f8"),  # its index
+    ],
+    align=True,
+)
+"""What is known of batch durations."""
+FORGET = 0.05
+"""Weight of the last batch in the running mean."""
+
+
+@inner
+def learn_scale(view: View, clock: np.record) -> None:
+    """Compare the last batch with its prediction, and begin another one."""
+    row, kind = view.row[0], int(clock.kind)
+    if clock.predicted > 0.0 and row.iterations == clock.iteration + 1.0:
+        ratio, known = row.last_duration / clock.predicted, scale_of(clock, kind)
+        clock.scale[kind] = known + FORGET * (ratio - known)
+    clock.iteration, clock.predicted = row.iterations, 0.0
+
+
+@inner
+def scale_of(clock: np.record, kind: int) -> float:
+    """How much slower than predicted batches of a kind are: as those of the other kind while none was seen."""
+    if clock.scale[kind] > 0.0:
+        return clock.scale[kind]
+    return clock.scale[1 - kind] if clock.scale[1 - kind] > 0.0 else 1.0
+
+
+@inner
+def kind_of(f: Features) -> int:
+    """Which of the KINDS a batch is: 0 of decodes alone, 1 with a chunk."""
+    return 1 if f.requests > f.decodes else 0
+
+
+@inner
+def expected(device: np.record, clock: np.record, f: Features) -> float:
+    """Seconds that a batch will take."""
+    return predicted(device, f) * scale_of(clock, kind_of(f))
+
+
+@inner
+def remember_batch(device: np.record, clock: np.record, f: Features) -> None:
+    """The batch of this plan has been made: what its duration will be compared with."""
+    clock.predicted, clock.kind = predicted(device, f), float(kind_of(f))
