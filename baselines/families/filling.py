@@ -13,7 +13,7 @@ import numpy as np
 
 from baselines.families.durations import CLOCK, expected, learn_scale, remember_batch, scale_of
 from engine.compiled.jit import inner
-from engine.device.predicting import largest, mixing_pays, predicted
+from engine.device.predicting import gain_apart, largest, predicted
 from engine.server.features import EMPTY, Features, add
 from engine.server.kv import tokens_left
 from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode, take_kv
@@ -28,6 +28,8 @@ LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
 USUAL_CHUNK = 512.0
 """Tokens of the chunk for which it is asked whether it should share a batch with the decodes."""
+LEAST_GAIN = 0.05
+"""Share of its seconds that a batch must lose by mixing before prompts wait for batches of decodes."""
 MARGIN = 0.1
 """Share of their deadlines that decodes keep when they wait for a batch of prompts."""
 AUTO, MIXED, EXCLUSIVE = 0.0, 1.0, 2.0
@@ -273,7 +275,7 @@ def _apart(filling: Filling, decodes: Features, phases: float) -> bool:
     """Whether prompts and decodes go into batches of their own."""
     if decodes.decodes == 0.0 or phases == MIXED:
         return False
-    return phases == EXCLUSIVE or not mixing_pays(filling.device, decodes, USUAL_CHUNK)
+    return phases == EXCLUSIVE or gain_apart(filling.device, decodes, USUAL_CHUNK) > LEAST_GAIN
 
 
 @inner

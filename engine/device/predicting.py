@@ -109,7 +109,8 @@ def largest(device: np.record, f: Features, done: float, most: int, limit_s: flo
 
 
 @inner
-def mixing_pays(device: np.record, decodes: Features, chunk: float) -> bool:
-    """Whether one batch of these decodes and a chunk of so many tokens takes no longer than two of them apart."""
+def gain_apart(device: np.record, decodes: Features, chunk: float) -> float:
+    """Share of its seconds that a batch of these decodes and a chunk of so many tokens loses against two apart."""
+    together = predicted(device, add(decodes, 0.0, chunk, False))
     apart = predicted(device, decodes) + predicted(device, add(EMPTY, 0.0, chunk, False))
-    return predicted(device, add(decodes, 0.0, chunk, False)) <= apart
+    return 1.0 - apart / together

@@ -7,10 +7,11 @@ import baselines
 from engine.config import EngineConfig
 from engine.demand.requests import Requests, Tier
 from engine.demand.workload import Workload
-from engine.device.latency import load_profile
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
 
 DEVICE = load_profile("rtx6000ada-mistral-7b")
 BUSY = Workload(rate=1.8, num_requests=500).generate(0)
@@ -42,12 +43,78 @@ def test_the_median_ttft_is_a_quarter_shorter_than_that_of_slai() -> None:
 
 @pytest.mark.parametrize("factor", [0.6, 2.0])
 def test_batches_take_as_long_on_a_faster_or_slower_device(factor: float) -> None:
-    """The profile predicts for another device; the seconds that batches take correct it."""
+    """The profile is that of another device; the seconds that batches take correct it."""
     requests = Workload(arrivals="burst", num_requests=150, lengths="fixed:3000,2").generate(0)
-    steps = simulate(baselines.make("slackfit:strict_limit=0.1"), requests, DEVICE.scaled(factor), log_steps=True).steps
+    steps = simulate(
+        baselines.make(f"slackfit:strict_limit=0.1,profile={DEVICE.name}"),
+        requests,
+        DEVICE.scaled(factor),
+        log_steps=True,
+    ).steps
     assert steps is not None
     middle = slice(len(steps.batches) // 2, 3 * len(steps.batches) // 4)
     assert np.median(steps.duration_s[middle]) == pytest.approx(0.1, rel=0.1)
+
+
+def _steps(spec: str, model: LatencyModel) -> StepLog:
+    steps = simulate(baselines.make(spec), BUSY, model, log_steps=True).steps
+    assert steps is not None
+    return steps
+
+
+def _shares(steps: StepLog) -> tuple[float, float]:
+    """Of the batches with prompts: the share that decode, too; of all batches: the share with prompts."""
+    prompts, decodes = (np.array([bool((b[:, 2] == kind).any()) for b in steps.batches]) for kind in (1, 0))
+    return float((prompts & decodes).sum() / prompts.sum()), float(prompts.mean())
+
+
+STEPPED = LatencyModel(
+    0.005, 0.0, 0.0, 5e-9, 1.4e-7, table=((1.0, 0.015), (256.0, 0.02), (272.0, 0.03), (1024.0, 0.08), (2048.0, 0.16))
+)
+"""A device with a step, which its ends do not show."""
+
+
+def test_a_batch_is_as_long_as_meant_on_any_device() -> None:
+    """By default the profile is that of the device: no step and no term of it is a surprise."""
+    for model in (STEPPED, STEPPED.mixed(1.1), load_profile(f"{DEVICE.name}:speed=0.8")):
+        steps = _steps("slackfit", model)
+        with_prompts = np.array([bool((batch[:, 2] == 1).any()) for batch in steps.batches])
+        assert np.quantile(steps.duration_s[with_prompts], 0.999) <= 0.1 + 1e-9
+
+
+def test_prompts_and_decodes_go_apart_where_together_takes_longer() -> None:
+    free, dear = DEVICE, DEVICE.mixed(8.0)
+    together, _ = _shares(_steps("slackfit", free))
+    apart, prompts = _shares(_steps("slackfit", dear))
+    assert together > 0.9
+    assert apart < 0.1
+    assert prompts > 0.2
+    assert _shares(_steps("slackfit:phases=exclusive", free))[0] == 0.0
+    assert _shares(_steps("slackfit:phases=mixed", dear))[0] > 0.9
+
+
+@pytest.mark.parametrize(("ratio", "rate"), [(2.5, 1.5), (8.0, 1.2)])
+def test_apart_strict_users_keep_their_deadline_and_more_requests_their_goals(ratio: float, rate: float) -> None:
+    model, requests = DEVICE.mixed(ratio), Workload(rate=rate, num_requests=600).generate(0)
+    apart, mixed, slai = (
+        summarize(simulate(baselines.make(spec), requests, model))
+        for spec in ("slackfit", "slackfit:phases=mixed", "slai")
+    )
+    for tier in apart.tiers:
+        assert tier.itl.p99 < {"strict": 0.1}.get(tier.name, 0.5)
+    assert apart.slo_attainment > max(mixed.slo_attainment, slai.slo_attainment)
+
+
+def test_durations_are_learned_for_each_kind_of_batch() -> None:
+    """A profile without the cost of mixing: batches of decodes are as predicted, those with prompts are not."""
+    requests = Workload(arrivals="burst", num_requests=60, lengths="fixed:4000,40").generate(0)
+    spec = f"slackfit:profile={DEVICE.name},relaxed_limit=0.08,slack=1000"
+    steps = simulate(baselines.make(spec), requests, DEVICE.mixed(3.0), log_steps=True).steps
+    assert steps is not None
+    late = slice(len(steps.batches) // 3, 2 * len(steps.batches) // 3)
+    with_prompts = np.array([bool((batch[:, 2] == 1).any()) for batch in steps.batches[late]])
+    assert with_prompts.sum() > 20
+    assert np.median(steps.duration_s[late][with_prompts]) == pytest.approx(0.08, rel=0.1)
 
 
 def test_a_short_newcomer_overtakes_a_started_prompt() -> None:
