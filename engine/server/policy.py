@@ -18,7 +18,7 @@ only slower, with the same results.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numba import types
@@ -32,9 +32,6 @@ from engine.fields import checked
 from engine.own_code import blame, is_ours
 from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 from engine.spec import write_spec
-
-if TYPE_CHECKING:
-    from engine.device.latency import LatencyModel
 
 Space = Mapping[str, tuple[Any, ...]]
 """What `llmsched tune` tries: parameter -> values."""
@@ -168,10 +165,13 @@ class Policy:
                 f"makes one of {value!r}"
             ) from None
 
-    def on(self, model: "LatencyModel") -> Self:
-        """The same policy told the latency profile of the device on which it is going to run.
+    def on(self, model: Any) -> Self:
+        """The same policy told the device on which it is going to run; one that predicts no durations is itself.
 
-        Runs and environments call it before they ask for memory; policies that predict no durations are themselves.
+        Runs and environments call it before they ask for memory.
+
+        Args:
+            model: an `engine.device.latency.LatencyModel`.
         """
         return self
 

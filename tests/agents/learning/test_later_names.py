@@ -23,7 +23,7 @@ PLACES = {
     "llmsched_env/actions/slackfit.py": (
         ('    ("close", "f8"),', '    ("patience", "f8"),\n'),
         ('            "close": self.close,', '            "patience": 0.0,\n'),
-        ('{"ageing": 0.0, "close": 0.0}', None),
+        ('{"ageing": 0.0, "close": 0.0, ', None),
     ),
     "llmsched_env/reward.py": (
         ("    goodput: NotNegative = 0.0", '    batches: NotNegative = 0.0\n    """Weight of -(iterations)."""\n'),
