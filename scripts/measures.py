@@ -27,7 +27,7 @@ LIMITS = {
     "functions with complexity above 10": 13.0,
     "complexity, mean": 3.42,
     "modules in import circles": 0.0,
-    "parameters annotated Any": 63.0,
+    "parameters annotated Any": 64.0,
 }
 """What a measure may be at most."""
 
