@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agents.evaluation.setup import Setup
 from agents.options import ComparisonOptions, ServerOptions, UpToMillion, parse_rates
@@ -21,6 +22,7 @@ from engine.extras import command, missing, need
 from engine.files.reading import is_there
 from engine.spec import split_specs
 
+REFERENCE = "slai"
 RIVALS = ("slai", "sarathi", "vllm_v1", "slackfit")
 """Whose best the others are compared with, as far as they run."""
 
@@ -42,8 +44,8 @@ class Command(ComparisonOptions):
     """Loads as shares of the capacity of each device: a list or start:end:step."""
     seeds: UpToMillion = 5
     """Seeds 0 ... N-1, each a common trace for all policies."""
-    reference: str | None = "slai"
-    """Policy whose deadlines the others have to keep wherever it does."""
+    reference: str | None = None
+    """Policy whose deadlines the others have to keep wherever it does (default: slai if it runs, else the first)."""
     rivals: str | None = None
     """Policies with whose best every one is compared (default: slai, sarathi, vllm_v1 and slackfit, as far as they
     run, else the reference)."""
@@ -51,6 +53,12 @@ class Command(ComparisonOptions):
     """Folder of the results (devices.json, report.html, table.md, ceilings.jsonl, cells.jsonl)."""
     report: Path | None = None
     """Put the HTML report here (default: report.html in OUT)."""
+
+    def setup(self) -> dict[str, Any]:
+        """What is common to all devices."""
+        policies = split_policies(self.policies)
+        default = REFERENCE if REFERENCE in policies else policies[0]
+        return super().setup() | {"reference": self.reference or default}
 
     def devices(self) -> Devices:
         """What to run.
@@ -69,18 +77,18 @@ class Command(ComparisonOptions):
         return Devices(
             setups=tuple(self._on(name, setup) for name in names or device_names()),
             shares=parse_rates(self.shares, "shares"),
-            rivals=self._rivals(setup["policies"]),
+            rivals=self._rivals(setup),
         )
 
-    def _on(self, name: str, setup: dict[str, object]) -> Setup:
+    def _on(self, name: str, setup: dict[str, Any]) -> Setup:
         """The setup on one device."""
         model = load_profile(name)
-        return Setup(**(setup | {"profile": model, "config": server_of(model, self.engine)}))  # type: ignore[arg-type]
+        return Setup(**(setup | {"profile": model, "config": server_of(model, self.engine)}))
 
-    def _rivals(self, policies: tuple[str, ...]) -> tuple[str, ...]:
+    def _rivals(self, setup: dict[str, Any]) -> tuple[str, ...]:
         if self.rivals is not None:
             return split_policies(self.rivals)
-        return tuple(name for name in RIVALS if name in policies) or (self.reference or policies[0],)
+        return tuple(name for name in RIVALS if name in setup["policies"]) or (setup["reference"],)
 
     def run(self) -> None:
         """Run, print, write.

@@ -40,6 +40,7 @@ def test_simulate_serves_users_who_think(capsys: pytest.CaptureFixture[str]) -> 
         (f"simulate {SMALL} --workload closed --rate 2", "rate: expected none for a closed loop"),
         (f"simulate {SMALL} --workload closed --max-concurrency 2", "max_concurrency: expected an open workload"),
         (f"simulate {SMALL} --max-concurrency 0", "max_concurrency"),
+        ("devices --policies sarathi --workload closed", "devices: expected an open loop"),
         ("capacity --policies sarathi --workload closed", "capacity: expected an open loop"),
         ("capacity --policies sarathi --max-concurrency 4", "capacity: expected an open loop"),
     ],

@@ -54,6 +54,7 @@ COMMANDS = {
     "simulate": ["simulate", "--policy", "sarathi", "--num-requests", "5", "--json", "out.json"],
     "evaluate": ["evaluate", "--policies", "sarathi", "--rate", "1", "--seeds", "1", "--num-requests", "5"],
     "capacity": ["capacity", "--policies", "sarathi", "--rates", "1", "--seeds", "1", "--num-requests", "5"],
+    "devices": ["devices", "--policies", "sarathi", "--profiles", "rtx6000ada-mistral-7b", "--shares", "0.5"],
     "starvation": ["starvation", "--policies", "slackfit", "--ageing", "0", "--rates", "1", "--seeds", "1"],
     "sensitivity": ["sensitivity", "--policies", "ltr", "--channels", "oracle", "--rates", "1", "--seeds", "1"],
 }
