@@ -73,6 +73,11 @@ SCENES = {
     "capacity": Scene(
         f"capacity {SMALL} --rates 1.0:2.0:0.2 --seeds 3 --out FOLDER", _json("capacity.json"), _has_cells
     ),
+    "devices": Scene(
+        f"devices {SMALL} --profiles h100-mistral-7b,l40s-mistral-7b --shares 0.6,0.9 --seeds 3 --out FOLDER",
+        _json("devices.json"),
+        lambda folder: (folder / "ceilings.jsonl").exists(),
+    ),
     "tune": Scene(
         "tune sarathi --rates 1.6,2.0 --seeds 2 --num-requests 800 --workers 2 --save FOLDER/tuned.json",
         _json("tuned.json"),
