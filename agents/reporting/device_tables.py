@@ -177,17 +177,31 @@ def _tally(result: DeviceMatrix, profile: str, policy: str) -> str:
 
 
 def markdown_text(result: DeviceMatrix) -> str:
-    """A row for each device: the differences of each policy to the best rival, %, load by load."""
-    shares = list(dict.fromkeys(row.share for row in result.standings))
-    heads = ["device", "capacity", *result.policies]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for device in result.devices:
-        rows = {(row.policy, row.share): row for row in result.on(device.profile)}
-        cells = (" / ".join(_short(rows[policy, s]) for s in shares) for policy in result.policies) if rows else ()
-        lines.append(f"| {' | '.join((f'`{device.profile}`', f'{device.capacity.mean:.3g}', *cells))} |")
-    loads = ", ".join(f"{share:g}" for share in shares)
+    """Two tables for a page: the differences of each policy on each device, %, load by load, and what each keeps."""
+    loads = ", ".join(f"{share:g}" for share in _shares(result))
     note = f"At {loads} of the capacity; * the 95 % interval excludes zero; ! p99 TBT of a tier over its deadline."
-    return "\n".join([*lines, "", note, ""])
+    balance = balance_grid(result)
+    (part,) = balance.parts
+    kept = _markdown([head.title for head in balance.heads], part.rows)
+    rows = [_device_row(result, device) for device in result.devices]
+    return "\n\n".join([_markdown(["device", "capacity", *result.policies], rows), note, kept, balance.caption]) + "\n"
+
+
+def _shares(result: DeviceMatrix) -> list[float]:
+    return list(dict.fromkeys(row.share for row in result.standings))
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _device_row(result: DeviceMatrix, device: Device) -> list[str]:
+    """A device and its capacity, then each policy: nothing where the device carries nothing."""
+    rows = {(row.policy, row.share): row for row in result.on(device.profile)}
+    places = [[rows.get((policy, share)) for share in _shares(result)] for policy in result.policies]
+    cells = (" / ".join(_short(row) for row in found if row) for found in places)
+    return [f"`{device.profile}`", figure(device.capacity.mean, ".3g"), *cells]
 
 
 def _short(row: Standing) -> str:

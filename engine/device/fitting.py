@@ -1,7 +1,7 @@
 """From measured batches to a `LatencyModel`: a table for the linear layers, non-negative terms for the rest.
 
 The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
-measured alone), and non-negative multiples of the terms' weights (`engine.device.latency.Weights`). All of it is one
+measured alone), and non-negative multiples of the terms' weights (`engine.device.terms.Weights`). All of it is one
 non-negative least squares on relative errors.
 """
 

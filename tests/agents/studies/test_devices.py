@@ -161,9 +161,11 @@ def test_the_tables_say_it(matrix: DeviceMatrix) -> None:
     assert [[row[0] for row in part.rows] for part in grid.parts] == [["0.4", "0.9"]] * 2
     assert len(numbers_grid(matrix).parts[0].rows) == 4
     assert {row[0]: row[1:5] for row in balance_grid(matrix).parts[0].rows}.keys() == {ONE, TWO}
-    slow = markdown_text(matrix).splitlines()[2]
+    devices_text, _, balances_text, _ = markdown_text(matrix).split("\n\n")
+    slow = devices_text.splitlines()[2]
     assert slow.startswith("| `slow` | ")
     assert slow.count(" / ") == 2
+    assert [line.split(" | ")[0] for line in balances_text.splitlines()[2:]] == [f"| {ONE}", f"| {TWO}"]
     lines = list(balance_lines(replace(matrix, rivals=(ONE,))))
     assert lines[0].startswith(f"Deadlines: {TWO} keeps p99 TBT within the tier's at 8 of the 8 points and tiers")
     assert lines[1].startswith(f"Goodput: {TWO} is not more than 1% below the best of {ONE} at 4 of 4 points;")
