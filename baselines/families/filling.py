@@ -28,6 +28,8 @@ LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
 USUAL_CHUNK = 512.0
 """Tokens of the chunk for which it is asked whether it should share a batch with the decodes."""
+FEW_SEATS = float(__import__("os").environ.get("FEW", "0.8"))
+SHORT = float(__import__("os").environ.get("SHORT", "2"))
 LEAST_GAIN = 0.05
 """Share of its seconds that a batch must lose by mixing before prompts wait for batches of decodes."""
 MARGIN = 0.1
@@ -311,7 +313,12 @@ def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> N
         r = view.request[view.running[j]]
         strict = strict or (r.strict > 0 and is_decode(r))
     limit = rule.strict_limit if strict else rule.relaxed_limit
-    use = 1.0 - row.free_blocks / row.num_blocks
+    seats = row.num_running / row.max_num_seqs
+    use = max(1.0 - row.free_blocks / row.num_blocks, seats)
+    if seats > FEW_SEATS:
+        short = (seats - FEW_SEATS) / (1.0 - FEW_SEATS)
+        least = SHORT * expected(filling.device, filling.clock, _all_decodes(view))
+        limit = (1.0 - short) * limit + short * min(limit, least)
     slack_s, times_mean, close = limit + (rule.slack - 1.0) * rule.longest_limit, np.inf, rule.close
     if use >= rule.memory_limit:
         slack_s, close = np.inf, 0.0

@@ -29,6 +29,7 @@ from agents.work.provenance import TRAINS, source_hash, versions
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload, parse_workload
 from engine.device.latency import load_profile
+from engine.device.memory import server_of
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.yaml_text import read_yaml
@@ -75,6 +76,8 @@ class EvolutionConfig(Search):
     """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
     others: tuple[str, ...] = ()
     """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
+    devices: tuple[str, ...] = ()
+    """Further devices with an arrival rate of the default workload, ``PROFILE@RATE``; each counts as one rate does."""
     tiers: tuple[Any, ...] = ()
     """Service tiers of all of them (`engine.demand.tiers.parse_tiers`; none: the default ones)."""
     requests: Some = 3000
@@ -116,13 +119,23 @@ class EvolutionConfig(Search):
         for spec in self.others:
             parse_workload(spec)
         parse_tiers(self.tiers)
+        for spec in self.devices:
+            _device_and_rate(spec)
 
     @property
     def loads(self) -> list[Workload]:
-        """What the policies serve: the default workload at every rate, then the others."""
+        """What the policies serve: the default workload at every rate, the others, and again for each device."""
         tiers = parse_tiers(self.tiers)
-        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in self.rates]
-        return own + [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
+        rates = [*self.rates, *(_device_and_rate(spec)[1] for spec in self.devices)]
+        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in rates]
+        others = [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
+        return own[: len(self.rates)] + others + own[len(self.rates) :]
+
+    def envs(self, env: EnvConfig) -> list[EnvConfig]:
+        """Where each of the loads is served: profile and limits of its device."""
+        places = [_device_and_rate(spec)[0] for spec in self.devices]
+        elsewhere = [replace(env, profile=name, engine=server_of(load_profile(name))) for name in places]
+        return [env] * (len(self.rates) + len(self.others)) + elsewhere
 
     @classmethod
     def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
@@ -142,6 +155,19 @@ class EvolutionConfig(Search):
             rates=self.rates,
             workload=self.loads[0],
         )
+
+
+def _device_and_rate(spec: str) -> tuple[str, float]:
+    """Profile and rate (requests/s) of ``PROFILE@RATE``.
+
+    Raises:
+        InputError: no such profile, or no rate.
+    """
+    name, at, rate = spec.rpartition("@")
+    if not at:
+        raise InputError(f"devices: expected PROFILE@RATE, got {spec!r}")
+    load_profile(name)
+    return name, float(number(0.0, 1e9, above=True).parse(rate, f"devices: {spec!r}: rate"))
 
 
 @dataclass(frozen=True)
@@ -194,8 +220,8 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
     env = config.env()
     choose = teacher(config.teacher, env)
     seen = []
-    for k, load in enumerate(config.loads):
-        fleet = Fleet(1, replace(env, rates=(), workload=load))
+    for k, (load, place) in enumerate(zip(config.loads, config.envs(env), strict=True)):
+        fleet = Fleet(1, replace(place, rates=(), workload=load))
         fleet.start(0, fleet.draw(np.random.default_rng(_trace_seed(config, 0, k))))
         while not fleet.outcome.terminated[0]:
             seen.append(fleet.outcome.observation[0].astype(np.float64))
@@ -217,9 +243,14 @@ def measure_all(
     policies: Sequence[LearnedPolicy | str], config: EvolutionConfig, env: EnvConfig, generation: int
 ) -> np.ndarray:
     """Each policy at each load on the traces of one generation, float64[policies, loads, 3] (see `measure`)."""
-    cells = [(load, k * config.traces + t) for k, load in enumerate(config.loads) for t in range(config.traces)]
+    loads = zip(config.loads, config.envs(env), strict=True)
+    cells = [
+        (load, place, k * config.traces + t) for k, (load, place) in enumerate(loads) for t in range(config.traces)
+    ]
     trials = [
-        Trial(policy, load, _trace_seed(config, 1 + generation, k), env) for policy in policies for load, k in cells
+        Trial(policy, load, _trace_seed(config, 1 + generation, k), place)
+        for policy in policies
+        for load, place, k in cells
     ]
     found = np.zeros((len(trials), 3))
     for index, values in run_tasks(measure, trials, config.workers):
@@ -250,7 +281,8 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
 
 
 def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
-    names = [*(f"{rate:g}" for rate in config.rates), *(f"other_{k}" for k in range(len(config.others)))]
+    names = [f"{rate:g}" for rate in config.rates]
+    names += [f"other_{k}" for k in range(len(config.others))] + [f"device_{k}" for k in range(len(config.devices))]
     heading = ("generation", "seconds", "sigma", *(f"relative_{name}" for name in names))
     kind = Kind(heading, width=config.population + _MARKS, counter="generations", free=NOT_COMPARED)
     rounds = Rounds(config, kind, command, resume)
