@@ -35,8 +35,9 @@ def _device(name: str) -> np.ndarray:
 class Slackfit(Policy):
     """Fill each batch up to a predicted duration: urgent decodes, prompts by shortest remaining, then other decodes.
 
-    While memory gets short, first the decodes with much KV, then all of them run in every batch, to free it. The
-    predicted duration is corrected by what the last batches took, so the profile needs only the right shape.
+    While memory gets short, first the decodes with much KV, then all of them run in every batch, to free it; while
+    seats get short, all of them run in shorter batches. The predicted duration is corrected by what the last batches
+    took, so the profile needs only the right shape.
     """
 
     strict_limit: BatchSeconds = 0.08

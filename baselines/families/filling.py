@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baselines.families.durations import CLOCK, expected, learn_scale, remember_batch, scale_of
+from baselines.families.urgent import take_large, take_urgent
 from engine.compiled.jit import inner
 from engine.device.predicting import gain_apart, largest, predicted
 from engine.server.features import EMPTY, Features, add
 from engine.server.kv import tokens_left
-from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode, take_kv
-from engine.server.plan import is_named, name
+from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode
+from engine.server.plan import is_named
 from engine.server.queue import QUEUE, QUEUED, WEIGHED, Queue, next_waiting, weighed
 from engine.server.state import Plan, View
 
@@ -28,8 +29,10 @@ LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
 USUAL_CHUNK = 512.0
 """Tokens of the chunk for which it is asked whether it should share a batch with the decodes."""
-FEW_SEATS = float(__import__("os").environ.get("FEW", "0.8"))
-SHORT = float(__import__("os").environ.get("SHORT", "2"))
+FEW_SEATS = 0.75
+"""Share of the seats (max_num_seqs) in use from which they are short: all decodes run, and batches get shorter."""
+SHORTEST = 2.0
+"""Seconds of a batch where all seats are taken, in those of its decodes alone: what frees seats is decodes."""
 LEAST_GAIN = 0.05
 """Share of its seconds that a batch must lose by mixing before prompts wait for batches of decodes."""
 MARGIN = 0.1
@@ -72,54 +75,6 @@ class Aim(NamedTuple):
     slack_s: float  # s: a decode with less slack must run (inf: all of them)
     times_mean: float  # one with more KV than this many times the mean runs, too (inf: none)
     close: float  # weight of the seconds that an early end saves users of finished prompts (0: no early end)
-
-
-@inner
-def _youngest_unplanned(view: View, plan: Plan, i: int) -> int:
-    """The youngest request with KV that this plan has not touched yet; `i` itself if there is none."""
-    for j in range(view.row[0].num_running - 1, -1, -1):
-        if not is_named(plan, view.running[j]):
-            return view.running[j]
-    return i
-
-
-@inner
-def take_urgent(view: View, plan: Plan, slack_s: float) -> None:
-    """Decodes with less slack than this, oldest first; one without a block evicts the youngest unplanned request."""
-    row, draft = view.row[0], plan.draft[0]
-    for j in range(row.num_running):
-        if draft.tokens >= row.max_batched_tokens:
-            break
-        i = view.running[j]
-        r = view.request[i]
-        if not is_decode(r) or r.last_token + r.tbt - row.now >= slack_s or is_named(plan, i):
-            continue
-        name(plan, i)
-        fits = fits_decode(view, plan, i)
-        while not fits:
-            v = _youngest_unplanned(view, plan, i)
-            name(plan, v)  # it is not served again
-            take_kv(view, plan, v)
-            if v == i:
-                break
-            fits = fits_decode(view, plan, i)
-        if fits:
-            decode(view, plan, i)
-
-
-@inner
-def take_large(view: View, plan: Plan, times_mean: float) -> None:
-    """Decodes with more KV than so many times the mean: they free the most memory."""
-    row, draft, total = view.row[0], plan.draft[0], 0
-    for j in range(row.num_running):
-        total += view.request[view.running[j]].length
-    for j in range(row.num_running):
-        i = view.running[j]
-        r = view.request[i]
-        large = is_decode(r) and r.length * row.num_running > times_mean * total
-        large = large and draft.tokens < row.max_batched_tokens
-        if large and not is_named(plan, i) and fits_decode(view, plan, i):
-            decode(view, plan, i)
 
 
 @inner
@@ -298,6 +253,13 @@ def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> N
 
 
 @inner
+def _limit_for_seats(view: View, filling: Filling, limit: float, short: float) -> float:
+    """Seconds of a batch while seats are short: the limit at 0, SHORTEST decodes at 1."""
+    least = SHORTEST * expected(filling.device, filling.clock, _all_decodes(view))
+    return (1.0 - short) * limit + short * min(limit, least)
+
+
+@inner
 def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> None:
     """A batch by the rule of slackfit.
 
@@ -313,14 +275,11 @@ def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> N
         r = view.request[view.running[j]]
         strict = strict or (r.strict > 0 and is_decode(r))
     limit = rule.strict_limit if strict else rule.relaxed_limit
-    seats = row.num_running / row.max_num_seqs
-    use = max(1.0 - row.free_blocks / row.num_blocks, seats)
+    use, seats = 1.0 - row.free_blocks / row.num_blocks, row.num_running / row.max_num_seqs
     if seats > FEW_SEATS:
-        short = (seats - FEW_SEATS) / (1.0 - FEW_SEATS)
-        least = SHORT * expected(filling.device, filling.clock, _all_decodes(view))
-        limit = (1.0 - short) * limit + short * min(limit, least)
+        limit = _limit_for_seats(view, filling, limit, (seats - FEW_SEATS) / (1.0 - FEW_SEATS))
     slack_s, times_mean, close = limit + (rule.slack - 1.0) * rule.longest_limit, np.inf, rule.close
-    if use >= rule.memory_limit:
+    if use >= rule.memory_limit or seats > FEW_SEATS:
         slack_s, close = np.inf, 0.0
     elif use > rule.eager_from:
         times_mean, close = 2.0 * (rule.memory_limit - use) / (rule.memory_limit - rule.eager_from), 0.0
@@ -342,6 +301,4 @@ __all__ = [
     "fill_by_rule",
     "shortest_remaining",
     "shortest_started",
-    "take_large",
-    "take_urgent",
 ]

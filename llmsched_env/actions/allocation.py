@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from baselines.families.filling import take_urgent
+from baselines.families.urgent import take_urgent
 from engine.compiled.jit import inner
 from engine.compiled.records import record, records
 from engine.device.latency import LatencyModel

@@ -172,6 +172,18 @@ def test_decodes_wait_while_they_have_slack_and_run_where_memory_is_short() -> N
     assert gaps[3_000].p99 < 0.11
 
 
+def test_while_seats_are_short_batches_get_shorter_and_all_decodes_run() -> None:
+    requests = Workload(rate=3.0, num_requests=250, lengths="fixed:200,300").generate(0)
+    quick = load_profile(f"{DEVICE.name}:speed=4")
+    gaps, served = {}, {}
+    for seats in (128, 24):
+        report = summarize(simulate(baselines.make("slackfit"), requests, quick, EngineConfig(max_num_seqs=seats)))
+        gaps[seats], served[seats] = report.itl.p90, report.e2el.p50
+    vllm = summarize(simulate(baselines.make("vllm_v1"), requests, quick, EngineConfig(max_num_seqs=24)))
+    assert gaps[24] < 0.03
+    assert served[24] < 1.2 * vllm.e2el.p50
+
+
 def test_tuned_settings_are_named_after_their_workload() -> None:
     assert baselines.make("slackfit:tuned") == baselines.make("slackfit:tuned=poisson")
     assert baselines.make("slackfit:tuned").spec != "slackfit"

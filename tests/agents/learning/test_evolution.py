@@ -117,3 +117,29 @@ def test_without_features_the_levels_are_constant() -> None:
     assert (shared.policy(np.array([1.0, 0.0, -1.0])).choose(seen) == shared.base + np.array([1, 0, -1])).all()
     with pytest.raises(InputError, match=r"features: expected names among .*, got 'nosuch'"):
         replace(TINY, features=("nosuch",))
+
+
+def test_further_devices_are_served_with_their_own_memory() -> None:
+    config = replace(TINY, devices=("rtx4090-llama-3.1-8b@0.6", "rtx6000ada-mistral-7b:speed=2@3"))
+    env = config.env()
+    places = config.envs(env)
+    assert [place.profile for place in places[-2:]] == ["rtx4090-llama-3.1-8b", "rtx6000ada-mistral-7b:speed=2"]
+    assert [place.engine.num_blocks for place in places[-2:]] == [2588, 14_000]
+    assert [load.rate for load in config.loads[-2:]] == [0.6, 3.0]
+    assert len(places) == len(config.loads)
+    found = measure_all(["slackfit"], config, env, 0)
+    assert found.shape[1] == len(places)
+    assert (found[0, :, 1] > 0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("h100-mistral-7b", "devices: expected PROFILE@RATE, got 'h100-mistral-7b'"),
+        ("nosuch@2", "profile: expected one of"),
+        ("h100-mistral-7b@-1", "rate: expected a number > 0"),
+    ],
+)
+def test_bad_devices_are_one_clear_line(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EvolutionConfig(devices=(spec,))
