@@ -27,7 +27,7 @@ FORGET = 0.05
 @inner
 def learn_scale(view: View, clock: np.record) -> None:
     """Compare the last batch with its prediction, and begin another one."""
-    row, kind = view.row[0], int(clock.kind)
+    row, kind = view.row[0], 1 if clock.kind > 0.0 else 0  # in range whatever has written the memory
     if clock.predicted > 0.0 and row.iterations == clock.iteration + 1.0:
         ratio, known = row.last_duration / clock.predicted, scale_of(clock, kind)
         clock.scale[kind] = known + FORGET * (ratio - known)
