@@ -95,8 +95,8 @@ class Devices:
         return common | own | {"devices": devices}
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the JSON form."""
-        return config_hash(self.to_dict())
+        """16 hexadecimal digits of the SHA-256 of what the runs depend on: everything but who is compared with whom."""
+        return config_hash({key: value for key, value in self.to_dict().items() if key not in ("rivals", "reference")})
 
 
 class CeilingTask(NamedTuple):

@@ -107,6 +107,9 @@ def test_workers_and_interruptions_change_nothing(matrix: DeviceMatrix, tmp_path
     again = compare_devices(devices(), folder=tmp_path, resume=True, progress=lambda *piece: done.append(piece))
     assert again == matrix
     assert done[0] == ("cells", 4, 16)
+    judged = compare_devices(devices(rivals=(ONE,)), folder=tmp_path, resume=True)
+    assert judged.cells == matrix.cells
+    assert {row.rival for row in judged.standings} == {ONE}
     with pytest.raises(InputError, match="expected cells of configuration"):
         compare_devices(devices(shares=(0.5,)), folder=tmp_path, resume=True)
     with pytest.raises(InputError, match="cells to resume"):
