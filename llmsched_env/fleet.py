@@ -60,6 +60,7 @@ def _rules(config: EnvConfig, max_episode_steps: int) -> Rules:
     """What is the same for every row."""
     action, codec = config.action, config.action.codec
     limits = [config.max_steps, config.horizon_s, config.skip_decode_only, action.holds, max_episode_steps]
+    limits.append(codec.LEARNS)
     return Rules(
         config.reward.vector(),
         np.array([t.weight for t in config.workload.tiers], np.float64),

@@ -26,6 +26,7 @@ LIMITS = np.dtype(
         ("skips", "f8"),  # whether iterations without any prompt work pass by themselves
         ("hold", "f8"),  # iterations
         ("max_episode_steps", "f8"),  # decisions (0: none)
+        ("learns", "f8"),  # whether the codec's kernel is to see those iterations, too
     ],
     align=True,
 )
@@ -152,7 +153,7 @@ def _run_choice(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, ch
 @inner
 def _run_decodes(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int) -> None:
     """Run an iteration in which there is nothing to decide."""
-    if begin_decodes(server):
+    if _limits(rows.rules.limits).learns == 0.0 and begin_decodes(server):
         finish(server, _duration(rows.latency, server))
     else:
         _plan_by_codec(kernels, server, rows.memories, e, rows.rules.decodes)
@@ -186,8 +187,7 @@ def _score(server: Server, rules: Rules, outcome: Outcome, e: int, start: float)
     """Reward, duration and end of a step that began at `start`."""
     row, terms = server.visible.row[0], outcome.terms[e]
     add_totals(server.visible, server.hidden, rules.tier_weight, rules.weights, 1.0, terms)
-    outcome.elapsed_s[e] = row.now - start
-    outcome.reward[e] = weighted(rules.weights, terms)
+    outcome.elapsed_s[e], outcome.reward[e] = row.now - start, weighted(rules.weights, terms)
     outcome.steps[e] += 1
     outcome.terminated[e] = is_over(server)
     limits = _limits(rules.limits)

@@ -73,9 +73,9 @@ class Command(ComparisonOptions):
         if self.rate_scale != 1.0:
             raise InputError("rate_scale: expected 1, since the loads follow from the devices")
         setup = self.setup()
-        names = self.profiles and split_specs(self.profiles, is_there)
+        names = device_names() if self.profiles is None else split_specs(self.profiles, is_there)
         return Devices(
-            setups=tuple(self._on(name, setup) for name in names or device_names()),
+            setups=tuple(self._on(name, setup) for name in names),
             shares=parse_rates(self.shares, "shares"),
             rivals=self._rivals(setup),
         )

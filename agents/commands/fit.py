@@ -13,10 +13,11 @@ from agents.device.importing.sources import import_table
 from agents.options import TableOptions
 from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from agents.reporting.study_plots import check_plot, plot_residuals, write_plot
-from agents.work.files import check_writable, is_stdout
+from agents.work.files import check_apart, check_writable, is_stdout
 from engine.device import fitting
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
+from engine.files.reading import is_there
 from engine.ranges import Count, Seconds
 
 
@@ -51,11 +52,12 @@ class Command(Importing, TableOptions):
             InputError: options that do not fit, data or a table that cannot be read or have too few points, or files
                 that cannot be written.
         """
+        check_writable(self.out)
         match = None if self.match is None else calibration.Match.parse(self.match)
         if match is not None and self.overhead is not None:
             raise InputError("overhead, match: expected one of them, got both")
         table = self._table()
-        check_writable(self.out, *([table] if self.source else []))
+        check_writable(*([table] if self.source else []))
         check_plot(self.plot)
         if self.source:
             import_table(self.source, self, table)
@@ -71,11 +73,13 @@ class Command(Importing, TableOptions):
         """The table to fit, which is imported first if there is a source."""
         if not self.source:
             self.refuse_others((), "they go with --from")
-        if self.table is not None:
-            return self.table
-        if not self.source or is_stdout(self.out):
+        if self.table is None and (not self.source or is_stdout(self.out)):
             raise InputError("table: expected a table of `llmsched profile` or a place for that of --from, got none")
-        return self.out.with_suffix(".csv")
+        table = self.table or self.out.with_suffix(".csv")
+        check_apart({"table": table, "out": self.out})
+        if self.source and is_there(table) and not is_there(profiling.beside(table)):
+            raise InputError(f"table: expected a new file for that of --from, or such a table, got {table}")
+        return table
 
     def _provenance(self, table: Path) -> dict[str, Any]:
         """What the table was measured on, with the memory for KV."""

@@ -6,6 +6,8 @@ from typing import Any
 from agents.device.calibration import CONTEXT, batch_seconds, decode_seconds
 from engine.device.fitting import HELD_OUT, Batch
 from engine.device.latency import LatencyModel
+from engine.device.memory import server_of
+from engine.fields import convert
 
 DECODES = (1, 32, 128)
 """Decodes of CONTEXT KV tokens each in a batch."""
@@ -56,17 +58,21 @@ class Figures:
 
 
 def figures(model: LatencyModel) -> Figures:
-    """The figures of a profile."""
+    """The figures of a profile.
+
+    Raises:
+        InputError: its provenance says errors or a memory that cannot be.
+    """
     said, validity = model.provenance, model.provenance.get("validity", {})
-    residuals = said.get("residuals", {})
-    known = {kind: residuals[kind] for kind in HELD_OUT if isinstance(residuals, dict) and kind in residuals}
+    server_of(model)
+    errors = _errors(model)
     return Figures(
         name=model.name,
         decode_s={count: decode_seconds(model, count) for count in DECODES},
         prefill_s={tokens: batch_seconds(model, Batch(((tokens, 0),))) for tokens in PROMPTS},
         overhead_s=model.overhead,
-        beside_chunk=_beside_chunk(model) if HELD_OUT[2] in known else None,
-        errors={kind: Errors(float(error["mape"]), float(error["p95"])) for kind, error in known.items()},
+        beside_chunk=_beside_chunk(model) if HELD_OUT[2] in errors else None,
+        errors=errors,
         most_tokens=_end(validity, "tokens"),
         longest=_end(validity, "context_tokens"),
         num_blocks=said.get("num_blocks"),
@@ -76,6 +82,17 @@ def figures(model: LatencyModel) -> Figures:
         attention=_text(said, "attention"),
         source=_text(said, "source", "method", "executor"),
     )
+
+
+def _errors(model: LatencyModel) -> dict[str, Errors]:
+    """The errors of each held-out set that a profile says."""
+    where, found = f"profile {model.name!r}: provenance.residuals", {}
+    residuals = model.provenance.get("residuals")
+    sets = residuals if isinstance(residuals, dict) else {}  # earlier fits listed them point by point
+    for kind in (kind for kind in HELD_OUT if kind in sets):
+        said = convert(sets[kind], dict[str, Any], f"{where}.{kind}")
+        found[kind] = Errors(*(convert(said.get(key), float, f"{where}.{kind}.{key}") for key in ("mape", "p95")))
+    return found
 
 
 def _beside_chunk(model: LatencyModel) -> float | None:
@@ -93,5 +110,6 @@ def _end(validity: dict[str, Any], name: str) -> int | None:
 
 
 def _text(said: dict[str, Any], *names: str) -> str:
-    """The first of these entries that a provenance has, as a text."""
-    return next((str(said[name]) for name in names if said.get(name)), "not stated")
+    """The first of these entries that a provenance has, as a text of one line that a terminal can show."""
+    text = next((str(said[name]) for name in names if said.get(name)), "not stated")
+    return text if text.isprintable() else ascii(text)

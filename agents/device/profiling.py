@@ -217,16 +217,21 @@ def _read_rows(path: Path) -> list[Point]:
     return points
 
 
+def beside(path: Path) -> Path:
+    """The file beside a table that says what it was measured on."""
+    return path.with_name(path.name + ".json")
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """What a table was measured on, from the file beside it.
 
     Raises:
         InputError: no such file, or not of this format.
     """
-    beside = path.with_name(path.name + ".json")
-    data = read_mapping(beside, "the description that `llmsched profile` writes")
+    place = beside(path)
+    data = read_mapping(place, "the description that `llmsched profile` writes")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{beside}: expected format {FORMAT!r}")
+        raise InputError(f"{place}: expected format {FORMAT!r}")
     return {key: value for key, value in data.items() if key != "format"}
 
 
@@ -285,7 +290,7 @@ def write_points(path: Path, points: Sequence[Point], provenance: dict[str, Any]
 
 def _begin(path: Path, provenance: dict[str, Any], lines: str = "") -> None:
     """Write a table's heads with what it was measured on."""
-    write_atomically(path.with_name(path.name + ".json"), json_text({"format": FORMAT, **provenance}))
+    write_atomically(beside(path), json_text({"format": FORMAT, **provenance}))
     write_atomically(path, ",".join((*BATCH_COLUMNS, *FEATURE_COLUMNS, "seconds")) + "\n" + lines)
 
 

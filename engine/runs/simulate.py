@@ -125,7 +125,8 @@ def simulate(
     """Serve a whole trace with one policy.
 
     Args:
-        policy: decides every batch; told the device, where the executor is the model of one (`Policy.on`).
+        policy: decides every batch; it and the fallback are told the device, where the executor is the model of one
+            (`Policy.on`).
         requests: the trace; it holds all randomness, so the same call gives the same record bit for bit.
         executor: how long a batch takes; with a `LatencyModel` and a compiled policy the whole loop is compiled. Inside
             a `engine.runs.pieces.Watched` it is told how far the run is.
@@ -147,7 +148,7 @@ def simulate(
     _check_kinds(policy, requests, executor, config)
     model = executor.executor if isinstance(executor, Watched) else executor
     if isinstance(model, LatencyModel):
-        policy = policy.on(model)
+        policy, fallback = policy.on(model), fallback.on(model) if fallback else None
     requests = _check(policy, requests, config, horizon_s)
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)

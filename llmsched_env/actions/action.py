@@ -105,6 +105,9 @@ class Codec(Action):
     """The choice with which all decodes run, and nothing else: where there is nothing to decide."""
     FALLBACK: ClassVar[tuple[int, ...]]
     """The choice where the learner's leads nowhere: the batch of Sarathi-Serve, or what comes next to it."""
+    LEARNS: ClassVar[bool] = False
+    """Whether the kernel learns from every batch: then it plans those for which nobody is asked, too, as it does where
+    the policy has left the environment."""
 
     hold: Count = 1
     """Iterations for which a choice holds (those that are skipped do not count): what memory costs is seen only after

@@ -92,6 +92,7 @@ class Slackfit(QueueCodec):
     own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
+    LEARNS: ClassVar[bool] = True
 
     ageing: Weight = 0.0
     """Tokens that a prompt counts less for each second since its arrival: against starvation."""

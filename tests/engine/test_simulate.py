@@ -8,7 +8,8 @@ import pytest
 import baselines
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
-from engine.device.latency import LatencyModel
+from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.runs.driving import PolicyError
 from engine.runs.simulate import simulate
@@ -247,6 +248,20 @@ def test_an_executor_is_told_the_trace_and_asked_for_every_batch() -> None:
     assert device.traces == [requests]
     assert device.batches == [[(0, 4)], [(0, 1)], [(0, 1)], [(1, 6)]]
     assert record.ledger["completed"].tolist() == [6.0, 14.0]
+
+
+def test_a_fallback_is_told_the_device_as_the_policy_is() -> None:
+    """What decides instead of a policy that always fails serves as it does alone, on a device that it predicts by."""
+
+    def fails(view: View, memory: Memory, plan: Plan) -> None:
+        raise FloatingPointError("nan")
+
+    model, requests = load_profile("rtx4090-llama-3.1-8b"), Workload(rate=1.0, num_requests=40).generate(0)
+    slackfit = baselines.make("slackfit")
+    record = simulate(Improvised(fails), requests, model, fallback=slackfit)
+    assert (record.ledger == simulate(slackfit, requests, model).ledger).all()
+    other = simulate(baselines.make("slackfit:profile=rtx6000ada-mistral-7b"), requests, model)
+    assert not (record.ledger == other.ledger).all()
 
 
 def test_a_fallback_decides_where_the_policy_fails() -> None:

@@ -12,6 +12,8 @@ from engine.ranges import whole
 FILE = "config.json"
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number by the name of its type."""
+DEVICES = whole(1, 64)
+"""Devices that may share each layer (tensor parallelism)."""
 _Size = Annotated[int, whole(1, 2**24)]
 
 
@@ -86,12 +88,17 @@ def _head_dim(config: dict[str, Any], where: str) -> Any:
 
 
 def memory_of(provenance: dict[str, Any]) -> dict[str, int]:
-    """Bytes of KV per token on each device, if the provenance of a table says the shape of the model."""
+    """Bytes of KV per token on each device, if the provenance of a table says the shape of the model.
+
+    Raises:
+        InputError: it says one that cannot be, or no number of devices.
+    """
     model = provenance.get("model")
     if not isinstance(model, dict):
         return {}
     shape = shape_of({"dtype": provenance.get("dtype"), **model}, "provenance.model")
-    return {"kv_bytes_per_token": shape.kv_bytes_per_token(int(provenance.get("tp", 1)))}
+    devices = DEVICES.check(provenance.get("tp", 1), "provenance.tp")
+    return {"kv_bytes_per_token": shape.kv_bytes_per_token(int(devices))}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+from agents.device.importing.model import DEVICES
 from agents.device.profiling import Limits, grid
 from engine.device.fitting import Batch, Point
 from engine.errors import InputError
-from engine.ranges import whole
 
 LARGEST_GRID = Limits()
 """The batches that are composed: those that `llmsched profile` measures."""
@@ -26,7 +26,7 @@ class Importing:
     """With --from aiconfigurator: the engine whose kernels were measured."""
     version: str | None = None
     """With --from aiconfigurator: version of the engine (default: the current one of the tables)."""
-    tp: Annotated[int, whole(1, 64)] = 1
+    tp: Annotated[int, DEVICES] = 1
     """With --from aiconfigurator: devices that share each layer (tensor parallelism)."""
     attention: Literal["joint", "separate"] = "joint"
     """With --from llmservingsim: prompts and decodes of a batch in one launch, as measured, or in a launch for each."""

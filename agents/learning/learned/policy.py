@@ -5,6 +5,7 @@ learner must clear. Other kinds are in `mixture` (a choice of baselines) and `ob
 finds the kind.
 """
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, ClassVar, Self
@@ -149,11 +150,19 @@ class RandomLegal(Policy):
     row_memory: ClassVar[int] = _RANDOM.row_memory
     kernel: ClassVar[Kernel | None] = _random
 
+    _model: ClassVar[LatencyModel | None] = None
+
     seed: Annotated[int, whole(0, 2**53)] = 0
     """Seed of the choices, which float64 parameters can hold."""
 
+    def on(self, model: LatencyModel) -> Self:
+        """The same choices; the codec predicts with the numbers of this device."""
+        told = copy(self)
+        object.__setattr__(told, "_model", model)
+        return told
+
     def params(self, config: EngineConfig) -> np.ndarray:
-        """The codec's parameters for the default environment, that it skips as in training, the seed."""
+        """The codec's parameters on this device (not told: the default environment's), that it skips, the seed."""
         env = EnvConfig(skip_decode_only=True)
-        codec = _RANDOM.params(load_profile(env.profile))
+        codec = _RANDOM.params(self._model or load_profile(env.profile))
         return np.concatenate([codec, [float(env.skip_decode_only), float(self.seed)]])

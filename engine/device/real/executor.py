@@ -2,8 +2,7 @@
 
 One forward runs a whole hybrid batch, prompt chunks and decodes of many requests. Tokens are real: prompts are drawn at
 random, outputs are the model's own (greedy), as many as the trace says. Random weights of the same shape take the same
-time as trained ones. Needs torch, as gpu_attention.py and gpu_model.py do and nothing else in `engine`: import this
-module only to run it.
+time as trained ones. Needs torch, as the modules beside it do and nothing else in `engine`: import it only to run it.
 """
 
 import contextlib
@@ -46,8 +45,6 @@ _FORMS = "transformers, transformers:tiny or transformers:FOLDER, then dtype=, d
 
 ROOM = 1.5
 """KV buffers in KV tokens of the server: blocks hold what a request has generated so far, extents its whole output."""
-
-
 CLOCK_TRIES = 4
 """Runs of a batch, at most, until the GPU does not wait for its host."""
 

@@ -266,6 +266,36 @@ def test_a_log_that_does_not_fit_is_one_line(
     assert said in refused(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json", capsys)
 
 
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("log.json", "table: expected a new file for that of --from, or such a table, got {}/log.csv"),
+        ("new.csv", "table, out: expected two files, got {}/new.csv for both"),
+        (".", "{}: expected a file to write, got a folder"),
+    ],
+)
+def test_a_file_of_others_is_not_written_over(
+    out: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "log.csv", LOG, log_rows(40))
+    before = (tmp_path / "log.csv").read_bytes()
+    assert said.format(tmp_path) in refused(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/{out}", capsys)
+    assert (tmp_path / "log.csv").read_bytes() == before
+    assert main(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json".split()) == 0
+    assert main(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json".split()) == 0, "our own table"
+
+
+@pytest.mark.parametrize("devices", ["two", None, 0, 1.5])
+def test_a_table_of_no_number_of_devices_is_one_line(
+    devices: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("set,prefills,decodes,seconds\ntable,16@0,,0.1\n")
+    about = {"format": "llmsched-measurements/2", "model": CONFIG, "tp": devices}
+    (tmp_path / "t.csv.json").write_text(json.dumps(about))
+    said = refused(f"fit --table {tmp_path}/t.csv --out {tmp_path}/x.json", capsys)
+    assert "provenance.tp: expected a whole number" in said
+
+
 def test_a_table_of_one_point_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "log.csv", LOG, log_rows(1))
     said = refused(f"fit --from vllm-log {tmp_path}/log.csv --out {tmp_path}/x.json", capsys)

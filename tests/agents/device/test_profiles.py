@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,32 @@ def test_impossible_memory_is_one_line(blocks: object, tmp_path: Path, capsys: p
         server_of(load_profile(str(path)))
     assert main(f"simulate --profile {path} --num-requests 2".split()) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"residuals": {"held-out mixed": 5}}, "provenance.residuals.held-out mixed: expected a mapping, got 5"),
+        (
+            {"residuals": {"held-out mixed": {"mape": 1.0}}},
+            "residuals.held-out mixed.p95: expected a number, got nothing",
+        ),
+        ({"residuals": {"held-out decode": {"mape": "x", "p95": 1}}}, "held-out decode.mape: expected a number, got"),
+        ({"num_blocks": "many"}, "provenance: engine.num_blocks: expected a whole number >= 1, got 'many'"),
+        ({"kv_bytes_per_token": 0}, "provenance: engine.kv_bytes_per_token: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_what_a_profile_cannot_say_is_one_line_of_the_comparison(
+    said: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(f"profiles {profile_file(tmp_path, **said)}".split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_what_a_terminal_would_obey_is_shown(tmp_path: Path) -> None:
+    found = figures(load_profile(str(profile_file(tmp_path, device="a\x1b[31mb\nc"))))
+    assert found.device == r"'a\x1b[31mb\nc'"
 
 
 TARGETS = {

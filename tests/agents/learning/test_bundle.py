@@ -27,6 +27,7 @@ from agents.learning.ppo.train import build_model, learned_policy, train
 from agents.learning.ppo.train_config import TrainConfig
 from agents.policies import pretrained_folder
 from engine.compiled.random import splitmix64
+from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
@@ -148,6 +149,34 @@ def test_simulation_equals_the_environment(tmp_path: Path, changes: dict[str, An
     assert policy.runs_compiled
     assert_same_times(record, servers)
     assert record_return(record, env.reward) == pytest.approx(total, rel=1e-9)
+
+
+JOINT = "rtx4090-llama-3.1-8b"
+"""A device with a table, on which prompts beside decodes are dear."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"action": Slackfit()},
+        {"action": Slackfit(hold=4), "skip_decode_only": True},
+        {"action": Mixture(arms=("slackfit", "slackfit:phases=exclusive", "sarathi")), "skip_decode_only": True},
+        {"action": Allocation(budget="time"), "skip_decode_only": True},
+    ],
+)
+@pytest.mark.parametrize("charge", [{}, {"decision_s": 0.01}, {"decision_per_request_s": 3e-4}])
+def test_simulation_equals_the_environment_on_any_device(changes: dict[str, Any], charge: dict[str, Any]) -> None:
+    """Also where batches take longer than the profile says, which both learn; trained on another device."""
+    requests, action = Workload(rate=2.0, num_requests=100).generate(3), changes["action"]
+    engine = replace(EnvConfig().engine, **charge)
+    env = EnvConfig(workload=Workload(rate=2.0, num_requests=100), profile=JOINT, engine=engine, **changes)
+    size = sum(action.sizes)
+    weight = np.random.default_rng(0).normal(0.0, 1.0, (size, OBSERVATION_SIZE)).astype(np.float32)
+    layers = ((weight, np.zeros(size, np.float32)),)
+    codec = action.codec.params(MODEL)
+    bundle = Bundle(layers, "tanh", np.zeros(OBSERVATION_SIZE), np.ones(OBSERVATION_SIZE), 9.0, codec, env)
+    servers, _ = play(env, requests, policy_of(bundle, "x"))
+    assert_same_times(simulate(policy_of(bundle, "x"), requests, load_profile(JOINT), engine), servers)
 
 
 def test_python_loop_equals_compiled_loop(folder: Path) -> None:
@@ -416,6 +445,16 @@ def test_random_legal_depends_on_its_seed_only() -> None:
     runs = [simulate(RandomLegal(seed=s), REQUESTS, MODEL) for s in (1, 1, 2)]
     np.testing.assert_array_equal(runs[0].ledger, runs[1].ledger)
     assert not np.array_equal(runs[0].ledger["completed"], runs[2].ledger["completed"])
+
+
+def test_random_legal_predicts_by_its_device() -> None:
+    model = load_profile(JOINT)
+    policy, told = RandomLegal(), RandomLegal().on(model)
+    codec = Allocation().params(model)
+    np.testing.assert_array_equal(told.params(EngineConfig())[: len(codec)], codec)
+    assert not np.array_equal(policy.params(EngineConfig())[: len(codec)], codec)
+    assert policy.on(MODEL).params(EngineConfig()).tolist() == policy.params(EngineConfig()).tolist()
+    assert told == policy
 
 
 def test_random_legal_serves_everybody_under_memory_pressure() -> None:

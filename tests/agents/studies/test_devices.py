@@ -221,6 +221,8 @@ def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Capt
     html = (out / "report.html").read_text()
     assert html.count("capacity") >= 4
     assert "http" not in html
+    assert main([*command, "--profiles", ""]) == 2
+    assert "profiles: expected at least one" in capsys.readouterr().err
     assert main([*command, "--profile", "tile-unit"]) == 2
     assert "expected --profiles here" in capsys.readouterr().err
     assert main([*command, "--engine.num-blocks", "99"]) == 2
