@@ -209,7 +209,8 @@ class ServerOptions:
     """Options that say what serves them."""
 
     profile: str = "rtx6000ada-mistral-7b"
-    """Hardware profile: a shipped name or a .json file; with :speed=2 behind it the same device twice as fast."""
+    """Hardware profile: a shipped name or a .json file; with :speed=2 behind it the same device twice as fast, with
+    :mixed=2 one on which a KV token of a decode costs twice as much beside a prompt."""
     semantics: Literal["default", "reference"] = "default"
     """`default`: a real engine, the prompt's last iteration yields token 1; `reference`: the public SLAI code."""
     engine: EngineConfig = field(default_factory=EngineConfig)

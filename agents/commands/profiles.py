@@ -56,8 +56,7 @@ class Command(TableOptions):
     """List hardware profiles: seconds of typical batches, errors of the fit, range, KV memory, what they stand for."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Shipped names (perhaps with :speed=2, :mixed=2 or :per_request=2e-5) and .json files (default: everything that
-    ships)."""
+    """Shipped names and .json files, perhaps with changes such as :speed=2,mixed=2 (default: everything that ships)."""
     json: Path | None = None
     """Also write every figure to this file."""
 

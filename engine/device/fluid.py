@@ -89,9 +89,8 @@ def fit_line(model: LatencyModel, types: Types, capacity_tokens: int) -> Line:
     kv = np.linspace(capacity_tokens / POINTS, capacity_tokens, POINTS)
     seconds = np.empty(POINTS)
     for k, count in enumerate(np.outer(kv / types.kv_rate, types.rate)):
-        exact = Features(*(count[:, None] * shares).sum(axis=0))
-        whole = Features(*np.rint(exact))._replace(prefill_pairs=exact.prefill_pairs)
-        store(whole, 0.0, batch)
+        exact = (count[:, None] * shares).sum(axis=0)
+        store(Features(*np.rint(exact[:3]), *exact[3:]), 0.0, batch)  # tokens and requests are whole
         seconds[k] = iteration_seconds(latency, batch)
     d1, d0 = np.polyfit(kv, seconds, 1)
     return Line(float(d0), float(d1), float(np.abs((d0 + d1 * kv) / seconds - 1.0).max()))

@@ -32,7 +32,7 @@ from engine.errors import InputError
 from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
-from engine.ranges import Bounds, NotNegative, number, whole
+from engine.ranges import Bounds, number, whole
 from engine.server.state import Server
 from engine.spec import Spec
 
@@ -42,7 +42,8 @@ Time = Annotated[float, number(0.0, 1e6)]
 """A field of a model in seconds: a device twice as fast has half of it."""
 RANGES = ("tokens", "requests", "context_tokens")
 """Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
-TableNumber = Annotated[float, number(0.0, 1e9)]
+Number = Annotated[float, number(0.0, 1e9)]
+"""A field in tokens, or a cell of the table."""
 
 
 class Latency(NamedTuple):
@@ -104,7 +105,7 @@ class LatencyModel:
     """Seconds per KV token that decodes read."""
     per_request: Time = 0.0
     """Seconds per item in the batch."""
-    tile: Annotated[int, whole(1, noun="tokens")] = 1
+    tile: Annotated[int, whole(1, 10**9, noun="tokens")] = 1
     """Columns of a GeMM tile: tokens are rounded up to a multiple (1: no steps)."""
     tick: Time = 0.0
     """Results are rounded to multiples of this many seconds (0: not rounded)."""
@@ -118,13 +119,13 @@ class LatencyModel:
     """Queries in such a tile."""
     per_uncached: Time = 0.0
     """Seconds, on top of per_context, per KV token that decodes read beyond `cached`."""
-    cached: NotNegative = 0.0
+    cached: Number = 0.0
     """KV tokens that decodes read from caches."""
     per_mixed: Time = 0.0
     """Seconds, on top of per_context, per KV token that decodes read in a batch with a prompt chunk: what a launch that
     serves both costs (FlashAttention 2 in vLLM; 0 where prompts and decodes are launched apart, or with
     FlashAttention 3)."""
-    table: tuple[tuple[TableNumber, TableNumber], ...] = ()
+    table: tuple[tuple[Number, Number], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
     """Name of the profile."""

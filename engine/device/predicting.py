@@ -47,7 +47,7 @@ def check_device(device: np.void) -> None:
     """Check a record of DEVICE that comes from a file.
 
     Raises:
-        InputError: no record of a device on which a token takes time, or a table that does not rise.
+        InputError: no record of a device on which a batch takes time, or a table that does not rise.
     """
     rows = float(device["rows"])
     if not (rows == 0.0 or (rows.is_integer() and 2.0 <= rows <= MOST_ROWS)):
@@ -55,8 +55,8 @@ def check_device(device: np.void) -> None:
     table = device["table"][: int(rows)]
     if rows and not ((np.diff(table[:, 0]) > 0.0).all() and (table[:, 1] > 0.0).all()):
         raise InputError("codec: profile: expected a table of rising tokens and seconds > 0")
-    if not rows and device["per_token"] + device["per_pair"] <= 0.0:
-        raise InputError("codec: expected a device on which a token takes time")
+    if not rows and device["overhead"] + device["floor"] + device["per_token"] <= 0.0:
+        raise InputError("codec: profile: expected a device on which a batch takes time")
 
 
 @inner

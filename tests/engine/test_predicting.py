@@ -108,6 +108,13 @@ def test_what_is_gained_apart_by_hand() -> None:
     assert gain_apart(dear, features_of([], [50]), 512.0) < 0.0, "one overhead is more than 50 KV tokens"
 
 
+@settings(max_examples=200, deadline=None)
+@given(models())
+def test_every_model_is_a_device_that_policies_take(model: LatencyModel) -> None:
+    check_device(device_cells(model).view(DEVICE)[0])
+    assert device_cells(model).max() <= 1e9
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,7 +122,7 @@ def test_what_is_gained_apart_by_hand() -> None:
         ({"rows": 2.5}, "expected 0 or 2 to 96 rows of a table, got 2.5"),
         ({"rows": 97.0}, "expected 0 or 2 to 96 rows of a table, got 97"),
         ({"rows": 3.0}, "expected a table of rising tokens and seconds > 0"),
-        ({"per_token": 0.0, "per_pair": 0.0}, "expected a device on which a token takes time"),
+        ({"overhead": 0.0, "floor": 0.0, "per_token": 0.0}, "expected a device on which a batch takes time"),
     ],
 )
 def test_a_device_from_a_file_is_checked(change: dict[str, float], message: str) -> None:

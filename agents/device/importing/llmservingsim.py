@@ -21,7 +21,7 @@ from engine.device.fitting import Batch
 from engine.errors import InputError
 from engine.files.reading import is_there, read_mapping, read_text
 from engine.files.yaml_text import parse_yaml
-from engine.ranges import number
+from engine.ranges import COUNT, number
 
 PER_LAYER = {
     "layernorm": 2,
@@ -162,7 +162,7 @@ def _num_blocks(folder: Path) -> int | None:
     path = folder / "run-meta.json"
     memory = read_mapping(path, "the description of a run").get("kv_cache") if is_there(path) else None
     blocks = memory.get("num_gpu_blocks") if isinstance(memory, dict) else None
-    return blocks if isinstance(blocks, int) else None
+    return None if blocks is None else COUNT.check(blocks, f"{path}: kv_cache.num_gpu_blocks")
 
 
 def read(data: Path, options: Importing) -> Imported:

@@ -26,12 +26,14 @@ def read_rows(path: Path, what: str, needed: Sequence[str]) -> list[Row]:
         needed: columns that must be there; there may be more.
 
     Raises:
-        InputError: not a csv file, a column is missing, or a row is longer or shorter than the first.
+        InputError: not a csv file, a column is missing or there twice, or a row is longer or shorter than the first.
     """
     first, *rest = read_csv(path, what) or [(1, [])]
     heads = first[1]
     if absent := [name for name in needed if name not in heads]:
         raise InputError(f"{path}, line 1: expected the columns {', '.join(needed)}, found no {absent[0]}")
+    if twice := [name for name in needed if heads.count(name) > 1]:
+        raise InputError(f"{path}, line 1: expected each column once, got {twice[0]} twice")
     return [Row(f"{path}, line {line}", _by_name(heads, row, f"{path}, line {line}")) for line, row in rest]
 
 

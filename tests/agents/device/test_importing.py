@@ -154,6 +154,10 @@ def drop(file: str, column: str) -> Callable[[Path], None]:
             "attention.csv: expected a grid of at most 2000000 cells, got values of 6250000",
         ),
         (
+            lambda f: (f / "run-meta.json").write_text('{"kv_cache": {"num_gpu_blocks": true}}'),
+            "run-meta.json: kv_cache.num_gpu_blocks: expected a whole number >= 1",
+        ),
+        (
             lambda f: write_rows(f / "dense.csv", "layer,tokens,time_us", [("act_fn", 1, "fast")]),
             "dense.csv, line 2: time_us: expected a number",
         ),
@@ -257,6 +261,7 @@ def test_a_servers_log_gives_back_the_device_that_wrote_it(tmp_path: Path, capsy
         ("prompt_tokens,decodes,context,seconds", (0.5, 9, 90, 1), "line 2: prompt_tokens: expected a whole number"),
         ("prompt_tokens,decodes,context,seconds,prompts", (3, 0, 0, 1, 4), "line 2: expected 4 or more prompt_tokens"),
         ("prompt_tokens,decodes,context,seconds", (0, 9, 90), "line 2: expected 4 cells, got 3"),
+        ("prompt_tokens,decodes,context,seconds,seconds", (0, 9, 90, 1, 2), "line 1: expected each column once, got"),
     ],
 )
 def test_a_log_that_does_not_fit_is_one_line(

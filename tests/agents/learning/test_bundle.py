@@ -30,13 +30,14 @@ from engine.compiled.random import splitmix64
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
-from engine.device.latency import load_profile
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.runs.record import Record
 from engine.runs.simulate import simulate
 from llmsched_env import OBSERVATION_NAMES, OBSERVATION_SIZE, EnvConfig, LLMSchedEnv
 from llmsched_env.actions import Allocation, Mixture, Slackfit
 from tests.agents.learning.training import small
+from tests.toys import constant
 
 MODEL = load_profile("rtx6000ada-mistral-7b")
 FIRST = Path(__file__).with_name("first_format")
@@ -439,6 +440,13 @@ def test_first_of_equal_logits_wins() -> None:
     choice = np.zeros(2, np.int64)
     best(np.array([0.0, 1.0, 1.0, 5.0, 5.0]), 0, np.array([3, 2]), choice)
     assert choice.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("model", [constant(0.02), LatencyModel(0.0, 0.01, 0.0, 0.0, 0.0, cached=1e9, tile=10**9)])
+def test_a_learned_policy_runs_on_every_device(model: LatencyModel) -> None:
+    """Also where tokens cost nothing."""
+    record = simulate(policy_of(Bundle.load(pretrained_folder()), "x"), REQUESTS, model)
+    assert record.row["finished"][0] == len(REQUESTS)
 
 
 def test_random_legal_depends_on_its_seed_only() -> None:
