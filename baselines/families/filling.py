@@ -228,9 +228,15 @@ def _fill_together(view: View, plan: Plan, filling: Filling, aim: Aim, prompts: 
 
 
 @inner
+def _may_go_apart(filling: Filling, phases: float) -> bool:
+    """Whether prompts and decodes may be served apart: where that is asked for, or mixing costs something."""
+    return phases == EXCLUSIVE or (phases == AUTO and filling.device.per_mixed > 0.0)
+
+
+@inner
 def _apart(filling: Filling, decodes: Features, phases: float) -> bool:
-    """Whether prompts and decodes go into batches of their own."""
-    if decodes.decodes == 0.0 or phases == MIXED:
+    """Whether prompts and these decodes, which may, go into batches of their own."""
+    if decodes.decodes == 0.0:
         return False
     return phases == EXCLUSIVE or gain_apart(filling.device, decodes, USUAL_CHUNK) > LEAST_GAIN
 
@@ -240,9 +246,9 @@ def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> N
     """A batch as aimed at, by decodes and prompts together or apart."""
     row, draft = view.row[0], plan.draft[0]
     prompts, decodes = row.num_waiting + row.num_prefilling > 0, EMPTY
-    if prompts and phases != MIXED:
+    if prompts and _may_go_apart(filling, phases):
         decodes = _all_decodes(view)
-    if prompts and _apart(filling, decodes, phases):
+    if _apart(filling, decodes, phases):
         f = _fill_apart(view, plan, filling, aim, decodes)
     else:
         f = _fill_together(view, plan, filling, aim, prompts)
