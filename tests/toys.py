@@ -1,7 +1,7 @@
 """Toys that several tests share: a device of constant speed, requests all at once, policies around a function."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import baselines
 from engine.config import EngineConfig
@@ -41,6 +41,11 @@ class Observed(Policy):
         """Wrap a policy (or the baseline of this spec); one may look before and after each of its decisions."""
         self.inner = baselines.make(inner) if isinstance(inner, str) else inner
         self.before, self.after = before, after
+
+    def on(self, model: LatencyModel) -> Self:
+        """Tell the wrapped policy."""
+        self.inner = self.inner.on(model)
+        return self
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """What the wrapped policy remembers."""

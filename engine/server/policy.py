@@ -168,7 +168,7 @@ class Policy:
     def on(self, model: Any) -> Self:
         """The same policy told the device on which it is going to run; one that predicts no durations is itself.
 
-        Runs and environments call it before they ask for memory.
+        Runs and environments call it before they ask for memory. A policy around another one passes it on.
 
         Args:
             model: an `engine.device.latency.LatencyModel`.
