@@ -3,7 +3,6 @@
 Our own baseline. It adapts to its device: the durations that its latency profile predicts are corrected by those seen.
 """
 
-from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal, Self
@@ -95,11 +94,7 @@ class Slackfit(Policy):
 
     def on(self, model: LatencyModel) -> Self:
         """The same policy told what it runs on, unless it was told a profile."""
-        if self.profile:
-            return self
-        told = copy(self)
-        object.__setattr__(told, "_model", model)
-        return told
+        return self if self.profile else self._told(model)
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """A record of PARAMS: the rule, then the device in the place of the profile's name."""

@@ -4,7 +4,8 @@ import numpy as np
 
 from engine.compiled.jit import inner
 from engine.device.predicting import predicted
-from engine.server.features import Features
+from engine.server.features import EMPTY, Features, add
+from engine.server.moves import is_decode
 from engine.server.state import View
 
 KINDS = 2
@@ -40,6 +41,17 @@ def scale_of(clock: np.record, kind: int) -> float:
     if clock.scale[kind] > 0.0:
         return clock.scale[kind]
     return clock.scale[1 - kind] if clock.scale[1 - kind] > 0.0 else 1.0
+
+
+@inner
+def all_decodes(view: View) -> Features:
+    """Features of a batch of everything that decodes."""
+    f = EMPTY
+    for j in range(view.row[0].num_running):
+        r = view.request[view.running[j]]
+        if is_decode(r):
+            f = add(f, r.length - 1.0, 1.0, True)
+    return f
 
 
 @inner

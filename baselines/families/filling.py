@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baselines.families.durations import CLOCK, expected, learn_scale, remember_batch, scale_of
+from baselines.families.durations import CLOCK, all_decodes, expected, learn_scale, remember_batch, scale_of
 from baselines.families.urgent import take_large, take_urgent
 from engine.compiled.jit import inner
 from engine.device.predicting import gain_apart, largest, predicted
@@ -178,17 +178,6 @@ def _decodes_taken(view: View, plan: Plan) -> Features:
 
 
 @inner
-def _all_decodes(view: View) -> Features:
-    """Features of a batch of everything that decodes."""
-    f = EMPTY
-    for j in range(view.row[0].num_running):
-        r = view.request[view.running[j]]
-        if is_decode(r):
-            f = add(f, r.length - 1.0, 1.0, True)
-    return f
-
-
-@inner
 def _time_for_prompts(view: View, decodes_s: float) -> float:
     """Seconds for which every decode can wait and still run in time, in a batch that takes so long."""
     row, least = view.row[0], np.inf
@@ -247,7 +236,7 @@ def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> N
     row, draft = view.row[0], plan.draft[0]
     prompts, decodes = row.num_waiting + row.num_prefilling > 0, EMPTY
     if prompts and _may_go_apart(filling, phases):
-        decodes = _all_decodes(view)
+        decodes = all_decodes(view)
     if _apart(filling, decodes, phases):
         f = _fill_apart(view, plan, filling, aim, decodes)
     else:
@@ -261,7 +250,7 @@ def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> N
 @inner
 def _limit_for_seats(view: View, filling: Filling, limit: float, short: float) -> float:
     """Seconds of a batch while seats are short: the limit at 0, SHORTEST decodes at 1."""
-    least = SHORTEST * expected(filling.device, filling.clock, _all_decodes(view))
+    least = SHORTEST * expected(filling.device, filling.clock, all_decodes(view))
     return (1.0 - short) * limit + short * min(limit, least)
 
 

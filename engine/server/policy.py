@@ -16,6 +16,7 @@ only slower, with the same results.
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -174,6 +175,12 @@ class Policy:
             model: an `engine.device.latency.LatencyModel`.
         """
         return self
+
+    def _told(self, model: object) -> Self:
+        """A copy that has the device as its `_model`, for policies whose `on` only remembers it."""
+        told = copy(self)
+        object.__setattr__(told, "_model", model)
+        return told
 
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         """Fresh memory for one run."""

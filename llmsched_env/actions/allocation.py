@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from baselines.families.durations import all_decodes
 from baselines.families.urgent import take_urgent
 from engine.compiled.jit import inner
 from engine.compiled.records import record, records
 from engine.device.latency import LatencyModel
 from engine.device.predicting import BEFORE, DEVICE, check_device, device_of, largest, linear
 from engine.errors import InputError
-from engine.server.features import EMPTY, Features, add
 from engine.server.moves import admit, admit_chunks, chunk, decode, fits_decode, is_decode
 from engine.server.plan import is_named
 from engine.server.policy import HotKernel, Kernel
@@ -67,22 +67,11 @@ _params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
 
 @inner
-def _decodes(view: View) -> Features:
-    """Features of a batch of everything that decodes."""
-    f = EMPTY
-    for j in range(view.row[0].num_running):
-        r = view.request[view.running[j]]
-        if is_decode(r):
-            f = add(f, r.length - 1.0, 1.0, True)
-    return f
-
-
-@inner
 def _budget_and_time(view: View, p: np.record, choice: int) -> tuple[int, float]:
     """The chosen level as (tokens, predicted seconds)."""
     row, level, device = view.row[0], p.budgets[choice], p.profile
     if p.timed > 0.0:
-        decodes = _decodes(view)
+        decodes = all_decodes(view)
         taken = int(decodes.tokens)
         return taken + largest(device, decodes, 0.0, row.max_batched_tokens - taken, level), level
     return min(int(level), row.max_batched_tokens), device.overhead + linear(device, level)

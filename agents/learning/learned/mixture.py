@@ -176,9 +176,7 @@ class LearnedMixture(LearnedPolicy):
 
     def on(self, model: LatencyModel) -> Self:
         """The same network; codec and arms predict with the numbers of this device."""
-        told = super().on(model)
-        object.__setattr__(told, "_model", model)
-        return told
+        return super().on(model)._told(model)
 
     @property
     def _codec(self) -> Codec:

@@ -5,7 +5,6 @@ learner must clear. Other kinds are in `mixture` (a choice of baselines) and `ob
 finds the kind.
 """
 
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, ClassVar, Self
@@ -157,9 +156,7 @@ class RandomLegal(Policy):
 
     def on(self, model: LatencyModel) -> Self:
         """The same choices; the codec predicts with the numbers of this device."""
-        told = copy(self)
-        object.__setattr__(told, "_model", model)
-        return told
+        return self._told(model)
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """The codec's parameters on this device (not told: the default environment's), that it skips, the seed."""

@@ -120,16 +120,16 @@ class EvolutionConfig(Search):
             parse_workload(spec)
         parse_tiers(self.tiers)
         for spec in self.devices:
-            _device_and_rate(spec)
+            load_profile(_device_and_rate(spec)[0])
 
     @property
     def loads(self) -> list[Workload]:
         """What the policies serve: the default workload at every rate, the others, and again for each device."""
         tiers = parse_tiers(self.tiers)
-        rates = [*self.rates, *(_device_and_rate(spec)[1] for spec in self.devices)]
-        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in rates]
+        plain = Workload(num_requests=self.requests, tiers=tiers)
+        own = [replace(plain, rate=rate) for rate in self.rates]
         others = [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
-        return own[: len(self.rates)] + others + own[len(self.rates) :]
+        return own + others + [replace(plain, rate=_device_and_rate(spec)[1]) for spec in self.devices]
 
     def envs(self, env: EnvConfig) -> list[EnvConfig]:
         """Where each of the loads is served: profile and limits of its device."""
@@ -161,12 +161,11 @@ def _device_and_rate(spec: str) -> tuple[str, float]:
     """Profile and rate (requests/s) of ``PROFILE@RATE``.
 
     Raises:
-        InputError: no such profile, or no rate.
+        InputError: it is of another form, or no rate.
     """
     name, at, rate = spec.rpartition("@")
     if not at:
         raise InputError(f"devices: expected PROFILE@RATE, got {spec!r}")
-    load_profile(name)
     return name, float(number(0.0, 1e9, above=True).parse(rate, f"devices: {spec!r}: rate"))
 
 
