@@ -9,8 +9,8 @@ from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
 from baselines.parameters import Requests, Tokens, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import params_of, record
-from engine.server.kv import blocks_to_admit, decode_need, tokens_left
-from engine.server.moves import chunk, decode, enter, is_decode, take_kv
+from engine.server.kv import blocks_to_admit, decode_need
+from engine.server.moves import chunk, decode, enter, is_decode, left_to_compute, take_kv
 from engine.server.plan import drop
 from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import first_waiting
@@ -92,7 +92,7 @@ def _admit(view: View, plan: Plan, p: np.record, budget: int) -> None:
         elif blocks_to_admit(r, row.block_size) > draft.free:
             break
         else:
-            enter(view, plan, i, min(tokens_left(r), _most(p, budget - draft.tokens)))
+            enter(view, plan, i, min(left_to_compute(view, plan, i), _most(p, budget - draft.tokens)))
 
 
 @kernel_of(VLLMV1)

@@ -46,6 +46,9 @@ class EngineConfig:
     """A decode is scheduled only while some block is free, needed or not (the public SLAI code tests this)."""
     replans_at_once: bool = True
     """After a plan that only evicts or drops, plan again at the same time; otherwise at the next arrival."""
+    prefix_cache: Literal["none", "own"] = "none"
+    """What a request finds of its KV after an eviction: nothing, or the full blocks at its beginning that nobody has
+    taken since ("own": the prefix cache that vLLM has by default, where prompts share nothing)."""
     ttft_at: Literal["first_token", "prompt_done"] = "first_token"
     """Event that ends TTFT: output token 1, or the last time that the prompt was completed."""
     zero_gaps: bool = False

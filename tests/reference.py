@@ -94,6 +94,8 @@ class ReferenceServer:
         self.durations: list[float] = []
         self.kv_use: list[tuple[float, int]] = []  # span in s, blocks in use
         self.lost_tokens = 0
+        self.found_tokens = 0
+        self.free_list: list[tuple[int, int] | None] = [None] * config.num_blocks  # request and place of its full block
         self.swaps = 0
         self.swapped_out = 0.0  # blocks
         self.swapped_in = 0.0
@@ -129,6 +131,24 @@ class ReferenceServer:
         """KV blocks that hold this many tokens."""
         return math.ceil(tokens / self.config.block_size)
 
+    def found(self, job: Job, free_list: "list[tuple[int, int] | None] | None" = None) -> int:
+        """Its blocks that a request finds again on the free list (the server's, or another), those at its beginning."""
+        k = 0
+        while (job.index, k) in (self.free_list if free_list is None else free_list):
+            k += 1
+        return k
+
+    def _take(self, job: Job, blocks: int) -> None:
+        """Take blocks from the front of the free list."""
+        job.blocks += blocks
+        del self.free_list[:blocks]
+
+    def _give_back(self, job: Job, full: int = 0) -> None:
+        """Put its blocks at the end of the free list, the last one first, with what the first `full` of them hold."""
+        for k in range(job.blocks - 1, -1, -1):
+            self.free_list.append((job.index, k) if k < full else None)
+        job.blocks = 0
+
     def decode_need(self, job: Job) -> int:
         """KV blocks that the next decode takes."""
         return max(0, self.blocks_for(job.length) - job.blocks)
@@ -155,6 +175,7 @@ class ReferenceServer:
                 return code + 13 * k
             if not code:
                 self._apply(self.jobs[i], tokens, reserve)
+        assert len(self.free_list) == self.free_blocks
         return 0
 
     def _room(self) -> int:
@@ -215,12 +236,18 @@ class ReferenceServer:
                 self.queue.remove(job.index)
                 insort(self.running, job.index)
                 job.status = RUNNING
-                job.blocks = max(reserve, self.blocks_for(job.length))
+                found = self.found(job)
+                for k in range(found):
+                    self.free_list.remove((job.index, k))
+                job.blocks, job.prefilled = found, job.prefilled + found * self.config.block_size
+                self.found_tokens += found * self.config.block_size
+                tokens = min(tokens, max(1, job.prompt - job.prefilled))
+                self._take(job, max(reserve, self.blocks_for(job.length)) - found)
                 self.swapped_in += job.host
                 self.swapped_since_iteration += job.host
                 job.host = 0.0
             elif job.is_decode:
-                job.blocks += self.decode_need(job)
+                self._take(job, self.decode_need(job))
             job.last_run = self.iterations
             self.batch.append((job.index, tokens, not job.is_decode))
 
@@ -240,16 +267,18 @@ class ReferenceServer:
         self.running.remove(job.index)
         self.queue.insert(0, job.index)
         job.status = WAITING
-        job.blocks = 0
+        self._give_back(job)
 
     def _evict(self, job: Job) -> None:
         """Give the KV back; everything known so far must be prefilled again, from the head of the queue."""
-        self.lost_tokens += self._stored(job)
+        stored = self._stored(job)
+        self.lost_tokens += stored
         self.running.remove(job.index)
         self.queue.insert(0, job.index)
         job.status = WAITING
         job.evictions += 1
-        job.blocks = 0
+        is_cached = self.config.prefix_cache == "own"
+        self._give_back(job, min(stored, job.length - 1) // self.config.block_size if is_cached else 0)
         job.prompt, job.since_admission, job.prefilled = job.length, 0, 0
         if not self.config.eviction_keeps_output:
             job.generated = 0
@@ -304,7 +333,7 @@ class ReferenceServer:
         if job.generated >= job.ends_at:
             job.status = FINISHED
             job.completed = self.now
-            job.blocks = 0
+            self._give_back(job)
             self.running.remove(job.index)
 
     def idle(self, wake: float = math.inf) -> bool:

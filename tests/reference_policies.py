@@ -20,6 +20,12 @@ class _Draft:
         self.active = len(server.running)
         self.tokens = 0
         self.waiting = list(server.queue)
+        self.free_list = list(server.free_list)
+
+    def _take(self, blocks: int) -> None:
+        """Blocks from the front of the free list."""
+        self.free -= blocks
+        del self.free_list[:blocks]
 
     def fits(self, job: Job) -> bool:
         needs_one = self.server.decode_need(job) > 0 or self.server.config.decode_needs_free_block
@@ -27,11 +33,11 @@ class _Draft:
 
     def decode(self, job: Job) -> None:
         self.entries.append((job.index, 1, 0))
-        self.free -= self.server.decode_need(job)
+        self._take(self.server.decode_need(job))
         self.tokens += 1
 
-    def chunk(self, job: Job, budget: int) -> None:
-        n = min(job.prompt - job.prefilled, budget - self.tokens)
+    def chunk(self, job: Job, budget: int, found: int = 0) -> None:
+        n = min(job.prompt - job.prefilled - found * self.server.config.block_size, budget - self.tokens)
         if n > 0:
             self.entries.append((job.index, n, 0))
             self.tokens += n
@@ -39,6 +45,7 @@ class _Draft:
     def evict(self, job: Job) -> None:
         self.entries.append((job.index, EVICT, 0))
         self.free += job.blocks
+        self.free_list += [None] * job.blocks
         self.active -= 1
         self.waiting.insert(0, job.index)
 
@@ -64,8 +71,11 @@ class _Draft:
             blocked = self.free - need < config.watermark_blocks or self.active >= config.max_num_seqs
             if blocked or job.is_decode or spent:
                 return
-            self.chunk(job, budget)
-            self.free -= need
+            found = server.found(job, self.free_list)
+            self.free_list = [block for block in self.free_list if block not in {(i, k) for k in range(found)}]
+            self.chunk(job, budget, found)
+            self.free -= found
+            self._take(need - found)
             self.active += 1
 
 

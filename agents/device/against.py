@@ -5,6 +5,7 @@ behind the first one took on average, the makespan lasts from the first arrival 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,9 +22,8 @@ from engine.errors import InputError
 from engine.runs.distribution import Distribution, finite
 from engine.runs.record import Record
 from engine.runs.simulate import simulate
-from engine.runs.steps import StepLog
 from engine.server.policy import Policy
-from engine.server.state import EVICT, FINISHED
+from engine.server.state import FINISHED
 from engine.spec import Spec
 
 FloatArray = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ class Served:
         return {name: Distribution.of(sample) for name, sample in samples.items()}
 
 
-def with_limits(spec: str, limits: dict[str, int]) -> Policy:
+def with_limits(spec: str, limits: Mapping[str, object]) -> Policy:
     """The policy of a spec with the limits of a server in those of its settings that the spec says nothing about.
 
     Raises:
@@ -235,7 +235,7 @@ def _simulated(record: Record, t: FloatArray, width: float) -> dict[str, FloatAr
     prompt = np.where(ledger["first_token"] >= 0.0, record.requests.prompt, 0.0)
     return {
         "prompt": _rates(ledger["first_token"][order], prompt[order], t, width),
-        "output": _rates(ended, emitted(steps, record.requests.prompt), t, width),
+        "output": _rates(ended, steps.emitted, t, width),
         "running": np.append(0, steps.running)[at].astype(np.float64),
         "waiting": np.append(0, steps.waiting)[at].astype(np.float64),
     }
@@ -246,24 +246,3 @@ def _rates(when: FloatArray, tokens: FloatArray, t: FloatArray, width: float) ->
     until = np.append(0.0, np.cumsum(tokens))
     here, before = (np.searchsorted(when, edge, side="right") for edge in (t, t - width))
     return np.asarray((until[here] - until[before]) / width)
-
-
-def emitted(steps: StepLog, prompt: npt.NDArray[np.int32]) -> FloatArray:
-    """Output tokens of each iteration, float64[iterations]: its decodes, and the chunks that end what was to prefill.
-
-    Args:
-        steps: the log of a run in which a prompt's last iteration yields a token and an eviction keeps all of them.
-        prompt: prompt lengths.
-    """
-    known, done = prompt.astype(np.int64), np.zeros(len(prompt), np.int64)
-    found = np.zeros(len(steps.start_s))
-    iteration = np.repeat(np.arange(len(found)), np.diff(steps.first))
-    for k, (request, tokens, kind) in zip(iteration.tolist(), steps.item.tolist(), strict=True):
-        if kind == EVICT:
-            done[request] = 0
-        elif tokens > 0:
-            done[request] += tokens
-            if done[request] == known[request]:
-                known[request] += 1
-                found[k] += 1.0
-    return found

@@ -43,6 +43,8 @@ LIMITS = {
     "max_model_len": ("engine_kwargs", "max_model_len"),
 }
 """Limits of a server as `EngineConfig` calls them, and where ``run-meta.json`` has them."""
+PREFIX_CACHE = "prefix_cache"
+"""What else `EngineConfig` has of a server: vLLM's ``enable_prefix_caching``, which is on where it is not said."""
 LOGGED = {
     "prompt": "prompt_throughput",
     "output": "gen_throughput",
@@ -92,8 +94,8 @@ class ServerRun:
     """Output tokens, int64[n], >= 1."""
     unfinished: int = 0
     """Requests of the file that did not finish; they are left out."""
-    limits: dict[str, int] = field(default_factory=dict)
-    """Those of `LIMITS` that the run states."""
+    limits: dict[str, int | str] = field(default_factory=dict)
+    """Those of `LIMITS` that the run states, and `PREFIX_CACHE`, as `EngineConfig` has them."""
     about: str = ""
     """Model, engine and device, as far as the run states them."""
     log: SecondLog | None = None
@@ -211,18 +213,30 @@ def _check_order(path: Path, line: IntArray, queued: FloatArray) -> None:
         )
 
 
-def _meta(path: Path) -> tuple[dict[str, int], str]:
+def _meta(path: Path) -> tuple[dict[str, int | str], str]:
     """The limits that a run states, and what it ran on what."""
     if not is_there(path):
         return {}, ""
     data = read_mapping(path, "what is known of a server's run")
     stated = {name: (f"{group}.{key}", _group(path, data, group).get(key)) for name, (group, key) in LIMITS.items()}
-    limits = {
+    limits: dict[str, int | str] = {
         name: COUNT.check(value, f"{path}: {place}") for name, (place, value) in stated.items() if value is not None
     }
     version = data.get("vllm_version")
+    limits |= _prefix_cache(path, data, version is not None)
     named = (data.get("model"), version and f"vLLM {version}", _group(path, data, "hardware").get("device_name"))
     return limits, ", ".join(text for text in named if isinstance(text, str) and text.isprintable())
+
+
+def _prefix_cache(path: Path, data: Mapping[str, object], is_vllm: bool) -> dict[str, str]:
+    """Whether requests find KV again that they had; nothing where that is not known."""
+    places = [(name, _group(path, data, name).get("enable_prefix_caching")) for name in ("kv_cache", "engine_kwargs")]
+    name, value = next((place for place in places if place[1] is not None), ("", True if is_vllm else None))
+    if value is None:
+        return {}
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {name}.enable_prefix_caching: expected true or false, got {kind_of(value)}")
+    return {PREFIX_CACHE: "own" if value else "none"}
 
 
 def _group(path: Path, data: Mapping[str, object], name: str) -> Mapping[str, object]:

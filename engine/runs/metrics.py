@@ -38,7 +38,8 @@
   fast.
 - KV use: share of the KV blocks in use, averaged over time. Busy share: share of the run spent in
   iterations.
-- Recomputed tokens: KV tokens that were lost to evictions. Swaps: times that KV was moved to the host.
+- Recomputed tokens: KV tokens that were lost to evictions; those that requests found again in a prefix cache are reused
+  tokens. Swaps: times that KV was moved to the host.
 - Keys of vLLM: a key of `vllm bench serve --save-result` has vLLM's meaning here (vllm/benchmarks/serve.py,
   calculate_metrics). These are duration, num_prompts, completed, failed (dropped, or unfinished when the
   run ended), total_input_tokens and total_output_tokens (of finished requests), request_throughput,
@@ -154,6 +155,7 @@ def _server_totals(record: Record) -> dict[str, Any]:
         "kv_use": ratio(row["kv_time"], end * float(row["num_blocks"])),
         "evictions": int(row["evictions"]),
         "recomputed_tokens": int(row["recomputed_tokens"]),
+        "reused_tokens": int(row["reused_tokens"]),
         "swaps": int(row["swaps"]),
         "swapped_out_bytes": 0.5 * record.config.block_bytes * int(row["swapped_out"]),
         "swapped_in_bytes": 0.5 * record.config.block_bytes * int(row["swapped_in"]),

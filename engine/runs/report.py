@@ -121,6 +121,7 @@ class Report:
     kv_use: float
     evictions: int
     recomputed_tokens: int
+    reused_tokens: int
     swaps: int
     swapped_out_bytes: float
     swapped_in_bytes: float
@@ -223,6 +224,7 @@ class Report:
             "kv_use": finite(self.kv_use),
             "evictions": self.evictions,
             "recomputed_tokens": self.recomputed_tokens,
+            "reused_tokens": self.reused_tokens,
             "swaps": self.swaps,
             "swapped_out_bytes": self.swapped_out_bytes,
             "swapped_in_bytes": self.swapped_in_bytes,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import typeof, types
 
-from engine.compiled.jit import hot
+from engine.compiled.jit import hot, inner
 from engine.device.latency import LATENCY_TYPE, Latency, iteration_seconds
 from engine.server.core import arrive, begin, empty, finish, is_over, pause
 from engine.server.policy import KERNEL_SIGNATURE
@@ -34,6 +34,7 @@ class StepLog:
     used_blocks: np.ndarray  # int64[iterations], after the iteration
     waiting: np.ndarray  # int64[iterations], after the iteration
     running: np.ndarray  # int64[iterations], after the iteration
+    emitted: np.ndarray  # int64[iterations], output tokens of the iteration
     item: (
         np.ndarray
     )  # int32[items, 3]: request, tokens, 1 for a prefill chunk, 0 for a decode, else EVICT ... of the plan
@@ -79,7 +80,7 @@ class Log(NamedTuple):
     """Room for some iterations."""
 
     time: np.ndarray  # float64[steps, 2]: start, duration (s)
-    counts: np.ndarray  # int64[steps, 4]: KV blocks in use, waiting, running, number of items
+    counts: np.ndarray  # int64[steps, 5]: KV blocks in use, waiting, running, number of items, output tokens
     item: np.ndarray  # int32[items, 3], as in `StepLog`
     size: np.ndarray  # int64[3]: iterations in the log, items in it, decisions so far
 
@@ -88,7 +89,7 @@ def new_log(num_requests: int, steps: int = STEPS, items: int = ITEMS) -> Log:
     """An empty log with room for at least one plan of so many requests."""
     items = max(items, 2 * num_requests + 1)
     return Log(
-        np.zeros((steps, 2)), np.zeros((steps, 4), np.int64), np.zeros((items, 3), np.int32), np.zeros(3, np.int64)
+        np.zeros((steps, 2)), np.zeros((steps, 5), np.int64), np.zeros((items, 3), np.int32), np.zeros(3, np.int64)
     )
 
 
@@ -108,6 +109,17 @@ def note_plan(server: Server, log: Log) -> None:
         log.size[1] += 1
 
 
+@inner
+def _emitted(server: Server, log: Log, since: int) -> int:
+    """Output tokens of the iteration that has ended with the items from `since` on."""
+    emitted, prompt_emits = 0, server.visible.row[0].prompt_emits
+    for k in range(since, log.size[1]):
+        request, kind = server.visible.request[log.item[k, 0]], log.item[k, 2]
+        if kind == 0 or (kind == 1 and prompt_emits == 1 and request.prefilled == request.prompt):
+            emitted += 1
+    return emitted
+
+
 @hot
 def note_step(server: Server, log: Log, start: float, since: int) -> None:
     """Append the iteration that began at `start` with the items from `since` on, unless it did nothing."""
@@ -118,6 +130,7 @@ def note_step(server: Server, log: Log, start: float, since: int) -> None:
     count = log.counts[k]
     count[0], count[1], count[2] = row.num_blocks - row.free_blocks, row.num_waiting, row.num_running
     count[3] = log.size[1] - since
+    count[4] = _emitted(server, log, since)
     log.size[0] += 1
 
 
@@ -213,4 +226,4 @@ class Steps:
         self._flush()
         time, count, item = (np.concatenate([part[k] for part in self._parts]) for k in range(3))
         first = np.append(0, np.cumsum(count[:, 3]))
-        return StepLog(time[:, 0], time[:, 1], count[:, 0], count[:, 1], count[:, 2], item, first)
+        return StepLog(time[:, 0], time[:, 1], count[:, 0], count[:, 1], count[:, 2], count[:, 4], item, first)

@@ -1,14 +1,15 @@
 """The physics of one server: `arrive`, `begin`, `finish`, `idle`. Everybody who moves a server calls these.
 
 One iteration is ``begin`` (the plan becomes KV blocks and batch features, or an error code), some seconds on a device,
-``finish`` (clock, progress, tokens, completions, arrivals). What an entry of a plan may ask for: `engine.server.kv`.
+``finish`` (clock, progress, tokens, completions, arrivals). What an entry may ask for: `engine.server.entries`.
 """
 
 import numpy as np
 
 from engine.compiled.jit import hot, hot_inlined, inner
+from engine.server.entries import CODE_SHIFT, ILLEGAL, TOO_MANY, book
 from engine.server.features import EMPTY, add, store
-from engine.server.kv import CODE_SHIFT, ILLEGAL, TOO_MANY, book, free_place, growth
+from engine.server.kv import free_place, give_back, growth
 from engine.server.plan import clear
 from engine.server.state import (
     FINISHED,
@@ -158,8 +159,7 @@ def _retire(row: np.record, r: np.record, h: np.record, t: np.record) -> None:
     h.completed = row.now
     r.status = FINISHED
     row.finished += 1
-    row.free_blocks += r.blocks
-    r.blocks = 0
+    give_back(row, r)
     t.finished += 1
     if r.late_gaps == 0 and h.first_token - r.arrival <= r.ttft:
         t.good += 1

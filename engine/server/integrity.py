@@ -121,6 +121,7 @@ def _limits_fault(row: np.record, limits: np.record) -> int:
     differ += (row.prompt_emits != limits.prompt_emits) + (row.replans_at_once != limits.replans_at_once)
     differ += row.eviction_keeps_output != limits.eviction_keeps_output
     differ += row.decode_needs_free_block != limits.decode_needs_free_block
+    differ += row.finds_own != limits.finds_own
     differ += (row.refresh_every != limits.refresh_every) + (row.stale_half != limits.stale_half)
     return _LIMITS if differ > 0 else 0
 
@@ -137,6 +138,9 @@ def _blocks_fault(r: np.record, row: np.record) -> int:
     runs = r.status == RUNNING
     short = (r.length > (r.blocks + 1) * row.block_size) & (not r.reserved)
     broken = _outside(r.blocks, 0, row.num_blocks) + (r.host < 0) + ((r.host > 0) & (r.status != WAITING))
+    loses = (r.status == WAITING) & (r.prompt == r.length) & (row.finds_own == 1)  # what it may find again is less
+    broken += _outside(r.kept, 0, (r.length - 1) // row.block_size if loses else 0)
+    broken += (r.kept > 0) & _outside(r.returned, 0, row.returned)
     broken += (runs & ((r.blocks == 0) | short)) + ((not runs) & (r.blocks != 0))
     return _BLOCKS if broken > 0 else 0
 
@@ -187,8 +191,11 @@ def _refresh_fault(h: np.record, output: int, every: int, refreshes: int) -> int
 def _is_touched(r: np.record, h: np.record) -> bool:
     """Whether something has happened to a request that has not arrived."""
     differ = (r.status != FUTURE) + (r.prompt != h.original_prompt) + (r.length != r.prompt) + (r.prefilled != 0)
-    differ += (r.generated != 0) + (r.blocks != 0) + (r.host != 0) + (r.last_run != -1) + (r.has_token != 0)
+    differ += (
+        (r.generated != 0) + (r.blocks != 0) + (r.host != 0) + (r.kept != 0) + (r.last_run != -1) + (r.has_token != 0)
+    )
     differ += (r.evictions != 0) + (r.late_gaps != 0) + (r.max_gap != 0.0) + (r.last_token != -1.0)
+    differ += r.returned != 0
     return differ + (h.first_token != -1.0) + (h.completed != -1.0) + (h.first_scheduled != -1.0) > 0
 
 
@@ -199,6 +206,8 @@ def _totals_fault(server: Server) -> int:
     for value in (row.now, row.last_duration, row.busy, row.kv_time, row.queue_time, row.present_time):
         broken += _unbounded(value)
     for count in (row.iterations, row.evictions, row.prefill_tokens, row.decode_tokens, row.recomputed_tokens):
+        broken += _outside(count, 0, 1 << 53)
+    for count in (row.reused_tokens, row.returned):
         broken += _outside(count, 0, 1 << 53)
     for count in (row.swaps, row.swapped_out, row.swapped_in, row.batch_requests, row.batch_tokens, row.max_waiting):
         broken += _outside(count, 0, 1 << 53)

@@ -1,36 +1,21 @@
-"""KV blocks and the queue: what one plan entry may ask for, and what admission, eviction and refusal do.
+"""KV blocks and the queue: what admission, eviction and refusal do.
 
 KV is counted in blocks: a request is admitted with the blocks of its whole prompt, a decode takes one more when its
 last block is full, an eviction gives all of them back and puts the request at the head of the queue to prefill prompt +
 generated tokens again. A swap gives them back too, but the KV waits in the host's memory, in half blocks (two for a
 block as it is, one for a compressed one), and the request goes on where it was when it is admitted again.
+
+With a prefix cache a request that was evicted goes on behind those of its full blocks that nobody has taken since. As
+in vLLM's `FreeKVCacheBlockQueue` (vllm/v1/core/kv_cache_utils.py, 0.19), blocks are taken from the front of a queue and
+come back to its end, those of a request from its last one to its first one; who finds some of its own again takes them
+out of the queue wherever they stand. The queue itself need not be kept: of what stood in it when a request's blocks had
+come back there is left what is free now and has not come back since.
 """
 
 import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.server.state import DROP, DROPPED, EVICT, RUNNING, SWAP, SWAP_COMPRESSED, WAITING, Server, View
-
-ILLEGAL = (
-    "",
-    "evicts a request that holds no KV",
-    "drops a request that is not waiting",
-    "schedules a request twice in one iteration",
-    "schedules a request that has not arrived or has left",
-    "asks for more than max_num_seqs requests with KV",
-    "asks for more KV blocks than are free",
-    "asks for more tokens than max_batched_tokens",
-    "asks for more prompt tokens than remain",
-    "asks a decode for a number of tokens other than 1",
-    "has a token count that is neither positive nor EVICT, DROP, SWAP, SWAP_COMPRESSED",
-    "swaps more KV than the host has room for",
-    "is the last one that fits: the plan names more entries than it holds",
-)
-"""What a plan entry did wrong; the index is the error code of `begin`."""
-_NO_KV, _NOT_WAITING, _TWICE, _ABSENT, _SEATS, _BLOCKS, _TOKENS, _CHUNK, _DECODE, _COUNT, _HOST, TOO_MANY = range(
-    1, len(ILLEGAL)
-)
-CODE_SHIFT = len(ILLEGAL)
+from engine.server.state import DROP, DROPPED, EVICT, RUNNING, SWAP_COMPRESSED, WAITING, Server, View
 
 
 @hot
@@ -61,6 +46,19 @@ def blocks_to_admit(r: np.record, block_size: int) -> int:
 def tokens_left(r: np.record) -> int:
     """Tokens that request `r` can take in one iteration: the rest of its prompt, then 1."""
     return max(1, r.prompt - r.prefilled)
+
+
+@hot
+def found_again(row: np.record, r: np.record, free: int, returned: int) -> int:
+    """KV blocks that the waiting request `r` finds again if it is admitted now, those at its beginning.
+
+    Args:
+        row: the server.
+        r: the request.
+        free: KV blocks that are free now.
+        returned: `row.returned` now.
+    """
+    return max(0, min(r.kept, free - (returned - r.returned)))
 
 
 @hot
@@ -97,6 +95,14 @@ def free_place(server: Server) -> None:
 
 
 @inner
+def give_back(row: np.record, r: np.record) -> None:
+    """The KV blocks of a request become free."""
+    row.free_blocks += r.blocks
+    row.returned += r.blocks
+    r.blocks = 0
+
+
+@inner
 def _leave_queue(view: View, i: int) -> None:
     row = view.row[0]
     k = 0
@@ -121,19 +127,22 @@ def _requeue(view: View, i: int) -> None:
         view.queue[j] = view.queue[j - 1]
     view.queue[0] = i
     row.num_waiting += 1
-    row.free_blocks += r.blocks
+    give_back(row, r)
     if r.prefilled < r.prompt:
         row.num_prefilling -= 1
-    r.blocks = 0
     r.status = WAITING
 
 
 @inner
 def _evict(server: Server, i: int) -> None:
     row, r = server.visible.row[0], server.visible.request[i]
+    stored = _stored_tokens(row, r)
     row.evictions += 1
-    row.recomputed_tokens += _stored_tokens(row, r)
+    row.recomputed_tokens += stored
     _requeue(server.visible, i)
+    if row.finds_own:
+        r.kept = min(stored, r.length - 1) // row.block_size  # the last token yields the next one: never found again
+        r.returned = row.returned
     r.evictions += 1
     r.prompt = r.length
     r.prefilled = 0
@@ -154,9 +163,27 @@ def _swap(server: Server, i: int, compressed: bool) -> None:
 
 
 @inner
+def _find_again(view: View, i: int) -> None:
+    """Let a request that is admitted go on behind what is still there of the KV that it lost."""
+    row, r = view.row[0], view.request[i]
+    found = found_again(row, r, row.free_blocks, row.returned)
+    row.returned -= found
+    k = 0
+    while view.queue[k] != i:  # who lost KV later stands before it, and has those blocks before its own no more
+        view.request[view.queue[k]].returned -= found
+        k += 1
+    r.kept = 0
+    r.prefilled = found * row.block_size
+    row.reused_tokens += r.prefilled
+    row.recomputed_tokens -= r.prefilled
+
+
+@inner
 def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
     view = server.visible
     row, r = view.row[0], view.request[i]
+    if r.kept > 0:
+        _find_again(view, i)
     _leave_queue(view, i)
     k = row.num_running
     while k > 0 and view.running[k - 1] > i:
@@ -187,6 +214,7 @@ def _drop(server: Server, i: int) -> None:
     row, r, h = server.visible.row[0], server.visible.request[i], server.hidden.ledger[i]
     _leave_queue(server.visible, i)
     _leave_host(row, r)
+    r.kept = 0
     r.status = DROPPED
     row.dropped += 1
     if not r.has_token:
@@ -198,72 +226,7 @@ def _drop(server: Server, i: int) -> None:
 
 
 @inner
-def _release_fault(row: np.record, r: np.record, tokens: int) -> int:
-    """What is wrong with an eviction, a refusal or a swap; 0: nothing."""
-    if tokens == DROP:
-        return 0 if r.status == WAITING else _NOT_WAITING
-    if r.status != RUNNING:
-        return _NO_KV
-    if r.last_run == row.iterations:
-        return _TWICE
-    if tokens == EVICT:
-        return 0
-    return _HOST if host_need(row, r, tokens == SWAP_COMPRESSED) > row.free_host else 0
-
-
-@inner
-def _tokens_fault(row: np.record, r: np.record, tokens: int, used_tokens: int) -> int:
-    """What is wrong with serving so many tokens of a request; 0: nothing."""
-    if r.status != WAITING and r.status != RUNNING:
-        return _ABSENT
-    if r.last_run == row.iterations:
-        return _TWICE
-    if used_tokens + tokens > row.max_batched_tokens:
-        return _TOKENS
-    if tokens > tokens_left(r):
-        return _DECODE if r.prefilled == r.prompt else _CHUNK
-    return 0
-
-
-@inner
-def _memory_fault(row: np.record, r: np.record, reserve: int) -> int:
-    """What a request that is served lacks, a seat or KV blocks; 0: nothing."""
-    if r.status == WAITING:
-        if row.num_running >= row.max_num_seqs:
-            return _SEATS
-        return _BLOCKS if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
-    return _BLOCKS if r.prefilled == r.prompt and growth(r, row.block_size) > row.free_blocks else 0
-
-
-@inner
-def _fault(view: View, i: int, tokens: int, reserve: int, used_tokens: int) -> int:
-    """Error code (index into ILLEGAL) of one entry in the present state; 0 if it can be done."""
-    row = view.row[0]
-    if i < 0 or i >= row.next_arrival:
-        return _ABSENT
-    r = view.request[i]
-    if tokens == EVICT or tokens == DROP or tokens == SWAP or tokens == SWAP_COMPRESSED:
-        return _release_fault(row, r, tokens)
-    if tokens <= 0:
-        return _COUNT
-    code = _tokens_fault(row, r, tokens, used_tokens)
-    return code if code != 0 else _memory_fault(row, r, reserve)
-
-
-@inner
-def _cut(view: View, i: int, tokens: int, used_tokens: int) -> int:
-    """As many of the tokens asked for as request `i` can take in this batch."""
-    row = view.row[0]
-    if tokens <= 0 or i < 0 or i >= row.next_arrival:
-        return tokens
-    r = view.request[i]
-    if r.prefilled < r.prompt:
-        return min(tokens, min(r.prompt - r.prefilled, row.max_batched_tokens - used_tokens))
-    return 1 if r.status == RUNNING or r.status == WAITING else tokens
-
-
-@inner
-def _carry_out(server: Server, i: int, tokens: int, reserve: int) -> None:
+def carry_out(server: Server, i: int, tokens: int, reserve: int) -> None:
     """Do what a legal entry asks for outside the batch itself."""
     row, r = server.visible.row[0], server.visible.request[i]
     if tokens == EVICT:
@@ -278,24 +241,3 @@ def _carry_out(server: Server, i: int, tokens: int, reserve: int) -> None:
         need = growth(r, row.block_size)
         r.blocks += need
         row.free_blocks -= need
-
-
-@inner
-def book(server: Server, k: int, used_tokens: int, strict: bool) -> tuple[int, int]:
-    """Do what entry `k` asks for outside the batch itself: eviction, drop, admission, blocks.
-
-    Returns:
-        (tokens that the entry adds to the batch, error code); without `strict` there is no error, only 0 tokens.
-    """
-    view, entry = server.visible, server.plan.entry[k]
-    i, n = entry.request, entry.tokens
-    if not strict:
-        n = _cut(view, i, n, used_tokens)
-    code = _fault(view, i, n, entry.reserve, used_tokens)
-    if code != 0:
-        if not strict:
-            entry.tokens = 0
-        return 0, code if strict else 0
-    entry.tokens = n
-    _carry_out(server, i, n, entry.reserve)
-    return max(n, 0), 0

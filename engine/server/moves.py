@@ -19,7 +19,7 @@ They are the same for kernels and for policies in plain Python, which may call t
 import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.server.kv import blocks_to_admit, decode_need, tokens_left
+from engine.server.kv import blocks_to_admit, decode_need, found_again, tokens_left
 from engine.server.plan import append, drop, is_named, name
 from engine.server.queue import Queue, next_waiting
 from engine.server.state import EVICT, SWAP, SWAP_COMPRESSED, WAITING, Plan, View
@@ -80,6 +80,7 @@ def _take_away(view: View, plan: Plan, i: int, how: int) -> None:
     draft.victims += 1
     draft.seats -= 1
     draft.free += view.request[i].blocks
+    draft.returned += view.request[i].blocks
 
 
 @inner
@@ -103,6 +104,18 @@ def fits(view: View, plan: Plan, i: int) -> bool:
 
 
 @inner
+def found_blocks(view: View, plan: Plan, i: int) -> int:
+    """KV blocks of its own that request `i` finds again if it is admitted behind what is planned."""
+    return found_again(view.row[0], view.request[i], plan.draft[0].free, plan.draft[0].returned)
+
+
+@inner
+def left_to_compute(view: View, plan: Plan, i: int) -> int:
+    """Tokens that request `i` from the queue can take in one iteration if it is admitted behind what is planned."""
+    return tokens_left(view.request[i]) - found_blocks(view, plan, i) * view.row[0].block_size
+
+
+@inner
 def enter(view: View, plan: Plan, i: int, tokens: int, reserve: int = 0) -> None:
     """The first tokens of request `i` from the queue, for policies with rules of their own on who may.
 
@@ -110,10 +123,11 @@ def enter(view: View, plan: Plan, i: int, tokens: int, reserve: int = 0) -> None
         view: the server.
         plan: receives the chunk.
         i: the request.
-        tokens: at least 1, at most what its prompt lacks.
+        tokens: at least 1, at most what its prompt lacks (`left_to_compute`; the server cuts what it finds again).
         reserve: KV blocks to hold at least, as for `schedule`.
     """
     draft = plan.draft[0]
+    draft.returned -= found_blocks(view, plan, i)
     give(plan, i, tokens, reserve)
     draft.taken += 1
     draft.free -= max(abs(reserve), blocks_to_admit(view.request[i], view.row[0].block_size))
@@ -128,7 +142,9 @@ def admit(view: View, plan: Plan, i: int, most: int) -> bool:
         False, and nothing is planned, if KV, seats or `most` do not allow it.
     """
     r = view.request[i]
-    left = tokens_left(r) if r.status == WAITING else r.prompt - r.prefilled  # a victim is not evicted yet
+    left = (
+        left_to_compute(view, plan, i) if r.status == WAITING else r.prompt - r.prefilled
+    )  # a victim is not evicted yet
     tokens = min(left, most)
     if tokens <= 0 or not fits(view, plan, i):
         return False
@@ -211,9 +227,11 @@ __all__ = [
     "enter",
     "fits",
     "fits_decode",
+    "found_blocks",
     "give",
     "is_decode",
     "is_named",
+    "left_to_compute",
     "remaining",
     "swap_out",
     "take_kv",

@@ -25,6 +25,7 @@ def clear(view: View, plan: Plan) -> None:
     draft.seats = row.num_running
     draft.victims = 0
     draft.taken = 0
+    draft.returned = row.returned
     draft.number += 1
 
 

@@ -39,6 +39,8 @@ REQUEST = np.dtype(
         ("last_run", "i4"),  # index of the latest iteration that this request was part of, -1 before
         ("evictions", "i4"),  # times the KV was lost
         ("late_gaps", "i4"),  # gaps over the deadline so far
+        ("kept", "i4"),  # full KV blocks that it had when it lost its KV, to be found again (`kv.found_again`)
+        ("returned", "i8"),  # `ROW.returned` behind them
         ("max_gap", "f8"),  # s, longest gap between two tokens so far
         ("tier", "i1"),  # index into the tiers
         ("strict", "i1"),  # 1: paying user
@@ -84,6 +86,7 @@ ROW = np.dtype(
         ("no_first_token", "i8"),  # requests present without output token 1
         ("free_blocks", "i8"),
         ("num_blocks", "i8"),
+        ("returned", "i8"),  # KV blocks that have become free again, without those found again
         ("free_host", "i8"),  # half KV blocks for which the host has room; 0 where swapping is off
         ("block_size", "i8"),  # tokens
         ("watermark_blocks", "i8"),
@@ -94,6 +97,7 @@ ROW = np.dtype(
         ("eviction_keeps_output", "i8"),
         ("decode_needs_free_block", "i8"),
         ("replans_at_once", "i8"),
+        ("finds_own", "i8"),  # 1: a prefix cache holds what requests lost
         ("refresh_every", "i8"),  # output tokens between predictions of a request, 0: one prediction only
         ("stale_half", "i8"),  # rule for outlived predictions, see `remaining`
         ("iterations", "i8"),  # completed so far; the next one has this index
@@ -102,7 +106,8 @@ ROW = np.dtype(
         ("evictions", "i8"),
         ("prefill_tokens", "i8"),  # processed, recomputation included
         ("decode_tokens", "i8"),
-        ("recomputed_tokens", "i8"),  # KV tokens lost by evictions
+        ("recomputed_tokens", "i8"),  # KV tokens lost by evictions and not found again
+        ("reused_tokens", "i8"),  # KV tokens lost by evictions and found again
         ("swaps", "i8"),  # times that KV went to the host
         ("swapped_out", "i8"),  # half KV blocks moved to the host
         ("swapped_in", "i8"),  # half KV blocks moved back
@@ -143,6 +148,7 @@ DRAFT = np.dtype(
         ("seats", "i8"),  # requests that hold KV then
         ("victims", "i8"),  # requests whose KV the plan takes away
         ("taken", "i8"),  # requests that it takes from the queue: admits or drops
+        ("returned", "i8"),  # `ROW.returned` then
         ("number", "i8"),  # of this plan, counted from the start of the run
     ],
     align=True,
@@ -315,6 +321,7 @@ def set_limits(row: np.ndarray, config: EngineConfig) -> None:
         "replans_at_once",
     ):
         row[name] = getattr(config, name)
+    row["finds_own"] = config.prefix_cache == "own"
     row["free_blocks"] = config.num_blocks
     row["free_host"] = config.host_half_blocks
 

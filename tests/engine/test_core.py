@@ -19,8 +19,9 @@ from engine.server.core import (
     idle,
     is_over,
 )
+from engine.server.entries import CODE_SHIFT, ILLEGAL
 from engine.server.features import FEATURES
-from engine.server.kv import CODE_SHIFT, ILLEGAL, blocks_for
+from engine.server.kv import blocks_for
 from engine.server.state import (
     DROP,
     DROPPED,

@@ -152,6 +152,8 @@ def test_requests_beyond_the_buffers_are_one_clear_line(checked: Checked) -> Non
         checked.measure([], [])
     with pytest.raises(InputError, match="expected --semantics default"):
         simulate(baselines.make("sarathi"), Requests.create([0.0], [8], [4]), checked, EngineConfig.reference())
+    with pytest.raises(InputError, match="expected prefix_cache none"):
+        simulate(baselines.make("sarathi"), Requests.create([0.0], [8], [4]), checked, EngineConfig(prefix_cache="own"))
 
 
 def folder(path: Path, **config: object) -> Path:

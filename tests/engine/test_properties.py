@@ -61,6 +61,7 @@ def scenes(draw: st.DrawFn) -> tuple[EngineConfig, Requests]:
         max_num_seqs=draw(st.integers(1, 16)),
         max_model_len=longest,
         prompt_emits=draw(st.booleans()),
+        prefix_cache=draw(st.sampled_from(("none", "own"))),
         decision_s=draw(st.sampled_from((0.0, 0.0007))),
         decision_per_request_s=draw(st.sampled_from((0.0, 0.0003))),
         swap_bandwidth=draw(st.sampled_from((0.0, 1e6))),

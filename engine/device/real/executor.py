@@ -125,6 +125,8 @@ class TransformersExecutor:
             raise InputError(
                 f"executor {self.name}: expected --semantics default (prompt_emits, eviction_keeps_output)"
             )
+        if row.finds_own:
+            raise InputError(f"executor {self.name}: expected prefix_cache none (it keeps no KV that was evicted)")
         self._release(server)
         entry = server.plan.entry[: server.plan.size[0]]
         entry = entry[entry["tokens"] > 0]

@@ -12,7 +12,7 @@ import pytest
 
 import baselines
 from agents.cli import main
-from agents.device.against import emitted, replay, with_limits
+from agents.device.against import replay, with_limits
 from engine.config import EngineConfig
 from engine.demand.server_run import LOGGED, read_run
 from engine.demand.workload import Workload
@@ -23,7 +23,10 @@ from engine.runs.simulate import simulate
 
 EPOCH, BOOTED = 1_787_267_980.25, 27_536.5
 """When the first request came, on the clocks of the front end and of the engine (s)."""
-LIMITS = {"num_blocks": 260, "max_num_seqs": 16, "max_batched_tokens": 512, "max_model_len": 4096}
+LIMITS: dict[str, int | str] = {
+    **{"num_blocks": 260, "max_num_seqs": 16, "max_batched_tokens": 512, "max_model_len": 4096},
+    "prefix_cache": "own",
+}
 PROFILE = "rtx6000ada-mistral-7b"
 SHARED = Path(os.environ.get("LLMSCHED_DATA", Path(__file__).parents[4] / "shared" / "data")) / "llmservingsim"
 REAL, REAL_PROFILE = SHARED / "rtx4090-llama-3.1-8b" / "run-requests.jsonl", "rtx4090-llama-3.1-8b"
@@ -76,6 +79,7 @@ META = {
 
 def test_what_was_simulated_is_simulated_alike(record: Record, tmp_path: Path) -> None:
     assert record.request["evictions"].sum() > 0
+    assert record.row["reused_tokens"][0] > 0
     run = read_run(write_run(rows_of(record), tmp_path, META))
     assert run.limits == LIMITS | {"block_size": 16}
     policy = with_limits("vllm_v1", run.limits)
@@ -112,12 +116,12 @@ def test_the_log_of_a_simulation_is_simulated_alike(record: Record, tmp_path: Pa
 def test_every_token_is_emitted_once_and_the_first_when_the_ledger_says(record: Record) -> None:
     steps = record.steps
     assert steps is not None
-    tokens = emitted(steps, record.requests.prompt)
+    tokens = steps.emitted
     assert tokens.sum() == record.requests.output.sum()
     ended = steps.start_s + steps.duration_s
     for first in record.ledger["first_token"]:
         (iteration,) = np.flatnonzero(ended == first)
-        assert tokens[iteration] >= 1.0
+        assert tokens[iteration] >= 1
 
 
 def test_a_policy_has_the_limits_of_the_server_unless_its_spec_says_others() -> None:
@@ -136,6 +140,20 @@ def run_rows() -> list[dict[str, Any]]:
          enumerate(keys)}}
         for k in range(4)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ({"vllm_version": "0.19.0"}, "own"),
+        ({"vllm_version": "0.19.0", "kv_cache": {"enable_prefix_caching": False}}, "none"),
+        ({"vllm_version": "0.19.0", "engine_kwargs": {"enable_prefix_caching": False}}, "none"),
+        ({"engine_kwargs": {"enable_prefix_caching": True}}, "own"),
+        ({"model": "some/model"}, None),
+    ],
+)
+def test_a_run_of_vllm_has_a_prefix_cache_unless_it_says_otherwise(meta: Any, expected: Any, tmp_path: Path) -> None:
+    assert read_run(write_run(run_rows(), tmp_path, meta)).limits.get("prefix_cache") == expected
 
 
 def test_clocks_are_made_one_and_what_did_not_finish_is_left_out(tmp_path: Path) -> None:
@@ -209,6 +227,7 @@ def test_options_of_a_run_need_one(capsys: pytest.CaptureFixture[str]) -> None:
     ("meta", "log", "words"),
     [
         ({"kv_cache": {"num_gpu_blocks": 0}}, None, "run-meta.json: kv_cache.num_gpu_blocks: expected a whole number"),
+        ({"kv_cache": {"enable_prefix_caching": "on"}}, None, "kv_cache.enable_prefix_caching: expected true or false"),
         ({"kv_cache": 5}, None, "run-meta.json: kv_cache: expected a mapping, got 5"),
         (None, "t,running\n1,2\n", "run-timeseries.csv, line 1: expected the columns t, prompt_throughput"),
         (None, f"t,{','.join(LOGGED.values())}\n2,1,1,1,1\n1,1,1,1,1\n", "line 3: expected t to rise from > 0, got 1"),
@@ -271,5 +290,4 @@ def test_a_real_run_is_simulated_closely() -> None:
     assert abs(result.makespan_s.relative or 1.0) < 0.03
     for name in ("ttft", "tpot", "e2e"):
         assert abs(result.times_s[name]["mean"].relative or 1.0) < 0.03, name
-        # From the 48th to the 52nd percentile of E2E it is 10 %.
-        assert abs(result.times_s[name]["p50"].relative or 1.0) < (0.06 if name == "e2e" else 0.03), name
+        assert abs(result.times_s[name]["p50"].relative or 1.0) < 0.03, name
