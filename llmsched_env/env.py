@@ -9,8 +9,9 @@ from engine.device.latency import Executor
 from engine.errors import InputError
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet
-from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
+from llmsched_env.inputs import check_options, check_requests, check_scenario, check_seed, needs_reset, show, step_limit
 from llmsched_env.live import Live, find_executor
+from llmsched_env.presets import named
 from llmsched_env.render import Timeline
 from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.state import EnvState
@@ -42,14 +43,15 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
     the lateness of gaps between tokens. ``info["reward_terms"]`` has each term, ``info["elapsed_s"]`` the seconds.
 
     ## Starting state
-    Time of the first arrival, with up to `backlog` requests present. The seed determines the whole trace.
+    Time of the first arrival, with up to `backlog` requests present. With `scenarios` the episode's is drawn first, and
+    ``info["scenario"]`` names it. The seed determines scenario and trace.
 
     ## Episode end
     Terminated when every request is served; truncated at `horizon_s` or after `max_steps` decisions. The last
     ``info["report"]`` holds TTFT, gaps and goodput of the episode.
 
     ## Arguments
-    `config`: an `EnvConfig`; other keywords replace its fields (``max_steps=100``).
+    `config`: an `EnvConfig`, or the id of a registered one; other keywords replace its fields (``max_steps=100``).
     `max_episode_steps` truncates as `gymnasium.wrappers.TimeLimit` does. `gymnasium.make` adds that wrapper itself; its
     truncations have no ``info["report"]``, which ``env.unwrapped.report()`` gives.
     ``reset(options={"requests": requests})`` plays a given trace. `executor` runs the batches instead of the profile:
@@ -67,7 +69,7 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
 
     def __init__(
         self,
-        config: EnvConfig | None = None,
+        config: EnvConfig | str | None = None,
         render_mode: str | None = None,
         executor: Executor | str | None = None,
         max_episode_steps: int | None = None,
@@ -80,9 +82,11 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InputError(f"render_mode: expected ansi or rgb_array, got {show(render_mode)}")
-        self.config = configure(config, changes, KEYWORDS)
+        self.config = configure(named(config), changes, KEYWORDS)
         self.render_mode = render_mode
         self.action_space = self.config.action.space()
+        if executor is not None and self.config.scenarios:
+            raise InputError("executor: expected none beside scenarios, whose devices are profiles; got one")
         self.live = Live(find_executor(executor, self.config.engine), self.config) if executor is not None else None
         limit = step_limit(max_episode_steps)
         self.fleet = Fleet(1, self.config, live=self.live, batched=False, max_episode_steps=limit)
@@ -92,20 +96,23 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; ``options["requests"]`` may give the trace.
+        """Start an episode; ``options["requests"]`` may give the trace, ``options["scenario"]`` which one it plays in.
 
         Raises:
-            InputError: a seed that is no whole number >= 0, an unknown option, or a trace that does not fit.
+            InputError: a seed that is no whole number >= 0, an unknown option or scenario, or a trace that does not
+                fit.
         """
-        seed, given = check_seed(seed), check_options(options, ("requests",)).get("requests")
+        seed, known = check_seed(seed), check_options(options, ("requests", "scenario"))
+        given, fleet = known.get("requests"), self.fleet
+        world = check_scenario(known.get("scenario"), fleet.scenarios, given is not None, "options['scenario']")
         if given is not None:
             given = check_requests(given, "options['requests']")
-            self.fleet.check_trace(given)
+            fleet.check_trace(given, world)
         super().reset(seed=seed)
-        self.fleet.start(0, given if given is not None else self.fleet.draw(self.np_random))
+        fleet.begin(0, self.np_random, given, world)
         if self._timeline:
             self._timeline.clear()
-        return self.fleet.observed[0].copy(), {}
+        return fleet.observed[0].copy(), {"scenario": self.scenario} if self.config.scenarios else {}
 
     def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one decision.
@@ -121,6 +128,8 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
             "elapsed_s": float(outcome.elapsed_s[0]),
             "reward_terms": dict(zip(REWARD_TERMS, outcome.terms[0].tolist(), strict=True)),
         }
+        if self.config.scenarios:
+            info["scenario"] = self.scenario
         if self.live is not None:
             info["fallbacks"] = self.live.fallbacks
         if terminated or truncated:
@@ -128,6 +137,11 @@ class LLMSchedEnv(gymnasium.Env[np.ndarray, Any]):
         if self._timeline:
             self._timeline.add(fleet.servers)
         return fleet.observed[0].copy(), float(outcome.reward[0]), terminated, truncated, info
+
+    @property
+    def scenario(self) -> str:
+        """Name of the scenario of this episode; empty where the configuration has none."""
+        return self.fleet.scenarios[int(self.fleet.world[0])]
 
     def save_state(self) -> EnvState:
         """The server, its trace and the generator of the next ones, to go on from here any number of times.

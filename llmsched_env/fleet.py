@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from engine.demand.predictions import predict
 from engine.demand.requests import Requests
-from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.server.integrity import check_server
 from engine.server.policy import Policy
 from engine.server.rows import new_rows, row_of
-from engine.server.state import ROW, Server, load, set_limits
-from llmsched_env.actions import Codec
+from engine.server.state import Server, load
 from llmsched_env.config import EnvConfig
 from llmsched_env.episode import episode_report
 from llmsched_env.inputs import Actions, needs_reset
@@ -22,15 +19,10 @@ from llmsched_env.live import Live
 from llmsched_env.observation import OBSERVATION_LIMIT, OBSERVATION_SIZE
 from llmsched_env.own import OwnFunction, Seen, Step, sealed, seen_by, size_of
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.state import EnvState, StateCodec, is_sound
-from llmsched_env.step import (
-    Memories,
-    Rules,
-    bundle_arrays,
-    compiled_step,
-    new_memories,
-    new_outcome,
-)
+from llmsched_env.rows import Memories, Rows, new_memories, new_outcome
+from llmsched_env.state import EnvState, StateCodec, is_sound, limits_of
+from llmsched_env.step import bundle_arrays, compiled_step
+from llmsched_env.worlds import World, latencies_of, most_tiers, params_of, rules_of, worlds_of
 
 
 def observation_space(own_size: int = 0) -> spaces.Box:
@@ -43,32 +35,13 @@ def observation_space(own_size: int = 0) -> spaces.Box:
     return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
 
 
-def _memories(
-    rows: int, config: EnvConfig, codec: Codec, params: Sequence[np.ndarray], arms: Sequence[Policy]
-) -> Memories:
+def _memories(rows: int, worlds: Sequence[World], arms: Sequence[Policy]) -> Memories:
     """Zeroed memories with the parameters of the codec and of the arms."""
-    cells = max([codec.request_memory, *(a.request_memory for a in arms)])
-    row_cells = max([codec.row_memory, *(a.row_memory for a in arms)])
-    n, width = config.workload.num_requests, max(len(p) for p in params)
-    memories = new_memories(len(params), width, rows, n, cells, row_cells)
-    for k, p in enumerate(params):
-        memories.params[k, : len(p)] = p
-    return memories
-
-
-def _rules(config: EnvConfig, max_episode_steps: int) -> Rules:
-    """What is the same for every row."""
-    action, codec = config.action, config.action.codec
-    limits = [config.max_steps, config.horizon_s, config.skip_decode_only, action.holds, max_episode_steps]
-    limits.append(codec.LEARNS)
-    return Rules(
-        config.reward.vector(),
-        np.array([t.weight for t in config.workload.tiers], np.float64),
-        np.array(limits, np.float64),
-        np.array(action.sizes, np.int64),
-        np.array(codec.DECODES, np.int64),
-        np.array(codec.FALLBACK, np.int64),
-    )
+    config = worlds[0].config
+    codec = config.action.codec
+    cells = max(codec.request_memory, *(arm.request_memory for arm in arms), 0)
+    row_cells = max(codec.row_memory, *(arm.row_memory for arm in arms), 0)
+    return new_memories(params_of(worlds), rows, config.workload.num_requests, cells, row_cells)
 
 
 def _leaves(arrays: Iterable[Any]) -> Iterator[np.ndarray]:
@@ -107,29 +80,31 @@ class Fleet:
                 is no memory.
         """
         self._options = (rows, config, threads, live, batched, max_episode_steps)
-        self._build(load_profile(config.profile))
+        self._build(worlds_of(config))
 
-    def _build(self, model: LatencyModel) -> None:
+    def _build(self, worlds: tuple[World, ...]) -> None:
         rows, config, threads, live, batched, max_episode_steps = self._options
         self.config = config
         self.live = live
         self.rows = rows
-        self._model = model
-        self.latency = model.compiled(config.engine)
+        self.worlds = worlds
+        """What an episode may play in: one, or those of the scenarios."""
         action, codec = config.action, config.action.codec
-        arms = [arm.on(model) for arm in action.policies(config.prediction)]
+        arms = worlds[0].arms()
         self.kernels = tuple(kernel.compiled for kernel in (codec.kernel, *(arm.kernel for arm in arms)) if kernel)
-        params = [codec.params(model), *(arm.params(config.engine) for arm in arms)]
-        n, tiers = config.workload.num_requests, config.workload.tiers
+        n = config.workload.num_requests
         try:
-            self.memories = _memories(rows, config, codec, params, arms)
-            self.servers: Server = new_rows(rows, n, len(tiers))
+            self.memories = _memories(rows, worlds, arms)
+            self.servers: Server = new_rows(rows, n, most_tiers(worlds))
         except (MemoryError, ValueError) as error:
             raise InputError(f"num_envs: no memory for {rows} rows of {n} requests ({error})") from None
         self.row_servers: list[Server] = [row_of(self.servers, e) for e in range(rows)]
         self.actions = Actions(action, rows, batched)
-        self.rules = _rules(config, max_episode_steps)
+        self.latency = latencies_of(worlds)
+        self.rules = rules_of(worlds, max_episode_steps)
         self.outcome = new_outcome(rows)
+        self.world = np.zeros(rows, np.int64)
+        """int64[rows], the world that each row is in."""
         self._prepare_own()
         self.returns = np.zeros(rows)
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
@@ -137,8 +112,8 @@ class Fleet:
         self._has_episode = np.zeros(rows, np.bool_)
         sums = {"return": self.returns, "term_sums": self.term_sums}
         self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec)
-        arrays = (self.servers, self.memories, self.latency, self.rules, self.outcome)
-        self._arrays = bundle_arrays(len(self.kernels))(self.kernels, *arrays)
+        arrays = Rows(self.servers, self.memories, self.latency, self.rules, self.outcome, self.world)
+        self._arrays = bundle_arrays(len(self.kernels))(self.kernels, arrays)
         self._step = self._stepper(threads > 1)
 
     def _prepare_own(self) -> None:
@@ -171,15 +146,23 @@ class Fleet:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: the arrays, without what is compiled or only looks at them."""
-        arrays = [*_leaves((self.servers, self.memories, self.outcome)), self.returns, self.term_sums]
-        return {"options": self._options, "model": self._model, "arrays": arrays, "episodes": self._has_episode}
+        return {
+            "options": self._options,
+            "worlds": self.worlds,
+            "arrays": list(self._kept()),
+            "episodes": self._has_episode,
+        }
+
+    def _kept(self) -> Iterator[np.ndarray]:
+        """The arrays that a copy takes over."""
+        yield from _leaves((self.servers, self.memories, self.outcome))
+        yield from (self.returns, self.term_sums, self.world)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the fleet anew and fill it."""
         self._options = state["options"]
-        self._build(state["model"])
-        mine = [*_leaves((self.servers, self.memories, self.outcome)), self.returns, self.term_sums]
-        for array, saved in zip(mine, state["arrays"], strict=True):
+        self._build(state["worlds"])
+        for array, saved in zip(self._kept(), state["arrays"], strict=True):
             array[...] = saved
         self._has_episode[:] = state["episodes"]
         self.started = bool(self._has_episode.all())
@@ -195,7 +178,7 @@ class Fleet:
         """
         if not self._has_episode[e]:
             raise needs_reset("env.save_state()")
-        return self._states().save(e, generator)
+        return self._states().save(e, generator, int(self.world[e]))
 
     def load_state(self, e: int, state: object, generator: np.random.Generator) -> np.random.Generator:
         """Put row `e` into a state; returns the generator of its next episodes.
@@ -203,7 +186,7 @@ class Fleet:
         Raises:
             InputError: a state that does not fit; nothing has happened then.
         """
-        generator = self._states().load(e, state, generator)
+        generator, self.world[e] = self._states().load(e, state, generator)
         self._has_episode[e] = True
         self.started = bool(self._has_episode.all())
         self._look(e, e + 1)
@@ -220,8 +203,8 @@ class Fleet:
     def _states(self) -> StateCodec:
         if self.live:
             raise InputError("state: expected an environment on a profile, the state of an executor cannot be stored")
-        if not self._codec.digest:
-            self._codec.describe(self.config, self._model)
+        if not self._codec.digests:
+            self._codec.describe(self.worlds)
         return self._codec
 
     def check_rows(self, where: str) -> None:
@@ -230,56 +213,58 @@ class Fleet:
         Raises:
             InputError: they do not fit together; `where` begins the line.
         """
-        limits = np.zeros(1, ROW).view(np.recarray)
-        set_limits(limits, self.config.engine)
-        for e in range(self.rows):
-            check_server(self.row_servers[e], limits, f"{where}: row {e}")
+        for e, world in enumerate(self.world.tolist()):
+            if not 0 <= world < len(self.worlds):
+                raise InputError(f"{where}: row {e}: expected a world 0..{len(self.worlds) - 1}, got {world}")
+            check_server(self.row_servers[e], limits_of(self.worlds[world].config), f"{where}: row {e}")
             memory = self.memories.row[e, 0], self.memories.request[e, 0], self.outcome.observation[e]
             if not is_sound(self.config.action.codec, *memory):
                 raise InputError(f"{where}: row {e}: expected memories as a step leaves them, got others")
 
-    def draw(self, rng: np.random.Generator) -> Requests:
-        """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
-        workload = self.config.workload
-        if self.config.rates:
-            rate = float(rng.choice(np.asarray(self.config.rates)))
-            workload = workload if rate == workload.rate else type(workload)(**{**vars(workload), "rate": rate})
-        requests = workload.generate(rng)
-        if self.config.backlog:
-            present = int(rng.integers(self.config.backlog + 1))
-            if present:
-                arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
-                requests = requests.replace(arrival=arrival)
-        if self.config.prediction:
-            requests = predict(requests, self.config.prediction, int(rng.integers(2**32)))
-        return requests
+    @property
+    def scenarios(self) -> list[str]:
+        """Names of the scenarios by number; that of a world that has none is empty."""
+        return [one.name for one in self.config.scenarios] or [""]
 
-    def check_trace(self, requests: Requests) -> None:
-        """Check that the rows can serve a trace.
+    def draw(self, rng: np.random.Generator, world: int = 0) -> Requests:
+        """The trace of one episode in a world, all of it from one generator."""
+        return self.worlds[world].draw(rng)
+
+    def check_trace(self, requests: Requests, world: int = 0) -> None:
+        """Check that the rows can serve a trace in a world.
 
         Raises:
-            InputError: another number of requests or tiers than the rows have, a request that is too long, or
-                predictions that are refreshed.
+            InputError: they cannot (`World.check_trace`).
         """
-        n, tiers = self.config.workload.num_requests, len(self.config.workload.tiers)
-        if len(requests) != n or len(requests.tiers) != tiers:
-            raise InputError(
-                f"reset: expected {n} requests in {tiers} tiers, got {len(requests)} in {len(requests.tiers)}"
-            )
-        if requests.forecast.every:
-            raise InputError("reset: expected a trace with one prediction per request, got refreshed ones")
-        requests.check_servable(self.config.engine)
+        self.worlds[world].check_trace(requests)
 
-    def start(self, e: int, requests: Requests) -> None:
-        """Put row `e` in front of a trace and move it to its first decision.
+    def begin(self, e: int, rng: np.random.Generator, requests: Requests | None = None, world: int = -1) -> None:
+        """Start an episode in row `e`: which world it plays in and its trace are drawn where they are not given.
+
+        Args:
+            e: the row.
+            rng: its generator; the world is drawn first, unless there is only one.
+            requests: the trace (None: drawn).
+            world: its number (-1: drawn).
 
         Raises:
             InputError: a trace that the rows cannot serve.
         """
-        self.check_trace(requests)
+        if world < 0:
+            world = int(rng.integers(len(self.worlds))) if len(self.worlds) > 1 else 0
+        self.start(e, self.draw(rng, world) if requests is None else requests, world)
+
+    def start(self, e: int, requests: Requests, world: int = 0) -> None:
+        """Put row `e` in front of a trace in a world and move it to its first decision.
+
+        Raises:
+            InputError: a trace that the rows cannot serve.
+        """
+        self.check_trace(requests, world)
         if self.live:
             self.live.start(requests)
-        load(self.row_servers[e], self.config.engine, requests)
+        self.world[e] = world
+        load(self.row_servers[e], self.worlds[world].config.engine, requests)
         self.memories.request[e] = 0.0
         self.memories.row[e] = 0.0
         self.returns[e] = 0.0
@@ -327,7 +312,8 @@ class Fleet:
 
     def report(self, e: int) -> dict[str, float]:
         """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""
-        report = episode_report(self.row_servers[e], self.config.engine, [t.name for t in self.config.workload.tiers])
+        world = self.worlds[self.world[e]]
+        report = episode_report(self.row_servers[e], world.config.engine, world.tiers)
         report["return"] = float(self.returns[e])
         report["decisions"] = int(self.outcome.steps[e])
         report |= {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, self.term_sums[e], strict=True)}

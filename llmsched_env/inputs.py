@@ -183,6 +183,54 @@ def check_traces(given: object, rows: np.ndarray) -> list[Requests | None]:
     ]
 
 
+def check_scenario(given: object, names: Sequence[str], has_trace: bool, where: str) -> int:
+    """The number of the scenario that an episode is to play in, -1 where it is to be drawn.
+
+    Args:
+        given: its name or its number; None: nobody says.
+        names: of the scenarios; one alone need not be named.
+        has_trace: whether the caller gives a trace, which belongs to one of them.
+        where: what a message calls it.
+
+    Raises:
+        InputError: no such scenario, or a trace that belongs to none.
+    """
+    if given is None:
+        if has_trace and len(names) > 1:
+            raise InputError(f"{where}: expected the scenario in which the trace is played, got none")
+        return 0 if len(names) == 1 else -1
+    if is_whole(given) and 0 <= given < len(names):
+        return int(given)
+    if not isinstance(given, str) or given not in names:
+        few = ", ".join(map(repr, names[:3]))
+        raise InputError(f"{where}: expected a number 0..{len(names) - 1} or a name ({few}, ...), got {show(given)}")
+    return names.index(given)
+
+
+def check_scenarios(given: object, names: Sequence[str], traces: Sequence[Requests | None]) -> list[int]:
+    """The scenario of each row, as `check_scenario` gives it.
+
+    Args:
+        given: what came as ``options["scenario"]``: nothing, or a list with an entry for each row.
+        names: of the scenarios.
+        traces: that the rows are given.
+
+    Raises:
+        InputError: not such a list, or an entry that does not fit.
+    """
+    rows = len(traces)
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    if given is not None and (not isinstance(given, list | tuple) or len(given) != rows):
+        raise InputError(f"options['scenario']: expected a list with one for each of {rows} rows, got {show(given)}")
+    each = given if given is not None else [None] * rows
+    pairs = zip(each, traces, strict=True)
+    return [
+        check_scenario(one, names, trace is not None, f"options['scenario'][{e}]")
+        for e, (one, trace) in enumerate(pairs)
+    ]
+
+
 def check_reset_mask(given: object, rows: int) -> np.ndarray:
     """The rows to reset, as gymnasium's vector environments take them: bool[rows] with at least one True.
 

@@ -12,7 +12,8 @@ from engine.errors import InputError
 from engine.server.state import Server
 from llmsched_env.config import EnvConfig
 from llmsched_env.inputs import show
-from llmsched_env.step import Rows, step_row
+from llmsched_env.rows import Rows
+from llmsched_env.step import step_row
 
 
 def find_executor(executor: Executor | str, engine: EngineConfig) -> Executor:
@@ -74,7 +75,7 @@ class Live:
         """Take one decision on the only row of a fleet (`llmsched_env.fleet.Fleet`); returns -1: none is refused."""
         legal = opens or self._is_legal(action)
         self.fallbacks += not legal
-        rows = Rows(fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome)
+        rows = Rows(fleet.servers, fleet.memories, self, fleet.rules, fleet.outcome, fleet.world)
         if legal:
             step_row(fleet.kernels, _whole(action), rows, 0, opens)
         else:

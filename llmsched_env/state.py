@@ -6,6 +6,7 @@ states copy it instead of the environment.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -23,7 +24,8 @@ from llmsched_env.config import EnvConfig
 from llmsched_env.generators import generator_at
 from llmsched_env.inputs import is_whole, show
 from llmsched_env.observation import OBSERVATION_LIMIT
-from llmsched_env.step import Memories, Outcome
+from llmsched_env.rows import Memories, Outcome
+from llmsched_env.worlds import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,18 @@ class EnvState:
     """Checksum of the arrays."""
 
 
+def limits_of(config: EnvConfig) -> np.ndarray:
+    """The limits of a server as a ROW record."""
+    limits = np.zeros(1, ROW).view(np.recarray)
+    set_limits(limits, config.engine)
+    return limits
+
+
 def config_digest(config: EnvConfig, model: LatencyModel) -> str:
     """16 hexadecimal digits that are the same for equal configurations and profiles, in every process."""
     workload = {**vars(config.workload), "lengths": config.workload.length_model.description}
-    text = repr(({**vars(config), "workload": workload}, model))
+    alone = {name: value for name, value in vars(config).items() if name != "scenarios"}
+    text = repr(({**alone, "workload": workload}, model))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -69,7 +79,7 @@ class StateCodec:
         "_scratch",
         "_used",
         "_words",
-        "digest",
+        "digests",
         "layout",
     )
 
@@ -109,7 +119,7 @@ class StateCodec:
         }
         plain = {name: _plain(array) for name, array in stacked.items()}
         self.layout = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in plain.items()], align=True)
-        self.digest = ""
+        self.digests: list[str] = []
         self._record = np.zeros(1, self.layout)
         self._bytes = self._record.view(np.uint8)
         self._words = self._record.view(np.int64)
@@ -121,7 +131,7 @@ class StateCodec:
             rows = array.reshape(len(array), -1).view(np.uint8)
             self._columns.append((rows, self._bytes[at : at + size]))
         self._gaps, self._named = hidden.gaps, servers.plan.named
-        self._limits = np.zeros(1, ROW).view(np.recarray)
+        self._limits: list[np.ndarray] = []
         self._scratch = self._server()
 
     def _server(self) -> Server:
@@ -136,13 +146,17 @@ class StateCodec:
         hidden = Hidden(records("ledger"), one["output"][0], records("tier"), gaps, refresh, one["release"][0])
         return Server(view, hidden, new_plan(n), new_features())
 
-    def describe(self, config: EnvConfig, model: LatencyModel) -> None:
-        """Set what states are compared with: limits and digest of a configuration."""
-        set_limits(self._limits, config.engine)
-        self.digest = config_digest(config, model)
+    def describe(self, worlds: Sequence[World]) -> None:
+        """Set what states are compared with: limits and digest of each world."""
+        self._limits = [limits_of(world.config) for world in worlds]
+        self.digests = [config_digest(world.config, world.model) for world in worlds]
 
-    def save(self, e: int, generator: np.random.Generator) -> EnvState:
-        """The state of row `e`."""
+    def _world_of(self, state: EnvState) -> int:
+        """The world that a state was saved in."""
+        return self.digests.index(state.config)
+
+    def save(self, e: int, generator: np.random.Generator, world: int) -> EnvState:
+        """The state of row `e`, which is in a world."""
         for rows, cell in self._columns:
             cell[:] = rows[e]
         view, row = self._scratch.visible, self._scratch.visible.row[0]
@@ -153,7 +167,8 @@ class StateCodec:
         gaps = np.empty((int(_count(flat)), 2), np.int64)
         _gather(flat, gaps)
         state = dict(generator.bit_generator.state)
-        return EnvState(self._bytes.copy().view(self.layout), gaps, state, self.digest, int(checksum(self._words)))
+        data, digest = self._bytes.copy().view(self.layout), self.digests[world]
+        return EnvState(data, gaps, state, digest, int(checksum(self._words)))
 
     def verify(self, state: object) -> EnvState:
         """Copy a state into the scratch record and check it; returns it.
@@ -166,7 +181,7 @@ class StateCodec:
         self._words &= self._used
         if not is_whole(state.check) or state.check != int(checksum(self._words)):
             raise InputError("state: expected the arrays as save_state gave them, got changed or damaged ones")
-        code = int(server_fault(self._scratch, self._limits))
+        code = int(server_fault(self._scratch, self._limits[self._world_of(state)]))
         if code != 0:
             raise InputError(f"state: expected the arrays of a server that fit together, got {FAULTS[code]}")
         one = self._record
@@ -182,9 +197,10 @@ class StateCodec:
             raise InputError(f"state: expected an EnvState as save_state gives it, got {show(state)}")
         if not isinstance(state.data, np.ndarray) or state.data.dtype != self.layout or state.data.shape != (1,):
             raise InputError(f"state: expected the layout of this environment, got {_differs(state.data, self.layout)}")
-        if state.config != self.digest:
+        if state.config not in self.digests:
+            known = f"{self.digests[0]}{', ...' if len(self.digests) > 1 else ''}"
             raise InputError(
-                f"state: expected one of this environment's configuration ({self.digest}), got {show(state.config)}"
+                f"state: expected one of this environment's configuration ({known}), got {show(state.config)}"
             )
         return state
 
@@ -200,11 +216,12 @@ class StateCodec:
         if not _are_pairs(gaps) or (len(gaps) > 0 and not _count_places(gaps[:, 0], gaps[:, 1], self._gaps[0].size)):
             raise InputError("state: expected gaps as int64[k, 2] (place, count > 0), places in order, got others")
 
-    def load(self, e: int, state: object, generator: np.random.Generator) -> np.random.Generator:
+    def load(self, e: int, state: object, generator: np.random.Generator) -> tuple[np.random.Generator, int]:
         """Put row `e` into a state.
 
         Returns:
-            The generator of the row's next episodes: the given one, or a new one where the state's is of another kind.
+            The generator of the row's next episodes (the given one, or a new one where the state's is of another kind),
+            and the world that the state was saved in.
 
         Raises:
             InputError: see `verify`; the row stays as it is.
@@ -217,7 +234,7 @@ class StateCodec:
         flat = self._gaps[e].reshape(-1)
         flat[:] = 0
         flat[state.gaps[:, 0]] = state.gaps[:, 1]
-        return generator
+        return generator, self._world_of(state)
 
 
 def _are_pairs(gaps: object) -> TypeGuard[np.ndarray]:

@@ -11,7 +11,17 @@ from engine.errors import InputError
 from engine.ranges import COUNT
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.fleet import Fleet
-from llmsched_env.inputs import check_options, check_reset_mask, check_row, check_seeds, check_traces, show, step_limit
+from llmsched_env.inputs import (
+    check_options,
+    check_reset_mask,
+    check_row,
+    check_scenarios,
+    check_seeds,
+    check_traces,
+    show,
+    step_limit,
+)
+from llmsched_env.presets import named
 
 KEYWORDS = ("num_envs", "config", "threads", "render_mode", "max_episode_steps")
 """What the constructor takes besides the fields of `EnvConfig`."""
@@ -23,11 +33,14 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     A row that ends is reset in the same step: its last observation is ``infos["final_obs"][row]`` and its numbers are
     ``infos["final_info"]["report"][row]``. Every step gives ``infos["elapsed_s"]`` (float64[rows], seconds that the
     step covered) and ``infos["reward_terms"]`` (float64[rows, terms], unweighted, order `REWARD_TERMS`).
-    The arrays that `step` returns are overwritten by the next step, but for the observation.
+    The arrays that `step` returns are overwritten by the next step, but for the observation. With `scenarios` a row
+    draws that of each episode from its generator, as `LLMSchedEnv` does, and ``infos["scenario"]`` (int64[rows]) says
+    which it was in the step.
 
-    Args of the constructor: `num_envs` rows; `config`; `threads` > 1 spreads rows over numba's threads; other keywords
-    as those of `LLMSchedEnv`: fields of `EnvConfig`, and `max_episode_steps`, which truncates every row as
-    `gymnasium.wrappers.TimeLimit` does. `executor` is refused: it serves one environment.
+    Args of the constructor: `num_envs` rows; `config` (an `EnvConfig`, or the id of a registered one); `threads` > 1
+    spreads rows over numba's threads; other keywords as those of `LLMSchedEnv`: fields of `EnvConfig`, and
+    `max_episode_steps`, which truncates every row as `gymnasium.wrappers.TimeLimit` does. `executor` is refused: it
+    serves one environment.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
@@ -35,7 +48,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def __init__(
         self,
         num_envs: int = 1,
-        config: EnvConfig | None = None,
+        config: EnvConfig | str | None = None,
         threads: int = 1,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
@@ -51,7 +64,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if changes.pop("executor", None) is not None:
             raise InputError("executor: one executor serves one environment, use gymnasium.make instead of make_vec")
         self.num_envs = int(COUNT.check(num_envs, "num_envs"))
-        self.config = configure(config, changes, KEYWORDS)
+        self.config = configure(named(config), changes, KEYWORDS)
         self.render_mode = None
         self.single_action_space = self.config.action.space()
         limit = step_limit(max_episode_steps)
@@ -70,8 +83,9 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Args:
             seed: row e draws its traces from ``seed + e``, or from its own entry of a list; without one it goes on with
                 the generator that it has.
-            options: ``{"requests": [...]}`` gives each row its first trace instead; ``{"reset_mask": bool[rows]}``
-                resets these rows only, the others stay where they are.
+            options: ``{"requests": [...]}`` gives each row its first trace instead; ``{"scenario": [...]}`` the
+                scenario of its first episode (name or number, None: drawn); ``{"reset_mask": bool[rows]}`` resets these
+                rows only, the others stay where they are.
 
         Returns:
             Observations float32[rows, OBSERVATION_SIZE] and an empty info.
@@ -80,23 +94,23 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             InputError: seeds, options or traces that do not fit; nothing has happened then.
         """
         seeds = check_seeds(seed, self.num_envs)
-        known = check_options(options, ("requests", "reset_mask"))
+        known = check_options(options, ("requests", "reset_mask", "scenario"))
         chosen, given = np.ones(self.num_envs, np.bool_), known.get("requests")
         if known.get("reset_mask") is not None:
             chosen = check_reset_mask(known["reset_mask"], self.num_envs)
         traces = check_traces(given, chosen) if given is not None else [None] * self.num_envs
-        for trace in traces:
+        worlds = check_scenarios(known.get("scenario"), self.fleet.scenarios, traces)
+        for trace, world in zip(traces, worlds, strict=True):
             if trace is not None:
-                self.fleet.check_trace(trace)
+                self.fleet.check_trace(trace, world)
         for e in np.flatnonzero(~chosen).tolist():
             if not self.fleet.has_episode(e):
                 raise InputError(f"options['reset_mask']: expected True for row {e}, which has no episode yet")
         for e in np.flatnonzero(chosen).tolist():
             if (own := seeds[e]) is not None:
                 self._generators[e] = np.random.default_rng(own)
-            trace = traces[e]
-            self.fleet.start(e, trace if trace is not None else self.fleet.draw(self._generators[e]))
-        return self.fleet.observed.copy(), {}
+            self.fleet.begin(e, self._generators[e], traces[e], worlds[e])
+        return self.fleet.observed.copy(), self._scenario_infos()
 
     def step(self, actions: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one decision in every row (see the class for what comes back).
@@ -108,6 +122,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         fleet, outcome = self.fleet, self.fleet.outcome
         fleet.step(actions)
         infos: dict[str, Any] = {"elapsed_s": outcome.elapsed_s, "reward_terms": outcome.terms}
+        infos |= self._scenario_infos()
         terminated, truncated = outcome.terminated.copy(), outcome.truncated.copy()
         ended = np.flatnonzero(terminated | truncated)
         if ended.size:
@@ -116,11 +131,15 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             for e in ended.tolist():
                 final_obs[e] = fleet.observed[e].copy()
                 reports[e] = fleet.report(e)
-                fleet.start(e, fleet.draw(self._generators[e]))
+                fleet.begin(e, self._generators[e])
             mask = terminated | truncated
             infos |= {"final_obs": final_obs, "_final_obs": mask}
             infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
         return fleet.observed.copy(), outcome.reward.copy(), terminated, truncated, infos
+
+    def _scenario_infos(self) -> dict[str, Any]:
+        """The scenario of each row before rows that end are reset, if the configuration has any."""
+        return {"scenario": self.fleet.world.copy()} if self.config.scenarios else {}
 
     def save_state(self, row: int | None = None) -> Any:
         """The state of one row (`EnvState`), or a list with those of all rows.

@@ -31,11 +31,11 @@ OURS = {
 ROOMS = {
     "engine": (
         *("errors", "extras", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
-        *("demand", "server", "device", "runs", "__init__"),
+        *("demand", "server", "device", "scenarios", "runs", "__init__"),
     ),
     "llmsched_env": (
-        *("observation", "reward", "own", "actions", "asking", "inputs", "config", "step", "episode"),
-        *("live", "generators", "state", "render", "fleet", "env", "vector", "__init__"),
+        *("observation", "reward", "own", "actions", "asking", "inputs", "config", "rows", "worlds", "step", "episode"),
+        *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "__init__"),
     ),
     "agents": (
         *("work", "learning", "policies", "source", "options", "evaluation"),

@@ -260,6 +260,7 @@ CHANGES: dict[str, tuple[Bounds, Callable[[LatencyModel, float], LatencyModel]]]
     "speed": (number(0.0, 1e6, above=True), lambda model, speed: model.scaled(1.0 / speed)),
     "mixed": (number(1.0, 1e3), LatencyModel.mixed),
     "per_request": (number(0.0, 1.0), lambda model, seconds: replace(model, per_request=seconds)),
+    "tile": (whole(1, 10**6, noun="tokens"), lambda model, tokens: replace(model, tile=int(tokens))),
 }
 """What a spec may change of a profile: the range of each setting, and what it makes of the model."""
 
@@ -268,7 +269,8 @@ def load_profile(name: str) -> LatencyModel:
     """A shipped profile by name, or a profile file by path.
 
     ``NAME:speed=2`` is a device twice as fast; ``NAME:mixed=2`` one on which a decode's KV token costs twice as much
-    beside a prompt chunk as without; ``NAME:per_request=2e-5`` one on which each item of a batch costs 20 us.
+    beside a prompt chunk as without; ``NAME:per_request=2e-5`` one on which each item of a batch costs 20 us;
+    ``NAME:tile=128`` one whose linear layers take tokens by 128 at a time (without effect on a table).
 
     Raises:
         InputError: no such profile, unreadable or foreign file, or a setting out of its range.

@@ -23,3 +23,14 @@ def server_of(model: LatencyModel, server: EngineConfig | None = None) -> Engine
         return (server or EngineConfig()).replace(**said)
     except InputError as error:
         raise InputError(f"profile {model.name!r}: provenance: {error}") from None
+
+
+def moved(server: EngineConfig, old: LatencyModel, new: LatencyModel) -> EngineConfig:
+    """The server on another device: what of its memory was the old device's own becomes the new one's.
+
+    Raises:
+        InputError: a profile says something impossible.
+    """
+    before, after = server_of(old), server_of(new)
+    own = [name for name in MEMORY if getattr(server, name) == getattr(before, name)]
+    return server.replace(**{name: getattr(after, name) for name in own})

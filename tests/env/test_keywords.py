@@ -93,7 +93,7 @@ def test_every_field_is_a_keyword_of_both_faces() -> None:
         "prediction": "oracle",
         "reward": {"goodput": 1.0},
     }
-    assert {*changes, "observation", "observation_sha256"} == set(EnvConfig.__dataclass_fields__)
+    assert {*changes, "observation", "observation_sha256", "scenarios"} == set(EnvConfig.__dataclass_fields__)
     changes |= {"hold": 3, "ageing": 2.0, "close": 0.5}
     single = gymnasium.make("LLMSched-v0", **changes)
     vector = gymnasium.make_vec("LLMSched-v0", num_envs=2, **changes)

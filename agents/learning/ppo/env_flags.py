@@ -15,6 +15,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from engine.errors import InputError
+from engine.scenarios.suite import suite_names
 from llmsched_env.actions import ACTIONS
 from llmsched_env.actions.reading import settings
 from llmsched_env.config import EnvConfig, configure
@@ -38,6 +39,14 @@ def _own_flags(env: EnvConfig) -> Iterator[StructFieldSpec]:
     for name in (f.name for f in fields(EnvConfig)):
         if name == "action":
             yield StructFieldSpec(name, str, env.action.name, f"What the learner chooses: {', '.join(ACTIONS)}.")
+        elif name == "scenarios":
+            yield StructFieldSpec(
+                name,
+                str,
+                "",
+                f"Worlds of which each episode draws one: {', '.join(suite_names())}, "
+                "or a .yml file (`engine.scenarios.suite`); none: those of the hyperparameters.",
+            )
         else:
             yield StructFieldSpec(name, hints[name], getattr(env, name), docs[name])
 

@@ -1,0 +1,131 @@
+"""`Suite`: scenarios under one name, with the seeds and the number of requests that comparisons of them use.
+
+A suite is a YAML file: one of those that ship (`suite_names`) or a person's own.
+
+    about: what it is for, in a line
+    seeds: 5
+    requests: 2000
+    scenarios:
+      - poisson:rate=1.8                      # a scenario as text
+      - name: four times the KV               # or as a mapping of its fields
+        workload: poisson:lengths=lognormal:7,1,5,1
+        server: num_blocks=4x,max_num_seqs=256
+        loads: [0.7, 0.9]                     # or rates: one scenario for each, "four times the KV 0.7" and so on
+        capacity: 2.4
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Any
+
+from engine.errors import InputError
+from engine.fields import checked, from_mapping
+from engine.files.yaml_text import parse_yaml, read_yaml
+from engine.ranges import Count, number, whole
+from engine.scenarios.scenario import Scenario, read_scenario
+from engine.spec import Spec
+
+ENDINGS = (".yml", ".yaml")
+LISTS = {"rates": "rate", "loads": "load"}
+"""Entries that stand for several scenarios, and the setting of a workload that each of their values is."""
+_LOAD = number(0.0, 1e9, above=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Scenarios with what a comparison of them needs besides."""
+
+    name: str
+    """How commands call it."""
+    about: str = ""
+    """What it is for, in a line."""
+    seeds: Annotated[int, whole(1, 10**6)] = 5
+    """Seeds 0 ... seeds - 1."""
+    requests: Count = 2000
+    """Requests of each run."""
+    scenarios: tuple[Scenario, ...]
+    """The worlds, each with a name of its own."""
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            InputError: one does not fit, no scenario, or two of one name.
+        """
+        checked(self, f"suite {self.name!r}: ")
+        names = [one.name for one in self.scenarios]
+        if not names:
+            raise InputError(f"suite {self.name!r}: scenarios: expected at least one, got none")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"suite {self.name!r}: scenarios: expected each name once, got {twice[0]!r} twice")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**vars(self), "scenarios": [one.to_dict() for one in self.scenarios]}
+
+
+def suite_names() -> tuple[str, ...]:
+    """The suites that ship with the package."""
+    names = (entry.name for entry in _folder().iterdir())
+    return tuple(sorted(name.removesuffix(ENDINGS[0]) for name in names if name.endswith(ENDINGS[0])))
+
+
+def _folder() -> Any:
+    return resources.files("engine") / "data" / "suites"
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite by name, or one of a YAML file by path.
+
+    Raises:
+        InputError: no such suite, or a file that holds none.
+    """
+    if name in suite_names():
+        return _suite(parse_yaml((_folder() / f"{name}{ENDINGS[0]}").read_text(encoding="utf-8"), name), name, name)
+    if name.endswith(ENDINGS):
+        return _suite(read_yaml(name, "a suite"), name, name)
+    raise InputError(f"suite: expected one of {', '.join(suite_names())} or a .yml file, got {name!r:.80}")
+
+
+def _suite(data: object, name: str, where: str) -> Suite:
+    if not isinstance(data, Mapping) or not isinstance(data.get("scenarios"), list):
+        raise InputError(f"{where}: expected a mapping with a list of scenarios")
+    entries = enumerate(data["scenarios"])
+    found = tuple(one for k, entry in entries for one in _entry(entry, f"{where}: scenarios[{k}]"))
+    return from_mapping(Suite, {**data, "name": name, "scenarios": found}, where)
+
+
+def _entry(given: object, where: str) -> Iterator[Scenario]:
+    """The scenarios of one entry: one, or one for each of its rates or loads."""
+    if isinstance(given, Mapping) and (lists := [key for key in LISTS if key in given]):
+        yield from _levels(given, lists, where)
+    else:
+        yield read_scenario(given, where)
+
+
+def _levels(given: Mapping[str, Any], lists: list[str], where: str) -> Iterator[Scenario]:
+    """A scenario for each value of the list of rates or loads."""
+    key, *more = lists
+    if more or not isinstance(given[key], list) or not given[key]:
+        raise InputError(f"{where}: expected a list of rates or a list of loads")
+    plain = Spec.parse(str(given.get("workload", Scenario.workload)))
+    for value in given[key]:
+        level = f"{_LOAD.check(value, f'{where}: {key}'):g}"
+        changes = {"workload": str(plain.with_setting(LISTS[key], level))}
+        if "name" in given:
+            changes["name"] = f"{given['name']} {level}"
+        yield read_scenario({name: one for name, one in given.items() if name != key} | changes, where)
+
+
+def read_scenarios(given: object, where: str = "scenarios") -> tuple[Scenario, ...]:
+    """The scenarios of a suite (by name or file), or of a list of scenarios in any of their forms.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(given, str):
+        return load_suite(given).scenarios if given else ()
+    if not isinstance(given, list | tuple):
+        raise InputError(f"{where}: expected the name of a suite or a list of scenarios, got {given!r:.80}")
+    return tuple(read_scenario(one, f"{where}[{k}]") for k, one in enumerate(given))
