@@ -53,6 +53,10 @@ DEFAULT_WORKLOAD = "poisson"
 """Whose tuned settings ``name:tuned`` means: Poisson arrivals, openchat_sharegpt4 lengths."""
 
 
+_RENAMED = {"vllm_v1": {"token_budget": "max_num_batched_tokens", "batch_cap": "max_num_seqs"}}
+"""Names that parameters had before; specs may still have them."""
+
+
 def names() -> list[str]:
     """Names of the baselines."""
     return list(POLICIES)
@@ -74,6 +78,11 @@ def base_of(spec: str) -> tuple[str, str]:
     return parsed.name, parsed.rest
 
 
+def _with_present_names(spec: str, name: str) -> str:
+    """A spec of this policy with the names that its parameters have now."""
+    return str(Spec.parse(spec).renamed(_RENAMED[name])) if name in _RENAMED else spec
+
+
 def expand(spec: str) -> str:
     """``name:tuned``, ``name:tuned=WORKLOAD`` and ``name:tuned=FILE`` as the setting meant; other specs as they are.
 
@@ -86,7 +95,7 @@ def expand(spec: str) -> str:
     name, settings = base_of(spec)
     setting = Spec.parse(settings, "=")
     if setting.name != TUNED:
-        return spec
+        return _with_present_names(spec, name)
     which = setting.rest
     place = Spec.parse(which)
     if place.name and is_there(place.name):

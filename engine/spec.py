@@ -73,6 +73,11 @@ class Spec:
         given = self.settings(where, kinds, commas=commas)
         return {key: parse_value(text, kinds[key], f"{where}: {key}") for key, text in given.items()}
 
+    def renamed(self, names: Mapping[str, str]) -> Spec:
+        """The same with other names of some settings."""
+        parts = [(names.get(key, key), equals, value) for key, equals, value in map(_split, self.words)]
+        return Spec(self.name, ",".join(map("".join, parts)))
+
     def with_setting(self, key: str, value: object) -> Spec:
         """The same with another value of one setting, which then stands last."""
         others = [part for part in self.words if _split(part)[0] != key]

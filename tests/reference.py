@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
-from engine.server.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, RUNNING, SWAP, SWAP_COMPRESSED, WAITING
+from engine.server.state import DROP, DROPPED, EVICT, FINISHED, FUTURE, GROW, RUNNING, SWAP, SWAP_COMPRESSED, WAITING
 
 Entry = tuple[int, int, int]
 """One plan entry: request, tokens (or EVICT ... SWAP_COMPRESSED), KV blocks to reserve."""
@@ -214,10 +214,23 @@ class ReferenceServer:
             checks += [(tokens > job.prompt - job.prefilled, 8)]
         if job.status == RUNNING and job.is_decode:
             checks += [(self.decode_need(job) > self.free_blocks, 6)]
+        if job.status == RUNNING and not job.is_decode:
+            checks += [(self._chunk_need(job, tokens) > self.free_blocks, 6)]
         if job.status == WAITING:
-            need = max(reserve, self.blocks_for(job.length))
+            need = self._admitted_with(job, tokens, reserve, self.found(job))
             checks += [(len(self.running) >= self.config.max_num_seqs, 5), (need > self.free_blocks, 6)]
         return next((code for broken, code in checks if broken), 0)
+
+    def _chunk_need(self, job: Job, tokens: int) -> int:
+        """Blocks that a chunk of a started prompt lacks: none if all were taken at admission."""
+        return max(0, self.blocks_for(job.prefilled + tokens) - job.blocks)
+
+    def _admitted_with(self, job: Job, tokens: int, reserve: int, found: int) -> int:
+        """Blocks with which a request is admitted that finds so many again."""
+        if reserve == GROW and not job.is_decode:
+            left = job.prompt - job.prefilled - found * self.config.block_size
+            return self.blocks_for(job.prompt - left + min(tokens, left))
+        return max(reserve, self.blocks_for(job.length))
 
     def _apply(self, job: Job, tokens: int, reserve: int) -> None:
         if tokens == EVICT:
@@ -242,12 +255,14 @@ class ReferenceServer:
                 job.blocks, job.prefilled = found, job.prefilled + found * self.config.block_size
                 self.found_tokens += found * self.config.block_size
                 tokens = min(tokens, max(1, job.prompt - job.prefilled))
-                self._take(job, max(reserve, self.blocks_for(job.length)) - found)
+                self._take(job, self._admitted_with(job, tokens, reserve, 0) - found)
                 self.swapped_in += job.host
                 self.swapped_since_iteration += job.host
                 job.host = 0.0
             elif job.is_decode:
                 self._take(job, self.decode_need(job))
+            else:
+                self._take(job, self._chunk_need(job, tokens))
             job.last_run = self.iterations
             self.batch.append((job.index, tokens, not job.is_decode))
 

@@ -36,7 +36,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """The run of a real server instead of an executor: NAME-requests.jsonl (`engine.demand.server_run`), with
     NAME-meta.json (limits) and NAME-timeseries.csv beside it if they are there. Limits as options win over its own."""
     policy: str = "vllm_v1"
-    """What scheduled in that run; its token_budget and batch_cap are the server's limits unless they are given."""
+    """What scheduled in that run; its token budget and seats are the server's limits unless they are given."""
     plot: Path | None = None
     """Also plot what that run and its simulation did each second to this PNG file."""
     report: Path | None = None

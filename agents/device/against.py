@@ -31,7 +31,10 @@ IntArray = npt.NDArray[np.int64]
 
 NUMBERS = ("mean", "p50", "p90", "p99", "max")
 """What of a distribution is compared."""
-POLICY_LIMITS = {"token_budget": "max_batched_tokens", "batch_cap": "max_num_seqs"}
+POLICY_LIMITS = {
+    **{"token_budget": "max_batched_tokens", "batch_cap": "max_num_seqs"},
+    **{"max_num_batched_tokens": "max_batched_tokens", "max_num_seqs": "max_num_seqs"},
+}
 """Settings of policies that say the same as a limit of the server."""
 MOST_TIMES = 100_000
 """Times at most at which a simulation without a log beside it is looked at."""

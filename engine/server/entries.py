@@ -3,7 +3,15 @@
 import numpy as np
 
 from engine.compiled.jit import inner
-from engine.server.kv import blocks_to_admit, carry_out, growth, host_need, tokens_left
+from engine.server.kv import (
+    blocks_at_admission,
+    carry_out,
+    chunk_need,
+    found_again,
+    growth,
+    host_need,
+    tokens_left,
+)
 from engine.server.state import DROP, EVICT, RUNNING, SWAP, SWAP_COMPRESSED, WAITING, Server, View
 
 ILLEGAL = (
@@ -57,13 +65,16 @@ def _tokens_fault(row: np.record, r: np.record, tokens: int, used_tokens: int) -
 
 
 @inner
-def _memory_fault(row: np.record, r: np.record, reserve: int) -> int:
+def _memory_fault(row: np.record, r: np.record, tokens: int, reserve: int) -> int:
     """What a request that is served lacks, a seat or KV blocks; 0: nothing."""
     if r.status == WAITING:
         if row.num_running >= row.max_num_seqs:
             return _SEATS
-        return _BLOCKS if max(abs(reserve), blocks_to_admit(r, row.block_size)) > row.free_blocks else 0
-    return _BLOCKS if r.prefilled == r.prompt and growth(r, row.block_size) > row.free_blocks else 0
+        found = found_again(row, r, row.free_blocks, row.returned)
+        need = blocks_at_admission(r, tokens, reserve, found, row.block_size)
+    else:
+        need = growth(r, row.block_size) if r.prefilled == r.prompt else chunk_need(r, tokens, row.block_size)
+    return _BLOCKS if need > row.free_blocks else 0
 
 
 @inner
@@ -78,7 +89,7 @@ def _fault(view: View, i: int, tokens: int, reserve: int, used_tokens: int) -> i
     if tokens <= 0:
         return _COUNT
     code = _tokens_fault(row, r, tokens, used_tokens)
-    return code if code != 0 else _memory_fault(row, r, reserve)
+    return code if code != 0 else _memory_fault(row, r, tokens, reserve)
 
 
 @inner

@@ -136,7 +136,8 @@ def _no_time(value: float, now: float) -> bool:
 def _blocks_fault(r: np.record, row: np.record) -> int:
     """The KV of a request that has arrived: only running ones have it on the device, waiting ones on the host."""
     runs = r.status == RUNNING
-    short = (r.length > (r.blocks + 1) * row.block_size) & (not r.reserved)
+    held = r.prefilled if r.prefilled < r.prompt else r.length - row.block_size
+    short = (held > r.blocks * row.block_size) & (not r.reserved)
     broken = _outside(r.blocks, 0, row.num_blocks) + (r.host < 0) + ((r.host > 0) & (r.status != WAITING))
     loses = (r.status == WAITING) & (r.prompt == r.length) & (row.finds_own == 1)  # what it may find again is less
     broken += _outside(r.kept, 0, (r.length - 1) // row.block_size if loses else 0)

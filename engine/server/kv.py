@@ -1,9 +1,10 @@
 """KV blocks and the queue: what admission, eviction and refusal do.
 
-KV is counted in blocks: a request is admitted with the blocks of its whole prompt, a decode takes one more when its
-last block is full, an eviction gives all of them back and puts the request at the head of the queue to prefill prompt +
-generated tokens again. A swap gives them back too, but the KV waits in the host's memory, in half blocks (two for a
-block as it is, one for a compressed one), and the request goes on where it was when it is admitted again.
+KV is counted in blocks: a request is admitted with the blocks of its whole prompt, or (`GROW`) with those of its first
+chunk, and then each chunk takes what it lacks; a decode takes one more when its last block is full, an eviction gives
+all of them back and puts the request at the head of the queue to prefill prompt + generated tokens again. A swap gives
+them back too, but the KV waits in the host's memory, in half blocks (two for a block as it is, one for a compressed
+one), and the request goes on where it was when it is admitted again.
 
 With a prefix cache a request that was evicted goes on behind those of its full blocks that nobody has taken since. As
 in vLLM's `FreeKVCacheBlockQueue` (vllm/v1/core/kv_cache_utils.py, 0.19), blocks are taken from the front of a queue and
@@ -15,7 +16,7 @@ come back there is left what is free now and has not come back since.
 import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.server.state import DROP, DROPPED, EVICT, RUNNING, SWAP_COMPRESSED, WAITING, Server, View
+from engine.server.state import DROP, DROPPED, EVICT, GROW, RUNNING, SWAP_COMPRESSED, WAITING, Server, View
 
 
 @hot
@@ -34,6 +35,19 @@ def decode_need(r: np.record, block_size: int) -> int:
 def growth(r: np.record, block_size: int) -> int:
     """As `decode_need`, 0 for who was admitted with the KV of the longest request, also past max_model_len."""
     return decode_need(r, block_size) & (1 - r.reserved)  # no branch: this is asked for every token
+
+
+@hot
+def chunk_need(r: np.record, tokens: int, block_size: int) -> int:
+    """KV blocks that a chunk of the started prompt `r` takes: none if it was admitted with those of its prompt."""
+    lacking = r.prefilled + tokens - r.blocks * block_size
+    return blocks_for(lacking, block_size) if lacking > 0 else 0
+
+
+@hot
+def next_need(r: np.record, tokens: int, block_size: int) -> int:
+    """KV blocks that a running request takes for its next tokens."""
+    return decode_need(r, block_size) if r.prefilled == r.prompt else chunk_need(r, tokens, block_size)
 
 
 @hot
@@ -59,6 +73,24 @@ def found_again(row: np.record, r: np.record, free: int, returned: int) -> int:
         returned: `row.returned` now.
     """
     return max(0, min(r.kept, free - (returned - r.returned)))
+
+
+@hot
+def blocks_at_admission(r: np.record, tokens: int, reserve: int, found: int, block_size: int) -> int:
+    """KV blocks that the waiting request `r` takes if it is admitted.
+
+    Args:
+        r: the request.
+        tokens: its first tokens.
+        reserve: as in an entry of a plan.
+        found: blocks among them that it finds again.
+        block_size: tokens of a block.
+    """
+    if reserve != GROW:
+        return max(abs(reserve), blocks_to_admit(r, block_size))
+    if r.prefilled == r.prompt:  # swapped in the middle of its output
+        return blocks_to_admit(r, block_size)
+    return blocks_for(min(r.prefilled + found * block_size + tokens, r.prompt), block_size)
 
 
 @hot
@@ -195,7 +227,7 @@ def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
         row.num_prefilling += 1
     row.free_blocks -= blocks
     r.blocks = blocks
-    r.reserved = -reserve >= blocks_for(row.max_model_len, row.block_size)
+    r.reserved = reserve != GROW and -reserve >= blocks_for(row.max_model_len, row.block_size)
     r.status = RUNNING
     if r.host > 0:
         row.swapped_in += r.host
@@ -236,8 +268,9 @@ def carry_out(server: Server, i: int, tokens: int, reserve: int) -> None:
     elif tokens < 0:
         _swap(server, i, tokens == SWAP_COMPRESSED)
     elif r.status == WAITING:
-        _admit(server, i, max(abs(reserve), blocks_to_admit(r, row.block_size)), reserve)
-    elif r.prefilled == r.prompt:
-        need = growth(r, row.block_size)
+        found = found_again(row, r, row.free_blocks, row.returned)
+        _admit(server, i, blocks_at_admission(r, tokens, reserve, found, row.block_size), reserve)
+    else:
+        need = growth(r, row.block_size) if r.prefilled == r.prompt else chunk_need(r, tokens, row.block_size)
         r.blocks += need
         row.free_blocks -= need

@@ -19,7 +19,14 @@ They are the same for kernels and for policies in plain Python, which may call t
 import numpy as np
 
 from engine.compiled.jit import hot, inner
-from engine.server.kv import blocks_to_admit, decode_need, found_again, tokens_left
+from engine.server.kv import (
+    blocks_at_admission,
+    blocks_to_admit,
+    chunk_need,
+    decode_need,
+    found_again,
+    tokens_left,
+)
 from engine.server.plan import append, drop, is_named, name
 from engine.server.queue import Queue, next_waiting
 from engine.server.state import EVICT, SWAP, SWAP_COMPRESSED, WAITING, Plan, View
@@ -69,7 +76,9 @@ def decode(view: View, plan: Plan, i: int) -> None:
 def chunk(view: View, plan: Plan, i: int, most: int) -> None:
     """The next tokens of the started prompt of request `i`, `most` (at least 1) at most."""
     r = view.request[i]
-    give(plan, i, min(r.prompt - r.prefilled, most))
+    tokens = min(r.prompt - r.prefilled, most)
+    give(plan, i, tokens)
+    plan.draft[0].free -= chunk_need(r, tokens, view.row[0].block_size)
 
 
 @inner
@@ -127,10 +136,11 @@ def enter(view: View, plan: Plan, i: int, tokens: int, reserve: int = 0) -> None
         reserve: KV blocks to hold at least, as for `schedule`.
     """
     draft = plan.draft[0]
-    draft.returned -= found_blocks(view, plan, i)
+    found = found_blocks(view, plan, i)
     give(plan, i, tokens, reserve)
     draft.taken += 1
-    draft.free -= max(abs(reserve), blocks_to_admit(view.request[i], view.row[0].block_size))
+    draft.free -= blocks_at_admission(view.request[i], tokens, reserve, found, view.row[0].block_size)
+    draft.returned -= found
     draft.seats += 1
 
 

@@ -68,7 +68,7 @@ def schedule(plan: Plan, request: int, tokens: int, reserve: int = 0) -> None:
         request: index of the request.
         tokens: 1 for a decode, the chunk size in tokens for a prefill.
         reserve: KV blocks to hold at least when this admits the request (0: what the prompt needs); negative: so many
-            for its whole life, if they hold max_model_len tokens.
+            for its whole life, if they hold max_model_len tokens; `GROW`: those of its chunk, as of each later one.
     """
     i, n = _exact(request, -1), _exact(tokens, 0)
     append(plan, i, n, _exact(reserve, INT32_MAX))

@@ -23,6 +23,9 @@ EVICT, DROP, SWAP, SWAP_COMPRESSED = -1, -2, -3, -4
 """Plan entries that are not token counts: take the KV away, refuse to serve, move the KV to the host's memory, the same
 with 8-bit numbers in half the space."""
 
+GROW = -(2**31 - 1)
+"""`reserve` of an entry that admits a request with the KV blocks of its chunk: each later chunk takes its own."""
+
 REQUEST = np.dtype(
     [
         ("arrival", "f8"),  # s
@@ -136,7 +139,10 @@ ENTRY = np.dtype(
     [
         ("request", "i4"),  # index of the request
         ("tokens", "i4"),  # 1 decode, n prefill chunk, EVICT ... SWAP_COMPRESSED
-        ("reserve", "i4"),  # KV blocks to hold at least from admission on; 0: what the prompt needs; < 0: no more ever
+        (
+            "reserve",
+            "i4",
+        ),  # KV blocks to hold from admission on: at least these, 0: the prompt's, < 0: no more ever, GROW
     ],
     align=True,
 )

@@ -4,10 +4,6 @@ Format `slai-golden/1`: the scheduler and its parameters, KV blocks, latency con
 times of every request. Set ``LLMSCHED_GOLDEN`` to a folder to replay its .json and .json.gz files as well.
 """
 
-import gzip
-import json
-import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +18,13 @@ from engine.runs.record import Record
 from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 from engine.server.state import DROPPED, FINISHED
+from tests.engine.golden_files import files, ids, read
 
-FORMAT = "slai-golden/1"
 SHIPPED = Path(__file__).resolve().parents[1] / "golden"
-GIVEN = os.environ.get("LLMSCHED_GOLDEN")
+FILES = files(SHIPPED, "slai-golden/1")
 
 DEFAULT_TBT = 0.2
 """Deadline of requests without one when the trace gives no default (s); only SLAI looks at it."""
-
-
-def _files() -> list[Path]:
-    files = sorted(SHIPPED.glob("*.json.gz"))
-    if GIVEN:
-        files += sorted(p for p in Path(GIVEN).iterdir() if p.name.endswith((".json", ".json.gz")))
-    return files
-
-
-def _ids(files: list[Path]) -> list[str]:
-    """The file names; a second file of the same name has its folder in front."""
-    seen: set[str] = set()
-    ids = []
-    for path in files:
-        name = path.name.removesuffix(".gz").removesuffix(".json")
-        ids.append(f"{path.resolve().parent.name}/{name}" if name in seen else name)
-        seen.add(name)
-    return ids
-
-
-FILES = _files()
-
-
-@cache
-def _read(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    trace = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    return trace if isinstance(trace, dict) else {}
 
 
 def _requests(trace: dict[str, Any]) -> Requests:
@@ -164,11 +132,9 @@ def _outcomes(record: Record) -> list[list[Any]]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids(FILES))
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
 def test_every_decision_of_the_golden_trace_is_taken_again(path: Path) -> None:
-    trace = _read(path)
-    if trace.get("format", FORMAT) != FORMAT or "steps" not in trace:
-        pytest.skip(f"{path.name} is not in the format {FORMAT}")
+    trace = read(path)
     record = _replay(trace, log_steps=True)
     steps = _steps(record)
     for k, (expected, got) in enumerate(zip(trace["steps"], steps, strict=False)):
@@ -186,7 +152,7 @@ def test_every_decision_of_the_golden_trace_is_taken_again(path: Path) -> None:
 
 
 def test_the_shipped_golden_traces_are_all_there() -> None:
-    shipped = [_read(path) for path in FILES if path.parent == SHIPPED]
+    shipped = [read(path) for path in FILES if path.parent == SHIPPED]
     assert [trace["name"][:2] for trace in shipped] == [f"{k:02d}" for k in range(1, 15)]
     assert {trace["scheduler"] for trace in shipped} == {
         "sarathi",

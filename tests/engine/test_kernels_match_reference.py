@@ -25,6 +25,7 @@ from engine.server.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
     GAP_MIN_EXPONENT,
+    GROW,
     NUM_GAP_BUCKETS,
     ROW,
     RUNNING,
@@ -201,7 +202,7 @@ def random_plan(rng: np.random.Generator, reference: ReferenceServer, junk: floa
     jobs = reference.jobs
     for i in rng.permutation(reference.running + reference.queue):
         job, u = jobs[i], rng.random()
-        reserve = int(rng.integers(0, 8)) if rng.random() < 0.2 else 0
+        reserve = int(rng.choice([GROW, GROW, *range(8)])) if rng.random() < 0.4 else 0
         left = max(1, job.prompt - job.prefilled)
         if job.status == RUNNING and u < 0.08:
             plan.append((i, EVICT, 0))

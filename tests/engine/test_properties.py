@@ -33,6 +33,8 @@ SPECS = [
     "slai:token_budget=24,offset=0,max_decodes=3",
     "slai:order=fcfs,offset=50",
     "vllm:max_batched_tokens=40",
+    "vllm_v1:max_num_batched_tokens=24,long_prefill_token_threshold=7,version=0.18",
+    "vllm_v1:max_num_batched_tokens=24,long_prefill_token_threshold=7,policy=priority,watermark=0.1",
 ]
 """Every baseline, also those added later, and settings that reach their rarer branches."""
 

@@ -13,6 +13,7 @@ import pytest
 import baselines
 from agents.cli import main
 from agents.device.against import replay, with_limits
+from baselines import VLLMV1
 from engine.config import EngineConfig
 from engine.demand.server_run import LOGGED, read_run
 from engine.demand.workload import Workload
@@ -126,10 +127,10 @@ def test_every_token_is_emitted_once_and_the_first_when_the_ledger_says(record: 
 
 def test_a_policy_has_the_limits_of_the_server_unless_its_spec_says_others() -> None:
     limits = {"max_batched_tokens": 8192, "max_num_seqs": 64}
-    assert with_limits("vllm_v1", limits) == baselines.make("vllm_v1:token_budget=8192,batch_cap=64")
-    assert with_limits("vllm_v1:token_budget=100", limits) == baselines.make("vllm_v1:token_budget=100,batch_cap=64")
-    tuned = with_limits("vllm_v1:tuned", limits)
-    assert (vars(tuned)["token_budget"], vars(tuned)["batch_cap"]) == (512, 64)
+    assert with_limits("vllm_v1", limits) == VLLMV1(max_num_batched_tokens=8192, max_num_seqs=64)
+    assert with_limits("vllm_v1:token_budget=100", limits) == VLLMV1(max_num_batched_tokens=100, max_num_seqs=64)
+    assert with_limits("vllm_v1:tuned", limits) == VLLMV1(max_num_batched_tokens=512, max_num_seqs=64)
+    assert with_limits("srtf", limits) == baselines.make("srtf:token_budget=8192,batch_cap=64")
     assert with_limits("srtf", {}) == baselines.make("srtf")
 
 
