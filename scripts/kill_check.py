@@ -78,6 +78,11 @@ SCENES = {
         _json("devices.json"),
         lambda folder: (folder / "ceilings.jsonl").exists(),
     ),
+    "score": Scene(
+        "score pretrained --suite devices --seeds 2 --num-requests 400 --workers 2 --out FOLDER",
+        _json("score.json"),
+        _has_cells,
+    ),
     "tune": Scene(
         "tune sarathi --rates 1.6,2.0 --seeds 2 --num-requests 800 --workers 2 --save FOLDER/tuned.json",
         _json("tuned.json"),

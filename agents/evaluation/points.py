@@ -24,6 +24,7 @@ class Point:
     """Conditions of the sound criterion that are not met."""
     trace: str
     """Digest of the requests."""
+    mean_ttft_ms: float | None
     median_ttft_ms: float | None
     p99_ttft_ms: float | None
     p99_itl_ms: dict[str, float | None]
@@ -59,6 +60,7 @@ def measure(setup: Setup, policy: str, seed: int, rate: float) -> Point:
         sound=report.sound,
         failures=tuple(failures(report)),
         trace=requests_of(setup.source, rate, seed).digest(),
+        mean_ttft_ms=data["mean_ttft_ms"],
         median_ttft_ms=data["median_ttft_ms"],
         p99_ttft_ms=data["p99_ttft_ms"],
         p99_itl_ms={name: tier["p99_itl_ms"] for name, tier in data["tiers"].items()},

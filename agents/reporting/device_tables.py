@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from agents.evaluation.standing import BEHIND, OUTCOMES
 from agents.reporting.grid import Cell, Grid, Head, Part, figure
 from agents.reporting.page import page
-from agents.studies.devices.records import BEHIND, FULL, OUTCOMES, Balance, Device, DeviceMatrix, Place, Standing
+from agents.studies.devices.records import FULL, Balance, Device, DeviceMatrix, Place, Standing
 from agents.work.files import write_atomically
 from engine.device.latency import CHANGES
 from engine.spec import Spec

@@ -44,6 +44,8 @@ class Suite:
     """Seeds 0 ... seeds - 1."""
     requests: Count = 2000
     """Requests of each run."""
+    overload: bool = False
+    """Whether more may come than anybody serves; else a scenario in which nobody keeps up is skipped and named."""
     scenarios: tuple[Scenario, ...]
     """The worlds, each with a name of its own."""
 

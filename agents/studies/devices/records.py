@@ -3,17 +3,14 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from agents.evaluation import standing
 from agents.evaluation.points import Point
 from agents.evaluation.statistics import Interval
 from agents.work.records import as_json
 
 FORMAT = "llmsched-devices/1"
-BEHIND = 0.01
-"""A policy is behind where it loses more than this share of the goodput of the best rival."""
 FULL = 0.995
 """Where the best rival meets the deadlines of this share of the requests, hardly anything is left to win."""
-OUTCOMES = ("wins", "ties", "loses")
-"""What is said of a difference: its 95 % interval lies above, around or below zero."""
 
 
 @dataclass(frozen=True)
@@ -68,45 +65,17 @@ class Device:
     """Policies that were trained for something else."""
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, kw_only=True)
+class Standing(standing.Standing):
     """How a policy does on a device at one load, over the seeds."""
 
     profile: str
-    policy: str
     share: float
-    rate: float
-    """Requests/s that were asked for."""
-    sound: int
-    """Seeds that meet the sound criterion."""
-    slo_goodput: Interval
-    slo_attainment: Interval
-    median_ttft_ms: Interval
-    p99_ttft_ms: Interval
-    p99_itl_ms: dict[str, Interval]
-    """By tier."""
-    late: tuple[str, ...]
-    """Tiers whose p99 TBT, mean over the seeds, is over their deadline."""
-    rival: str
-    """The best of the rivals other than the policy."""
-    rival_attainment: Interval
-    """Share of its requests that met every deadline."""
-    difference: Interval
-    """Goodput, less that of the rival on the same requests."""
-    relative: float | None
-    """The mean difference over the rival's mean."""
-    outcome: str
-    """One of OUTCOMES."""
 
     @property
     def place(self) -> "Place":
         """Where it is."""
         return Place(self.profile, self.share)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether it loses more than BEHIND of the rival's goodput."""
-        return self.relative is not None and self.relative < -BEHIND
 
 
 @dataclass(frozen=True, order=True)

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,12 @@ def test_the_search_does_not_depend_on_the_number_of_workers_or_on_interruptions
 
 
 def _points(*passing: bool) -> list[Point]:
-    rest: dict[str, Any] = {"p99_itl_ms": {}, "kept_up_share": None, "slo_goodput": None, "slo_attainment": None}
-    rest |= {"iterations": 1}
+    rest: dict[str, Any] = {name.name: None for name in fields(Point)} | {"p99_itl_ms": {}, "trace": ""}
     failures = ("median TTFT", "p99 TTFT")
-    return [
-        Point(1.0 + k, None, ok, ok, () if ok else failures, "", None, None, **rest) for k, ok in enumerate(passing)
-    ]
+    found = []
+    for k, ok in enumerate(passing):
+        found.append(Point(**(rest | {"rate": 1.0 + k, "paper": ok, "sound": ok, "failures": () if ok else failures})))
+    return found
 
 
 def test_capacity_is_the_last_rate_before_the_first_failure() -> None:

@@ -124,6 +124,7 @@ def _cell(policy: str, seed: int, goodput: float, strict_ms: float, share: float
         sound=True,
         failures=(),
         trace="",
+        mean_ttft_ms=150.0,
         median_ttft_ms=100.0,
         p99_ttft_ms=500.0,
         p99_itl_ms={"strict": strict_ms, "free": None},

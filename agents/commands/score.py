@@ -1,0 +1,98 @@
+"""`llmsched score`: one number for each policy over a suite of scenarios, and where it breaks what others keep."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.policies import split_policies
+from agents.reporting.grid import print_lines, show, terminal_console
+from agents.reporting.score_tables import scenario_grids, totals_grid, verdict_lines, write_tables
+from agents.studies.score.records import Score
+from agents.studies.score.run import Contest, run_contest
+from agents.work.files import check_writable, claimed, write_json
+from agents.work.processes import workers_for
+from agents.work.progress import OnProgress, bars
+from engine.errors import InputError
+from engine.extras import command, missing, need
+from engine.ranges import Count
+from engine.scenarios.suite import Suite, load_suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(TableOptions, ProgressOptions):
+    """Score policies over a suite: a table for each scenario, the totals, and what each breaks that others keep.
+
+    Beside the policies the references run (sarathi, slai, vllm_v1, slackfit): 100 is the best goodput and the shortest
+    mean TTFT of these in every scenario. Finished runs are kept in OUT: after an interruption --resume goes on from
+    there.
+    """
+
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional] = ("pretrained",)
+    """Policies: baselines (slai:offset=3), random, folders of trained policies, classes of your own; several also with
+    commas between them."""
+    suite: str = "default"
+    """Scenarios: default, devices, overload, heldout, training, or a .yml file of yours (`engine.scenarios.suite`)."""
+    seeds: UpToMillion | None = None
+    """Seeds 0 ... N-1 (default: as many as the suite says)."""
+    num_requests: Count | None = None
+    """Requests of each run (default: as the suite says)."""
+    workers: UpToMillion | None = None
+    """Processes (default: one per core); the result does not depend on it."""
+    resume: bool = False
+    """Go on with an interrupted run of the same configuration."""
+    out: Path = Path("out/score")
+    """Folder of the results (score.json, report.html, table.md, cells.jsonl)."""
+    json: Path | None = None
+    """Also write the whole result to this file."""
+    report: Path | None = None
+    """Put the HTML report here (default: report.html in OUT)."""
+
+    def contest(self) -> Contest:
+        """Who is scored on what.
+
+        Raises:
+            InputError: options that do not fit.
+        """
+        if not self.policies:
+            raise InputError("policies: expected at least one, got none")
+        policies = split_policies(",".join(self.policies))
+        return Contest(self._suite(), policies)
+
+    def _suite(self) -> Suite:
+        suite = load_suite(self.suite)
+        changes = {"seeds": self.seeds, "requests": self.num_requests}
+        return replace(suite, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        """Run, print, write.
+
+        Raises:
+            InputError: options that do not fit, or a place that cannot be written.
+        """
+        contest = self.contest()
+        check_writable(self.json, self.report)
+        if self.report is not None:
+            need("report", "report")
+        with claimed(self.out, "score"), bars(self.progress) as progress:
+            result = self._score(contest, progress)
+        console = terminal_console()
+        for grid in scenario_grids(result):
+            show(grid, console, self.wide)
+        show(totals_grid(result), console, self.wide)
+        print_lines(console, verdict_lines(result))
+        if (name := missing("report")) is not None:
+            print(f"no HTML report: there is no {name}; {command('report')}")
+        print(f"written: {self.json or self.out / 'score.json'}")
+
+    def _score(self, contest: Contest, progress: OnProgress) -> Score:
+        progress("getting ready", 0, 0)
+        workers = workers_for(self.workers)
+        result = run_contest(contest, workers=workers, folder=self.out, resume=self.resume, progress=progress)
+        for path in (self.out / "score.json", self.json):
+            write_json(path, result)
+        draws = missing("report") is None
+        write_tables(result, self.out, (self.report or self.out / "report.html") if draws else None)
+        return result

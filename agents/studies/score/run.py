@@ -1,0 +1,154 @@
+"""Run policies over a suite of scenarios, each seed on the same requests for all, and judge them."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.evaluation.points import measure
+from agents.evaluation.setup import Setup, run_cells
+from agents.policies import labels_of
+from agents.source import Source
+from agents.studies.score.judging import by_scenario, is_feasible, is_saturated, standings_of, totals_of
+from agents.studies.score.records import REFERENCES, Cell, Score, World
+from agents.work.cells import kept_cells
+from agents.work.progress import OnProgress, unseen
+from agents.work.provenance import config_hash, versions
+from engine.errors import InputError
+from engine.scenarios.scenario import Scenario
+from engine.scenarios.suite import Suite
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is scored on what."""
+
+    suite: Suite
+    """The scenarios; seeds and requests are its own."""
+    policies: tuple[Any, ...]
+    """Policies: specs, or objects of subclasses of `engine.Policy`. The references run beside them."""
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The policies, then those of the references that are not among them."""
+        given = labels_of(self.policies)
+        return (*given, *(name for name in REFERENCES if name not in given))
+
+    @cached_property
+    def setups(self) -> dict[str, Setup]:
+        """One for each scenario, by its name."""
+        return {one.name: self._setup(one) for one in self.suite.scenarios}
+
+    def _setup(self, scenario: Scenario) -> Setup:
+        return Setup(
+            policies=self.labels,
+            source=Source(workload=scenario.workload, num_requests=self.suite.requests, tiers=scenario.tiers),
+            seeds=self.suite.seeds,
+            reference=self.labels[0],
+            profile=scenario.model,
+            config=scenario.engine,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: the suite, then what each scenario comes to."""
+        scenarios = zip(self.suite.scenarios, self.setups.values(), strict=True)
+        places = [{"rate": one.rate} | setup.to_dict() for one, setup in scenarios]
+        common = {"policies": places[0]["policies"], "seeds": self.suite.seeds, "report": places[0]["report"]}
+        own = ("rate", "source", "profile", "engine", "tiers")
+        return {"suite": self.suite.to_dict(), **common, "worlds": [{key: one[key] for key in own} for one in places]}
+
+
+class Task(NamedTuple):
+    """What a cell is measured of."""
+
+    setup: Setup
+    scenario: str
+    rate: float
+    """Requests/s."""
+    policy: str
+    seed: int
+
+
+def run_task(task: Task) -> Cell:
+    """Serve one scenario and seed with one policy."""
+    point = measure(task.setup, task.policy, task.seed, task.rate)
+    return Cell(task.scenario, str(task.policy), task.seed, point)
+
+
+def run_contest(
+    contest: Contest,
+    *,
+    workers: int = 1,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: OnProgress = unseen,
+) -> Score:
+    """Serve every scenario and seed with every policy, and judge.
+
+    Args:
+        contest: who is scored on what.
+        workers: processes; the result is the same for any number.
+        folder: keep finished runs in cells.jsonl there.
+        resume: take what this file already has.
+        progress: called after each run.
+
+    Raises:
+        InputError: bad input, kept runs of another configuration, or no scenario that anybody serves.
+        PolicyError: a policy broke the rules.
+    """
+    config = contest.to_dict()
+    digest, tasks = config_hash(config), _tasks(contest)
+    for setup in contest.setups.values():
+        setup.check(None)
+    with kept_cells(folder and folder / "cells.jsonl", digest, Cell, resume) as file:
+        first = next(iter(contest.setups.values()))
+        on_cell = partial(progress, "runs")
+        cells = run_cells(first, run_task, tasks, file, workers=workers, on_cell=on_cell)
+    return _judged(contest, config, digest, cells)
+
+
+def _tasks(contest: Contest) -> dict[Hashable, Task]:
+    """Every run, by the key of its cell."""
+    return {
+        (one.name, str(policy), seed): Task(contest.setups[one.name], one.name, one.rate, policy, seed)
+        for one in contest.suite.scenarios
+        for seed in range(contest.suite.seeds)
+        for policy in contest.labels
+    }
+
+
+def _judged(contest: Contest, config: dict[str, Any], digest: str, cells: list[Cell]) -> Score:
+    found = by_scenario(cells)
+    runs = {name: runs for name, runs in found.items() if is_feasible(runs, contest.suite.overload)}
+    if not runs:
+        raise InputError(f"suite {contest.suite.name!r}: expected a scenario that some policy serves, got none")
+    worlds = tuple(
+        _world(contest, one, is_saturated(runs[one.name])) for one in contest.suite.scenarios if one.name in runs
+    )
+    standings = tuple(row for world in worlds for row in standings_of(world, runs[world.scenario]))
+    return Score(
+        config=config,
+        config_hash=digest,
+        suite=contest.suite.name,
+        seeds=contest.suite.seeds,
+        requests=contest.suite.requests,
+        versions=versions(),
+        scored=tuple(map(str, labels_of(contest.policies))),
+        worlds=worlds,
+        skipped=tuple(name for name in found if name not in runs),
+        standings=standings,
+        totals=tuple(totals_of(runs, standings)),
+        cells=tuple(cells),
+    )
+
+
+def _world(contest: Contest, scenario: Scenario, saturated: bool) -> World:
+    return World(
+        scenario=scenario.name,
+        text=scenario.text,
+        rate=scenario.rate,
+        deadlines={tier.name: tier.tbt_s for tier in scenario.tiers},
+        saturated=saturated,
+        notes=tuple(contest.setups[scenario.name].training_remarks(None)),
+    )
