@@ -5,7 +5,7 @@ on the number of worker processes; finished ones are kept in ``cells.jsonl`` whi
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from agents.evaluation.arrivals import arrivals_note, by_load
 from agents.evaluation.behaviour import behave
 from agents.evaluation.comparison import paired, summary
-from agents.evaluation.looks import Behaviour, Windows
+from agents.evaluation.looks import Behaviour, Look, Windows
 from agents.evaluation.result import CDF_SHARES, Cell, Comparison, Contestant, Trace
 from agents.evaluation.setup import Setup, requests_of, run_cells
 from agents.evaluation.window import look
@@ -221,6 +221,10 @@ def _notes(evaluation: Evaluation, traces: Sequence[Trace], bound: float | None)
     return notes
 
 
+UNMEASURED_SHARE = 0.01
+"""Of the prompt tokens, in chunks that a profile does not know: a smaller share goes without a word."""
+
+
 def validity_warnings(profile: LatencyModel, cells: Sequence[Cell], windows: Windows | None) -> Iterator[str]:
     """Where the runs left the range in which the profile holds."""
     validity = profile.provenance.get("validity", {})
@@ -228,9 +232,21 @@ def validity_warnings(profile: LatencyModel, cells: Sequence[Cell], windows: Win
         longest = max(cell.longest_request for cell in cells)
         if longest > context[1]:
             yield f"requests of up to {longest} tokens; profile {profile.name} holds to {context[1]}"
+    looks = windows.policies.items() if windows else ()
     for name in ("tokens", "requests"):
         limits = validity.get(name) or (0, math.inf)
-        for policy, seen in windows.policies.items() if windows else ():
+        for policy, seen in looks:
             largest = getattr(seen, f"largest_batch_{name}")
             if largest > limits[1]:
                 yield f"{policy}: batches of up to {largest} {name}; profile {profile.name} holds to {limits[1]}"
+    if "chunks_behind" in validity:
+        yield from _chunk_warnings(profile.name, validity["chunks_behind"], looks)
+
+
+def _chunk_warnings(profile: str, known: tuple[float, float], looks: Iterable[tuple[str, Look]]) -> Iterator[str]:
+    """Policies whose prompts run in chunks that were not measured behind such contexts."""
+    least, context = known
+    for policy, seen in looks:
+        if seen.unmeasured_share > UNMEASURED_SHARE:
+            share = f"{seen.unmeasured_share:.0%} of the prompt tokens in chunks of fewer than {least:g}"
+            yield f"{policy}: {share} behind more than {context:g}; profile {profile} is too fast there"

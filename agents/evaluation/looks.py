@@ -66,6 +66,8 @@ class Look:
     """None if there were too few decisions to measure."""
     largest_batch_tokens: int
     largest_batch_requests: int
+    unmeasured_share: float = 0.0
+    """Of the prompt tokens, in chunks that are shorter than the profile knows behind their context."""
 
 
 @dataclass(frozen=True)

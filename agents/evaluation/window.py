@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.plan import clear
 from engine.server.policy import KERNEL_SIGNATURE, Policy
-from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
+from engine.server.state import EVICT, MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
 
 RUN_S = 60.0
 """Seconds of the run that are looked at."""
@@ -133,6 +134,26 @@ def _decision_us(cost: np.ndarray) -> DecisionTime | None:
     return DecisionTime(float(cost.mean()), float(np.median(cost)), float(np.quantile(cost, 0.99)))
 
 
+def _unmeasured_share(steps: StepLog, model: LatencyModel) -> float:
+    """Share of the prompt tokens in chunks that are too short behind their context for what the profile is made of.
+
+    What a prefix cache gives back of a context after an eviction is not counted as such.
+    """
+    limits = model.provenance.get("validity", {}).get("chunks_behind")
+    if limits is None:
+        return 0.0
+    done: Counter[int] = Counter()
+    beyond = 0
+    for request, tokens, kind in steps.item.tolist():
+        if kind == EVICT:
+            done[request] = 0
+        elif kind == 1:
+            beyond += tokens if tokens < limits[0] and done[request] > limits[1] else 0
+            done[request] += tokens
+    prompts = steps.item[:, 2] == 1
+    return beyond / max(1, int(steps.item[prompts, 1].sum()))
+
+
 def look(policy: Policy, requests: Requests, model: LatencyModel, config: EngineConfig) -> Look:
     """Drive the first minute of a run step by step, and time decisions meanwhile."""
     requests = requests.head(max(1, int(np.searchsorted(requests.arrival, RUN_S))))
@@ -148,4 +169,5 @@ def look(policy: Policy, requests: Requests, model: LatencyModel, config: Engine
         decision_us=decision,
         largest_batch_tokens=int(max(sizes, default=0)),
         largest_batch_requests=max((len(batch) for batch in steps.batches), default=0),
+        unmeasured_share=_unmeasured_share(steps, model),
     )

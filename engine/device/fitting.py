@@ -116,7 +116,7 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
                 **provenance,
                 "fit": "non-negative least squares on relative errors; linear table at the measured token counts",
                 "residuals": residuals(model, points),
-                "validity": validity(points),
+                "validity": {**provenance.get("validity", {}), **validity(points)},
             },
         }
     )

@@ -40,8 +40,9 @@ FORMAT = "llmsched-profile/1"
 
 Time = Annotated[float, number(0.0, 1e6)]
 """A field of a model in seconds: a device twice as fast has half of it."""
-RANGES = ("tokens", "requests", "context_tokens")
-"""Ranges that the validity in a provenance may state: least and largest of a batch, KV tokens of a request."""
+RANGES = ("tokens", "requests", "context_tokens", "chunks_behind")
+"""What the validity in a provenance may state: least and largest of a batch, KV tokens of a request; least tokens of a
+prompt chunk behind more than so many KV tokens."""
 Number = Annotated[float, number(0.0, 1e9)]
 """A field in tokens, or a cell of the table."""
 

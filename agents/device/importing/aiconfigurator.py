@@ -28,9 +28,12 @@ SAME_AS = {"MistralForCausalLM": "LlamaForCausalLM"}
 BLOCK_TOKENS = 16
 MEMORY_SHARE, LARGEST_BATCH, MOST_REQUESTS = 0.9, 2048, 256
 """What estimates of the KV blocks assume: vLLM's share of the memory, tokens and requests of a batch."""
+CHUNKS_BEHIND = (512, 2048)
+"""Chunks of fewer tokens behind a longer context are composed too cheap."""
 METHOD = (
     "kernels measured at locked clocks, iterations composed; chunks behind a context scaled from whole prompts (too "
-    "cheap below 512 tokens behind more than 2048); host time not included; KV blocks by estimate_num_gpu_blocks"
+    f"cheap below {CHUNKS_BEHIND[0]} tokens behind more than {CHUNKS_BEHIND[1]}); host time not included; KV blocks by "
+    "estimate_num_gpu_blocks"
 )
 NOT_LINEAR = ("context_attention", "context_logits_gemm")
 
@@ -151,6 +154,7 @@ def read(data: Path, options: Importing) -> Imported:
             "attention": "separate launches for prompts and decodes",
             "source": f"aiconfigurator-core {package} (Apache-2.0), tables of {options.system}",
             "method": METHOD,
+            "validity": {"chunks_behind": CHUNKS_BEHIND},
             "num_blocks": blocks,
         },
     )

@@ -212,6 +212,17 @@ def test_runs_outside_the_range_of_the_profile_are_announced() -> None:
     assert any(line.startswith("vllm: batches of up to 9000 tokens") for line in result.warnings)
 
 
+def test_chunks_that_the_profile_does_not_know_are_announced() -> None:
+    """Of a prompt of 4096 tokens, the last seven of sixteen chunks stand behind more than 2048."""
+    source = Source(None, "poisson:lengths=fixed:4096,4", True, 5)
+    policies = ("sarathi:token_budget=256", "vllm")
+    known = load_profile("l40s-mistral-7b")
+    compared = evaluation(policies=policies, reference="vllm", source=source, loads=(0.1,), seeds=1, profile=known)
+    (line,) = (line for line in evaluate(compared).warnings if "in chunks of fewer than" in line)
+    share = "44% of the prompt tokens in chunks of fewer than 512 behind more than 2048"
+    assert line == f"{policies[0]}: {share}; profile l40s-mistral-7b is too fast there"
+
+
 @pytest.fixture
 def lengths(tmp_path: Path) -> Path:
     path = tmp_path / "lengths.csv"
