@@ -18,6 +18,8 @@ from engine.runs.simulate import simulate
 
 REQUESTS = Workload(rate=2.2, num_requests=2000).generate(1)
 
+SHORTEST = ("sarathi:order=spf", "sglang:schedule_policy=shortest-prefill-first")
+"""Orders by prompt length that are no defaults."""
 STARVING = {"slai", "ltr", "trail", "elis", "srtf", "slackfit", "clairvoyant"}
 """Baselines whose longest wait is many times the mean one."""
 
@@ -37,16 +39,16 @@ def tail_ratio(spec: str, lengths: np.ndarray) -> float:
     return float(np.quantile(ttft(spec)[longest], 0.99) / np.quantile(ttft(spec)[~longest], 0.99))
 
 
-@pytest.mark.parametrize("spec", [*baselines.names(), "sarathi:order=spf", "slai:order=fcfs"])
+@pytest.mark.parametrize("spec", [*baselines.names(), *SHORTEST, "slai:order=fcfs"])
 def test_some_wait_many_times_as_long_as_the_mean_or_nobody_does(spec: str) -> None:
     ratio = float(ttft(spec).max() / ttft(spec).mean())
-    if spec in STARVING | {"sarathi:order=spf"}:
+    if spec in STARVING.union(SHORTEST):
         assert ratio > 8.0
     else:
         assert ratio < 4.0
 
 
-@pytest.mark.parametrize("spec", ["sarathi:order=spf", "slai", "slackfit", "clairvoyant"])
+@pytest.mark.parametrize("spec", [*SHORTEST, "slai", "slackfit", "clairvoyant"])
 def test_orders_by_prompt_length_starve_long_prompts(spec: str) -> None:
     assert tail_ratio(spec, REQUESTS.prompt) > 10.0
 
