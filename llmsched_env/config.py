@@ -201,6 +201,8 @@ def configure(config: EnvConfig | None, changes: dict[str, Any], further: tuple[
     if not changes:
         return config
     _check_known(changes, further)
+    if changes.get("scenarios"):
+        changes = {"rates": (), **changes}  # which have their own
     if "engine" not in changes and isinstance(profile := changes.get("profile"), str):
         config = config.on(profile)
     present = {name: value for name, value in vars(config).items() if name != "action"}

@@ -59,14 +59,16 @@ class Command:
     name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; see `llmsched simulate --help`)."""
 
     def preset(self) -> Self | None:
-        """The same command with other defaults: of the run to resume, or of a hyperparameter file.
+        """The same command with other defaults: of the run to resume, or of a hyperparameter file on the device.
 
         Raises:
             InputError: no such run or file, or one that does not fit.
         """
-        if self.hyperparams == DEFAULT:
-            return replace(self, train=TrainConfig.of_run(self.train.run_dir)) if self.train.resume else None
-        return replace(self, train=TrainConfig.from_yaml(self.hyperparams))
+        if self.hyperparams == DEFAULT and self.train.resume:
+            return replace(self, train=TrainConfig.of_run(self.train.run_dir))
+        base = TrainConfig.from_yaml(self.hyperparams)
+        # A server has the memory of the device that it is asked for.
+        return replace(self, train=replace(base, env=base.env.on(self.train.env.profile)))
 
     def config(self) -> TrainConfig:
         """The run with the tiers that were given.

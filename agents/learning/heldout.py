@@ -1,14 +1,15 @@
 """How good a policy is on traces that training never sees: the yardstick for the best model and for TensorBoard."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
+from typing import NamedTuple
 
 import numpy as np
 
 from agents.learning.learned.policy import LearnedPolicy
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
-from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.record import Record
 from engine.runs.report import Report
@@ -55,29 +56,33 @@ class Score:
         return float(self.ttft_s.mean())
 
 
+class Case(NamedTuple):
+    """A held-out trace and where it is served."""
+
+    env: EnvConfig
+    """The environment of its scenario alone."""
+    deployment: Deployment
+    requests: Requests
+
+
 class HeldOut:
-    """A fixed set of traces (every rate of the environment x some seeds) and the scores of policies on it."""
+    """A fixed set of traces (every world and rate of the environment x some seeds), the scores of policies on it."""
 
     def __init__(self, env: EnvConfig, traces: int, requests: int) -> None:
         self.env = env
-        self.executor = load_profile(env.profile)
-        workload = dataclass_replace(env.workload, num_requests=requests)
-        self.traces: list[Requests] = [
-            self._trace(dataclass_replace(workload, rate=rate), HELD_OUT_SEED + k)
-            for rate in (env.rates or (workload.rate,))
-            for k in range(traces)
-        ]
+        self.cases = [case for world in env.worlds for case in _cases(world, traces, requests)]
 
-    def _trace(self, workload: Workload, seed: int) -> Requests:
-        requests = workload.generate(seed)
-        return predict(requests, self.env.prediction, seed) if self.env.prediction else requests
+    @property
+    def traces(self) -> list[Requests]:
+        """The traces."""
+        return [case.requests for case in self.cases]
 
-    def _own_return(self, policy: Policy, requests: Requests) -> float:
+    def _own_return(self, policy: Policy, env: EnvConfig, requests: Requests) -> float:
         """What a learned policy earns in the environment by a user's reward; nan for others, which do not act there."""
         if not isinstance(policy, LearnedPolicy):
             return float("nan")
-        workload = dataclass_replace(self.env.workload, num_requests=len(requests))
-        env = dataclass_replace(self.env, workload=workload, rates=(), backlog=0, max_steps=0, horizon_s=0.0)
+        workload = dataclass_replace(env.workload, num_requests=len(requests))
+        env = dataclass_replace(env, workload=workload, rates=(), backlog=0, max_steps=0, horizon_s=0.0)
         fleet = Fleet(1, env)
         fleet.start(0, requests)
         while not fleet.outcome.terminated[0]:
@@ -90,12 +95,21 @@ class HeldOut:
         Raises:
             PolicyError: the policy broke the rules.
         """
-        deployment = Deployment(executor=self.executor, config=self.env.engine)
         returns, ttft, reports = [], [], []
-        for requests in self.traces:
+        for env, deployment, requests in self.cases:
             record, report = deployment.run(policy, requests)
-            total = self._own_return(policy, requests) if self.env.reward.function else None
-            returns.append((record_return(record, self.env.reward) if total is None else total) / len(requests))
+            total = self._own_return(policy, env, requests) if env.reward.function else None
+            returns.append((record_return(record, env.reward) if total is None else total) / len(requests))
             ttft.append(report.ttft.mean)
             reports.append(report)
         return Score(np.array(returns), np.array(ttft), tuple(reports))
+
+
+def _cases(env: EnvConfig, traces: int, requests: int) -> Iterator[Case]:
+    """So many held-out traces of each rate of one world."""
+    deployment = Deployment(executor=load_profile(env.profile), config=env.engine)
+    for rate in env.rates or (env.workload.rate,):
+        workload = dataclass_replace(env.workload, num_requests=requests, rate=rate)
+        for k in range(traces):
+            drawn = workload.generate(HELD_OUT_SEED + k)
+            yield Case(env, deployment, predict(drawn, env.prediction, HELD_OUT_SEED + k) if env.prediction else drawn)

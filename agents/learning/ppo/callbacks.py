@@ -23,6 +23,7 @@ from agents.learning.ppo.timeline import timeline
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from engine.errors import InputError
+from engine.runs.report import TierReport
 from engine.runs.simulate import simulate
 from llmsched_env.actions import Action
 from llmsched_env.reward import REWARD_TERMS
@@ -151,8 +152,9 @@ class Evaluation(BaseCallback):
         for tag, value in self.last.items():
             if np.isfinite(value):
                 self.logger.record(tag, value)
-        requests = self.held_out.traces[-1].head(min(TIMELINE_REQUESTS, self.config.eval_requests))
-        record = simulate(policy, requests, self.held_out.executor, self.config.env.engine, log_steps=True)
+        _, server, requests = self.held_out.cases[-1]
+        requests = requests.head(min(TIMELINE_REQUESTS, self.config.eval_requests))
+        record = simulate(policy, requests, server.executor, server.config, log_steps=True)
         figure = timeline(record, f"{self.num_timesteps:,} decisions")
         self.logger.record("timeline", Figure(figure, close=False), exclude=("stdout", "log", "json", "csv"))
         if score.mean_return > self.best_return:
@@ -161,12 +163,14 @@ class Evaluation(BaseCallback):
 
     def _service_levels(self, score: Score) -> dict[str, float]:
         found: dict[str, float] = {}
-        for k, tier in enumerate(self.config.env.workload.tiers):
-            tiers = [report.tiers[k] for report in score.reports]
+        by_tier: dict[str, list[TierReport]] = {}
+        for tier in (tier for report in score.reports for tier in report.tiers):
+            by_tier.setdefault(tier.name, []).append(tier)
+        for tier_name, tiers in by_tier.items():
             rows = [(t.ttft.p50, t.ttft.p99, t.itl.p99, t.slo_attainment) for t in tiers]
             for name, values in zip(SLO_METRICS, np.transpose(rows), strict=True):
                 known = values[np.isfinite(values)]
-                found[f"slo/{tier.name}/{name}"] = float(known.mean()) if known.size else float("nan")
+                found[f"slo/{tier_name}/{name}"] = float(known.mean()) if known.size else float("nan")
         return found
 
     def state(self) -> dict[str, Any]:

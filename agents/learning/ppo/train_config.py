@@ -14,6 +14,7 @@ import tyro
 
 from agents.learning.run_folder import plain, saved_config
 from agents.work.provenance import config_hash
+from engine.device.memory import MEMORY
 from engine.errors import InputError
 from engine.fields import checked
 from engine.files.reading import kind_of
@@ -255,6 +256,7 @@ def _check_policy(name: object, where: str) -> None:
 def _environment(env_id: str, changes: object, where: str) -> EnvConfig:
     preset = PRESETS[env_id].to_dict()
     del preset["action"]  # its settings are read beside the changes, as they may be of another action
+    preset["engine"] = {key: value for key, value in preset["engine"].items() if key not in MEMORY}  # the profile's own
     merged = _merge(preset, changes, f"{where}: env_kwargs")
     return EnvConfig.from_dict(merged, f"{where}: env", PRESETS[env_id].action)
 

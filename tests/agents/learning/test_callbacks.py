@@ -19,6 +19,7 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
+from engine.scenarios.suite import read_scenarios
 from llmsched_env import REWARD_TERMS, EnvConfig, RewardWeights
 from tests.agents.learning.training import small
 
@@ -150,3 +151,11 @@ def test_timeline_draws_every_iteration() -> None:
     assert drawn == sum(int(batch[:, 1].sum()) for batch in record.steps.batches)
     with pytest.raises(ValueError, match="expected a record with steps"):
         timeline(simulate(baselines.make("slai"), Workload(num_requests=2).generate(0), MODEL), "")
+
+
+def test_held_out_traces_are_of_every_scenario() -> None:
+    env = EnvConfig(scenarios=read_scenarios(["poisson:rate=1.5", "poisson:rate=9@h100-mistral-7b@num_blocks=900"]))
+    held_out = HeldOut(env, 2, 20)
+    assert [case.deployment.config.num_blocks for case in held_out.cases] == [14000, 14000, 900, 900]
+    alone = [HeldOut(world, 2, 20).score(baselines.make("sarathi")).returns for world in env.worlds]
+    np.testing.assert_array_equal(held_out.score(baselines.make("sarathi")).returns, np.concatenate(alone))

@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from agents.learning.ppo.train import CHECKPOINTS, build_model, train
 from agents.learning.ppo.train_config import TrainConfig
 from agents.work.files import claimed
 from engine.errors import InputError
+from engine.scenarios.suite import read_scenarios
 from tests.agents.learning.training import small
 
 About = dict[str, Any]
@@ -372,3 +374,16 @@ def test_tensorboard_keeps_every_point_over_interruptions(tmp_path: Path) -> Non
     assert len(whole) > 100
     assert sum(whole.values()) == len(whole), "a point came twice"
     assert points(folder) == whole
+
+
+def test_a_run_over_scenarios_goes_on_exactly(tmp_path: Path) -> None:
+    worlds = [
+        "poisson:rate=2,lengths=fixed:300,3",
+        {"workload": "poisson:rate=9,lengths=fixed:90,9", "profile": "h100-mistral-7b", "tiers": ["name=all,tbt=0.1"]},
+    ]
+    env = replace(small(tmp_path).env, rates=(), scenarios=read_scenarios(worlds))
+    train(small(tmp_path / "whole", env=env))
+    with pytest.raises(KeyboardInterrupt):
+        train(small(tmp_path / "parts", env=env), StopAt(200))
+    train(TrainConfig.of_run(tmp_path / "parts", progress=False))
+    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 import agents.cli
+from agents.cli import _parse
 from agents.learning.learned.load import load_policy
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.checkpoint import checkpoints
@@ -25,7 +26,9 @@ from agents.learning.ppo.train import CHECKPOINTS, train
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.work.files import MARK
+from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.scenarios.suite import load_suite
 from llmsched_env import LLMSchedVectorEnv, Mixture
 from tests.agents.learning.training import Echo, small
 
@@ -343,3 +346,28 @@ def test_unwritable_folder_ends_the_command_with_2(tmp_path: Path, capsys: pytes
     error = capsys.readouterr().err
     assert error.startswith("llmsched: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {}),
+        ("--env.profile h100-mistral-7b", {"num_blocks": 28072}),
+        ("--env.profile h100-mistral-7b --env.engine.max-num-seqs 9", {"num_blocks": 28072, "max_num_seqs": 9}),
+        ("--env.profile h100-mistral-7b --env.engine.num-blocks 14000", {}),
+        ("--env.engine.num-blocks 9000", {"num_blocks": 9000}),
+    ],
+)
+def test_a_training_server_has_the_memory_of_its_device(flags: str, expected: dict[str, int]) -> None:
+    assert _parse("train", flags.split()).config().env.engine == EngineConfig().replace(**expected)
+
+
+def test_hyperparameters_on_a_device_have_its_memory(tmp_path: Path) -> None:
+    file = tmp_path / "own.yml"
+    file.write_text("LLMSched-v0: {env_kwargs: {profile: h100-mistral-7b, engine: {max_num_seqs: 9}}}")
+    assert TrainConfig.from_yaml(file).env.engine == EngineConfig(num_blocks=28072, max_num_seqs=9)
+
+
+def test_a_training_draws_its_worlds_from_a_suite() -> None:
+    config = _parse("train", ["--env.scenarios", "training"]).config()
+    assert config.env.scenarios == load_suite("training").scenarios
