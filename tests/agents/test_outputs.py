@@ -19,7 +19,7 @@ from engine.device.latency import load_profile
 
 FILES = [
     *("simulate --json", "evaluate --json", "evaluate --report", "capacity --json", "sensitivity --json"),
-    *("devices --json", "devices --report", "score slai --json", "score slai --report"),
+    *("devices --json", "devices --report", "score slai --json", "score slai --report", "headroom slai --json"),
     *("sensitivity --plot", "starvation --json", "starvation --plot", "directions --json", "tiles --json"),
     *("reproduce --json", "bench --json", "fluid --json", "validate --json", "fit --table t.csv --out"),
     *("validate --against run.jsonl --json", "validate --against run.jsonl --plot"),
@@ -31,6 +31,7 @@ FOLDERS = [
     "capacity --out",
     "devices --out",
     "score slai --out",
+    "headroom slai --out",
     "evolve --run-dir",
     "mixture --run-dir",
     "train --run-dir",

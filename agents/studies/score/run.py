@@ -58,6 +58,10 @@ class Contest:
         own = ("rate", "source", "profile", "engine", "tiers")
         return {"suite": self.suite.to_dict(), **common, "worlds": [{key: one[key] for key in own} for one in places]}
 
+    def digest(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the JSON form."""
+        return config_hash(self.to_dict())
+
 
 class Task(NamedTuple):
     """What a cell is measured of."""
@@ -84,7 +88,25 @@ def run_contest(
     resume: bool = False,
     progress: OnProgress = unseen,
 ) -> Score:
-    """Serve every scenario and seed with every policy, and judge.
+    """Serve every scenario and seed with every policy (`serve_all`), and judge.
+
+    Raises:
+        InputError: bad input, kept runs of another configuration, or no scenario that anybody serves.
+        PolicyError: a policy broke the rules.
+    """
+    cells = serve_all(contest, workers=workers, folder=folder, resume=resume, progress=progress)
+    return _judged(contest, cells)
+
+
+def serve_all(
+    contest: Contest,
+    *,
+    workers: int = 1,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: OnProgress = unseen,
+) -> list[Cell]:
+    """Serve every scenario and seed with every policy.
 
     Args:
         contest: who is scored on what.
@@ -94,18 +116,16 @@ def run_contest(
         progress: called after each run.
 
     Raises:
-        InputError: bad input, kept runs of another configuration, or no scenario that anybody serves.
+        InputError: bad input, or kept runs of another configuration.
         PolicyError: a policy broke the rules.
     """
-    config = contest.to_dict()
-    digest, tasks = config_hash(config), _tasks(contest)
+    tasks = _tasks(contest)
     for setup in contest.setups.values():
         setup.check(None)
-    with kept_cells(folder and folder / "cells.jsonl", digest, Cell, resume) as file:
+    with kept_cells(folder and folder / "cells.jsonl", contest.digest(), Cell, resume) as file:
         first = next(iter(contest.setups.values()))
         on_cell = partial(progress, "runs")
-        cells = run_cells(first, run_task, tasks, file, workers=workers, on_cell=on_cell)
-    return _judged(contest, config, digest, cells)
+        return run_cells(first, run_task, tasks, file, workers=workers, on_cell=on_cell)
 
 
 def _tasks(contest: Contest) -> dict[Hashable, Task]:
@@ -118,7 +138,7 @@ def _tasks(contest: Contest) -> dict[Hashable, Task]:
     }
 
 
-def _judged(contest: Contest, config: dict[str, Any], digest: str, cells: list[Cell]) -> Score:
+def _judged(contest: Contest, cells: list[Cell]) -> Score:
     found = by_scenario(cells)
     runs = {name: runs for name, runs in found.items() if is_feasible(runs, contest.suite.overload)}
     if not runs:
@@ -128,8 +148,8 @@ def _judged(contest: Contest, config: dict[str, Any], digest: str, cells: list[C
     )
     standings = tuple(row for world in worlds for row in standings_of(world, runs[world.scenario]))
     return Score(
-        config=config,
-        config_hash=digest,
+        config=contest.to_dict(),
+        config_hash=contest.digest(),
         suite=contest.suite.name,
         seeds=contest.suite.seeds,
         requests=contest.suite.requests,
