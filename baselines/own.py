@@ -6,6 +6,7 @@ tries: parameter -> values.
 """
 
 import inspect
+import re
 from dataclasses import FrozenInstanceError
 from typing import Any, get_type_hints
 
@@ -27,6 +28,9 @@ def parse_settings(cls: type[Policy], text: str, where: str) -> dict[str, Any]:
     """
     known = _parameters(cls)
     some = ", ".join(known) or "no parameter: those of a class are the fields of a @dataclass(frozen=True)"
+    for name, now in getattr(cls, "FORMER", {}).items():
+        if re.search(rf"(^|,)\s*{name}\s*=", text):
+            raise InputError(f"{where}: {name} is no parameter any more: {now}")
     given = read_settings(text, where, known, f"one of {some} as name=value")
     return {k: parse_value(value, _type_of(cls, known[k], where), f"{where}: {k}") for k, value in given.items()}
 

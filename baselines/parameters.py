@@ -31,7 +31,7 @@ Seed = Annotated[int, _counted(0, high=_EXACT - 1)]
 """Whole numbers, from 1 on unless the name says otherwise."""
 Seconds = Annotated[float, _measured(0.0, "seconds", above=True)]
 SecondsFrom0 = Annotated[float, _measured(0.0, "seconds")]
-BatchSeconds = Annotated[float, _measured(0.0, "seconds", 1e6, above=True, below=True)]
+Batches = Annotated[float, _measured(0.0, "batches", 1e6, above=True, below=True)]
 Share = Annotated[float, _measured(0.0, "a share", above=True)]
 ShareFrom0 = Annotated[float, _measured(0.0, "a share")]
 NumberFrom0 = Annotated[float, _measured(0.0)]

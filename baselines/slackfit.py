@@ -3,14 +3,16 @@
 Our own baseline. It adapts to its device: the durations that its latency profile predicts are corrected by those seen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from baselines.families.filling import AUTO, EXCLUSIVE, FILLING, MIXED, RULE, Filling, Rule, fill_by_rule
-from baselines.parameters import BatchSeconds, NumberFrom0, ShareFrom0, TokensPerSecond, WeightFrom0
+from baselines.families.aims import PHASES, RULE, Rule
+from baselines.families.filling import FILLING, Filling, fill_by_rule
+from baselines.parameters import Batches, NumberFrom0, Share, ShareFrom0, TokensPerSecond, WeightFrom0
 from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
 from engine.device.latency import LatencyModel, load_profile
@@ -20,7 +22,6 @@ from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
 
 PARAMS = np.dtype([("rule", RULE), ("profile", DEVICE)], align=True)
-PHASES = {"auto": AUTO, "mixed": MIXED, "exclusive": EXCLUSIVE}
 DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
 """Latency profile where none is named and nobody says what the device is."""
 
@@ -34,18 +35,20 @@ def _device(name: str) -> np.ndarray:
 class Slackfit(Policy):
     """Fill each batch up to a predicted duration: urgent decodes, prompts by shortest remaining, then other decodes.
 
+    The duration is a share of the tightest deadline among those who decode, so there may be any number of tiers; one
+    that no batch with a prompt can meet does not count.
+
     While memory gets short, first the decodes with much KV, then all of them run in every batch, to free it; while
     seats get short, all of them run in shorter batches. The predicted duration is corrected by what the last batches
     took, so the profile needs only the right shape.
     """
 
-    strict_limit: BatchSeconds = 0.08
-    """Seconds of a batch while a user of the strict tier decodes."""
-    relaxed_limit: BatchSeconds = 0.1
-    """Seconds of a batch otherwise."""
-    slack: NumberFrom0 = 3.0
-    """A decode must run if less than this many batch limits, this batch's and then the longer one, are left until its
-    deadline."""
+    limit: Share = 0.8
+    """Share of the tightest deadline between tokens, among those of the users who decode, that a batch takes."""
+    longest: Batches = 6.0
+    """Longest batch, in those of one token (6: 0.14 s on the default device): a longer one saves next to nothing."""
+    slack: NumberFrom0 = 2.5
+    """A decode must run if less than this many batches, this one and then longest ones, are left until its deadline."""
     eager_from: ShareFrom0 = 0.8
     """Share of the KV blocks in use from which decodes with much KV run in any case: with twice the mean here, with
     any at memory_limit."""
@@ -69,10 +72,15 @@ class Slackfit(Policy):
     _model: ClassVar[LatencyModel | None] = None
     request_memory: ClassVar[int] = cells_of(QUEUED)
     row_memory: ClassVar[int] = cells_of(FILLING)
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "strict_limit": "limit is a share of the tightest deadline (0.8 of 0.1 s for 0.08)",
+        "relaxed_limit": "longest is in shortest batches of the device (6 of 23 ms for 0.14)",
+    }
+    """Parameters that there were, and what says the same now."""
     space: ClassVar[Space] = {
-        "strict_limit": (0.04, 0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095),
-        "relaxed_limit": (0.06, 0.08, 0.1, 0.12, 0.15),
-        "slack": (1.5, 2.0, 3.0, 4.0),
+        "limit": (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95),
+        "longest": (4.0, 5.0, 6.0, 8.0),
+        "slack": (1.5, 2.0, 2.5, 3.0, 4.0),
         "eager_from": (0.5, 0.6, 0.7, 0.8, 0.9),
         "memory_limit": (0.7, 0.8, 0.9, 0.95, 1.0, 1.1),
         "close": (0.0, 0.25, 0.5, 1.0, 2.0),
@@ -99,9 +107,10 @@ class Slackfit(Policy):
     def params(self, config: EngineConfig) -> np.ndarray:
         """A record of PARAMS: the rule, then the device in the place of the profile's name."""
         rule = Rule(
-            strict_limit=self.strict_limit,
-            relaxed_limit=self.relaxed_limit,
-            longest_limit=max(self.strict_limit, self.relaxed_limit),
+            limit=self.limit,
+            longest=self.longest,
+            longest_s=np.inf,
+            next_s=np.inf,
             slack=self.slack,
             eager_from=self.eager_from,
             memory_limit=self.memory_limit,

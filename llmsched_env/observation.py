@@ -1,8 +1,10 @@
 """Observation: one fixed float32 vector of scale-free aggregates of the server.
 
 Counts and token amounts are square roots or shares of the server's limits, slack is in units of the recent batch time,
-waits in units of the TTFT deadline, so that the same numbers mean the same on a faster card or with longer deadlines.
-What a single snapshot cannot show (recent batch time, recent arrival rate) is kept in the policy's own memory.
+waits in units of the TTFT deadline, predicted seconds in deadlines or shortest batches, so that the same numbers mean
+the same on a faster card or with longer deadlines. What a single snapshot cannot show (recent batch time, recent
+arrival rate, the outputs of those that are done) is kept in the policy's own memory; what the device is comes first
+among its parameters.
 
 A new entry is a line in OBSERVATION and the line that writes it; names, order and size come from there. Trained
 policies go by the names, so that they stay as they are (`agents.learning.learned.bundle`).
@@ -12,12 +14,16 @@ import numpy as np
 
 from engine.compiled.jit import hot, inner
 from engine.compiled.records import cells_of, record
-from engine.server.state import Memory, View
+from engine.device.predicting import DEVICE, predicted
+from engine.server.features import EMPTY, Features, add
+from engine.server.state import DROPPED, FINISHED, Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
 """Upper edges of the prompt-length buckets, tokens; the last bucket is open."""
 SLACK_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0)
 """Upper edges of the slack buckets, recent batch times; the last bucket is open."""
+USUAL_CHUNK = 512.0
+"""Tokens of the prompt chunk by which it is told what chunks cost."""
 
 TIERS = ("relaxed", "strict")
 """The two kinds of users, in the order of the flag `strict` of a request."""
@@ -49,6 +55,18 @@ OBSERVATION = np.dtype(
             ("mean_output_so_far", "f4"),  # mean tokens that a decode has given / 256
             ("arrivals_per_batch_slow", "f4"),  # the same, at the rate over a longer time
             ("kv_use_slow", "f4"),  # KV use at arrivals, over a longer time
+            ("running_share_slow", "f4"),  # running_share at arrivals, over a longer time
+            ("kv_per_seat", "f4"),  # sqrt of the KV tokens for each of max_num_seqs / 512
+            ("mean_output", "f4"),  # mean output tokens of those that are done, by arrival / 256
+            ("output_spread", "f4"),  # their standard deviation, in means
+            (
+                "tightest_deadline",
+                "f4",
+            ),  # shortest deadline between tokens of a decode, in the longest; 1: nobody decodes
+            ("tightest_decodes", "f4"),  # share of the decodes that have it
+            ("decodes_time", "f4"),  # predicted batch of all decodes, in their shortest deadline; 0: nobody decodes
+            ("chunk_time", "f4"),  # what a chunk of 512 tokens adds to it, in predicted batches of one token / 4
+            ("mixing_loss", "f4"),  # share of a batch of both that is saved by two batches (< 0: that costs more)
         ],
     )
 )
@@ -80,11 +98,17 @@ SEEN = np.dtype(
         ("arrival_time", "f8"),  # s, of the last look that saw new arrivals
         ("arrival_gap_slow", "f8"),  # s, over a longer time
         ("kv_use_slow", "f8"),  # share of the KV blocks at arrivals, over a longer time
+        ("seats_slow", "f8"),  # the same of the seats
+        ("looked_at", "f8"),  # requests, by arrival: all of them are done
+        ("outputs", "f8"),  # of them, those that were served
+        ("output", "f8"),  # tokens that these were given, running mean
+        ("output_square", "f8"),  # tokens^2, the same of the squares
     ],
     align=True,
 )
 """What `remember` keeps between decisions, at the beginning of the row memory."""
 OBSERVER_ROW_MEMORY = cells_of(SEEN)
+_device = record(DEVICE)
 seen_before = record(SEEN)
 """``seen_before(memory.row)`` is what `remember` has kept, in place."""
 _FORGET, _FORGET_SLOWLY = 0.1, 0.01
@@ -92,9 +116,25 @@ _FORGET, _FORGET_SLOWLY = 0.1, 0.01
 _FIRST_BATCH_TIME_S = 0.03
 
 
+@inner
+def _count_outputs(view: View, seen: np.record) -> None:
+    """Update the running means of outputs: by arrival, for of those that are done first most are short."""
+    looked_at, arrived = int(seen.looked_at), view.row[0].next_arrival
+    while looked_at < arrived and view.request[looked_at].status >= FINISHED:
+        r = view.request[looked_at]
+        if r.status != DROPPED:
+            outputs, tokens = float(seen.outputs) + 1.0, float(r.generated)
+            weight = max(_FORGET_SLOWLY, 1.0 / outputs)
+            seen.outputs = outputs
+            seen.output += weight * (tokens - seen.output)
+            seen.output_square += weight * (tokens * tokens - seen.output_square)
+        looked_at += 1
+    seen.looked_at = looked_at
+
+
 @hot
 def remember(view: View, memory: Memory) -> None:
-    """Update the running means of batch time and time between arrivals; call once before each decision."""
+    """Update the running means of batch time, time between arrivals and outputs; call once before each decision."""
     row, seen = view.row[0], seen_before(memory.row)
     if seen.batch_time == 0.0:
         seen.batch_time, seen.arrival_gap = _FIRST_BATCH_TIME_S, 1.0
@@ -111,8 +151,10 @@ def remember(view: View, memory: Memory) -> None:
         seen.arrival_gap_slow = kept * seen.arrival_gap_slow + (1.0 - kept) * gap
         use = 1.0 - row.free_blocks / row.num_blocks
         seen.kv_use_slow = kept * seen.kv_use_slow + (1.0 - kept) * use
+        seen.seats_slow = kept * seen.seats_slow + (1.0 - kept) * row.num_running / row.max_num_seqs
         seen.arrived = row.next_arrival
         seen.arrival_time = row.now
+    _count_outputs(view, seen)
 
 
 @inner
@@ -181,13 +223,41 @@ def _show_running(view: View, unit: float, o: np.record) -> None:
     o.mean_output_so_far = output / (256.0 * decodes) if decodes > 0 else 0.0
 
 
+@inner
+def _show_decodes(view: View, device: np.record, o: np.record) -> None:
+    """What those who decode ask of the device: deadlines, seconds of their batch, alone and beside a chunk."""
+    f, tightest, longest, tight = EMPTY, np.inf, 0.0, 0.0
+    for j in range(view.row[0].num_running):
+        r = view.request[view.running[j]]
+        if r.prefilled < r.prompt:
+            continue
+        f = add(f, r.length - 1.0, 1.0, True)
+        longest = max(longest, r.tbt)
+        if r.tbt < tightest:
+            tightest, tight = r.tbt, 0.0
+        tight += r.tbt == tightest
+    o.tightest_deadline = tightest / longest if longest > 0.0 else 1.0
+    o.tightest_decodes = tight / max(1.0, f.decodes)
+    _show_device(device, f, tightest, o)
+
+
+@inner
+def _show_device(device: np.record, decodes: Features, tightest: float, o: np.record) -> None:
+    """Predicted seconds of the decodes and of a chunk."""
+    alone, together = predicted(device, decodes), predicted(device, add(decodes, 0.0, USUAL_CHUNK, False))
+    o.decodes_time = alone / tightest
+    o.chunk_time = (together - alone) / (4.0 * predicted(device, add(EMPTY, 0.0, 1.0, True)))
+    if decodes.decodes > 0.0:
+        o.mixing_loss = 1.0 - (alone + predicted(device, add(EMPTY, 0.0, USUAL_CHUNK, False))) / together
+
+
 @hot
 def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     """Write the observation of one server; call `remember` first.
 
     Args:
         view: what a policy may see.
-        memory: holds what `remember` keeps.
+        memory: holds what `remember` keeps, and among its parameters first the device (a record of DEVICE).
         out: float32[OBSERVATION_SIZE], overwritten.
     """
     row, seen, o = view.row[0], seen_before(memory.row), out.view(OBSERVATION)[0]
@@ -195,6 +265,7 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     out[:] = 0.0
     _show_waiting(view, o)
     _show_running(view, unit, o)
+    _show_decodes(view, _device(memory.params), o)
     o.kv_use = 1.0 - row.free_blocks / row.num_blocks
     o.running_share = row.num_running / row.max_num_seqs
     o.arrivals_per_batch = unit / max(seen.arrival_gap, 1e-3)
@@ -202,6 +273,10 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     o.last_batch_time = row.last_duration / unit
     o.last_batch_tokens = row.batch_tokens / 512.0
     o.arrivals_per_batch_slow = unit / max(seen.arrival_gap_slow, 1e-3)
-    o.kv_use_slow = seen.kv_use_slow
+    o.kv_use_slow, o.running_share_slow = seen.kv_use_slow, seen.seats_slow
+    o.kv_per_seat = np.sqrt(row.num_blocks * row.block_size / (512.0 * row.max_num_seqs))
+    o.mean_output = seen.output / 256.0
+    if seen.output > 0.0:
+        o.output_spread = np.sqrt(max(0.0, seen.output_square - seen.output**2)) / seen.output
     for k in range(OBSERVATION_SIZE):
         out[k] = min(max(out[k], -OBSERVATION_LIMIT), OBSERVATION_LIMIT)

@@ -349,7 +349,7 @@ SPECS: dict[str, tuple[Callable[[str], Any], Callable[[Any], None], tuple[str, .
         _sound_policy,
         (
             "slai:offset=5,token_budget=512,memory_limit=0.9,fixed_offset=true",
-            "slackfit:strict_limit=0.08,slack=3,ageing=20,close=1",
+            "slackfit:limit=0.8,slack=3,ageing=20,close=1",
             "wait:types=64:1;128:2;inf:3,timeout_s=2",
             "mlfq:quantum_s=0.1,levels=3,factor=2",
             "past_future:limit=0.95,seed=3",

@@ -17,6 +17,7 @@ CLOCK = np.dtype(
         ("predicted", "f8"),  # s, of the batch of the last plan, 0: none
         ("kind", "f8"),  # of that batch
         ("iteration", "f8"),  # its index
+        ("shortest", "f8"),  # s, predicted batch of one token, 0: not asked yet
     ],
     align=True,
 )

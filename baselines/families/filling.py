@@ -1,7 +1,8 @@
 """Batches of a predicted duration, decodes by slack (seconds until the deadline of their next token), prompts by SRPT.
 
 slackfit and its action share these moves. The predicted duration is that of the device's latency profile, all of it,
-times how much slower than predicted batches of the same kind, with prompt chunks or without, have been of late.
+times how much slower than predicted batches of the same kind, with prompt chunks or without, have been of late. How
+long a batch may take is in `aims`.
 
 Where prompts and decodes in one batch take longer than apart, the batch is of one kind: prompts, for as long as the
 decodes can wait until they have had a batch of their own, then those decodes.
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baselines.families.durations import CLOCK, all_decodes, expected, learn_scale, remember_batch, scale_of
+from baselines.families.aims import EXCLUSIVE, MARGIN, MIXED, Aim, Decoding, aim_of, decoding
+from baselines.families.durations import CLOCK, expected, learn_scale, remember_batch, scale_of
 from baselines.families.urgent import take_large, take_urgent
 from engine.compiled.jit import inner
 from engine.device.predicting import gain_apart, largest, predicted
@@ -19,7 +21,7 @@ from engine.server.features import EMPTY, Features, add
 from engine.server.kv import tokens_left
 from engine.server.moves import chunk, decode, enter, fits, fits_decode, is_decode
 from engine.server.plan import is_named
-from engine.server.queue import QUEUE, QUEUED, WEIGHED, Queue, next_waiting, weighed
+from engine.server.queue import QUEUE, WEIGHED, Queue, next_waiting, weighed
 from engine.server.state import Plan, View
 
 FILLING = np.dtype([("queue", QUEUE), ("clock", CLOCK)], align=True)
@@ -29,16 +31,8 @@ LEAST_CHUNK = 64
 """Tokens of a prompt that run even if the batch is full already, so that prompts always go on."""
 USUAL_CHUNK = 512.0
 """Tokens of the chunk for which it is asked whether it should share a batch with the decodes."""
-FEW_SEATS = 0.75
-"""Share of the seats (max_num_seqs) in use from which they are short: all decodes run, and batches get shorter."""
-SHORTEST = 2.0
-"""Seconds of a batch where all seats are taken, in those of its decodes alone: what frees seats is decodes."""
 LEAST_GAIN = 0.05
 """Share of its seconds that a batch must lose by mixing before prompts wait for batches of decodes."""
-MARGIN = 0.1
-"""Share of their deadlines that decodes keep when they wait for a batch of prompts."""
-AUTO, MIXED, EXCLUSIVE = 0.0, 1.0, 2.0
-"""Phases: as the profile says, always in one batch, always apart."""
 
 
 class Filling(NamedTuple):
@@ -47,34 +41,6 @@ class Filling(NamedTuple):
     queue: Queue
     clock: Any  # CLOCK, in the memory
     device: Any  # DEVICE, in the parameters
-
-
-class Rule(NamedTuple):
-    """The rule of `baselines.slackfit.Slackfit`; its fields are described there."""
-
-    strict_limit: float  # s
-    relaxed_limit: float  # s
-    longest_limit: float  # s, that the next batch may have
-    slack: float  # batch limits
-    eager_from: float  # share of the KV blocks
-    memory_limit: float  # share of the KV blocks
-    ageing: float  # tokens/s
-    close: float
-    foresight: float
-    phases: float  # AUTO, MIXED or EXCLUSIVE
-
-
-RULE = np.dtype([(name, "f8") for name in Rule._fields], align=True)
-"""The same in the parameters of a policy."""
-
-
-class Aim(NamedTuple):
-    """What one batch is to be."""
-
-    limit_s: float  # s, > 0: expected, of the batch
-    slack_s: float  # s: a decode with less slack must run (inf: all of them)
-    times_mean: float  # one with more KV than this many times the mean runs, too (inf: none)
-    close: float  # weight of the seconds that an early end saves users of finished prompts (0: no early end)
 
 
 @inner
@@ -150,13 +116,14 @@ def _take_prompts(view: View, plan: Plan, filling: Filling, aim: Aim, f: Feature
 
 
 @inner
-def _take_others(view: View, plan: Plan, filling: Filling, limit_s: float, f: Features) -> Features:
-    """Decodes that could wait, oldest first, while predicted time is left; returns the features of the batch."""
+def _take_decodes(view: View, plan: Plan, filling: Filling, limit_s: float, slack_s: float, f: Features) -> Features:
+    """Decodes with less slack that could wait, oldest first, while time is left; returns the features of the batch."""
     row, draft = view.row[0], plan.draft[0]
     for j in range(row.num_running):
         i = view.running[j]
         r = view.request[i]
-        if is_decode(r) and not is_named(plan, i) and fits_decode(view, plan, i):
+        near = r.last_token + r.tbt - row.now < slack_s
+        if near and is_decode(r) and not is_named(plan, i) and fits_decode(view, plan, i):
             more = add(f, r.length - 1.0, 1.0, True)
             if draft.tokens >= row.max_batched_tokens or expected(filling.device, filling.clock, more) > limit_s:
                 break
@@ -189,69 +156,65 @@ def _time_for_prompts(view: View, decodes_s: float) -> float:
 
 
 @inner
-def _fill_apart(view: View, plan: Plan, filling: Filling, aim: Aim, decodes: Features) -> Features:
+def _take_near(view: View, plan: Plan, filling: Filling, aim: Aim, large: bool) -> Features:
+    """Decodes that come before prompts: those that must run, those with much KV, those whose deadline is near."""
+    draft = plan.draft[0]
+    take_urgent(view, plan, aim.must_s)
+    if large and draft.victims == 0 and aim.times_mean < np.inf:
+        take_large(view, plan, aim.times_mean)
+    f = _decodes_taken(view, plan)
+    if aim.must_s < aim.near_s and draft.victims == 0:
+        f = _take_decodes(view, plan, filling, aim.near_limit_s, aim.near_s, f)
+    return f
+
+
+@inner
+def _fill_apart(view: View, plan: Plan, filling: Filling, aim: Aim, decodes_s: float) -> Features:
     """A batch of prompts alone while decodes can wait, else one of decodes; returns its features."""
-    room = min(aim.limit_s, _time_for_prompts(view, expected(filling.device, filling.clock, decodes)))
+    room = min(aim.limit_s, _time_for_prompts(view, decodes_s))
     if expected(filling.device, filling.clock, add(EMPTY, 0.0, float(LEAST_CHUNK), False)) <= room:
-        f, _ = _take_prompts(view, plan, filling, Aim(room, aim.slack_s, aim.times_mean, aim.close), EMPTY)
+        alone = Aim(room, aim.must_s, aim.near_s, aim.near_limit_s, aim.times_mean, aim.close)
+        f, _ = _take_prompts(view, plan, filling, alone, EMPTY)
         if plan.size[0] > 0:
             return f
-    take_urgent(view, plan, aim.slack_s)
-    f = _decodes_taken(view, plan)
-    return _take_others(view, plan, filling, aim.limit_s, f) if plan.draft[0].victims == 0 else f
+    f = _take_near(view, plan, filling, aim, False)
+    return _take_decodes(view, plan, filling, aim.limit_s, np.inf, f) if plan.draft[0].victims == 0 else f
 
 
 @inner
 def _fill_together(view: View, plan: Plan, filling: Filling, aim: Aim, prompts: bool) -> Features:
     """Urgent decodes, large decodes, prompts, then the other decodes; returns the features of the batch."""
-    draft = plan.draft[0]
-    take_urgent(view, plan, aim.slack_s if prompts else np.inf)
-    if prompts and draft.victims == 0 and aim.times_mean < np.inf:
-        take_large(view, plan, aim.times_mean)
-    f = _decodes_taken(view, plan)
+    f = _take_near(view, plan, filling, aim, prompts)
     if prompts:
         f, closed = _take_prompts(view, plan, filling, aim, f)
-        if draft.victims == 0 and not closed:
-            f = _take_others(view, plan, filling, aim.limit_s, f)
+        if plan.draft[0].victims == 0 and not closed:
+            f = _take_decodes(view, plan, filling, aim.limit_s, np.inf, f)
     return f
 
 
 @inner
-def _may_go_apart(filling: Filling, phases: float) -> bool:
-    """Whether prompts and decodes may be served apart: where that is asked for, or mixing costs something."""
-    return phases == EXCLUSIVE or (phases == AUTO and filling.device.per_mixed > 0.0)
-
-
-@inner
 def _apart(filling: Filling, decodes: Features, phases: float) -> bool:
-    """Whether prompts and these decodes, which may, go into batches of their own."""
-    if decodes.decodes == 0.0:
+    """Whether prompts and these decodes go into batches of their own: asked for, or together they take longer."""
+    if phases == MIXED or decodes.decodes == 0.0:
         return False
-    return phases == EXCLUSIVE or gain_apart(filling.device, decodes, USUAL_CHUNK) > LEAST_GAIN
+    if phases == EXCLUSIVE:
+        return True
+    return filling.device.per_mixed > 0.0 and gain_apart(filling.device, decodes, USUAL_CHUNK) > LEAST_GAIN
 
 
 @inner
-def fill(view: View, plan: Plan, filling: Filling, aim: Aim, phases: float) -> None:
+def fill(view: View, plan: Plan, filling: Filling, aim: Aim, found: Decoding, phases: float) -> None:
     """A batch as aimed at, by decodes and prompts together or apart."""
-    row, draft = view.row[0], plan.draft[0]
-    prompts, decodes = row.num_waiting + row.num_prefilling > 0, EMPTY
-    if prompts and _may_go_apart(filling, phases):
-        decodes = all_decodes(view)
-    if _apart(filling, decodes, phases):
-        f = _fill_apart(view, plan, filling, aim, decodes)
+    row = view.row[0]
+    prompts = row.num_waiting + row.num_prefilling > 0
+    if prompts and _apart(filling, found.features, phases):
+        f = _fill_apart(view, plan, filling, aim, found.seconds)
     else:
         f = _fill_together(view, plan, filling, aim, prompts)
-    if plan.size[0] == draft.victims:
+    if plan.size[0] == plan.draft[0].victims:
         take_urgent(view, plan, np.inf)
         f = _decodes_taken(view, plan)
     remember_batch(filling.device, filling.clock, f)
-
-
-@inner
-def _limit_for_seats(view: View, filling: Filling, limit: float, short: float) -> float:
-    """Seconds of a batch while seats are short: the limit at 0, SHORTEST decodes at 1."""
-    least = SHORTEST * expected(filling.device, filling.clock, all_decodes(view))
-    return (1.0 - short) * limit + short * min(limit, least)
 
 
 @inner
@@ -264,36 +227,8 @@ def fill_by_rule(view: View, plan: Plan, filling: Filling, rule: np.record) -> N
         filling: queue, clock and device.
         rule: a `Rule`, or a record of RULE.
     """
-    row, q, strict = view.row[0], filling.queue.row, False
+    q = filling.queue.row
     q.ageing, q.foresight = rule.ageing, rule.foresight
-    for j in range(row.num_running):
-        r = view.request[view.running[j]]
-        strict = strict or (r.strict > 0 and is_decode(r))
-    limit = rule.strict_limit if strict else rule.relaxed_limit
-    use, seats = 1.0 - row.free_blocks / row.num_blocks, row.num_running / row.max_num_seqs
-    if seats > FEW_SEATS:
-        limit = _limit_for_seats(view, filling, limit, (seats - FEW_SEATS) / (1.0 - FEW_SEATS))
-    slack_s, times_mean, close = limit + (rule.slack - 1.0) * rule.longest_limit, np.inf, rule.close
-    if use >= rule.memory_limit or seats > FEW_SEATS:
-        slack_s, close = np.inf, 0.0
-    elif use > rule.eager_from:
-        times_mean, close = 2.0 * (rule.memory_limit - use) / (rule.memory_limit - rule.eager_from), 0.0
     learn_scale(view, filling.clock)
-    fill(view, plan, filling, Aim(limit, slack_s, times_mean, close), rule.phases)
-
-
-__all__ = [
-    "AUTO",
-    "EXCLUSIVE",
-    "FILLING",
-    "MIXED",
-    "QUEUED",
-    "RULE",
-    "Aim",
-    "Filling",
-    "Rule",
-    "fill",
-    "fill_by_rule",
-    "shortest_remaining",
-    "shortest_started",
-]
+    found = decoding(view, filling.device, filling.clock)
+    fill(view, plan, filling, aim_of(view, found, rule), found, rule.phases)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 from engine.compiled.records import cells_of
 from engine.device.latency import LatencyModel
+from engine.device.predicting import BEFORE, DEVICE, check_device, device_of
 from engine.errors import InputError
 from engine.fields import checked
 from engine.ranges import Count
@@ -25,6 +26,10 @@ LEVELS = OBSERVER_ROW_MEMORY
 """Where in a codec's row memory the levels of the present batch begin, behind what the observer remembers."""
 LARGEST = 1e9
 """Largest parameter of a codec: seconds, tokens or a factor."""
+PROFILE = "profile"
+"""Name of the first parameter of every codec: the device (a record of DEVICE), which the observer reads there."""
+BEFORE_DEVICE = {f"{PROFILE}.{name}": value for name, value in BEFORE.items()}
+"""What policies that were stored earlier do not say of their device."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Codec(Action):
     """
 
     PARAMS: ClassVar[np.dtype]
-    """The kernel's parameters by name, a record of float64 (`engine.compiled.records`)."""
+    """The kernel's parameters by name, a record of float64 (`engine.compiled.records`); the first is PROFILE."""
     ENDLESS: ClassVar[tuple[str, ...]] = ()
     """Which of them are numbers above 0 that may be infinite."""
     BEFORE: ClassVar[Mapping[str, float]] = {}
@@ -113,6 +118,17 @@ class Codec(Action):
     """Iterations for which a choice holds (those that are skipped do not count): what memory costs is seen only after
     many seconds, and noise that lasts a second explores more than noise of one batch."""
 
+    def __init_subclass__(cls) -> None:
+        """Check the parameters.
+
+        Raises:
+            InputError: the first of them is not the device.
+        """
+        super().__init_subclass__()
+        own = cls.__dict__.get("PARAMS")
+        if own is not None and ((own.names or ("",))[0] != PROFILE or own.fields[PROFILE][0] != DEVICE):
+            raise InputError(f"action {cls.name!r}: PARAMS: expected ({PROFILE!r}, DEVICE) first, got {own.names}")
+
     @property
     def codec(self) -> "Codec":
         """Itself."""
@@ -129,7 +145,7 @@ class Codec(Action):
         return LEVELS + len(self.sizes) + self.own_cells
 
     def named(self, model: LatencyModel) -> dict[str, Any]:
-        """The kernel's parameters by name: numbers, lists of them, and mappings for what is nested.
+        """The kernel's parameters behind the device by name: numbers, lists of them, mappings for what is nested.
 
         Args:
             model: predicts how long a batch takes.
@@ -138,13 +154,11 @@ class Codec(Action):
 
     def params(self, model: LatencyModel) -> np.ndarray:
         """The kernel's parameters as float64 cells, in the order of PARAMS."""
-        return to_cells(self.PARAMS, self.named(model), "codec")
+        return to_cells(self.PARAMS, {PROFILE: device_of(model), **self.named(model)}, "codec")
 
     def told(self, params: np.ndarray, model: LatencyModel) -> np.ndarray:
         """The same parameters, but for what they know of a device: that is this one now."""
-        named = self.named(model)
-        kept = {} if "profile" not in named else {"profile": named["profile"]}
-        return to_cells(self.PARAMS, to_names(self.PARAMS, params) | kept, "codec")
+        return to_cells(self.PARAMS, to_names(self.PARAMS, params) | {PROFILE: device_of(model)}, "codec")
 
     def is_sound(self, cells: np.ndarray, request: np.ndarray) -> bool:
         """Whether what the kernel indexes with is in range, after something else has written its memory.
@@ -165,11 +179,11 @@ class Codec(Action):
         Raises:
             InputError: a name that this codec does not have, or one too few, or another number of cells.
         """
-        cells = dict(flat(self.PARAMS, np.zeros(cells_of(self.PARAMS))))
-        if strange := sorted((set(named) - set(cells)) | (set(cells) - set(named) - set(self.BEFORE))):
+        cells, before = dict(flat(self.PARAMS, np.zeros(cells_of(self.PARAMS)))), {**BEFORE_DEVICE, **self.BEFORE}
+        if strange := sorted((set(named) - set(cells)) | (set(cells) - set(named) - set(before))):
             raise InputError(f"codec: {'unknown' if strange[0] in named else 'missing'} parameter {strange[0]!r:.80}")
         for name, own in cells.items():
-            given = named.get(name, np.full(own.shape, self.BEFORE.get(name)))
+            given = named.get(name, np.full(own.shape, before.get(name)))
             if given.shape != own.shape:
                 raise InputError(f"codec: {name}: expected {own.size} numbers, got shape {given.shape}")
             own[:] = given
@@ -177,7 +191,7 @@ class Codec(Action):
 
     def knows(self, params: np.ndarray, model: LatencyModel) -> bool:
         """Whether parameters predict batches with the numbers of this device."""
-        return bool(to_names(self.PARAMS, params).get("profile") == self.named(model).get("profile"))
+        return bool(to_names(self.PARAMS, params)[PROFILE] == device_of(model))
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file before compiled code takes them for levels and divisors.
@@ -193,6 +207,7 @@ class Codec(Action):
             legal = values > 0.0 if name in self.ENDLESS else (values >= 0.0) & (values <= LARGEST)
             if not legal.all():
                 raise InputError(f"codec: expected {size} numbers from 0 to {LARGEST:g}, decode rules above 0")
+        check_device(params.view(self.PARAMS)[0][PROFILE])
 
 
 def flat(dtype: np.dtype, cells: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -10,7 +10,6 @@ in this space.
 4. If that leaves the batch empty, all decodes run; if there are none, the smallest budget of prompt tokens.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,13 +20,14 @@ from baselines.families.urgent import take_urgent
 from engine.compiled.jit import inner
 from engine.compiled.records import record, records
 from engine.device.latency import LatencyModel
-from engine.device.predicting import BEFORE, DEVICE, check_device, device_of, largest, linear
+from engine.device.predicting import DEVICE, largest, linear
 from engine.errors import InputError
 from engine.server.moves import admit, admit_chunks, chunk, decode, fits_decode, is_decode
 from engine.server.plan import is_named
 from engine.server.policy import HotKernel, Kernel
 from engine.server.queue import QUEUE, QUEUED, SPF, Queue, next_waiting
 from engine.server.state import Memory, Plan, View
+from llmsched_env.actions.action import PROFILE
 from llmsched_env.actions.queue_memory import QueueCodec
 from llmsched_env.observation import SEEN
 
@@ -43,10 +43,10 @@ ORDERS = ("fcfs", "spf", "strict_spf", "srpt")
 
 PARAMS = np.dtype(
     [
+        (PROFILE, DEVICE),
         ("budgets", "f8", (len(TOKEN_LEVELS),)),  # tokens, or s
         ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch times
         ("timed", "f8"),  # whether budgets are seconds
-        ("profile", DEVICE),
     ],
     align=True,
 )
@@ -61,8 +61,6 @@ MEMORY = np.dtype(
     align=True,
 )
 """What is remembered of the server."""
-BEFORE_DEVICE = {f"profile.{name}": value for name, value in BEFORE.items()}
-"""What policies that were stored earlier do not say of their device."""
 _params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
 
@@ -169,7 +167,6 @@ class Allocation(QueueCodec):
     name: ClassVar[str] = "allocation"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
-    BEFORE: ClassVar[Mapping[str, float]] = BEFORE_DEVICE
     kernel: ClassVar[Kernel] = allocate_batch
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
     FALLBACK: ClassVar[tuple[int, ...]] = (TOKEN_LEVELS.index(512), 0, 0)
@@ -186,7 +183,7 @@ class Allocation(QueueCodec):
         """The kernel's parameters by name."""
         timed = self.budget == "time"
         budgets = TIME_LEVELS_S if timed else TOKEN_LEVELS
-        return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed), "profile": device_of(model)}
+        return {"budgets": budgets, "slacks": SLACK_LEVELS, "timed": float(timed)}
 
     def check_params(self, params: np.ndarray) -> None:
         """Check parameters that come from a file.
@@ -198,4 +195,3 @@ class Allocation(QueueCodec):
         p = params.view(PARAMS)[0]
         if p["timed"] != float(self.budget == "time"):
             raise InputError(f"codec: expected the budgets of {self.budget!r}, got kind {p['timed']:g}")
-        check_device(p["profile"])

@@ -1,44 +1,45 @@
 """The `slackfit` action: the parameters of that baseline (`baselines.slackfit`), anew for every batch.
 
-The predicted seconds of the batch (at most STRICT_LIMIT_S while a user of the strict tier decodes, else RELAXED_FACTOR
-as long), the decode rule in units of them, and from which use of the KV blocks decodes run to free it; prompts go by
-shortest remaining.
+The predicted seconds of the batch, a share of the tightest deadline among those who decode; the decode rule in batches;
+and from which use of the KV blocks decodes run to free it. Prompts go by shortest remaining.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from baselines.families.filling import AUTO, FILLING, Filling, Rule, fill_by_rule
+from baselines.families.aims import PHASES, Rule
+from baselines.families.filling import FILLING, Filling, fill_by_rule
 from engine.compiled.records import cells_of, record, records
 from engine.device.latency import LatencyModel
-from engine.device.predicting import DEVICE, check_device, device_of
+from engine.device.predicting import DEVICE
 from engine.ranges import number
 from engine.server.policy import HotKernel, Kernel
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
-from llmsched_env.actions.allocation import BEFORE_DEVICE, SLACK_LEVELS
+from llmsched_env.actions.action import PROFILE
 from llmsched_env.actions.queue_memory import QueueCodec
 from llmsched_env.observation import SEEN
 
-LIMITS_S = (0.05, 0.06, 0.07, 0.075, 0.08, 0.085, 0.09, 0.095, 0.1)
-"""Predicted durations that slackfit fills, seconds."""
-STRICT_LIMIT_S = 0.095
-"""The longest of them while a user of the strict tier decodes."""
-RELAXED_FACTOR = 1.5
-"""While there is none, batches may be longer by this factor."""
-SHARES = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.75, 1.0))
-"""slackfit's eager_from and memory_limit, shares of the KV blocks."""
+LIMITS = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""slackfit's limit, shares of the tightest deadline."""
+SLACKS = (float("inf"), 4.0, 3.0, 2.5, 2.0)
+"""Its slack, batches (inf: all decodes run)."""
+SHARES = ((0.3, 1.0), (0.45, 1.0), (0.6, 1.0), (0.8, 0.8))
+"""Its eager_from and memory_limit, shares of the KV blocks."""
 
 PARAMS = np.dtype(
     [
-        ("limits", "f8", (len(LIMITS_S),)),  # s
-        ("slacks", "f8", (len(SLACK_LEVELS),)),  # batch durations
-        ("profile", DEVICE),
+        (PROFILE, DEVICE),
+        ("of_deadline", "f8", (len(LIMITS),)),  # shares
+        ("longest_s", "f8", (len(LIMITS),)),  # s, most that a batch takes beside that; the last one: the next batch
+        ("slacks", "f8", (len(SLACKS),)),  # batches
+        ("longest", "f8"),  # shortest batches
         ("ageing", "f8"),  # tokens/s
         ("close", "f8"),
+        ("phases", "f8"),  # AUTO, MIXED or EXCLUSIVE
         ("shares", "f8", (len(SHARES), 2)),
     ],
     align=True,
@@ -46,8 +47,8 @@ PARAMS = np.dtype(
 MEMORY = np.dtype(
     [
         ("seen", SEEN),
-        ("limit", "f8"),  # index of the present choice in LIMITS_S
-        ("slack", "f8"),  # in SLACK_LEVELS
+        ("limit", "f8"),  # index of the present choice in LIMITS
+        ("slack", "f8"),  # in SLACKS
         ("shares", "f8"),  # in SHARES
         ("filling", FILLING),
     ],
@@ -56,6 +57,10 @@ MEMORY = np.dtype(
 """What is remembered of the server."""
 _params, _memory, _requests = record(PARAMS), record(MEMORY), records(QUEUED)
 
+FORMER_DEADLINE_S, FORMER_LONGEST_S, FORMER_FACTOR = 0.1, 0.095, 1.5
+"""What levels in seconds were made for: the strict tier's deadline, the longest batch beside a strict user, and how
+much longer one might be without."""
+
 Weight = Annotated[float, number(0.0, 1e9, below=True)]
 
 
@@ -63,18 +68,19 @@ Weight = Annotated[float, number(0.0, 1e9, below=True)]
 def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
     """Build the batch for the levels in the memory (see the module docstring)."""
     p, m = _params(memory.params), _memory(memory.row)
-    limit, shares = p.limits[int(m.limit)], p.shares[int(m.shares)]
+    level, shares = int(m.limit), p.shares[int(m.shares)]
     rule = Rule(
-        min(limit, STRICT_LIMIT_S),
-        RELAXED_FACTOR * limit,
-        RELAXED_FACTOR * p.limits[len(LIMITS_S) - 1],
-        p.slacks[int(m.slack)],
-        shares[0],
-        shares[1],
-        p.ageing,
-        p.close,
-        0.0,
-        AUTO,
+        limit=p.of_deadline[level],
+        longest=p.longest,
+        longest_s=p.longest_s[level],
+        next_s=p.longest_s[len(LIMITS) - 1],
+        slack=p.slacks[int(m.slack)],
+        eager_from=shares[0],
+        memory_limit=shares[1],
+        ageing=p.ageing,
+        close=p.close,
+        foresight=0.0,
+        phases=p.phases,
     )
     queue = Queue(m.filling.queue, _requests(memory.request))
     fill_by_rule(view, plan, Filling(queue, m.filling.clock, p.profile), rule)
@@ -86,40 +92,51 @@ class Slackfit(QueueCodec):
 
     name: ClassVar[str] = "slackfit"
     PARAMS: ClassVar[np.dtype] = PARAMS
-    ENDLESS: ClassVar[tuple[str, ...]] = ("slacks",)
-    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0, **BEFORE_DEVICE}
+    ENDLESS: ClassVar[tuple[str, ...]] = ("slacks", "longest", "longest_s")
+    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0, "phases": PHASES["auto"]}
     kernel: ClassVar[Kernel] = fill_batch
     own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
-    FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS_S.index(0.085), 0, 0)
+    FALLBACK: ClassVar[tuple[int, ...]] = (LIMITS.index(0.85), 0, 0)
     LEARNS: ClassVar[bool] = True
 
     ageing: Weight = 0.0
     """Tokens that a prompt counts less for each second since its arrival: against starvation."""
     close: Weight = 0.0
     """When a batch ends early with a finished prompt (`baselines.slackfit`)."""
+    longest: Annotated[float, number(0.0, 1e6, above=True, below=True)] = 6.0
+    """Longest batch, in the shortest ones of the device (`baselines.slackfit`)."""
+    phases: Literal["auto", "mixed", "exclusive"] = "auto"
+    """Prompts and decodes in one batch (mixed), apart (exclusive), or as the profile says is shorter (auto)."""
 
     @property
     def heads(self) -> dict[str, int]:
         """The names of the dimensions are those of `allocation`, which it takes the place of."""
-        return {"budget": len(LIMITS_S), "decode_rule": len(SLACK_LEVELS), "prefill_order": len(SHARES)}
+        return {"budget": len(LIMITS), "decode_rule": len(SLACKS), "prefill_order": len(SHARES)}
 
     def named(self, model: LatencyModel) -> dict[str, Any]:
         """The kernel's parameters by name."""
         return {
-            "limits": LIMITS_S,
-            "slacks": SLACK_LEVELS,
-            "profile": device_of(model),
+            "of_deadline": LIMITS,
+            "longest_s": (np.inf,) * len(LIMITS),
+            "slacks": SLACKS,
+            "longest": self.longest,
             "ageing": self.ageing,
             "close": self.close,
+            "phases": PHASES[self.phases],
             "shares": SHARES,
         }
 
-    def check_params(self, params: np.ndarray) -> None:
-        """Check parameters that come from a file.
+    def from_names(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The parameters of a stored policy, also of one whose batch limits are seconds.
 
         Raises:
-            InputError: numbers that no codec of this kind has.
+            InputError: a name that this codec does not have, or one too few, or another number of cells.
         """
-        super().check_params(params)
-        check_device(params.view(PARAMS)[0]["profile"])
+        if "limits" not in named:
+            return super().from_names(named)
+        kept = {name: cells for name, cells in named.items() if name != "limits"}
+        limits = named["limits"]
+        of_deadline = np.minimum(limits, FORMER_LONGEST_S) / FORMER_DEADLINE_S
+        seconds = {"of_deadline": of_deadline, "longest_s": FORMER_FACTOR * limits, "longest": np.array([np.inf])}
+        return super().from_names(kept | seconds)

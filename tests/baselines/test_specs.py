@@ -19,7 +19,7 @@ def test_a_policy_says_what_it_is_and_its_spec_builds_it_again(name: str) -> Non
     assert policy.__doc__
     kinds = types_of(type(policy))
     for field in fields(policy):
-        value = {int: 7, float: 2.5, bool: not field.default}.get(kinds[field.name])
+        value = {int: 7, float: 3.25, bool: not field.default}.get(kinds[field.name])
         if value is not None:
             changed = baselines.make(f"{name}:{field.name}={value}")
             assert getattr(changed, field.name) == value

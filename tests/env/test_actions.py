@@ -16,6 +16,7 @@ from agents.learning.ppo.train_config import TrainConfig
 from engine.compiled.records import record
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
+from engine.device.predicting import DEVICE
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 from engine.server.moves import admit, continue_prefills, decode_oldest_first
@@ -28,7 +29,7 @@ SHORT = Workload(rate=3.0, num_requests=24)
 
 # A whole new action, as its file in llmsched_env/actions would hold it: how many units of prompt tokens a batch takes.
 
-PARAMS = np.dtype([("unit", "f8")])
+PARAMS = np.dtype([("profile", DEVICE), ("unit", "f8")])
 _params = record(PARAMS)
 
 

@@ -22,7 +22,7 @@ from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.whole_runs import Trial, measure
-from agents.learning.teachers import teacher
+from agents.learning.teachers import as_taught, teacher
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
 from agents.work.provenance import TRAINS, source_hash, versions
@@ -217,9 +217,10 @@ def frame(config: EvolutionConfig, command: str = "") -> Frame:
         InputError: a teacher outside the action space.
     """
     env = config.env()
-    choose = teacher(config.teacher, env)
+    taught = as_taught(config.teacher, env)
+    choose = teacher(config.teacher, taught)
     seen = []
-    for k, (load, place) in enumerate(zip(config.loads, config.envs(env), strict=True)):
+    for k, (load, place) in enumerate(zip(config.loads, config.envs(taught), strict=True)):
         fleet = Fleet(1, replace(place, rates=(), workload=load))
         fleet.start(0, fleet.draw(np.random.default_rng(_trace_seed(config, 0, k))))
         while not fleet.outcome.terminated[0]:

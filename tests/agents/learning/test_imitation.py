@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import baselines
 from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.train import build_model, learned_policy, train
-from agents.learning.teachers import teacher
+from agents.learning.teachers import as_taught, teacher
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
 from engine.errors import InputError
+from engine.runs.simulate import simulate
 from llmsched_env import Allocation, EnvConfig, LLMSchedEnv, Slackfit
 from tests.agents.learning.training import small
 
@@ -18,7 +22,7 @@ from tests.agents.learning.training import small
 @pytest.mark.parametrize(
     ("spec", "action", "expected"),
     [
-        ("slackfit:slack=4,eager_from=0.5,memory_limit=0.9", "slackfit", [4, 2, 1]),
+        ("slackfit:slack=4,eager_from=0.5,memory_limit=0.9", "slackfit", [5, 1, 1]),
         ("sarathi", "allocation", [5, 0, 0]),
         ("sarathi:token_budget=1000,order=spf", "allocation", [7, 0, 1]),
     ],
@@ -36,6 +40,27 @@ def test_a_network_learns_to_choose_as_its_teacher(tmp_path: Path, spec: str, ac
     policy = learned_policy(model, config)
     seen = np.zeros((4, len(policy.bundle.mean)), np.float32) + policy.bundle.mean.astype(np.float32)
     assert (policy.choose(seen) == choose(seen)).all()
+
+
+@pytest.mark.parametrize("spec", ["slackfit", "slackfit:tuned", "slackfit:phases=exclusive,longest=4,ageing=2"])
+def test_the_choices_of_slackfit_are_slackfit(spec: str) -> None:
+    """With its settings the action makes of them what the baseline does, to the bit."""
+    requests = Workload(rate=1.9, num_requests=300).generate(0)
+    env = as_taught(spec, EnvConfig(action=Slackfit(), workload=Workload(num_requests=len(requests))))
+    alone = simulate(baselines.make(spec), requests, load_profile(env.profile), env.engine).ledger["completed"]
+    choose, played = teacher(spec, env), LLMSchedEnv(env)
+    observation, over = played.reset(options={"requests": requests})[0], False
+    while not over:
+        observation, _, over, _, _ = played.step(choose(observation[None])[0])
+    np.testing.assert_array_equal(played.fleet.servers.hidden.ledger["completed"][0], alone)
+
+
+@pytest.mark.parametrize("spec", ["slackfit:phases=exclusive", "slackfit:tuned", "slackfit:longest=4"])
+def test_what_is_no_choice_must_be_as_in_the_teacher(spec: str) -> None:
+    with pytest.raises(InputError, match=r"^teacher: expected env\.(phases|close|longest) as in 'slackfit:"):
+        teacher(spec, EnvConfig(action=Slackfit()))
+    with pytest.raises(InputError, match="profile="):
+        teacher("slackfit:profile=rtx6000ada-mistral-7b", EnvConfig(action=Slackfit()))
 
 
 def test_training_begins_from_the_teacher(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_one_more_of_each_changes_no_decision(tmp_path: Path, folders: list[Path
     put_in(tmp_path)
     before = run(ROOT, folders, {})
     after = run(tmp_path, folders, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert (before["entries"], after["entries"]) == (44, 45)
+    assert (before["entries"], after["entries"]) == (53, 54)
     assert ("queue_share" in before["names"], "queue_share" in after["names"]) == (False, True)
     assert ("patience" in before["knobs"], "patience" in after["knobs"]) == (False, True)
     assert (before["terms"], after["terms"]) == (5, 6)
