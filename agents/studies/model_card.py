@@ -144,7 +144,7 @@ def main() -> None:
         "training": "Poisson arrivals at "
         + ", ".join(f"{rate:g}" for rate in recipe.rates)
         + f" requests/s, openchat_sharegpt4 lengths, profile {policy['env']['profile']}"
-        + "".join(f"; {spec}" for spec in recipe.others),
+        + "".join(f"; {one.name}" for one in recipe.scenarios),
         "results": results,
     }
     options.out.mkdir(parents=True, exist_ok=True)

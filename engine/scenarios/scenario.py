@@ -188,4 +188,5 @@ def read_scenario(given: object, where: str = "scenario") -> Scenario:
     workload, profile, server, *more = [*given.split(AT), "", ""]
     if any(more):
         raise InputError(f"{where}: expected WORKLOAD[@PROFILE[@SERVER]], got {given!r:.80}")
-    return Scenario(workload, profile or DEFAULT_PROFILE, server)
+    given = {"workload": workload, "profile": profile or DEFAULT_PROFILE, "server": server}
+    return from_mapping(Scenario, given, where)

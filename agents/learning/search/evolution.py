@@ -26,14 +26,16 @@ from agents.learning.teachers import as_taught, teacher
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
 from agents.work.provenance import TRAINS, source_hash, versions
+from engine.demand.requests import DEFAULT_TIERS
 from engine.demand.tiers import parse_tiers
-from engine.demand.workload import Workload, parse_workload
+from engine.demand.workload import Workload
 from engine.device.latency import load_profile
-from engine.device.memory import server_of
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.yaml_text import read_yaml
 from engine.ranges import Rate, number, whole
+from engine.scenarios.scenario import Scenario
+from engine.scenarios.suite import read_scenarios
 from llmsched_env.actions import Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import Fleet
@@ -74,12 +76,11 @@ class EvolutionConfig(Search):
     """Baseline to start from."""
     rates: tuple[Rate, ...] = (1.4, 1.6, 1.8, 2.0)
     """Arrival rates of the default workload; each counts the same, one that is named twice twice."""
-    others: tuple[str, ...] = ()
-    """Further workloads, with their rates (``gamma:rate=1.4,cv=2``); each counts as one rate does."""
-    devices: tuple[str, ...] = ()
-    """Further devices with an arrival rate of the default workload, ``PROFILE@RATE``; each counts as one rate does."""
+    scenarios: tuple[Scenario, ...] = field(default=(), metadata={"read": read_scenarios})
+    """Further worlds, each of which counts as one rate does: a suite's name or file, or a list of scenarios
+    (``gamma:rate=1.4,cv=2``, ``poisson:rate=6.7@h100-mistral-7b``; `engine.scenarios`)."""
     tiers: tuple[Any, ...] = ()
-    """Service tiers of all of them (`engine.demand.tiers.parse_tiers`; none: the default ones)."""
+    """Service tiers of all that have none of their own (`engine.demand.tiers.parse_tiers`; none: the default ones)."""
     requests: Some = 3000
     """Requests in each trace."""
     traces: Some = 1
@@ -116,26 +117,20 @@ class EvolutionConfig(Search):
             raise InputError(f"features: expected names among {', '.join(OBSERVATION_NAMES)}, got {unknown[0]!r}")
         if not self.rates:
             raise InputError("rates: expected at least one rate in requests/s, got none")
-        for spec in self.others:
-            parse_workload(spec)
         parse_tiers(self.tiers)
-        for spec in self.devices:
-            load_profile(_device_and_rate(spec)[0])
 
     @property
     def loads(self) -> list[Workload]:
-        """What the policies serve: the default workload at every rate, the others, and again for each device."""
+        """What the policies serve: the default workload at every rate, and that of every scenario."""
         tiers = parse_tiers(self.tiers)
-        plain = Workload(num_requests=self.requests, tiers=tiers)
-        own = [replace(plain, rate=rate) for rate in self.rates]
-        others = [replace(parse_workload(spec, tiers), num_requests=self.requests) for spec in self.others]
-        return own + others + [replace(plain, rate=_device_and_rate(spec)[1]) for spec in self.devices]
+        own = [Workload(rate=rate, num_requests=self.requests, tiers=tiers) for rate in self.rates]
+        further = [one.requests(self.requests) for one in self.scenarios]
+        return own + [replace(load, tiers=tiers) if load.tiers == DEFAULT_TIERS else load for load in further]
 
     def envs(self, env: EnvConfig) -> list[EnvConfig]:
         """Where each of the loads is served: profile and limits of its device."""
-        places = [_device_and_rate(spec)[0] for spec in self.devices]
-        elsewhere = [replace(env, profile=name, engine=server_of(load_profile(name))) for name in places]
-        return [env] * (len(self.rates) + len(self.others)) + elsewhere
+        further = [replace(env, profile=one.profile, engine=one.engine) for one in self.scenarios]
+        return [env] * len(self.rates) + further
 
     @classmethod
     def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
@@ -155,18 +150,6 @@ class EvolutionConfig(Search):
             rates=self.rates,
             workload=self.loads[0],
         )
-
-
-def _device_and_rate(spec: str) -> tuple[str, float]:
-    """Profile and rate (requests/s) of ``PROFILE@RATE``.
-
-    Raises:
-        InputError: it is of another form, or no rate.
-    """
-    name, at, rate = spec.rpartition("@")
-    if not at:
-        raise InputError(f"devices: expected PROFILE@RATE, got {spec!r}")
-    return name, float(number(0.0, 1e9, above=True).parse(rate, f"devices: {spec!r}: rate"))
 
 
 @dataclass(frozen=True)
@@ -282,7 +265,7 @@ def evolve(config: EvolutionConfig, progress: Callable[[str], object], command: 
 
 def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command: str, resume: bool) -> Path:
     names = [f"{rate:g}" for rate in config.rates]
-    names += [f"other_{k}" for k in range(len(config.others))] + [f"device_{k}" for k in range(len(config.devices))]
+    names += [f"scenario_{k}" for k in range(len(config.scenarios))]
     heading = ("generation", "seconds", "sigma", *(f"relative_{name}" for name in names))
     kind = Kind(heading, width=config.population + _MARKS, counter="generations", free=NOT_COMPARED)
     rounds = Rounds(config, kind, command, resume)

@@ -18,6 +18,7 @@ from agents.learning.search.evolution import (
     shipped_recipe,
 )
 from engine.errors import InputError
+from engine.scenarios.suite import load_suite, read_scenarios
 from llmsched_env.actions import Slackfit
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
@@ -77,8 +78,6 @@ def test_the_shipped_recipe_is_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown key 'pupulation', known: "):
         EvolutionConfig.from_yaml(other)
     for text, message in (
-        ("others: [3]", r"others\[0\]: expected text, got 3"),
-        ("others: ['nosuch:rate=1']", "workload: expected one of"),
         ("rates: 1.4", "rates: expected a list, got 1.4"),
         ("rates: [fast]", r"rates\[0\]: expected a number, got 'fast'"),
         ("sigma: wide", "sigma: expected a number, got 'wide'"),
@@ -98,7 +97,7 @@ def test_what_is_worse_at_one_rate_counts_more_than_what_is_better_at_another() 
 
 
 def test_other_workloads_are_served_beside_the_default_one() -> None:
-    config = replace(TINY, others=("gamma:rate=3,cv=2,lengths=fixed:64,8",))
+    config = replace(TINY, scenarios=read_scenarios(["gamma:rate=3,cv=2,lengths=fixed:64,8"]))
     assert [(load.arrivals, load.rate, load.num_requests) for load in config.loads] == [
         ("poisson", 1.0, 60),
         ("poisson", 2.0, 60),
@@ -120,11 +119,13 @@ def test_without_features_the_levels_are_constant() -> None:
 
 
 def test_further_devices_are_served_with_their_own_memory() -> None:
-    config = replace(TINY, devices=("rtx4090-llama-3.1-8b@0.6", "rtx6000ada-mistral-7b:speed=2@3"))
+    texts = ["poisson:rate=0.6@rtx4090-llama-3.1-8b", "poisson:rate=3@rtx6000ada-mistral-7b:speed=2@max_num_seqs=64"]
+    config = replace(TINY, scenarios=read_scenarios(texts))
     env = config.env()
     places = config.envs(env)
     assert [place.profile for place in places[-2:]] == ["rtx4090-llama-3.1-8b", "rtx6000ada-mistral-7b:speed=2"]
     assert [place.engine.num_blocks for place in places[-2:]] == [2588, 14_000]
+    assert places[-1].engine.max_num_seqs == 64
     assert [load.rate for load in config.loads[-2:]] == [0.6, 3.0]
     assert len(places) == len(config.loads)
     found = measure_all(["slackfit"], config, env, 0)
@@ -133,13 +134,24 @@ def test_further_devices_are_served_with_their_own_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("scenarios", "message"),
     [
-        ("h100-mistral-7b", "devices: expected PROFILE@RATE, got 'h100-mistral-7b'"),
-        ("nosuch@2", "profile: expected one of"),
-        ("h100-mistral-7b@-1", "rate: expected a number > 0"),
+        ("[h100-mistral-7b]", r"scenarios\[0\]: workload: expected one of poisson"),
+        ("['poisson:rate=2@nosuch']", "profile: expected one of"),
+        ("['poisson:rate=-1']", "rate: expected a number > 0"),
+        ("no-such-suite", "suite: expected one of"),
+        ("3", "scenarios: expected the name of a suite or a list of scenarios"),
     ],
 )
-def test_bad_devices_are_one_clear_line(spec: str, message: str) -> None:
+def test_bad_scenarios_are_one_clear_line(scenarios: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yml"
+    recipe.write_text(f"scenarios: {scenarios}\n")
     with pytest.raises(InputError, match=message):
-        EvolutionConfig(devices=(spec,))
+        EvolutionConfig.from_yaml(recipe)
+
+
+def test_a_suite_is_a_training_distribution() -> None:
+    suite = load_suite("training")
+    config = replace(TINY, scenarios=suite.scenarios)
+    assert [load.rate for load in config.loads[2:]] == [one.rate for one in suite.scenarios]
+    assert [load.tiers for load in config.loads[2:]] == [one.tiers for one in suite.scenarios]
