@@ -30,6 +30,7 @@ from baselines.lightllm import LightLLM as LightLLM
 from baselines.past_future import PastFuture as PastFuture
 from baselines.sarathi import Sarathi as Sarathi
 from baselines.slai import SLAI as SLAI
+from baselines.fairbatching import FairBatching as FairBatching
 from baselines.rad import RAD as RAD
 from baselines.mlfq import MLFQ as MLFQ
 from baselines.alise import ALISE as ALISE
