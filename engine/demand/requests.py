@@ -50,8 +50,7 @@ class Tier:
     weight: Annotated[float, number(0.0, 1e9)] = 1.0
     """Weight of the tier's requests in rewards (no unit)."""
     strict: bool = False
-    """Whether these are paying users (`engine.demand.tiers`): SLAI's user priority, short batches of slackfit while one
-    decodes, the strict bucket of observations."""
+    """Whether these are paying users (`engine.demand.tiers`): SLAI's user priority, own entries of the observation."""
 
     def __post_init__(self) -> None:
         """Check every field."""

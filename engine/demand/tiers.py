@@ -2,9 +2,8 @@
 
 `name` and `tbt` (s, every gap between tokens) are needed; `ttft` is 2 s and `weight` 1 unless given. One tier may leave
 out its `share` and gets what the others leave. `strict` says who counts as a paying user: SLAI and `strict_spf` serve
-these first, slackfit and the learned policies keep batches short while one of them decodes, the observation counts
-them apart. Unless given, tiers with at most STRICT_TBT_S between tokens are strict, since without a strict
-user those policies run batches of up to 0.15 s.
+these first, the observation counts them apart. Unless given, tiers with at most STRICT_TBT_S between tokens are strict.
+slackfit and its action go by the deadlines themselves.
 """
 
 import math
