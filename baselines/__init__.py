@@ -26,6 +26,7 @@ from baselines.vllm import VLLM as VLLM
 from baselines.vllm_v1 import VLLMV1 as VLLMV1
 from baselines.sglang import SGLang as SGLang
 from baselines.trtllm import TensorRTLLM as TensorRTLLM
+from baselines.ppas import PPAS as PPAS
 from baselines.lightllm import LightLLM as LightLLM
 from baselines.past_future import PastFuture as PastFuture
 from baselines.sarathi import Sarathi as Sarathi
