@@ -31,8 +31,8 @@ def totals_grid(result: Score) -> Grid:
     caption = (
         f"Score: 100 is the best goodput and the shortest mean TTFT of {', '.join(REFERENCES)} in every scenario; mean "
         f"over {len(result.worlds)} scenarios with 95 % intervals over {result.seeds} seeds. Wins, ties, loses: "
-        "goodput against the best of them other than the policy. Deadlines lost: p99 TBT over the tier's deadline "
-        f"where SLAI or slackfit keeps it. Slower: mean TTFT against {PACE}'s, below saturation"
+        "goodput against the best of them other than the policy. Deadlines lost: p99 TBT over the tier's deadline, of "
+        f"{result.deadlines} that SLAI or slackfit keeps. Slower: mean TTFT against {PACE}'s, below saturation"
     )
     return Grid(heads, [Part(rows, f"Suite {result.suite}")], caption)
 
@@ -89,8 +89,8 @@ def verdict_lines(result: Score) -> Iterator[str]:
     if result.skipped:
         yield f"Skipped, nobody serves them: {', '.join(result.skipped)}."
     for row in (row for row in result.totals if row.policy in result.scored):
-        tiers = sum(len(world.deadlines) for world in result.worlds)
-        yield f"{row.policy}: deadlines that SLAI or slackfit keeps, of {tiers}: {_broken(row.lost, 'misses')}."
+        lost = _broken(row.lost, "misses")
+        yield f"{row.policy}: the {result.deadlines} deadlines that SLAI or slackfit keeps: {lost}."
         behind = _broken(row.behind, "behind in")
         best = f"the best of {', '.join(REFERENCES)}"
         yield f"{row.policy}: goodput at most {BEHIND:.0%} below {best} in {row.scenarios}: {behind}."

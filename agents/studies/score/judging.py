@@ -84,6 +84,12 @@ def _wait(points: Sequence[Point]) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in numbers(points, "mean_ttft_ms")]
 
 
+def kept_tiers(found: ByPolicy, deadlines: Mapping[str, float]) -> tuple[str, ...]:
+    """The tiers whose deadline SLAI or slackfit keeps."""
+    late = [set(stand(name, REFERENCES, found, deadlines)["late"]) for name in KEEPERS]
+    return tuple(tier for tier in deadlines if tier not in set.intersection(*late))
+
+
 def standings_of(world: World, found: ByPolicy) -> Iterator[Standing]:
     """Every policy in a scenario.
 
@@ -92,13 +98,12 @@ def standings_of(world: World, found: ByPolicy) -> Iterator[Standing]:
         found: its runs.
     """
     plain = {policy: stand(policy, REFERENCES, found, world.deadlines) for policy in found}
-    kept = {tier for name in KEEPERS for tier in set(world.deadlines) - set(plain[name]["late"])}
     pace = math.nan if world.saturated else plain[PACE]["mean_ttft_ms"].mean
     for policy, row in plain.items():
         yield Standing(
             scenario=world.scenario,
             score=mean_interval(score(found, policy)),
-            lost=tuple(tier for tier in row["late"] if tier in kept),
+            lost=tuple(tier for tier in row["late"] if tier in world.kept),
             slower=finite(row["mean_ttft_ms"].mean / pace - 1.0),
             **row,
         )

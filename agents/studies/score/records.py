@@ -47,6 +47,8 @@ class World:
     """Requests/s."""
     deadlines: dict[str, float]
     """TBT deadline of each tier, s."""
+    kept: tuple[str, ...]
+    """Tiers whose deadline SLAI or slackfit keeps (p99 TBT, mean over the seeds): it is asked of every policy."""
     saturated: bool
     """Whether no reference meets the sound criterion with more than half of the seeds: mean TTFT is then that of a
     queue, and only goodput and deadlines are compared."""
@@ -62,7 +64,7 @@ class Standing(standing.Standing):
     score: Interval
     """100: as much goodput and as short a mean TTFT as the best reference has of each (`judging.score`)."""
     lost: tuple[str, ...]
-    """Tiers whose deadline it misses though SLAI or slackfit keeps it."""
+    """Tiers of `World.kept` whose deadline it misses."""
     slower: float | None
     """Mean TTFT over that of PACE, less 1; None in a saturated scenario."""
 
@@ -121,6 +123,11 @@ class Score:
     def policies(self) -> tuple[str, ...]:
         """What the policies are called."""
         return tuple(row.policy for row in self.totals)
+
+    @property
+    def deadlines(self) -> int:
+        """Scenarios and tiers whose deadline is asked of every policy."""
+        return sum(len(world.kept) for world in self.worlds)
 
     def of(self, scenario: str) -> list[Standing]:
         """The standings in one scenario."""

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 
 from agents.evaluation.points import measure
 from agents.evaluation.setup import Setup, run_cells
+from agents.evaluation.standing import ByPolicy
 from agents.policies import labels_of
 from agents.source import Source
-from agents.studies.score.judging import by_scenario, is_feasible, is_saturated, standings_of, totals_of
+from agents.studies.score.judging import (
+    by_scenario,
+    is_feasible,
+    is_saturated,
+    kept_tiers,
+    standings_of,
+    totals_of,
+)
 from agents.studies.score.records import REFERENCES, Cell, Score, World
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
@@ -143,9 +151,7 @@ def _judged(contest: Contest, cells: list[Cell]) -> Score:
     runs = {name: runs for name, runs in found.items() if is_feasible(runs, contest.suite.overload)}
     if not runs:
         raise InputError(f"suite {contest.suite.name!r}: expected a scenario that some policy serves, got none")
-    worlds = tuple(
-        _world(contest, one, is_saturated(runs[one.name])) for one in contest.suite.scenarios if one.name in runs
-    )
+    worlds = tuple(_world(contest, one, runs[one.name]) for one in contest.suite.scenarios if one.name in runs)
     standings = tuple(row for world in worlds for row in standings_of(world, runs[world.scenario]))
     return Score(
         config=contest.to_dict(),
@@ -163,12 +169,14 @@ def _judged(contest: Contest, cells: list[Cell]) -> Score:
     )
 
 
-def _world(contest: Contest, scenario: Scenario, saturated: bool) -> World:
+def _world(contest: Contest, scenario: Scenario, found: ByPolicy) -> World:
+    deadlines = {tier.name: tier.tbt_s for tier in scenario.tiers}
     return World(
         scenario=scenario.name,
         text=scenario.text,
         rate=scenario.rate,
-        deadlines={tier.name: tier.tbt_s for tier in scenario.tiers},
-        saturated=saturated,
+        deadlines=deadlines,
+        kept=kept_tiers(found, deadlines),
+        saturated=is_saturated(found),
         notes=tuple(contest.setups[scenario.name].training_remarks(None)),
     )

@@ -11,7 +11,15 @@ import pytest
 from agents.cli import main
 from agents.evaluation.points import Point
 from agents.reporting.score_tables import markdown_text, scenario_grids, totals_grid, verdict_lines
-from agents.studies.score.judging import by_scenario, is_feasible, is_saturated, score, standings_of, totals_of
+from agents.studies.score.judging import (
+    by_scenario,
+    is_feasible,
+    is_saturated,
+    kept_tiers,
+    score,
+    standings_of,
+    totals_of,
+)
 from agents.studies.score.records import MOST_TTFT, REFERENCES, Score, World
 from agents.studies.score.run import Contest, run_contest
 from engine.errors import InputError
@@ -95,7 +103,8 @@ def point(goodput: float, ttft: float | None, strict_ms: float = 90.0, **changes
     return Point(**{**given, **changes})
 
 
-WORLD = World("here", "poisson", 1.0, {"strict": 0.1, "free": 0.5}, saturated=False, notes=())
+DUE = {"strict": 0.1, "free": 0.5}
+WORLD = World("here", "poisson", 1.0, DUE, kept=("strict", "free"), saturated=False, notes=())
 
 
 def runs(**own: Any) -> dict[str, list[Point]]:
@@ -144,8 +153,10 @@ def test_what_is_broken_is_named() -> None:
 
 def test_a_deadline_that_nobody_keeps_is_asked_of_nobody() -> None:
     found = runs(strict_ms=150.0)
+    assert kept_tiers(found, DUE) == ("strict", "free")
     found["slai"] = found["slackfit"]
-    assert all(row.lost == () for row in standings_of(WORLD, found))
+    assert kept_tiers(found, DUE) == ("free",)
+    assert all(row.lost == () for row in standings_of(replace(WORLD, kept=("free",)), found))
 
 
 def test_a_scenario_is_feasible_if_somebody_serves_it() -> None:
