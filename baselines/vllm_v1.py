@@ -137,7 +137,7 @@ _params, _server, _requests = record(params_of(VLLMV1)), record(SERVER), records
 def _longest_chunk(view: View, p: np.record) -> int:
     """Prompt tokens that one request gets at most."""
     row, limit = view.row[0], int(p.long_prefill_token_threshold)
-    is_alone = row.num_running + row.num_waiting == 1
+    is_alone = row.num_running + row.leaving + row.num_waiting == 1
     return INT32_MAX if limit == 0 or (p.version >= LONE_SINCE and is_alone) else limit
 
 

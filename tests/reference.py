@@ -96,12 +96,13 @@ class ReferenceServer:
         self.lost_tokens = 0
         self.found_tokens = 0
         self.free_list: list[tuple[int, int] | None] = [None] * config.num_blocks  # request and place of its full block
+        self.leaving: list[int] = []  # blocks of requests that finished in the last iteration
         self.swaps = 0
         self.swapped_out = 0.0  # blocks
         self.swapped_in = 0.0
         self.swapped_since_iteration = 0.0
         self.longest_queue = 0
-        self._arrive()
+        self._arrive(self.now)
 
     def _served(self, prompt: int, output: int) -> int:
         """Output tokens at which a request ends: in default semantics where it reaches the model's length."""
@@ -110,7 +111,7 @@ class ReferenceServer:
     @property
     def free_blocks(self) -> int:
         """KV blocks that nobody holds."""
-        return self.config.num_blocks - sum(job.blocks for job in self.jobs)
+        return self.config.num_blocks - sum(job.blocks for job in self.jobs) - sum(self.leaving)
 
     @property
     def free_host(self) -> float:
@@ -153,9 +154,14 @@ class ReferenceServer:
         """KV blocks that the next decode takes."""
         return max(0, self.blocks_for(job.length) - job.blocks)
 
-    def _arrive(self) -> None:
+    def _let_go(self) -> None:
+        """Asynchronous scheduling: what was held until the next plan had been made comes free."""
+        self.free_list += [None] * sum(self.leaving)
+        self.leaving = []
+
+    def _arrive(self, until: float) -> None:
         for job in self.jobs:
-            if job.status == FUTURE and job.arrival <= self.now:
+            if job.status == FUTURE and job.arrival <= until:
                 job.status = WAITING
                 self.queue.append(job.index)
         self.longest_queue = max(self.longest_queue, len(self.queue))
@@ -218,7 +224,8 @@ class ReferenceServer:
             checks += [(self._chunk_need(job, tokens) > self.free_blocks, 6)]
         if job.status == WAITING:
             need = self._admitted_with(job, tokens, reserve, self.found(job))
-            checks += [(len(self.running) >= self.config.max_num_seqs, 5), (need > self.free_blocks, 6)]
+            seats = len(self.running) + len(self.leaving)
+            checks += [(seats >= self.config.max_num_seqs, 5), (need > self.free_blocks, 6)]
         return next((code for broken, code in checks if broken), 0)
 
     def _chunk_need(self, job: Job, tokens: int) -> int:
@@ -316,6 +323,7 @@ class ReferenceServer:
     def finish(self, seconds: float) -> None:
         """The batch takes `seconds`; then tokens, completions and arrivals."""
         start = self.now
+        self._let_go()
         self._advance(start + seconds)
         self.durations.append(self.now - start)
         for i, tokens, is_prefill in self.batch:
@@ -334,7 +342,7 @@ class ReferenceServer:
             self._emit(job)
         self.batches.append(self.batch)
         self.swapped_since_iteration = 0.0
-        self._arrive()
+        self._arrive(start if self.config.async_scheduling else self.now)
 
     def _emit(self, job: Job) -> None:
         if job.first_token < 0.0:
@@ -348,6 +356,9 @@ class ReferenceServer:
         if job.generated >= job.ends_at:
             job.status = FINISHED
             job.completed = self.now
+            if self.config.async_scheduling:
+                self.leaving.append(job.blocks)
+                job.blocks = 0
             self._give_back(job)
             self.running.remove(job.index)
 
@@ -357,7 +368,8 @@ class ReferenceServer:
         time = min([wake, *future])
         if math.isinf(time):
             return False
+        self._let_go()
         if time > self.now:
             self._advance(time)
-        self._arrive()
+        self._arrive(self.now)
         return True

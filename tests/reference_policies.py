@@ -17,7 +17,7 @@ class _Draft:
         self.server = server
         self.entries: list[Entry] = []
         self.free = server.free_blocks
-        self.active = len(server.running)
+        self.active = len(server.running) + len(server.leaving)
         self.tokens = 0
         self.waiting = list(server.queue)
         self.free_list = list(server.free_list)

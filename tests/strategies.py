@@ -30,6 +30,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         prompt_emits=draw(st.booleans()),
         eviction_keeps_output=draw(st.booleans()),
         decode_needs_free_block=draw(st.booleans()),
+        async_scheduling=draw(st.booleans()),
         prefix_cache=draw(st.sampled_from(("none", "own"))),
         swap_bandwidth=draw(st.sampled_from((0.0, 1e6))),
         swap_space_gib=draw(st.sampled_from((10.0, 200.0))) * 1024 / 2**30,

@@ -16,7 +16,7 @@ from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, t
 from agents.reporting.study_plots import check_plot, write_plot
 from agents.work.files import check_writable, write_atomically, write_json
 from agents.work.progress import bars
-from engine.demand.server_run import LIMITS, PREFIX_CACHE, read_run
+from engine.demand.server_run import LIMITS, OPTIONS, read_run
 from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Seed
@@ -94,7 +94,7 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     def _given_limits(self) -> dict[str, int | str]:
         """The limits of the server that options say: those that are not the defaults."""
         defaults = (self.preset() or Command()).engine
-        given = {name: getattr(self.engine, name) for name in (*LIMITS, PREFIX_CACHE)}
+        given = {name: getattr(self.engine, name) for name in (*LIMITS, *OPTIONS)}
         return {name: value for name, value in given.items() if value != getattr(defaults, name)}
 
     def _beside_executor(self) -> None:

@@ -70,7 +70,8 @@ def origin(replay: Replay) -> Iterator[str]:
     yield (
         f"{replay.policy} on {replay.profile}: {limits.num_blocks} KV blocks of {limits.block_size} tokens, at most "
         f"{limits.max_num_seqs} requests and {limits.max_batched_tokens} tokens in a batch, "
-        f"{limits.max_model_len} tokens in a request; prefix cache: {limits.prefix_cache}"
+        f"{limits.max_model_len} tokens in a request; prefix cache: {limits.prefix_cache}, "
+        f"{'asynchronous' if limits.async_scheduling else 'synchronous'} scheduling"
     )
 
 

@@ -43,8 +43,9 @@ LIMITS = {
     "max_model_len": ("engine_kwargs", "max_model_len"),
 }
 """Limits of a server as `EngineConfig` calls them, and where ``run-meta.json`` has them."""
-PREFIX_CACHE = "prefix_cache"
-"""What else `EngineConfig` has of a server: vLLM's ``enable_prefix_caching``, which is on where it is not said."""
+OPTIONS = {"prefix_cache": "enable_prefix_caching", "async_scheduling": "async_scheduling"}
+"""What else `EngineConfig` has of a server, and vLLM's names: in ``kv_cache``, ``engine_kwargs`` or the
+``scheduler_config`` of ``resolved_config``. Its prefix cache is on where that is not said."""
 LOGGED = {
     "prompt": "prompt_throughput",
     "output": "gen_throughput",
@@ -95,7 +96,7 @@ class ServerRun:
     unfinished: int = 0
     """Requests of the file that did not finish; they are left out."""
     limits: dict[str, int | str] = field(default_factory=dict)
-    """Those of `LIMITS` that the run states, and `PREFIX_CACHE`, as `EngineConfig` has them."""
+    """Those of `LIMITS` and `OPTIONS` that the run states, as `EngineConfig` has them."""
     about: str = ""
     """Model, engine and device, as far as the run states them."""
     log: SecondLog | None = None
@@ -223,20 +224,32 @@ def _meta(path: Path) -> tuple[dict[str, int | str], str]:
         name: COUNT.check(value, f"{path}: {place}") for name, (place, value) in stated.items() if value is not None
     }
     version = data.get("vllm_version")
-    limits |= _prefix_cache(path, data, version is not None)
+    limits |= _options(path, data, version is not None)
     named = (data.get("model"), version and f"vLLM {version}", _group(path, data, "hardware").get("device_name"))
     return limits, ", ".join(text for text in named if isinstance(text, str) and text.isprintable())
 
 
-def _prefix_cache(path: Path, data: Mapping[str, object], is_vllm: bool) -> dict[str, str]:
-    """Whether requests find KV again that they had; nothing where that is not known."""
-    places = [(name, _group(path, data, name).get("enable_prefix_caching")) for name in ("kv_cache", "engine_kwargs")]
-    name, value = next((place for place in places if place[1] is not None), ("", True if is_vllm else None))
-    if value is None:
-        return {}
-    if not isinstance(value, bool):
-        raise InputError(f"{path}: {name}.enable_prefix_caching: expected true or false, got {kind_of(value)}")
-    return {PREFIX_CACHE: "own" if value else "none"}
+def _options(path: Path, data: Mapping[str, object], is_vllm: bool) -> dict[str, int | str]:
+    """`OPTIONS`, as far as they are known."""
+    caches, plans_ahead = (_stated(path, data, key) for key in OPTIONS.values())
+    if caches is None and is_vllm:
+        caches = True
+    values = {"prefix_cache": None if caches is None else "own" if caches else "none", "async_scheduling": plans_ahead}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _stated(path: Path, data: Mapping[str, object], key: str) -> bool | None:
+    """What a run says about an option of its engine, wherever it does; None: nothing."""
+    for group in ("kv_cache", "engine_kwargs", "resolved_config"):
+        inside = _group(path, data, group)
+        if group == "resolved_config":
+            inside = _group(path, inside, "scheduler_config")
+        value = inside.get(key)
+        if value is not None:
+            if not isinstance(value, bool):
+                raise InputError(f"{path}: {group}: {key}: expected true or false, got {kind_of(value)}")
+            return value
+    return None
 
 
 def _group(path: Path, data: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -128,7 +128,8 @@ def note_step(server: Server, log: Log, start: float, since: int) -> None:
     row, k = server.visible.row[0], log.size[0]
     log.time[k, 0], log.time[k, 1] = start, row.now - start
     count = log.counts[k]
-    count[0], count[1], count[2] = row.num_blocks - row.free_blocks, row.num_waiting, row.num_running
+    count[0] = row.num_blocks - row.free_blocks - row.leaving_blocks
+    count[1], count[2] = row.num_waiting, row.num_running
     count[3] = log.size[1] - since
     count[4] = _emitted(server, log, since)
     log.size[0] += 1

@@ -9,7 +9,7 @@ import numpy as np
 from engine.compiled.jit import hot, hot_inlined, inner
 from engine.server.entries import CODE_SHIFT, ILLEGAL, TOO_MANY, book
 from engine.server.features import EMPTY, add, store
-from engine.server.kv import free_place, give_back, growth
+from engine.server.kv import free_place, growth, leave, let_go
 from engine.server.plan import clear
 from engine.server.state import (
     FINISHED,
@@ -43,15 +43,15 @@ def _advance(row: np.record, time: float) -> None:
     row.now = time
 
 
-@hot
-def arrive(server: Server) -> None:
-    """Queue every request with arrival <= now."""
+@inner
+def _queue_until(server: Server, time: float) -> None:
+    """Queue every request with arrival <= `time`."""
     view = server.visible
     row = view.row[0]
     while row.next_arrival < row.num_requests:
         i = row.next_arrival
         r = view.request[i]
-        if r.arrival > row.now:
+        if r.arrival > time:
             break
         r.status = WAITING
         view.queue[row.num_waiting] = i
@@ -61,6 +61,12 @@ def arrive(server: Server) -> None:
         row.queue_time += row.now - r.arrival
         row.present_time += row.now - r.arrival
     row.max_waiting = max(row.max_waiting, row.num_waiting)
+
+
+@hot
+def arrive(server: Server) -> None:
+    """Queue every request with arrival <= now."""
+    _queue_until(server, server.visible.row[0].now)
 
 
 @hot_inlined
@@ -159,7 +165,7 @@ def _retire(row: np.record, r: np.record, h: np.record, t: np.record) -> None:
     h.completed = row.now
     r.status = FINISHED
     row.finished += 1
-    give_back(row, r)
+    leave(row, r)
     t.finished += 1
     if r.late_gaps == 0 and h.first_token - r.arrival <= r.ttft:
         t.good += 1
@@ -168,6 +174,7 @@ def _retire(row: np.record, r: np.record, h: np.record, t: np.record) -> None:
 @hot
 def close(server: Server) -> None:
     """Complete the ledgers of requests that are still present; call once when a run ends."""
+    let_go(server.visible.row[0])
     for i in range(server.visible.row[0].next_arrival):
         r = server.visible.request[i]
         if r.status != FINISHED:
@@ -232,6 +239,8 @@ def finish(server: Server, seconds: float) -> None:
     tiers, gaps = server.hidden.tier, server.hidden.gaps
     entries, row = server.plan.entry, server.visible.row[0]
     start = row.now
+    if row.leaving > 0:
+        let_go(row)
     _advance(row, start + seconds)
     now = row.now
     row.last_duration = now - start
@@ -278,7 +287,7 @@ def finish(server: Server, seconds: float) -> None:
             finished += 1
     _count_gaps(gaps, tiers[same_tier], same_tier, same_gap, same_count)
     _end_iteration(server, finished, prefill_tokens, decode_tokens)
-    arrive(server)
+    _queue_until(server, start if row.async_scheduling else now)
 
 
 @hot
@@ -290,6 +299,7 @@ def idle(server: Server) -> bool:
         time = min(time, server.visible.request[row.next_arrival].arrival)
     if time == np.inf:
         return False
+    let_go(row)
     if time > row.now:
         _advance(row, time)
     arrive(server)
@@ -299,9 +309,10 @@ def idle(server: Server) -> bool:
 @hot
 def pause(server: Server) -> bool:
     """Go on after a plan without a batch: plan again if it evicted or dropped somebody, else wait; False if stuck."""
-    changed = server.plan.size[0] > 0
-    if changed and server.visible.row[0].replans_at_once:
-        arrive(server)  # in a closed loop, who takes the place of a dropped request
+    row, changed = server.visible.row[0], server.plan.size[0] > 0
+    if row.leaving > 0 or (changed and row.replans_at_once):
+        let_go(row)
+        arrive(server)  # who takes the place of a dropped request in a closed loop, who came while the last batch ran
         return True
     return bool(idle(server)) or changed
 

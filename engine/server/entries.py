@@ -68,7 +68,7 @@ def _tokens_fault(row: np.record, r: np.record, tokens: int, used_tokens: int) -
 def _memory_fault(row: np.record, r: np.record, tokens: int, reserve: int) -> int:
     """What a request that is served lacks, a seat or KV blocks; 0: nothing."""
     if r.status == WAITING:
-        if row.num_running >= row.max_num_seqs:
+        if row.num_running + row.leaving >= row.max_num_seqs:
             return _SEATS
         found = found_again(row, r, row.free_blocks, row.returned)
         need = blocks_at_admission(r, tokens, reserve, found, row.block_size)

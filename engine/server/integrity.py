@@ -47,6 +47,8 @@ def _counts_fault(view: View) -> int:
     row, n = view.row[0], view.request.shape[0]
     broken = (row.num_requests != n) + _outside(row.next_arrival, 0, n) + (row.places < 0)
     broken += _outside(row.num_waiting, 0, n) + _outside(row.num_running, 0, min(n, row.max_num_seqs))
+    broken += _outside(row.leaving, 0, row.finished) + (row.leaving_blocks < row.leaving)
+    broken += (row.leaving > 0) & (row.async_scheduling == 0)
     broken += _outside(row.finished, 0, n) + _outside(row.dropped, 0, n) + _outside(row.released, row.next_arrival, n)
     broken += row.num_waiting + row.num_running + row.finished + row.dropped != row.next_arrival
     return _COUNTS if broken > 0 else 0
@@ -96,7 +98,8 @@ def _present_fault(view: View, tiers: int) -> int:
         return _REQUEST
     if row.num_prefilling != prefilling or row.no_first_token != waiting_for_token:
         return _COUNTS
-    return _BLOCKS if row.num_blocks - row.free_blocks != blocks or row.free_blocks < 0 else 0
+    held = row.num_blocks - row.free_blocks - row.leaving_blocks
+    return _BLOCKS if held != blocks or row.free_blocks < 0 else 0
 
 
 @hot
@@ -121,7 +124,7 @@ def _limits_fault(row: np.record, limits: np.record) -> int:
     differ += (row.prompt_emits != limits.prompt_emits) + (row.replans_at_once != limits.replans_at_once)
     differ += row.eviction_keeps_output != limits.eviction_keeps_output
     differ += row.decode_needs_free_block != limits.decode_needs_free_block
-    differ += row.finds_own != limits.finds_own
+    differ += (row.finds_own != limits.finds_own) + (row.async_scheduling != limits.async_scheduling)
     differ += (row.refresh_every != limits.refresh_every) + (row.stale_half != limits.stale_half)
     return _LIMITS if differ > 0 else 0
 
@@ -224,7 +227,8 @@ def _arrival_fault(server: Server, i: int, before: float) -> int:
     """Whether request `i`, which comes after one of `before`, is where its arrival time puts it."""
     view, row, release = server.visible, server.visible.row[0], server.hidden.release[i]
     r = view.request[i]
-    broken = (not before <= r.arrival) + ((r.arrival <= row.now) != (i < row.next_arrival))
+    is_late = (i >= row.next_arrival) & (r.arrival <= row.now) & (not row.async_scheduling)
+    broken = (not before <= r.arrival) + is_late + ((i < row.next_arrival) & (r.arrival > row.now))
     broken += ((r.arrival < np.inf) != (i < row.released)) + _unbounded(release)
     if i >= row.next_arrival:
         broken += _is_touched(r, server.hidden.ledger[i])

@@ -135,6 +135,25 @@ def give_back(row: np.record, r: np.record) -> None:
 
 
 @inner
+def leave(row: np.record, r: np.record) -> None:
+    """The KV blocks and the seat of a request that has finished become free, or will once the next plan is made."""
+    if row.async_scheduling:
+        row.leaving += 1
+        row.leaving_blocks += r.blocks
+        r.blocks = 0
+    else:
+        give_back(row, r)
+
+
+@inner
+def let_go(row: np.record) -> None:
+    """What is left of requests that finished before the last plan was made becomes free."""
+    row.free_blocks += row.leaving_blocks
+    row.returned += row.leaving_blocks
+    row.leaving, row.leaving_blocks = 0, 0
+
+
+@inner
 def _leave_queue(view: View, i: int) -> None:
     row = view.row[0]
     k = 0

@@ -22,7 +22,7 @@ def clear(view: View, plan: Plan) -> None:
     plan.wake[0] = np.inf
     draft.tokens = 0
     draft.free = row.free_blocks
-    draft.seats = row.num_running
+    draft.seats = row.num_running + row.leaving
     draft.victims = 0
     draft.taken = 0
     draft.returned = row.returned

@@ -100,6 +100,12 @@ ROW = np.dtype(
         ("eviction_keeps_output", "i8"),
         ("decode_needs_free_block", "i8"),
         ("replans_at_once", "i8"),
+        ("async_scheduling", "i8"),
+        (
+            "leaving",
+            "i8",
+        ),  # with it: requests that finished in the previous iteration, and what they hold until the next
+        ("leaving_blocks", "i8"),
         ("finds_own", "i8"),  # 1: a prefix cache holds what requests lost
         ("refresh_every", "i8"),  # output tokens between predictions of a request, 0: one prediction only
         ("stale_half", "i8"),  # rule for outlived predictions, see `remaining`
@@ -325,6 +331,7 @@ def set_limits(row: np.ndarray, config: EngineConfig) -> None:
         "eviction_keeps_output",
         "decode_needs_free_block",
         "replans_at_once",
+        "async_scheduling",
     ):
         row[name] = getattr(config, name)
     row["finds_own"] = config.prefix_cache == "own"

@@ -23,6 +23,7 @@ from engine.server.state import (
     DROP,
     EVICT,
     FINISHED,
+    FUTURE,
     GAP_BUCKETS_PER_OCTAVE,
     GAP_MIN_EXPONENT,
     GROW,
@@ -120,7 +121,7 @@ def compare_requests(server: Server, reference: ReferenceServer) -> None:
 def compare_row(server: Server, reference: ReferenceServer) -> None:
     """Queue, running set, counters, and the time integrals from their definitions."""
     row, view, jobs = server.visible.row[0], server.visible, reference.jobs
-    arrived = [job for job in jobs if job.arrival <= reference.now]
+    arrived = [job for job in jobs if job.status != FUTURE]
     items = [item for batch in reference.batches for item in batch]
     expected = {
         "now": reference.now,
@@ -132,6 +133,8 @@ def compare_row(server: Server, reference: ReferenceServer) -> None:
         "num_prefilling": sum(job.status == RUNNING and not job.is_decode for job in jobs),
         "no_first_token": sum(job.status in (WAITING, RUNNING) and job.first_token < 0.0 for job in jobs),
         "free_blocks": reference.free_blocks,
+        "leaving": len(reference.leaving),
+        "leaving_blocks": sum(reference.leaving),
         "iterations": reference.iterations,
         "finished": sum(job.status == FINISHED for job in jobs),
         "dropped": sum(job.completed >= 0.0 and job.status != FINISHED for job in jobs),

@@ -157,6 +157,12 @@ def test_a_run_of_vllm_has_a_prefix_cache_unless_it_says_otherwise(meta: Any, ex
     assert read_run(write_run(run_rows(), tmp_path, meta)).limits.get("prefix_cache") == expected
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_run_says_whether_it_planned_ahead(said: bool, tmp_path: Path) -> None:
+    meta = {"resolved_config": {"scheduler_config": {"async_scheduling": said}}}
+    assert read_run(write_run(run_rows(), tmp_path, meta)).limits == {"async_scheduling": said}
+
+
 def test_clocks_are_made_one_and_what_did_not_finish_is_left_out(tmp_path: Path) -> None:
     rows = run_rows()
     rows[1]["queued_ts"] += 0.5
@@ -228,7 +234,11 @@ def test_options_of_a_run_need_one(capsys: pytest.CaptureFixture[str]) -> None:
     ("meta", "log", "words"),
     [
         ({"kv_cache": {"num_gpu_blocks": 0}}, None, "run-meta.json: kv_cache.num_gpu_blocks: expected a whole number"),
-        ({"kv_cache": {"enable_prefix_caching": "on"}}, None, "kv_cache.enable_prefix_caching: expected true or false"),
+        (
+            {"kv_cache": {"enable_prefix_caching": "on"}},
+            None,
+            "kv_cache: enable_prefix_caching: expected true or false",
+        ),
         ({"kv_cache": 5}, None, "run-meta.json: kv_cache: expected a mapping, got 5"),
         (None, "t,running\n1,2\n", "run-timeseries.csv, line 1: expected the columns t, prompt_throughput"),
         (None, f"t,{','.join(LOGGED.values())}\n2,1,1,1,1\n1,1,1,1,1\n", "line 3: expected t to rise from > 0, got 1"),
