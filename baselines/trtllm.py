@@ -125,7 +125,7 @@ def _list_newcomers(view: View, plan: Plan, fitting: Fitting, free: int) -> None
             drop(plan, i)
             continue
         free -= _left_to_completion(view, fitting.rule, i)
-        if walk.listed >= fitting.seats or (free < 0 and walk.listed > 0):
+        if walk.listed >= fitting.seats or (free < 0 and (walk.listed > 0 or row.leaving > 0)):
             break
         _list(fitting, i)
 
@@ -282,7 +282,7 @@ def _pause_for_decodes(view: View, plan: Plan) -> int:
 @kernel_of(TensorRTLLM)
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     row, p, walk = view.row[0], _params(memory.params), _walk(memory.row)
-    fitting = Fitting(p, walk, _members(memory.request), min(int(p.max_batch_size), row.max_num_seqs))
+    fitting = Fitting(p, walk, _members(memory.request), min(int(p.max_batch_size), row.max_num_seqs - row.leaving))
     budget = min(int(p.max_num_tokens), row.max_batched_tokens)
     walk.listed = 0
     if p.capacity_scheduler_policy == UTILIZATION:

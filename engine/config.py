@@ -50,7 +50,7 @@ class EngineConfig:
     """What a request finds of its KV after an eviction: nothing, or the full blocks at its beginning that nobody has
     taken since ("own": the prefix cache that vLLM has by default, where prompts share nothing)."""
     async_scheduling: bool = False
-    """A batch is planned while the one before it runs, as vLLM does by default: who arrives meanwhile waits for another,
+    """A batch is planned while the one before it runs, as vLLM does by default: arrivals meanwhile wait for another,
     and what a finished request held comes free one later."""
     ttft_at: Literal["first_token", "prompt_done"] = "first_token"
     """Event that ends TTFT: output token 1, or the last time that the prompt was completed."""

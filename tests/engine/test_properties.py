@@ -64,6 +64,7 @@ def scenes(draw: st.DrawFn) -> tuple[EngineConfig, Requests]:
         max_model_len=longest,
         prompt_emits=draw(st.booleans()),
         prefix_cache=draw(st.sampled_from(("none", "own"))),
+        async_scheduling=draw(st.booleans()),
         decision_s=draw(st.sampled_from((0.0, 0.0007))),
         decision_per_request_s=draw(st.sampled_from((0.0, 0.0003))),
         swap_bandwidth=draw(st.sampled_from((0.0, 1e6))),
@@ -113,7 +114,7 @@ def check_view(view: View) -> None:
     running = view.running[: row.num_running]
     queue = view.queue[: row.num_waiting]
     held = request["blocks"][running]
-    assert 0 <= row.free_blocks == row.num_blocks - held.sum()
+    assert 0 <= row.free_blocks == row.num_blocks - held.sum() - row.leaving_blocks
     assert request["blocks"].sum() == held.sum(), "only running requests hold KV"
     # The latest token has no KV before the decode that reads it.
     stored = request["prefilled"] + np.maximum(request["length"] - request["prompt"] - 1, 0)
