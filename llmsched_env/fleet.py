@@ -207,6 +207,20 @@ class Fleet:
             self._codec.describe(self.worlds)
         return self._codec
 
+    def copy_row(self, source: int, rows: Iterable[int]) -> None:
+        """Put rows into the state of one row, with its world, trace, memories, last outcome and sums."""
+        for e in rows:
+            if e != source:
+                for array in self._row_arrays():
+                    array[e] = array[source]
+                self._look(e, e + 1)
+        self.started = bool(self._has_episode.all())
+
+    def _row_arrays(self) -> list[np.ndarray]:
+        """Every array with one entry for each row, without what all rows share."""
+        kept = (self.servers, self.memories.request, self.memories.row, self.outcome)
+        return [*_leaves(kept), self.returns, self.term_sums, self.world, self._has_episode]
+
     def check_rows(self, where: str) -> None:
         """Check that compiled code can go on with the arrays of every row, after something else has written them.
 
@@ -309,6 +323,14 @@ class Fleet:
             self._look(0, self.rows)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
+
+    def advance(self, e: int, choice: np.ndarray) -> None:
+        """Take one decision in row `e` alone: int64[heads], known to be in the space."""
+        self.actions.array[e] = choice
+        self._step(self.actions.array, e, e + 1, False)
+        self._look(e, e + 1)
+        self.returns[e] += self.outcome.reward[e]
+        self.term_sums[e] += self.outcome.terms[e]
 
     def report(self, e: int) -> dict[str, float]:
         """Numbers of the episode so far in row `e`, with the return and the sums of the reward terms."""

@@ -34,7 +34,20 @@ ROOMS = {
         *("demand", "server", "device", "scenarios", "runs", "__init__"),
     ),
     "llmsched_env": (
-        *("observation", "reward", "own", "actions", "asking", "inputs", "config", "rows", "worlds", "step", "episode"),
+        *(
+            "observation",
+            "privileged",
+            "reward",
+            "own",
+            "actions",
+            "asking",
+            "inputs",
+            "config",
+            "rows",
+            "worlds",
+            "step",
+            "episode",
+        ),
         *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "__init__"),
     ),
     "agents": (

@@ -44,6 +44,7 @@ class Score:
     returns: np.ndarray  # float64[traces], return for each request of the trace
     ttft_s: np.ndarray  # float64[traces], mean TTFT
     reports: tuple[Report, ...]
+    worlds: tuple[str, ...]  # of each trace: scenario, or rate
 
     @property
     def mean_return(self) -> float:
@@ -59,6 +60,8 @@ class Score:
 class Case(NamedTuple):
     """A held-out trace and where it is served."""
 
+    world: str
+    """Scenario or rate."""
     env: EnvConfig
     """The environment of its scenario alone."""
     deployment: Deployment
@@ -70,7 +73,9 @@ class HeldOut:
 
     def __init__(self, env: EnvConfig, traces: int, requests: int) -> None:
         self.env = env
-        self.cases = [case for world in env.worlds for case in _cases(world, traces, requests)]
+        names = [scenario.name for scenario in env.scenarios] or [""]
+        worlds = zip(names, env.worlds, strict=True)
+        self.cases = [case for name, world in worlds for case in _cases(name, world, traces, requests)]
 
     @property
     def traces(self) -> list[Requests]:
@@ -96,20 +101,21 @@ class HeldOut:
             PolicyError: the policy broke the rules.
         """
         returns, ttft, reports = [], [], []
-        for env, deployment, requests in self.cases:
+        for _, env, deployment, requests in self.cases:
             record, report = deployment.run(policy, requests)
             total = self._own_return(policy, env, requests) if env.reward.function else None
             returns.append((record_return(record, env.reward) if total is None else total) / len(requests))
             ttft.append(report.ttft.mean)
             reports.append(report)
-        return Score(np.array(returns), np.array(ttft), tuple(reports))
+        return Score(np.array(returns), np.array(ttft), tuple(reports), tuple(case.world for case in self.cases))
 
 
-def _cases(env: EnvConfig, traces: int, requests: int) -> Iterator[Case]:
+def _cases(name: str, env: EnvConfig, traces: int, requests: int) -> Iterator[Case]:
     """So many held-out traces of each rate of one world."""
     deployment = Deployment(executor=load_profile(env.profile), config=env.engine)
     for rate in env.rates or (env.workload.rate,):
         workload = dataclass_replace(env.workload, num_requests=requests, rate=rate)
         for k in range(traces):
             drawn = workload.generate(HELD_OUT_SEED + k)
-            yield Case(env, deployment, predict(drawn, env.prediction, HELD_OUT_SEED + k) if env.prediction else drawn)
+            trace = predict(drawn, env.prediction, HELD_OUT_SEED + k) if env.prediction else drawn
+            yield Case(name or f"{rate:g}", env, deployment, trace)

@@ -34,7 +34,7 @@ def teacher(spec: str, env: EnvConfig) -> Teacher:
         return _slackfit(policy, action)
     if isinstance(action, Allocation) and action.budget == "tokens" and isinstance(policy, Sarathi):
         order = ORDERS.index(policy.order) if policy.order in ORDERS else 0
-        return _constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
+        return constant(_nearest(TOKEN_LEVELS, policy.token_budget), 0, order)
     raise InputError(
         "teacher: expected slackfit with the slackfit action or sarathi with the allocation action by tokens, "
         f"got {spec!r} with {action}"
@@ -45,7 +45,8 @@ def _nearest(levels: tuple[float, ...], value: float) -> int:
     return int(np.argmin(np.abs(np.array(levels) - value)))
 
 
-def _constant(*choice: int) -> Teacher:
+def constant(*choice: int) -> Teacher:
+    """The same choice whatever is observed."""
     return lambda observations: np.tile(np.array(choice, np.int64), (len(observations), 1))
 
 
@@ -71,4 +72,4 @@ def _slackfit(policy: Slackfit, action: SlackfitAction) -> Teacher:
         raise InputError(f"teacher: expected slackfit on the device of the environment, got profile={policy.profile}")
     shares = np.array(SHARES) - np.array([policy.eager_from, policy.memory_limit])
     slack = 1 + _nearest(SLACKS[1:], policy.slack)
-    return _constant(_nearest(LIMITS, policy.limit), slack, int(np.abs(shares).sum(1).argmin()))
+    return constant(_nearest(LIMITS, policy.limit), slack, int(np.abs(shares).sum(1).argmin()))

@@ -22,6 +22,7 @@ from agents.learning.ppo.tensorboard import SLO_METRICS, scalar_layout, writers
 from agents.learning.ppo.timeline import timeline
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
+from agents.learning.selection import relative, relative_cost
 from engine.errors import InputError
 from engine.runs.report import TierReport
 from engine.runs.simulate import simulate
@@ -92,11 +93,19 @@ class Evaluation(BaseCallback):
     """
 
     def __init__(self, config: TrainConfig, learned: Callable[[], LearnedPolicy], best: Path) -> None:
+        """Prepare the traces.
+
+        Args:
+            config: of the run.
+            learned: gives the present policy.
+            best: folder of the best one.
+        """
         super().__init__()
         self.config = config
         self.learned = learned
         self.best_folder = best
-        self.best_return = -np.inf
+        self.usual: Score | None = None
+        self.best_value = -np.inf
         self.held_out = HeldOut(config.env, config.eval_traces, config.eval_requests)
         self.rivals: dict[str, Score] = {}
         self.last: dict[str, float] = {}
@@ -106,6 +115,8 @@ class Evaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.rivals = {s: self.held_out.score(baselines.make(s)) for s in self.config.eval_baselines}
+        if self.config.queue.is_on:
+            self.usual = self.held_out.score(baselines.make(self.config.queue.judge))
         if self._next == 0:
             self._next = self.config.eval_every
         if not self._resumed:
@@ -152,14 +163,26 @@ class Evaluation(BaseCallback):
         for tag, value in self.last.items():
             if np.isfinite(value):
                 self.logger.record(tag, value)
-        _, server, requests = self.held_out.cases[-1]
+        _, _, server, requests = self.held_out.cases[-1]
         requests = requests.head(min(TIMELINE_REQUESTS, self.config.eval_requests))
         record = simulate(policy, requests, server.executor, server.config, log_steps=True)
         figure = timeline(record, f"{self.num_timesteps:,} decisions")
         self.logger.record("timeline", Figure(figure, close=False), exclude=("stdout", "log", "json", "csv"))
-        if score.mean_return > self.best_return:
-            self.best_return = score.mean_return
+        value = self._value(score)
+        if value > self.best_value:
+            self.best_value = value
             policy.bundle.save(self.best_folder)
+
+    def _value(self, score: Score) -> float:
+        """What the best policy has most of: return, or, where there is a reference, minus the cost relative to it."""
+        if self.usual is None:
+            return score.mean_return
+        for world, by_metric in relative(score, self.usual).items():
+            for metric, value in by_metric.items():
+                self.logger.record(f"relative/{metric}/{world}", value)
+        cost = relative_cost(score, self.usual)
+        self.logger.record("relative/cost", cost)
+        return -cost
 
     def _service_levels(self, score: Score) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -175,7 +198,7 @@ class Evaluation(BaseCallback):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        best = None if self.best_return == -np.inf else self.best_return
+        best = None if self.best_value == -np.inf else self.best_value
         return {"best_return": best, "next": self._next, "latest": self._latest}
 
     def load_state(self, state: Any) -> None:
@@ -190,7 +213,7 @@ class Evaluation(BaseCallback):
         best = state["best_return"]
         if best is not None and type(best) not in (int, float):
             raise InputError("evaluation: best_return: expected a number")
-        self.best_return = -np.inf if best is None else float(best)
+        self.best_value = -np.inf if best is None else float(best)
         self._next, self._latest = state["next"], state["latest"]
         self._resumed = True
 

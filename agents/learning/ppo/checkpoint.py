@@ -35,6 +35,7 @@ from agents.learning.ppo.checkpoint_file import (
     read,
 )
 from agents.learning.ppo.normalize import TimedNormalize
+from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.snapshot import restore, snapshot
 from agents.learning.ppo.streams import stream_state, stream_text
@@ -46,9 +47,9 @@ from llmsched_env.vector import LLMSchedVectorEnv
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d{12})\.safetensors")
 _OLD = "step-*.pt"
-_OPTIMIZER, _POLICY = "optimizer.", "policy."
-_CONSTANT = ("fleet.memories.0", "fleet.latency.", "fleet.rules.")
-"""Arrays of our environment that never change: parameters of its kernels, profile, rules."""
+_POLICY, _MORE = "policy.", "learner."
+_CONSTANT = ("fleet.memories.0", "fleet.latency.", "fleet.rules.", "prices", "world_of_row")
+"""Arrays of our environments that never change: parameters of kernels, profile, rules, what work costs."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,15 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
 def _learner_arrays(model: TimedPPO) -> dict[str, np.ndarray]:
     """Network, optimiser, normalisation, where the rows stand, generators."""
     found = {f"{_POLICY}{name}": _array(value) for name, value in model.policy.state_dict().items()}
-    for k, moments in model.policy.optimizer.state_dict()["state"].items():
-        found |= {f"{_OPTIMIZER}{k}.{name}": _array(value) for name, value in moments.items()}
+    for own, optimizer in model.optimizers().items():
+        for k, moments in optimizer.state_dict()["state"].items():
+            found |= {f"{own}.{k}.{name}": _array(value) for name, value in moments.items()}
     normalizer = model.get_vec_normalize_env()
     if isinstance(normalizer, TimedNormalize):
         found |= {f"normalization.{name}": value for name, value in normalizer.state().items()}
     rows = {"last_obs": model._last_obs, "episode_starts": model._last_episode_starts, **_base(model).state()}
     found |= {f"rows.{name}": np.array(value) for name, value in rows.items()}
+    found |= {f"{_MORE}{name}": value for name, value in model.more_state().items()}
     return found | _torch_generators(model)
 
 
@@ -197,10 +200,12 @@ def load_checkpoint(model: TimedPPO, path: Path, config_hash: str) -> dict[str, 
 def _moments(model: TimedPPO) -> dict[str, np.ndarray]:
     """What Adam has once it has made a step, with the right types and shapes."""
     found: dict[str, np.ndarray] = {}
-    for k, parameter in enumerate(model.policy.parameters()):
-        like = np.zeros(tuple(parameter.shape), np.float32)
-        names = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
-        found |= {f"{_OPTIMIZER}{k}.{name}": value for name, value in names.items()}
+    for own, optimizer in model.optimizers().items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for k, parameter in enumerate(parameters):
+            like = np.zeros(tuple(parameter.shape), np.float32)
+            names = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
+            found |= {f"{own}.{k}.{name}": value for name, value in names.items()}
     return found
 
 
@@ -221,13 +226,15 @@ def _apply(model: TimedPPO, arrays: dict[str, np.ndarray], about: dict[str, Any]
     base, normalizer = _base(model), model.get_vec_normalize_env()
     steps, updates, episodes = count_of(about, "num_timesteps"), count_of(about, "n_updates"), episodes_of(about)
     environment = _part(arrays, ENVIRONMENT) | mapping_of(about, "environment")
-    if isinstance(base.envs, LLMSchedVectorEnv):
+    if isinstance(base.envs, LLMSchedVectorEnv | GroupedServers):
         _check_constants(snapshot(base.envs), environment)
     restore(base.envs, environment)
-    if isinstance(base.envs, LLMSchedVectorEnv):
+    if isinstance(base.envs, LLMSchedVectorEnv | GroupedServers):
         base.envs.fleet.check_rows("checkpoint")  # compiled code indexes with what these arrays hold
     model.policy.load_state_dict({k: th.from_numpy(v.copy()) for k, v in _part(arrays, _POLICY).items()})
-    _set_optimizer(model, _part(arrays, _OPTIMIZER))
+    for own, optimizer in model.optimizers().items():
+        _set_optimizer(optimizer, _part(arrays, f"{own}."))
+    model.load_more_state(_part(arrays, _MORE))
     if isinstance(normalizer, TimedNormalize):
         normalizer.load_state(_part(arrays, "normalization."))
     rows = _part(arrays, "rows.")
@@ -262,15 +269,15 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _set_optimizer(model: TimedPPO, moments: dict[str, np.ndarray]) -> None:
+def _set_optimizer(optimizer: th.optim.Optimizer, moments: dict[str, np.ndarray]) -> None:
     state: dict[int, dict[str, th.Tensor]] = {}
     for name, value in moments.items():
         k, _, moment = name.partition(".")
         if moment == "exp_avg_sq" and (value < 0.0).any():
             raise InputError(f"checkpoint: {name}: expected numbers >= 0")
         state.setdefault(int(k), {})[moment] = th.from_numpy(value.copy())
-    groups = model.policy.optimizer.state_dict()["param_groups"]
-    model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _check_network(model: TimedPPO) -> None:
@@ -278,8 +285,8 @@ def _check_network(model: TimedPPO) -> None:
     with th.no_grad():
         observations = th.as_tensor(model._last_obs, device=model.device)
         parts: Any = model.policy.get_distribution(observations).distribution
-        logits = [part.logits for part in (parts if isinstance(parts, list) else [parts])]
-        if not all(bool(th.isfinite(x).all()) for x in [*logits, model.policy.predict_values(observations)]):
+        shown = [getattr(p, "logits", p.mean) for p in (parts if isinstance(parts, list) else [parts])]
+        if not all(bool(th.isfinite(x).all()) for x in [*shown, model.policy.predict_values(observations)]):
             raise InputError("checkpoint: policy: expected a network with finite outputs")
 
 

@@ -100,8 +100,8 @@ def check_arrays(
     Raises:
         InputError: another name, type or shape, or a number that is not finite.
     """
-    if any(name in given for name in moments):
-        expected = expected | moments
+    moved = {name.partition(".")[0] for name in moments if name in given}
+    expected = expected | {name: like for name, like in moments.items() if name.partition(".")[0] in moved}
     if set(given) != set(expected):
         other = sorted(set(given) ^ set(expected))[0]
         raise InputError(f"checkpoint: {'unknown' if other in given else 'missing'} array {other[:80]!r}")

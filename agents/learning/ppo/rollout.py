@@ -91,6 +91,7 @@ class TimedPPO(PPO):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        self.begin_rollout()
         dones = np.zeros(env.num_envs, np.bool_)
         for t in range(n_rollout_steps):
             with th.no_grad():
@@ -102,9 +103,7 @@ class TimedPPO(PPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            elapsed = getattr(base, "elapsed_s", None)
-            if elapsed is not None:
-                np.exp(elapsed / -self.discount_s, out=rollout_buffer.discounts[t], casting="same_kind")
+            self.note_step(rollout_buffer, t, base)
             for row in np.flatnonzero(dones):
                 rewards[row] += self._end_of_episode(infos[row], float(rollout_buffer.discounts[t, row]))
             if isinstance(self.action_space, spaces.Discrete):
@@ -114,10 +113,56 @@ class TimedPPO(PPO):
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         with th.no_grad():
             values = self.policy.predict_values(th.as_tensor(self._last_obs, device=self.device))
-        rollout_buffer.compute_returns_and_advantage(values, dones)
+        self.estimate(rollout_buffer, values, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def begin_rollout(self) -> None:
+        """What comes between a checkpoint and the first step of a rollout."""
+
+    def note_step(self, buffer: TimedRolloutBuffer, step: int, base: VecEnv) -> None:
+        """Keep what else the estimate needs of a step: here its discount."""
+        elapsed = getattr(base, "elapsed_s", None)
+        if elapsed is not None:
+            np.exp(elapsed / -self.discount_s, out=buffer.discounts[step], casting="same_kind")
+
+    def estimate(self, buffer: TimedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """Write advantages and returns into a full buffer."""
+        buffer.compute_returns_and_advantage(last_values, dones)
+
+    def more_state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must keep beside networks, optimisers, normalisation and environment."""
+        return {}
+
+    def load_more_state(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `more_state` gave: arrays of the same names, types and shapes."""
+
+    def optimizers(self) -> dict[str, th.optim.Optimizer]:
+        """Every optimiser by name."""
+        return {"optimizer": self.policy.optimizer}
+
+    def train(self) -> None:
+        """SB3's update, which must leave finite numbers.
+
+        Raises:
+            InputError: it did not; the last checkpoint is from before.
+        """
+        super().train()
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """Check what an update has left.
+
+        Raises:
+            InputError: a parameter of the networks is not finite.
+        """
+        for name, parameter in self.policy.named_parameters():
+            if not bool(th.isfinite(parameter).all()):
+                raise InputError(
+                    f"train: expected finite networks, got {name} with others after {self.num_timesteps} decisions: "
+                    "try a smaller learning rate; the last checkpoint can be resumed"
+                )
 
     def _end_of_episode(self, info: dict[str, Any], discount: float) -> float:
         """Log the episode; returns what a truncated one is still worth (its bootstrap, SB3 issue 633)."""

@@ -27,6 +27,8 @@ from agents.learning.ppo.checkpoint_file import DamagedCheckpoint, check_configu
 from agents.learning.ppo.export import export
 from agents.learning.ppo.imitation import imitate
 from agents.learning.ppo.normalize import TimedNormalize
+from agents.learning.ppo.queues.build import build_queue_model, export_levels
+from agents.learning.ppo.queues.learner import QueuePPO
 from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.tensorboard import tensorboard_logger
 from agents.learning.ppo.train_config import NOT_COMPARED, TrainConfig
@@ -75,6 +77,9 @@ def build_model(
     Raises:
         InputError: the environment cannot be built.
     """
+    rate = _linear(config.learning_rate) if config.schedule == "linear" else config.learning_rate
+    if config.queue.is_on:
+        return build_queue_model(config, rate)
     if config.env_id not in gymnasium.registry:
         raise InputError(f"env_id: expected a registered environment, got {config.env_id!r}")
     try:
@@ -88,7 +93,7 @@ def build_model(
         "MlpPolicy",
         env,
         discount_s=config.discount_s,
-        learning_rate=_linear(config.learning_rate) if config.schedule == "linear" else config.learning_rate,
+        learning_rate=rate,
         n_steps=config.n_steps,
         batch_size=config.batch_size,
         n_epochs=config.n_epochs,
@@ -112,6 +117,8 @@ def build_model(
 
 def learned_policy(model: TimedPPO, config: TrainConfig, name: str = "learned") -> LearnedPolicy:
     """The model's present actor as a policy for `simulate`."""
+    if isinstance(model, QueuePPO):
+        return policy_of(export_levels(model, config, _command()), name)
     bundle = export(model, model.get_vec_normalize_env(), config.env, _command())
     return policy_of(bundle, name)
 
@@ -210,9 +217,14 @@ def _check_device(name: str) -> None:
         raise InputError(f"device: expected one that torch finds here, got {name!r}")
 
 
+def _teacher(config: TrainConfig) -> Teacher | None:
+    """What is imitated first; a learner of levels begins with the teacher's and needs no imitation."""
+    return teacher(config.teacher, config.env) if config.teacher and not config.queue.is_on else None
+
+
 def _train(config: TrainConfig, extra: tuple[BaseCallback, ...]) -> Path:
     _check_device(config.device)
-    choose = teacher(config.teacher, config.env) if config.teacher else None
+    choose = _teacher(config)
     found = _prepare(config)
     with torch_settings(config.threads):
         model = build_model(config)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.learning.ppo.queues.config import QueueConfig
 from agents.learning.run_folder import plain, saved_config
 from agents.work.provenance import config_hash
 from engine.device.memory import MEMORY
@@ -116,6 +117,8 @@ class TrainConfig:
     """Show a progress bar."""
     env: EnvConfig = field(default_factory=EnvConfig, metadata={"read": EnvConfig.from_dict})
     """The environment."""
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    """The trainer for queues."""
 
     def __post_init__(self) -> None:
         """Check every number.
@@ -131,6 +134,10 @@ class TrainConfig:
                 f"batch_size: expected a divisor of n_envs x n_steps = {self.n_envs} x {self.n_steps}, "
                 f"got {self.batch_size}"
             )
+        if self.queue.is_on and self.n_envs % self.queue.group_size:
+            raise InputError(
+                f"n_envs: expected a multiple of queue.group_size = {self.queue.group_size}, got {self.n_envs}"
+            )
         if len(self.net_arch) > 7:
             raise InputError(f"net_arch: expected up to 7 widths of 1 to 4096, got {len(self.net_arch)}")
         check_memory(self.n_envs, self.env.workload.num_requests * BYTES_PER_ROW_REQUEST, "n_envs")
@@ -143,6 +150,8 @@ class TrainConfig:
             InputError: the environment cannot be saved.
         """
         data = asdict(self) | {"env": self.env.to_dict()}
+        if not self.queue.is_on:
+            del data["queue"]
         return {k: v for k, v in data.items() if k not in ("run_dir", "resume", "progress")}
 
     @classmethod

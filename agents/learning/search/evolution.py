@@ -4,8 +4,8 @@ What a choice costs in memory shows minutes later, and with the few per cent tha
 drown in the noise of arrivals. Here every candidate of a generation serves the same traces to their end, so that
 differences are those of the policies, and the next generation gets new traces, so that none is learned by heart.
 
-The policy is one linear layer: each head's level is ``base + weights x features``, rounded. As logits that is
-``2 j x - j^2`` for level j, which are largest at the level nearest to x; so it is a bundle like any other.
+The policy is one linear layer: each head's level is ``base + weights x features``, rounded, as logits
+(`agents.learning.learned.levels`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.levels import level_layer
 from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
@@ -166,16 +167,11 @@ class Frame:
     def policy(self, x: np.ndarray, name: str = "candidate") -> LearnedPolicy:
         """The policy of a parameter vector, float64[heads * (1 + features)]: offsets and weights in levels."""
         knobs = x.reshape(len(SIZES), 1 + len(self.features))
-        weights, biases = [], []
-        for head, size in enumerate(SIZES):
-            levels = np.arange(size, dtype=np.float64)
-            weights.append(2.0 * np.outer(levels, knobs[head, 1:]))
-            biases.append(2.0 * levels * (self.base[head] + knobs[head, 0]) - levels**2)
         # The sums of the network are always taken in the order of the observation.
         order = np.argsort([OBSERVATION_NAMES.index(feature) for feature in self.features]).astype(np.int64)
-        weight, bias = np.concatenate(weights)[:, order], np.concatenate(biases)
+        layer = level_layer(knobs[:, 1:][:, order], self.base + knobs[:, 0], SIZES)
         bundle = Bundle(
-            layers=((weight.astype(np.float32), bias.astype(np.float32)),),
+            layers=(layer,),
             activation="tanh",
             mean=self.mean[order],
             std=self.std[order],

@@ -1,0 +1,91 @@
+"""Advantages of rows that never end: rewards against the mean cost, traces in seconds, group means at the same time.
+
+Rewards are differential, minus what a decision cost above the world's mean (average-cost PPO for queueing networks,
+Dai and Gluzman, Stochastic Systems 2022), and relative to what the reference costs in that world. The trace of the
+estimate decays with seconds as the discount does (`agents.learning.ppo.rollout`):
+
+    delta_t = r_t + gamma_t V(s_{t+1}) - V(s_t),   gamma_t = exp(-dt / discount_s)
+    A_t     = delta_t + gamma_t exp(-dt / trace_s) A_{t+1}
+
+and from it the mean of the group's other rows at the same time is taken, which met the same arrivals.
+All arrays are [steps, rows].
+"""
+
+import numpy as np
+
+UNIT_S = 10.0
+"""Rewards are per so many seconds of the reference's mean cost."""
+
+
+def differential(cost: np.ndarray, elapsed: np.ndarray, mean: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Rewards: minus the cost above the mean.
+
+    Args:
+        cost: float64[steps, rows] of each decision.
+        elapsed: seconds of each decision.
+        mean: float64[rows], cost per second (0: plain rewards).
+        unit: float64[rows], cost per second that counts as 1.
+    """
+    return np.asarray((mean * elapsed - cost) / (unit * UNIT_S))
+
+
+def timed_advantages(
+    rewards: np.ndarray, elapsed: np.ndarray, values: np.ndarray, last: np.ndarray, discount_s: float, trace_s: float
+) -> np.ndarray:
+    """The estimate of the module docstring.
+
+    Args:
+        rewards: of the decisions.
+        elapsed: their seconds.
+        values: before them.
+        last: float64[rows], values behind the last one.
+        discount_s: seconds.
+        trace_s: seconds; 0: the trace does not decay.
+    """
+    discount = np.exp(elapsed / -discount_s)
+    trace = discount * np.exp(elapsed / -trace_s) if trace_s > 0.0 else discount
+    found, carried, following = np.zeros_like(rewards), np.zeros_like(last), last
+    for t in range(len(rewards) - 1, -1, -1):
+        carried = rewards[t] + discount[t] * following - values[t] + trace[t] * carried
+        found[t], following = carried, values[t]
+    return found
+
+
+def clock(elapsed: np.ndarray) -> np.ndarray:
+    """Seconds since the start of the rollout before each decision and at the end, float64[steps + 1, rows]."""
+    return np.concatenate([np.zeros((1, elapsed.shape[1])), np.cumsum(elapsed, 0)])
+
+
+def less_others(values: np.ndarray, times: np.ndarray, size: int) -> np.ndarray:
+    """Values minus the mean of the group's other rows at the same time, linear between their decisions.
+
+    Args:
+        values: float64[steps, rows].
+        times: seconds of them.
+        size: rows of a group, which follow each other.
+    """
+    found = np.empty_like(values)
+    for first in range(0, values.shape[1], size):
+        rows = range(first, first + size)
+        at = times[:, first : first + size].ravel()
+        shape = (len(values), size)
+        others = sum(np.interp(at, times[:, e], values[:, e]) for e in rows)
+        own = values[:, first : first + size]
+        found[:, first : first + size] = own - (np.reshape(others, shape) - own) / (size - 1)
+    return found
+
+
+def balanced(advantages: np.ndarray, world: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Advantages without the mean of each world, worlds weighted alike whatever their rows, with deviation 1 together.
+
+    Args:
+        advantages: float64[steps, rows].
+        world: int64[rows].
+        weights: float64[worlds], of each world.
+    """
+    found = advantages.copy()
+    for w, weight in enumerate(weights):
+        rows = world == w
+        found[:, rows] -= found[:, rows].mean()
+        found[:, rows] *= weight * len(world) / (rows.sum() * weights.sum())
+    return np.asarray(found / (found.std() + 1e-8))

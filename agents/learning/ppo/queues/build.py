@@ -1,0 +1,128 @@
+"""From a training configuration to a `QueuePPO` in front of its worlds, and from one to a bundle."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+
+from agents.learning.heldout import TRAINING_SEED
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.levels import level_layer
+from agents.learning.ppo.queues.groups import GroupedServers
+from agents.learning.ppo.queues.learner import QueuePPO
+from agents.learning.ppo.queues.policy import CLIP, Frame, LevelPolicy
+from agents.learning.ppo.queues.worlds import Setting, Watched, scale_of, usual_cost, watch, worlds_of
+from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.vec_env import SB3VecEnv
+from agents.learning.teachers import Teacher, as_taught, constant, teacher
+from agents.work.provenance import TRAINS, source_hash, versions
+from engine.device.latency import load_profile
+from llmsched_env.config import EnvConfig
+from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
+
+WATCHED_SEED = TRAINING_SEED - (1 << 20)
+"""Traces on which the reference is watched are drawn from this seed on."""
+
+
+def levels_of(spec: str, env: EnvConfig) -> Teacher:
+    """The levels of a baseline, whatever the settings of the action; of none, the middle level of every head.
+
+    Raises:
+        InputError: a baseline outside the action space.
+    """
+    return teacher(spec, as_taught(spec, env)) if spec else constant(*((size - 1) // 2 for size in env.action.sizes))
+
+
+def setting_of(config: TrainConfig) -> Setting:
+    """The worlds of a run, and the reference watched in each of them.
+
+    Raises:
+        InputError: worlds that rows cannot go on in, or a reference outside the action space.
+    """
+    worlds = worlds_of(config.env, config.n_envs // config.queue.group_size)
+    choose = levels_of(config.queue.reference, config.env)
+    watched = [watch(world, choose, config.queue.burn_in, WATCHED_SEED + 64 * w) for w, world in enumerate(worlds)]
+    for one, world in zip(watched, worlds, strict=True):
+        one.price["usual_cost"] = usual_cost(one, world.env.reward.vector())
+    return Setting(worlds, watched, choose)
+
+
+def frame_of(config: TrainConfig, watched: list[Watched]) -> Frame:
+    """What the actor's numbers mean: it begins with the levels of the teacher."""
+    names = config.queue.features or OBSERVATION_NAMES
+    columns = np.sort([OBSERVATION_NAMES.index(name) for name in names])
+    nothing = np.zeros((1, OBSERVATION_SIZE), np.float32)
+    base = levels_of(config.teacher, config.env)(nothing)[0].astype(np.float64)
+    return Frame(*scale_of(watched), columns, base)
+
+
+def build_queue_model(config: TrainConfig, learning_rate: float | Schedule) -> QueuePPO:
+    """The learner in front of its worlds, not trained yet.
+
+    Args:
+        config: everything about the run.
+        learning_rate: of SB3, a number or a schedule.
+
+    Raises:
+        InputError: worlds, a reference or a teacher that do not fit.
+    """
+    queue, setting = config.queue, setting_of(config)
+    servers = GroupedServers(config.env, setting, queue, config.n_envs // queue.group_size, config.n_steps)
+    model = QueuePPO(
+        LevelPolicy,
+        SB3VecEnv(servers),
+        queue=queue,
+        usual=np.array([one.price["usual_cost"][0] for one in setting.watched]),
+        discount_s=config.discount_s,
+        learning_rate=learning_rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        clip_range=config.clip_range,
+        ent_coef=config.ent_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl or None,
+        policy_kwargs={
+            "frame": frame_of(config, setting.watched),
+            "actor": queue.actor,
+            "critic": config.net_arch,
+            "std": queue.std,
+            "rates": (queue.std_rate, queue.hidden_rate),
+            "averaging": queue.averaging,
+        },
+        seed=config.seed,
+        device=config.device,
+    )
+    env: Any = model.get_env()
+    env.seed(TRAINING_SEED + (config.seed << 20))
+    return model
+
+
+def export_levels(model: QueuePPO, config: TrainConfig, command: str) -> Bundle:
+    """The actor's running mean as a bundle: its levels as logits (`agents.learning.learned.levels`)."""
+    policy = model.policy
+    frame = policy.frame
+    parts: Any = policy.averaged.module
+    hidden, last = parts
+    layers = [(_numbers(m.weight), _numbers(m.bias)) for m in hidden if isinstance(m, th.nn.Linear)]
+    weight, bias = _numbers(last.weight).astype(np.float64), _numbers(last.bias).astype(np.float64)
+    layers.append(level_layer(weight[:, 1:], bias + weight[:, 0], config.env.action.sizes))
+    return Bundle(
+        layers=tuple(layers),
+        activation="tanh",
+        mean=frame.mean[frame.columns].astype(np.float32).astype(np.float64),
+        std=frame.std[frame.columns].astype(np.float32).astype(np.float64),
+        clip=CLIP,
+        codec=config.env.action.codec.params(load_profile(config.env.profile)),
+        env=config.env,
+        observation=tuple(OBSERVATION_NAMES[k] for k in frame.columns),
+        command=command,
+        timesteps=int(model.num_timesteps),
+        versions=versions(TRAINS),
+        sources=source_hash(),
+    )
+
+
+def _numbers(parameter: th.Tensor) -> np.ndarray:
+    return np.asarray(parameter.detach().cpu().numpy(), np.float32)

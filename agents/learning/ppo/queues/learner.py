@@ -1,0 +1,139 @@
+"""`QueuePPO`: SB3's PPO on `GroupedServers`, with the pieces of this folder around its rollouts and updates."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.learning.ppo.queues.advantages import balanced, clock, differential, less_others, timed_advantages
+from agents.learning.ppo.queues.config import QueueConfig
+from agents.learning.ppo.queues.critic import Rollout, differences, fit
+from agents.learning.ppo.queues.groups import GroupedServers
+from agents.learning.ppo.queues.policy import LevelPolicy
+from agents.learning.ppo.rollout import TimedPPO, TimedRolloutBuffer
+from agents.learning.ppo.vec_env import SB3VecEnv
+
+FORGET = 0.05
+"""Weight of the latest rollout in the running mean cost of a world."""
+
+
+class QueuePPO(TimedPPO):
+    """PPO for queues; every update goes through SB3's.
+
+    Keywords beside those of `TimedPPO`: `queue`, the settings; `usual`, float64[worlds], mean cost per second of the
+    reference.
+    """
+
+    policy: LevelPolicy
+
+    def __init__(self, *args: Any, queue: QueueConfig, usual: np.ndarray, **kwargs: Any) -> None:
+        self.queue = queue
+        self.usual = usual
+        self.mean_cost = usual.copy()
+        self.rollouts = 0
+        super().__init__(
+            *args, normalize_advantage=False, vf_coef=0.0, use_sde=queue.exploration == "rollout", **kwargs
+        )
+        self.critic_optimizer = th.optim.Adam(self.policy.critic_parameters(), lr=queue.critic_rate, eps=1e-5)
+        shape = (self.n_steps, self.n_envs)
+        self.elapsed, self.costs = np.zeros(shape), np.zeros(shape)
+        self.rewards = np.zeros(shape)
+
+    @property
+    def servers(self) -> GroupedServers:
+        """The environment itself."""
+        env = self.get_env()
+        assert env is not None
+        base = env.unwrapped
+        assert isinstance(base, SB3VecEnv)
+        assert isinstance(base.envs, GroupedServers)
+        return base.envs
+
+    def begin_rollout(self) -> None:
+        """Put groups into common states and draw the noise that lasts."""
+        self._last_obs = self.servers.new_round(self.queue.resync)
+        if self.use_sde:
+            self.policy.draw_noise(self.n_envs, self.queue.group_size if self.queue.antithetic else 0)
+
+    def note_step(self, buffer: TimedRolloutBuffer, step: int, base: VecEnv) -> None:
+        """Keep the seconds and the cost of a step."""
+        assert isinstance(base, SB3VecEnv)
+        self.elapsed[step] = base.elapsed_s
+        self.costs[step] = -base.step_infos["reward"]
+
+    def estimate(self, buffer: TimedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """Write advantages and returns as `agents.learning.ppo.queues.advantages` has them."""
+        queue, world = self.queue, self.servers.world_of_row
+        paid = np.bincount(world, self.costs.sum(0)) / np.bincount(world, self.elapsed.sum(0))
+        self.mean_cost += FORGET * (paid - self.mean_cost)
+        unit = self.usual if queue.relative_costs else np.full_like(self.usual, self.usual.mean())
+        mean = self.mean_cost if queue.average_cost else np.zeros_like(unit)
+        self.rewards = differential(self.costs, self.elapsed, mean[world], unit[world])
+        last = last_values.cpu().numpy()[:, 0].astype(np.float64)
+        values = buffer.values.astype(np.float64)
+        raw = timed_advantages(self.rewards, self.elapsed, values, last, self.discount_s, queue.trace_s)
+        buffer.returns = (raw + values).astype(np.float32)
+        paired = less_others(raw, clock(self.elapsed)[:-1], queue.group_size) if queue.paired else raw
+        buffer.advantages = balanced(paired, world, np.ones(len(self.usual))).astype(np.float32)
+        self._log_rollout(paid, raw, paired, buffer)
+
+    def _log_rollout(self, paid: np.ndarray, raw: np.ndarray, paired: np.ndarray, buffer: TimedRolloutBuffer) -> None:
+        world = self.servers.world_of_row
+        for w, name in enumerate(one.name for one in self.servers.worlds):
+            rows = world == w
+            error, returns = (buffer.returns - buffer.values)[:, rows], buffer.returns[:, rows]
+            self.logger.record(f"cost/{name}", float(paid[w] / self.usual[w]))
+            self.logger.record(f"explained/{name}", float(1.0 - (error**2).mean() / (returns.var() + 1e-12)))
+            self.logger.record(f"advantage/raw/{name}", float(raw[:, rows].std()))
+            self.logger.record(f"advantage/paired/{name}", float(paired[:, rows].std()))
+        self.logger.record("rollout/seconds", float(self.elapsed.sum(0).mean()))
+
+    def train(self) -> None:
+        """Fit the critic, then, once it is warm, SB3's update of the actor.
+
+        Raises:
+            InputError: networks that are not finite.
+        """
+        loss = self._fit_critic()
+        self.rollouts += 1
+        if self.rollouts > self.queue.warm_up:
+            super().train()
+            self.policy.clamp_std(self.queue.least_std)
+            self.policy.averaged.update_parameters(self.policy.actor_parts)
+        self.check_finite()
+        self.logger.record("train/value_loss", loss)
+
+    def _fit_critic(self) -> float:
+        queue, buffer = self.queue, self.rollout_buffer
+        rollout = Rollout(buffer.observations, buffer.returns, self.rewards, self.elapsed)
+        pairs = queue.differences > 0.0 and queue.group_size > 1
+        compared = differences(self.policy, rollout, queue.group_size, self.discount_s) if pairs else None
+        return fit(
+            self.policy,
+            self.critic_optimizer,
+            rollout,
+            compared,
+            queue.critic_steps,
+            queue.critic_batch,
+            queue.differences,
+        )
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """SB3's, then each part of the actor at its own rate."""
+        super()._update_learning_rate(optimizers)
+        for part in self.policy.optimizer.param_groups:
+            part["lr"] *= part["part"]
+
+    def more_state(self) -> dict[str, np.ndarray]:
+        """Running costs and how many rollouts there were."""
+        return {"mean_cost": self.mean_cost.copy(), "rollouts": np.array([self.rollouts], np.int64)}
+
+    def load_more_state(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `more_state` gave."""
+        self.mean_cost[:] = state["mean_cost"]
+        self.rollouts = int(state["rollouts"][0])
+
+    def optimizers(self) -> dict[str, th.optim.Optimizer]:
+        """That of the actor and that of the critic."""
+        return {**super().optimizers(), "critic_optimizer": self.critic_optimizer}
