@@ -32,6 +32,7 @@ from baselines.past_future import PastFuture as PastFuture
 from baselines.sarathi import Sarathi as Sarathi
 from baselines.slai import SLAI as SLAI
 from baselines.fairbatching import FairBatching as FairBatching
+from baselines.eb import EB as EB
 from baselines.rad import RAD as RAD
 from baselines.mlfq import MLFQ as MLFQ
 from baselines.alise import ALISE as ALISE
