@@ -6,6 +6,7 @@ from agents.reporting.grid import Grid, Head, Part, show, terminal_console
 from engine.demand.predictions import channel_descriptions
 from engine.demand.trace_formats import FORMATS
 from engine.demand.workload import length_descriptions, workload_descriptions
+from engine.scenarios.suite import load_suite, suite_names
 
 
 def _part(title: str, lines: dict[str, str]) -> Part:
@@ -14,7 +15,7 @@ def _part(title: str, lines: dict[str, str]) -> Part:
 
 @dataclass(frozen=True)
 class Command:
-    """List the workloads, length models, prediction channels and trace formats."""
+    """List the workloads, length models, prediction channels, trace formats and suites of scenarios."""
 
     def run(self) -> None:
         """Print them."""
@@ -23,6 +24,7 @@ class Command:
             _part("Lengths, as --workload poisson:lengths=...", length_descriptions()),
             _part("Predictions of output lengths, as --prediction name:key=value,...", channel_descriptions()),
             _part("Trace files, as --trace FILE", {form.name: form.about for form in FORMATS}),
+            _part("Suites of scenarios, as --suite NAME", {name: load_suite(name).about for name in suite_names()}),
         ]
         for part in parts:
             show(Grid((Head("name", "name"), Head("what it is", "prose")), [part]), terminal_console())

@@ -32,8 +32,8 @@ def remark(
         source: where the run's requests come from.
     """
     bundle = getattr(policy, "bundle", None)
-    if bundle is None:
-        return ""
+    if bundle is None or bundle.env.scenarios:
+        return ""  # what is trained over many worlds is meant for others, too
     env = bundle.env
     pairs = [_tiers(env.workload.tiers, tiers)]
     if model is not None and not env.action.codec.knows(bundle.codec, model):

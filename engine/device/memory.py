@@ -25,6 +25,15 @@ def server_of(model: LatencyModel, server: EngineConfig | None = None) -> Engine
         raise InputError(f"profile {model.name!r}: provenance: {error}") from None
 
 
+def default_server(executor: object) -> EngineConfig:
+    """The server where nobody says one: with the memory of the device, if it is the model of one.
+
+    Raises:
+        InputError: the profile says something impossible.
+    """
+    return server_of(executor) if isinstance(executor, LatencyModel) else EngineConfig()
+
+
 def moved(server: EngineConfig, old: LatencyModel, new: LatencyModel) -> EngineConfig:
     """The server on another device: what of its memory was the old device's own becomes the new one's.
 

@@ -6,7 +6,7 @@ requests come from (`RequestSource`) and which server they are sent to (`Deploym
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engine.config import EngineConfig
@@ -14,6 +14,7 @@ from engine.demand.predictions import predict
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
 from engine.device.latency import Executor
+from engine.device.memory import default_server
 from engine.runs.goodput import Goodput
 from engine.runs.metrics import summarize
 from engine.runs.pieces import OnProgress, Watched
@@ -75,8 +76,8 @@ class Deployment:
 
     executor: Executor
     """Seconds of an iteration: a latency model, or a device."""
-    config: EngineConfig = field(default_factory=EngineConfig)
-    """Limits and semantics."""
+    config: EngineConfig = None  # type: ignore[assignment]  # the executor's before anybody sees it
+    """Limits and semantics (default: with the KV memory that a model's profile says)."""
     fallback: Policy | None = None
     """Decides where the policy fails (`simulate`)."""
     horizon_s: float = math.inf
@@ -85,6 +86,11 @@ class Deployment:
     """Requests that arrive before this time are not counted."""
     goodput: Goodput | None = None
     """Limits of vLLM's `request_goodput`."""
+
+    def __post_init__(self) -> None:
+        """Find the server where nobody said one."""
+        if self.config is None:
+            object.__setattr__(self, "config", default_server(self.executor))
 
     def run(self, policy: Policy, requests: Requests, on_progress: OnProgress | None = None) -> Run:
         """Serve a trace and summarise it.

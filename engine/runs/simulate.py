@@ -11,6 +11,7 @@ from engine.compiled.jit import hot
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LATENCY_TYPE, Charged, Executor, Latency, LatencyModel, iteration_seconds
+from engine.device.memory import default_server
 from engine.errors import InputError, expect
 from engine.runs.driving import Guarded, PolicyError, Sealed, decide, drive, fault, memory_of
 from engine.runs.pieces import PAUSED, Watched, run_in_pieces, second
@@ -130,7 +131,8 @@ def simulate(
         requests: the trace; it holds all randomness, so the same call gives the same record bit for bit.
         executor: how long a batch takes; with a `LatencyModel` and a compiled policy the whole loop is compiled. Inside
             a `engine.runs.pieces.Watched` it is told how far the run is.
-        config: limits and semantics of the server.
+        config: limits and semantics of the server (None: the default ones, with the KV memory that a model's profile
+            says).
         horizon_s: stop at the first iteration that starts at or after this time; the rest counts as unfinished.
         log_steps: also keep what each iteration did.
         fallback: decides where the policy raises an error, plans illegally or gets stuck, instead of a PolicyError
@@ -144,9 +146,9 @@ def simulate(
             delivered tokens), or a policy that needs predictions and requests without.
         PolicyError: the policy made an illegal plan, stalled, or decided far more often than there are tokens.
     """
-    config = EngineConfig() if config is None else config
-    _check_kinds(policy, requests, executor, config)
     model = executor.executor if isinstance(executor, Watched) else executor
+    config = default_server(model) if config is None else config
+    _check_kinds(policy, requests, executor, config)
     if isinstance(model, LatencyModel):
         policy, fallback = policy.on(model), fallback.on(model) if fallback else None
     requests = _check(policy, requests, config, horizon_s)

@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 
+from baselines import make
+from engine.config import EngineConfig
+from engine.demand.workload import Workload
 from engine.device.bounds import capacity_bound, least_seconds
 from engine.device.latency import load_profile
 from engine.device.memory import server_of
 from engine.errors import InputError
+from engine.runs.serve import Deployment
+from engine.runs.simulate import simulate
 from engine.scenarios.scenario import Scenario, read_scenario
 from engine.scenarios.suite import load_suite, read_scenarios, suite_names
 
@@ -145,3 +150,12 @@ def test_a_file_that_holds_no_suite_is_one_line(text: str, message: str, tmp_pat
 def test_a_suite_that_is_not_there_is_one_line_with_those_that_are() -> None:
     with pytest.raises(InputError, match=r"^suite: expected one of default, devices, heldout, overload, training or"):
         load_suite("nothing")
+
+
+def test_a_simulated_server_has_the_memory_of_its_device() -> None:
+    requests, policy = Workload(num_requests=20).generate(0), make("sarathi")
+    for name in (H100, "rtx6000ada-mistral-7b"):
+        model = load_profile(name)
+        assert simulate(policy, requests, model).config == server_of(model)
+        assert Deployment(executor=model).config == server_of(model)
+    assert simulate(policy, requests, model, EngineConfig(num_blocks=777)).config.num_blocks == 777

@@ -23,6 +23,7 @@ from engine.demand.lengths import measure_table
 from engine.demand.requests import DEFAULT_TIERS, Tier
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
+from engine.scenarios.suite import read_scenarios
 from llmsched_env import EnvConfig, LLMSchedVectorEnv
 from llmsched_env.observation import OBSERVATION_SIZE
 
@@ -53,6 +54,9 @@ def test_what_is_meant_to_vary_is_not_remarked_on() -> None:
     shares = tuple(replace(tier, share=0.5) for tier in DEFAULT_TIERS)
     assert said(EnvConfig(workload=Workload(tiers=shares))) == ""
     assert remark(baselines.make("slai"), THREE, DEVICE, EngineConfig(num_blocks=99), Source()) == ""
+    other = load_profile("h100-mistral-7b")
+    assert said(EnvConfig(), other) != ""
+    assert said(EnvConfig(scenarios=read_scenarios("training")), other) == ""
 
 
 def test_the_shipped_policy_is_at_home_on_the_defaults() -> None:
