@@ -34,7 +34,8 @@ class LightLLM(Policy):
 
     With request i holding c_i tokens of KV and r_i to come, longest r first, the peak is max_i (i r_i + c_1 + ... +
     c_i). A batch is whole prompts or one token for every running request. Code: ModelTC/lightllm
-    lightllm/server/router/req_queue/chunked_prefill/impl.py. The head of the queue is always admitted to an idle
+    lightllm/server/router/req_queue/chunked_prefill/impl.py as with --disable_aggressive_schedule (without it, new
+    prompts are considered in every iteration: max_wait_tokens=0). The head of the queue is always admitted to an idle
     server, and a prompt longer than an iteration may be goes alone, in chunks.
     """
 

@@ -69,8 +69,8 @@ class PastFuture(Policy):
 
     A running request draws among the outputs longer than its own so far, a candidate among all; a prompt is admitted
     only if the highest peak of up to five such futures stays below a share of the capacity. Code: ModelTC/lightllm
-    branch future_past_router, lightllm/server/router/req_queue.py. Batches, idle server and long prompts as in
-    LightLLM here.
+    branch future_past_router f50e8413, req_queue.py and manager.py in lightllm/server/router. Batches, idle server and
+    long prompts as in LightLLM here.
     """
 
     max_new_tokens: Tokens = 1024
@@ -83,8 +83,10 @@ class PastFuture(Policy):
     """Prompt tokens per iteration; 0: the model length."""
     batch_cap: Requests = 128
     """Requests that run at the same time (the server's max_num_seqs also applies)."""
-    max_wait_tokens: IterationsFrom0 = 6
+    max_wait_tokens: IterationsFrom0 = 10
     """Decode iterations from a refusal until new prompts are considered again."""
+    waits_after_prompts: bool = True
+    """As many of them after prompts, too (otherwise, as LightLLM from 2024-12 on, new ones are considered at once)."""
 
     name: ClassVar[str] = "past_future"
     paper: ClassVar[str] = "Past-Future Scheduler, ASPLOS 2025, doi 10.1145/3676641.3716011"
@@ -98,6 +100,7 @@ class PastFuture(Policy):
         "limit": (0.8, 0.9, 0.95, 1.0),
         "batch_cap": BATCH_CAPS,
         "max_wait_tokens": (2, 4, 6, 10),
+        "waits_after_prompts": (False, True),
     }
 
 
@@ -173,7 +176,7 @@ def _learn(view: View, p: np.record, past: Past) -> None:
 def conditioned_output(past: Past, generated: int, most: int, u: float) -> int:
     """Quantile `u` of the outputs above `generated`: of history, and the request's own maximum after them.
 
-    Linear between neighbours, the first of which is `generated` itself.
+    Linear between neighbours, the first of which is `generated` itself. The maximum is one where history ends below it.
     """
     outputs, low, high = past.output, 0, past.row.lengths
     while low < high:  # the first entry of the history above `generated`
@@ -183,6 +186,9 @@ def conditioned_output(past: Past, generated: int, most: int, u: float) -> int:
         else:
             low = middle + 1
     larger = past.row.lengths - low
+    if larger > 0 and outputs[past.row.lengths - 1].ranked >= most:
+        larger -= 1
+        most = int(outputs[past.row.lengths - 1].ranked)
     at = u * (larger + 1)
     k = int(at)
     left = float(generated) if k == 0 else outputs[low + k - 1].ranked
@@ -227,10 +233,11 @@ def _admit(view: View, memory: Memory, plan: Plan, past: Past, limit: int) -> No
     _assume_running(view, memory, past, futures)
     while True:
         i = next_candidate(view, plan)
-        if i < 0 or not has_room(view, plan, i, limit, cap):
+        if i < 0:
             return
-        peak = _peak_with(view, memory, past, futures, draft.seats, i)
-        if draft.seats > 0 and peak >= p.limit * capacity_tokens(row):
+        peak = _peak_with(view, memory, past, futures, draft.seats, i)  # drawn also for one that finds no room
+        too_high = draft.seats > 0 and peak >= p.limit * capacity_tokens(row)
+        if too_high or not has_room(view, plan, i, limit, cap):
             return
         enter(view, plan, i, min(view.request[i].prompt, limit))
         _watch(past, i)
@@ -245,4 +252,4 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     due = is_due(view, plan, server.peak, limit, max_wait)
     if due:
         _admit(view, memory, plan, past, limit)
-    decode_without_prompts(view, plan, server.peak, due, max_wait)
+    decode_without_prompts(view, plan, server.peak, due, 0 if p.waits_after_prompts else max_wait)

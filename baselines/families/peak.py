@@ -86,13 +86,23 @@ def is_due(view: View, plan: Plan, peak: np.record, limit: int, max_wait: int) -
 
 
 @inner
-def decode_without_prompts(view: View, plan: Plan, peak: np.record, was_due: bool, max_wait: int) -> None:
-    """All decodes, unless there are prompts to run; after a refusal new ones are considered some iterations later."""
+def decode_without_prompts(view: View, plan: Plan, peak: np.record, was_due: bool, after_prompts: int) -> None:
+    """All decodes, unless there are prompts to run; after a refusal new ones are considered some iterations later.
+
+    Args:
+        view: the server.
+        plan: receives the decodes.
+        peak: what is remembered of the server.
+        was_due: whether new prompts were considered.
+        after_prompts: iterations that count as waited for once some were admitted.
+    """
     prompts = plan.draft[0].tokens > 0
     if was_due:
-        peak.waited = max_wait if prompts else 0
+        peak.waited = after_prompts if prompts else 0
     if not prompts:
         decode_oldest_first(view, plan)
+        if plan.draft[0].victims > 0:  # pausing requests is a step of its own, and the count begins anew
+            peak.waited = 0
         peak.waited += 1
 
 

@@ -121,7 +121,9 @@ def test_an_output_drawn_for_a_running_request_exceeds_what_it_has(
         remember(past, output)
     most = generated + room
     drawn = [conditioned_output(past, generated, most, u) for u in sorted(quantiles)]
-    points = [generated, *sorted(x for x in outputs[-WINDOW:] if x > generated), most]
+    points = [generated, *sorted(x for x in outputs[-WINDOW:] if x > generated)]
+    if points[-1] < most:
+        points.append(most)
     expected = [np.interp(u * (len(points) - 1), range(len(points)), points) for u in sorted(quantiles)]
     assert all(x > generated for x in drawn)
     assert np.abs(np.array(drawn) - np.maximum(expected, generated + 1)).max() <= 0.5 + 1e-9
@@ -299,7 +301,10 @@ def test_the_first_refusal_ends_admission(policy: Policy) -> None:
     assert first[0] < first[1] <= first[2]
 
 
-@pytest.mark.parametrize("policy", [LightLLM(max_new_tokens=50), PastFuture(max_new_tokens=50)], ids=lambda p: p.name)
+AT_ONCE = PastFuture(max_new_tokens=50, max_wait_tokens=6, waits_after_prompts=False)
+
+
+@pytest.mark.parametrize("policy", [LightLLM(max_new_tokens=50), AT_ONCE], ids=lambda p: p.name)
 def test_a_new_prompt_waits_for_some_decodes_unless_the_last_one_was_just_admitted(policy: Policy) -> None:
     requests = Requests.create([0.0, 0.03], [10, 10], [40, 40])
     run = batches(policy, requests, ROOMY)
@@ -311,7 +316,28 @@ def test_a_new_prompt_waits_for_some_decodes_unless_the_last_one_was_just_admitt
     assert next(k for k, (prompts, _) in enumerate(run) if 1 in prompts) < start
 
 
-@pytest.mark.parametrize("policy", [LightLLM(batch_max_tokens=30), PastFuture(batch_max_tokens=30)])
+@pytest.mark.parametrize("wait", [2, 10])
+def test_past_future_lets_prompts_wait_for_decodes_after_every_prompt_too(wait: int) -> None:
+    """Both are there when request 0 has been prefilled; only one fits a batch."""
+    policy = PastFuture(max_wait_tokens=wait, batch_max_tokens=10)
+    run = batches(policy, burst([10, 10, 10], [40] * 3), ROOMY)
+    assert [k for k, (prompts, _) in enumerate(run) if prompts] == [0, wait + 1, 2 * wait + 2]
+
+
+def test_the_count_of_decodes_begins_anew_when_requests_are_paused() -> None:
+    """LightLLM pauses requests in a step of its own, which puts its counter back: the next prompt is due five later."""
+    policy = LightLLM(token_ratio=2.0, expected_tokens=1, max_wait_tokens=5)
+    config = EngineConfig(block_size=1, num_blocks=40, watermark=0.0, max_model_len=40)
+    steps = simulate(policy, burst([4] * 3, [12, 30, 30]), DEVICE, config, log_steps=True).steps
+    assert steps is not None
+    (paused,) = (k for k, victims in enumerate(steps.evicted[:15]) if victims)
+    assert steps.evicted[paused] == [2]
+    assert next(k for k, batch in enumerate(steps.batches) if k > paused and batch[:, 2].any()) == paused + 5
+
+
+@pytest.mark.parametrize(
+    "policy", [LightLLM(batch_max_tokens=30), PastFuture(batch_max_tokens=30, waits_after_prompts=False)]
+)
 def test_prompts_are_whole_and_fit_an_iteration_and_a_longer_one_goes_alone(policy: Policy) -> None:
     run = batches(policy, burst([20, 10, 5, 70, 30], [2] * 5), ROOMY)
     # What follows an admission is considered at once.
