@@ -113,7 +113,7 @@ class HeldOut:
 def _cases(name: str, env: EnvConfig, traces: int, requests: int) -> Iterator[Case]:
     """So many held-out traces of each rate of one world."""
     deployment = Deployment(executor=load_profile(env.profile), config=env.engine)
-    for rate in env.rates or (env.workload.rate,):
+    for rate in dict.fromkeys(env.rates or (env.workload.rate,)):
         workload = dataclass_replace(env.workload, num_requests=requests, rate=rate)
         for k in range(traces):
             drawn = workload.generate(HELD_OUT_SEED + k)

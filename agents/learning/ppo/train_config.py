@@ -227,6 +227,11 @@ def shipped_hyperparams() -> list[str]:
     return sorted(name for name in names if name in PRESETS)
 
 
+def queue_recipe() -> Path:
+    """The shipped recipe of the trainer for queues."""
+    return Path(str(resources.files("agents.learning") / "hyperparams" / "queue.yml"))
+
+
 def _from_block(env_id: str, block: dict[str, Any], where: str) -> TrainConfig:
     values: dict[str, Any] = {"env_id": env_id, "run_dir": Path("runs") / env_id, "env": PRESETS[env_id]}
     for key, value in block.items():

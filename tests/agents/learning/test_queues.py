@@ -14,12 +14,22 @@ from agents.learning.ppo.checkpoint import checkpoints
 from agents.learning.ppo.queues.advantages import balanced, clock, differential, less_others, timed_advantages
 from agents.learning.ppo.queues.build import build_queue_model, export_levels
 from agents.learning.ppo.queues.config import QueueConfig
+from agents.learning.ppo.queues.diagnosis import (
+    Gradient,
+    at_rate,
+    estimated_gradients,
+    offset_gradient,
+    reference_gradient,
+    variants,
+)
 from agents.learning.ppo.queues.learner import QueuePPO
+from agents.learning.ppo.queues.multipliers import Multipliers
 from agents.learning.ppo.queues.worlds import worlds_of
 from agents.learning.ppo.rollout import TimedRolloutBuffer
 from agents.learning.ppo.train import CHECKPOINTS, train
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.teachers import as_taught, teacher
+from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
 from engine.errors import InputError
 from llmsched_env import EnvConfig
@@ -39,7 +49,15 @@ QUEUE = QueueConfig(group_size=2, burn_in=10, critic_steps=4, critic_batch=16, w
 
 def queue_run(run_dir: Path, **changes: Any) -> TrainConfig:
     """Two worlds, two rows in each, 8 decisions in a rollout."""
-    settings = {"env": ENV, "queue": QUEUE, "n_steps": 8, "batch_size": 32, "teacher": "slackfit:tuned", **changes}
+    settings = {
+        "env": ENV,
+        "queue": QUEUE,
+        "gae_lambda": 1.0,
+        "n_steps": 8,
+        "batch_size": 32,
+        "teacher": "slackfit:tuned",
+        **changes,
+    }
     return small(run_dir, total_timesteps=256, eval_requests=20, **settings)
 
 
@@ -121,9 +139,10 @@ def test_estimates_are_those_of_semi_markov_gae() -> None:
     buffer.discounts, buffer.episode_starts = np.full((6, 3), np.exp(-0.5 / 40.0)), np.zeros((6, 3))
     buffer.advantages = np.zeros((6, 3))
     buffer.compute_returns_and_advantage(th.tensor(last), np.zeros(3, bool))
-    found = timed_advantages(rewards, np.full((6, 3), 0.5), values, last, 40.0, 7.0)
+    discount = np.full((6, 3), np.exp(-0.5 / 40.0))
+    found = timed_advantages(rewards, values, last, discount, discount * np.exp(-0.5 / 7.0))
     assert found == pytest.approx(buffer.advantages, abs=1e-6)
-    whole = timed_advantages(rewards, np.zeros((6, 3)), values, last, 40.0, 0.0)
+    whole = timed_advantages(rewards, values, last, np.ones((6, 3)), np.ones((6, 3)))
     assert whole[0] == pytest.approx(rewards.sum(0) + last - values[0])
 
 
@@ -140,6 +159,23 @@ def test_worlds_weigh_alike() -> None:
     assert found.std() == pytest.approx(1.0)
     assert found[:, :2].mean() == pytest.approx(0.0, abs=1e-9)
     assert found[:, 2].std() / found[:, 0].std() == pytest.approx(2.0, rel=0.2)
+
+
+def test_a_late_gap_costs_more_while_there_are_too_many() -> None:
+    multipliers = Multipliers(2, limit=0.1, rate=0.5)
+    for _ in range(3):
+        multipliers.ascend(np.array([30.0, 4.0]), np.array([100.0, 50.0]))
+    assert multipliers.value.tolist() == [1.5, 0.0]
+    assert multipliers.cost(np.array([[2.0, 7.0]])).tolist() == [3.0]
+    multipliers.ascend(np.array([0.0, 10.0]), np.array([100.0, 0.0]))
+    assert multipliers.value.tolist() == [1.0, 0.0]
+
+
+def test_constraints_enter_the_cost_and_the_checkpoint(tmp_path: Path) -> None:
+    env = replace(ENV, workload=replace(ENV.workload, tiers=parse_tiers(["name=fast,share=1,tbt=0.02,ttft=2"])))
+    config = queue_run(tmp_path / "run", env=env, queue=replace(QUEUE, late_limit=0.01))
+    arrays = learner_state(train(config))
+    assert arrays["learner.multipliers"][0] > 0.0
 
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
@@ -233,3 +269,42 @@ def test_numbers_that_are_not_finite_stop_with_a_line(tmp_path: Path, monkeypatc
 def test_settings_that_do_not_fit_are_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         queue_run(tmp_path, queue=replace(QUEUE, **changes))
+
+
+def test_gradient_by_offsets_is_that_of_the_surrogate(model: QueuePPO) -> None:
+    env: Any = model.get_env()
+    _, callback = model._setup_learn(1, None)
+    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    gradient = offset_gradient(model)
+    buffer, net = model.rollout_buffer, model.policy.action_net.get_parameter("weight")
+    seen, actions = th.from_numpy(buffer.observations.reshape(32, -1)), th.from_numpy(buffer.actions.reshape(32, -1))
+    step, found = 1e-2, []
+    for head in range(len(gradient)):
+        likelihood = []
+        for sign in (step, -step):
+            with th.no_grad():
+                net[head, 0] += sign
+                likelihood.append(model.policy.evaluate_actions(seen, actions)[1].numpy().astype(np.float64))
+                net[head, 0] -= sign
+        found.append(-(buffer.advantages.ravel() * (likelihood[0] - likelihood[1])).mean() / (2.0 * step))
+    assert gradient == pytest.approx(found, rel=2e-2, abs=1e-3)
+
+
+def test_gradients_that_agree_have_a_cosine_of_one() -> None:
+    rng = np.random.default_rng(0)
+    truth = Gradient(np.array([1.0, -2.0, 0.5]) + rng.normal(0.0, 0.01, (30, 3)))
+    of_mean, of_one, error = Gradient(3.0 * truth.single[::-1]).cosine(truth)
+    assert of_mean == pytest.approx(1.0)
+    assert of_one == pytest.approx(1.0, abs=1e-3)
+    assert error < 1e-3
+    assert Gradient(-truth.single).cosine(truth)[0] == pytest.approx(-1.0)
+
+
+def test_reference_gradient_is_of_the_cost(tmp_path: Path) -> None:
+    config = at_rate(queue_run(tmp_path, env=replace(ENV, action=Slackfit(hold=1))), 3.0)
+    found = reference_gradient(config, 4, lambda done, total: None)
+    assert found.single.shape == (4, 3)
+    assert np.isfinite(found.single).all()
+    assert np.abs(found.mean).max() > 0.0
+    assert len(list(estimated_gradients(config, 1, 2))) == 2
+    assert set(variants(config)) >= {"recipe", "plain"}

@@ -2,10 +2,10 @@
 
 Rewards are differential, minus what a decision cost above the world's mean (average-cost PPO for queueing networks,
 Dai and Gluzman, Stochastic Systems 2022), and relative to what the reference costs in that world. The trace of the
-estimate decays with seconds as the discount does (`agents.learning.ppo.rollout`):
+estimate decays with seconds as the discount does (`agents.learning.ppo.rollout`), and perhaps with decisions:
 
     delta_t = r_t + gamma_t V(s_{t+1}) - V(s_t),   gamma_t = exp(-dt / discount_s)
-    A_t     = delta_t + gamma_t exp(-dt / trace_s) A_{t+1}
+    A_t     = delta_t + gamma_t lambda exp(-dt / trace_s) A_{t+1}
 
 and from it the mean of the group's other rows at the same time is taken, which met the same arrivals.
 All arrays are [steps, rows].
@@ -30,20 +30,17 @@ def differential(cost: np.ndarray, elapsed: np.ndarray, mean: np.ndarray, unit: 
 
 
 def timed_advantages(
-    rewards: np.ndarray, elapsed: np.ndarray, values: np.ndarray, last: np.ndarray, discount_s: float, trace_s: float
+    rewards: np.ndarray, values: np.ndarray, last: np.ndarray, discount: np.ndarray, trace: np.ndarray
 ) -> np.ndarray:
     """The estimate of the module docstring.
 
     Args:
         rewards: of the decisions.
-        elapsed: their seconds.
         values: before them.
         last: float64[rows], values behind the last one.
-        discount_s: seconds.
-        trace_s: seconds; 0: the trace does not decay.
+        discount: what is left of a value after each decision.
+        trace: what is left of the trace after it.
     """
-    discount = np.exp(elapsed / -discount_s)
-    trace = discount * np.exp(elapsed / -trace_s) if trace_s > 0.0 else discount
     found, carried, following = np.zeros_like(rewards), np.zeros_like(last), last
     for t in range(len(rewards) - 1, -1, -1):
         carried = rewards[t] + discount[t] * following - values[t] + trace[t] * carried

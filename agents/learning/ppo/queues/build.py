@@ -79,6 +79,7 @@ def build_queue_model(config: TrainConfig, learning_rate: float | Schedule) -> Q
         n_steps=config.n_steps,
         batch_size=config.batch_size,
         n_epochs=config.n_epochs,
+        gae_lambda=config.gae_lambda,
         clip_range=config.clip_range,
         ent_coef=config.ent_coef,
         max_grad_norm=config.max_grad_norm,

@@ -53,6 +53,11 @@ class QueueConfig:
     others."""
     trace_s: Annotated[float, number(0.0, MOST_SECONDS)] = 0.0
     """Seconds over which the trace of advantages decays to 1/e (0: the whole rollout and the value at its end)."""
+    late_limit: Weight = 0.0
+    """Late gaps between tokens that each finished request of a tier may have on average, as a constraint with a learned
+    multiplier for each tier, beside the weights of the reward (0: no constraint)."""
+    multiplier_rate: Positive = 0.5
+    """Request-seconds by which the cost of a late gap rises in a rollout with twice as many of them."""
     paired: bool = True
     """Subtract from advantages the mean of the other rows of the group at the same time."""
     critic_steps: Some = 96

@@ -10,6 +10,7 @@ from agents.learning.ppo.queues.advantages import balanced, clock, differential,
 from agents.learning.ppo.queues.config import QueueConfig
 from agents.learning.ppo.queues.critic import Rollout, differences, fit
 from agents.learning.ppo.queues.groups import GroupedServers
+from agents.learning.ppo.queues.multipliers import Multipliers
 from agents.learning.ppo.queues.policy import LevelPolicy
 from agents.learning.ppo.rollout import TimedPPO, TimedRolloutBuffer
 from agents.learning.ppo.vec_env import SB3VecEnv
@@ -36,9 +37,10 @@ class QueuePPO(TimedPPO):
             *args, normalize_advantage=False, vf_coef=0.0, use_sde=queue.exploration == "rollout", **kwargs
         )
         self.critic_optimizer = th.optim.Adam(self.policy.critic_parameters(), lr=queue.critic_rate, eps=1e-5)
-        shape = (self.n_steps, self.n_envs)
-        self.elapsed, self.costs = np.zeros(shape), np.zeros(shape)
-        self.rewards = np.zeros(shape)
+        shape, tiers = (self.n_steps, self.n_envs), self.servers.fleet.rules.tier_weight.shape[1]
+        self.elapsed, self.costs, self.rewards = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        self.late, self.finished = np.zeros(tiers), np.zeros(tiers)
+        self.multipliers = Multipliers(tiers, queue.late_limit, queue.multiplier_rate)
 
     @property
     def servers(self) -> GroupedServers:
@@ -52,6 +54,7 @@ class QueuePPO(TimedPPO):
 
     def begin_rollout(self) -> None:
         """Put groups into common states and draw the noise that lasts."""
+        self.late[:], self.finished[:] = 0.0, 0.0
         self._last_obs = self.servers.new_round(self.queue.resync)
         if self.use_sde:
             self.policy.draw_noise(self.n_envs, self.queue.group_size if self.queue.antithetic else 0)
@@ -59,8 +62,11 @@ class QueuePPO(TimedPPO):
     def note_step(self, buffer: TimedRolloutBuffer, step: int, base: VecEnv) -> None:
         """Keep the seconds and the cost of a step."""
         assert isinstance(base, SB3VecEnv)
-        self.elapsed[step] = base.elapsed_s
-        self.costs[step] = -base.step_infos["reward"]
+        infos = base.step_infos
+        self.elapsed[step] = infos["elapsed_s"]
+        self.costs[step] = self.multipliers.cost(infos["late_gaps"]) - infos["reward"]
+        self.late += infos["late_gaps"].sum(0)
+        self.finished += infos["finished"].sum(0)
 
     def estimate(self, buffer: TimedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """Write advantages and returns as `agents.learning.ppo.queues.advantages` has them."""
@@ -72,11 +78,17 @@ class QueuePPO(TimedPPO):
         self.rewards = differential(self.costs, self.elapsed, mean[world], unit[world])
         last = last_values.cpu().numpy()[:, 0].astype(np.float64)
         values = buffer.values.astype(np.float64)
-        raw = timed_advantages(self.rewards, self.elapsed, values, last, self.discount_s, queue.trace_s)
+        raw = timed_advantages(self.rewards, values, last, *self._decay())
         buffer.returns = (raw + values).astype(np.float32)
         paired = less_others(raw, clock(self.elapsed)[:-1], queue.group_size) if queue.paired else raw
         buffer.advantages = balanced(paired, world, np.ones(len(self.usual))).astype(np.float32)
         self._log_rollout(paid, raw, paired, buffer)
+
+    def _decay(self) -> tuple[np.ndarray, np.ndarray]:
+        """How much of the value and of the trace is left after each decision."""
+        discount = np.exp(self.elapsed / -self.discount_s)
+        seconds = np.exp(self.elapsed / -self.queue.trace_s) if self.queue.trace_s > 0.0 else 1.0
+        return discount, discount * self.gae_lambda * seconds
 
     def _log_rollout(self, paid: np.ndarray, raw: np.ndarray, paired: np.ndarray, buffer: TimedRolloutBuffer) -> None:
         world = self.servers.world_of_row
@@ -87,6 +99,13 @@ class QueuePPO(TimedPPO):
             self.logger.record(f"explained/{name}", float(1.0 - (error**2).mean() / (returns.var() + 1e-12)))
             self.logger.record(f"advantage/raw/{name}", float(raw[:, rows].std()))
             self.logger.record(f"advantage/paired/{name}", float(paired[:, rows].std()))
+        for k, tier in enumerate(self.servers.worlds[0].env.workload.tiers):
+            self.logger.record(f"late/{tier.name}", float(self.late[k] / max(self.finished[k], 1.0)))
+            self.logger.record(f"multiplier/{tier.name}", float(self.multipliers.value[k]))
+        with th.no_grad():
+            stds = self.policy.level_std()
+        for name, std in zip(self.servers.fleet.config.action.heads, stds.tolist(), strict=True):
+            self.logger.record(f"std/{name}", std)
         self.logger.record("rollout/seconds", float(self.elapsed.sum(0).mean()))
 
     def train(self) -> None:
@@ -95,8 +114,10 @@ class QueuePPO(TimedPPO):
         Raises:
             InputError: networks that are not finite.
         """
-        loss = self._fit_critic()
+        loss = self.fit_critic()
         self.rollouts += 1
+        if self.queue.late_limit > 0.0:
+            self.multipliers.ascend(self.late, self.finished)
         if self.rollouts > self.queue.warm_up:
             super().train()
             self.policy.clamp_std(self.queue.least_std)
@@ -104,7 +125,8 @@ class QueuePPO(TimedPPO):
         self.check_finite()
         self.logger.record("train/value_loss", loss)
 
-    def _fit_critic(self) -> float:
+    def fit_critic(self) -> float:
+        """Fit the critic to the rollout in the buffer; returns the last loss."""
         queue, buffer = self.queue, self.rollout_buffer
         rollout = Rollout(buffer.observations, buffer.returns, self.rewards, self.elapsed)
         pairs = queue.differences > 0.0 and queue.group_size > 1
@@ -126,12 +148,13 @@ class QueuePPO(TimedPPO):
             part["lr"] *= part["part"]
 
     def more_state(self) -> dict[str, np.ndarray]:
-        """Running costs and how many rollouts there were."""
-        return {"mean_cost": self.mean_cost.copy(), "rollouts": np.array([self.rollouts], np.int64)}
+        """Running costs, multipliers and how many rollouts there were."""
+        own = {"mean_cost": self.mean_cost, "multipliers": self.multipliers.value}
+        return {name: array.copy() for name, array in own.items()} | {"rollouts": np.array([self.rollouts], np.int64)}
 
     def load_more_state(self, state: dict[str, np.ndarray]) -> None:
         """Go on from what `more_state` gave."""
-        self.mean_cost[:] = state["mean_cost"]
+        self.mean_cost[:], self.multipliers.value[:] = state["mean_cost"], state["multipliers"]
         self.rollouts = int(state["rollouts"][0])
 
     def optimizers(self) -> dict[str, th.optim.Optimizer]:

@@ -170,6 +170,10 @@ class LevelPolicy(ActorCriticPolicy):
             groups[:, half : 2 * half] = -groups[:, :half]
             self.action_dist.exploration_matrices = noise
 
+    def level_std(self) -> th.Tensor:
+        """Standard deviation of each level where features are at 1 standard deviation, float32[heads]."""
+        return self.log_std.exp().square().sum(0).sqrt() if self.use_sde else self.log_std.exp()
+
     def clamp_std(self, least: float) -> None:
         """Keep the standard deviation of a level between `least` and MOST_STD."""
         terms = self.log_std.shape[0] ** 0.5 if self.use_sde else 1.0
