@@ -25,6 +25,7 @@ from baselines.orca import Orca as Orca
 from baselines.vllm import VLLM as VLLM
 from baselines.vllm_v1 import VLLMV1 as VLLMV1
 from baselines.sglang import SGLang as SGLang
+from baselines.uniboost import UniBoost as UniBoost
 from baselines.trtllm import TensorRTLLM as TensorRTLLM
 from baselines.ppas import PPAS as PPAS
 from baselines.lightllm import LightLLM as LightLLM
@@ -33,6 +34,7 @@ from baselines.sarathi import Sarathi as Sarathi
 from baselines.slai import SLAI as SLAI
 from baselines.fairbatching import FairBatching as FairBatching
 from baselines.eb import EB as EB
+from baselines.preflow import PREFLOW as PREFLOW
 from baselines.rad import RAD as RAD
 from baselines.mlfq import MLFQ as MLFQ
 from baselines.alise import ALISE as ALISE
@@ -41,6 +43,9 @@ from baselines.trail import TRAIL as TRAIL
 from baselines.elis import ELIS as ELIS
 from baselines.wait import WAIT as WAIT
 from baselines.nested_wait import NestedWAIT as NestedWAIT
+from baselines.svf import SVF as SVF
+from baselines.mcsf import MCSF as MCSF
+from baselines.amin import AMin as AMin
 from baselines.srtf import SRTF as SRTF
 from baselines.slackfit import Slackfit as Slackfit
 from baselines.slackfit import Clairvoyant as Clairvoyant

@@ -38,6 +38,7 @@ NumberFrom0 = Annotated[float, _measured(0.0)]
 WeightFrom0 = Annotated[float, _measured(0.0, high=1e9, below=True)]
 MarginTokens = Annotated[float, _measured(0.0, "tokens")]
 TokensPerSecond = Annotated[float, _measured(0.0, "tokens/s", 1e9, below=True)]
+PerSecond = Annotated[float, _measured(0.0, "1/s", 1e6, above=True)]
 Factor = Annotated[float, _measured(1.0, "a factor")]
 """Numbers, above 0 unless the name says otherwise; a share of KV may be above 1."""
 Order = Literal["fcfs", "spf"]

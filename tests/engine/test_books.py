@@ -19,7 +19,7 @@ BUSY = Workload(rate=12.0, num_requests=90, lengths="lognormal:4.5,0.7,4.2,0.7,5
 SCARCE = EngineConfig(num_blocks=120, max_num_seqs=12, max_model_len=600)
 SWAPS = SCARCE.replace(swap_bandwidth=25e9, swap_space_gib=0.5)
 AWAY = (EVICT, SWAP, SWAP_COMPRESSED)
-CAREFUL = ("orca", "fastertransformer", "lightllm", "past_future", "rad", "sglang", "trtllm")
+CAREFUL = ("orca", "fastertransformer", "lightllm", "past_future", "rad", "sglang", "trtllm", "uniboost", "svf", "mcsf")
 """Who reserves enough here to take KV from nobody."""
 
 
