@@ -55,6 +55,8 @@ from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.files.reading import read_json
 from engine.ranges import MOST_SECONDS, MOST_TOKENS
+from engine.scenarios.scenario import read_scenario
+from engine.scenarios.suite import load_suite
 from llmsched_env.config import EnvConfig
 from tests.fuzz_inputs import json_bytes, spec, structured, textual
 
@@ -272,6 +274,12 @@ PROFILE["table"] = [[1, 0.01], [64, 0.02], [128, 0.04]]
 CELLS = b'{"format": "%s", "config_hash": "abc"}\n' % cells.FORMAT.encode() + b"".join(
     b'{"policy": "slai", "seed": %d, "value": 1.5, "config_hash": "abc"}\n' % k for k in range(3)
 )
+SUITE = b"""about: mine
+seeds: 2
+scenarios:
+  - poisson:rate=1.5@h100-mistral-7b@num_blocks=2x
+  - {name: three, workload: 'gamma:cv=2', loads: [0.5, 0.9], capacity: 3, tiers: ['name=a,tbt=0.1']}
+"""
 HYPER = b"LLMSched-v0:\n  n_envs: 64\n  learning_rate: 3e-4\n  policy_kwargs: {net_arch: [32, 32]}\n" + (
     b"  env_kwargs: {rates: [1.4, 2], workload: {cv: 1.5, tiers: [{name: all, share: 1, tbt_s: 0.1}]},\n"
     b"    engine: {block_size: 8}}\n"
@@ -299,6 +307,7 @@ READERS = {
     "limits of a server": Reader(_beside_a_run("meta.json"), _sound_run, json.dumps(RUN_META).encode()),
     "hyperparameters": Reader(TrainConfig.from_yaml, _sound_record, HYPER, ".yml"),
     "recipe": Reader(EvolutionConfig.from_yaml, _sound_record, shipped_recipe().read_bytes(), ".yml"),
+    "suite": Reader(lambda path: load_suite(str(path)), _sound_record, SUITE, ".yml"),
     "environment": Reader(
         lambda path: EnvConfig.from_dict(read_json(path, "an environment")),
         _sound_record,
@@ -325,6 +334,11 @@ READERS = {
     "settings": Reader(_saved, _anything, b'{"poisson": {"slai": "slai:offset=3.0"}}'),
 }
 SPECS: dict[str, tuple[Callable[[str], Any], Callable[[Any], None], tuple[str, ...]]] = {
+    "scenario": (
+        read_scenario,
+        _sound_record,
+        ("poisson:load=0.8,lengths=fixed:512,64@h100-mistral-7b:speed=2@num_blocks=4x,max_num_seqs=256", "gamma:cv=2"),
+    ),
     "workload": (
         parse_workload,
         _sound_workload,
