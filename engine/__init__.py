@@ -14,6 +14,8 @@ from engine.runs.driving import PolicyError, PolicyFault
 from engine.runs.metrics import summarize
 from engine.runs.record import Record
 from engine.runs.simulate import simulate
+from engine.scenarios.scenario import Scenario, read_scenario
+from engine.scenarios.suite import Suite, load_suite
 from engine.server.moves import (
     admit,
     admit_chunks,
@@ -61,6 +63,8 @@ __all__ = [
     "Queue",
     "Record",
     "Requests",
+    "Scenario",
+    "Suite",
     "Tier",
     "TraceOptions",
     "View",
@@ -85,11 +89,13 @@ __all__ = [
     "is_named",
     "kernel_of",
     "load_profile",
+    "load_suite",
     "next_waiting",
     "params_of",
     "parse_tiers",
     "parse_workload",
     "profile_names",
+    "read_scenario",
     "read_trace",
     "record",
     "records",
