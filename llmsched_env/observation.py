@@ -22,6 +22,8 @@ PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
 """Upper edges of the prompt-length buckets, tokens; the last bucket is open."""
 SLACK_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0)
 """Upper edges of the slack buckets, recent batch times; the last bucket is open."""
+SCARCEST = 6.0
+"""Halvings after which free blocks and seats are not told apart from none."""
 USUAL_CHUNK = 512.0
 """Tokens of the prompt chunk by which it is told what chunks cost."""
 
@@ -59,14 +61,13 @@ OBSERVATION = np.dtype(
             ("kv_per_seat", "f4"),  # sqrt of the KV tokens for each of max_num_seqs / 512
             ("mean_output", "f4"),  # mean output tokens of those that are done, by arrival / 256
             ("output_spread", "f4"),  # their standard deviation, in means
-            (
-                "tightest_deadline",
-                "f4",
-            ),  # shortest deadline between tokens of a decode, in the longest; 1: nobody decodes
+            ("tightest_deadline", "f4"),  # shortest deadline between tokens of a decode, in the longest; 1: no decode
             ("tightest_decodes", "f4"),  # share of the decodes that have it
             ("decodes_time", "f4"),  # predicted batch of all decodes, in their shortest deadline; 0: nobody decodes
             ("chunk_time", "f4"),  # what a chunk of 512 tokens adds to it, in predicted batches of one token / 4
             ("mixing_loss", "f4"),  # share of a batch of both that is saved by two batches (< 0: that costs more)
+            ("kv_scarcity", "f4"),  # log2 of the KV blocks for each free one, at most SCARCEST
+            ("seat_scarcity", "f4"),  # the same of the seats (max_num_seqs)
         ],
     )
 )
@@ -251,6 +252,12 @@ def _show_device(device: np.record, decodes: Features, tightest: float, o: np.re
         o.mixing_loss = 1.0 - (alone + predicted(device, add(EMPTY, 0.0, USUAL_CHUNK, False))) / together
 
 
+@inner
+def _scarcity(left: int, of: int) -> float:
+    """How often what there was has been halved until so much is left, at most SCARCEST."""
+    return np.log2(1.0 / max(left / of, 2.0**-SCARCEST))  # type: ignore[no-any-return]
+
+
 @hot
 def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     """Write the observation of one server; call `remember` first.
@@ -278,5 +285,7 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     o.mean_output = seen.output / 256.0
     if seen.output > 0.0:
         o.output_spread = np.sqrt(max(0.0, seen.output_square - seen.output**2)) / seen.output
+    o.kv_scarcity = _scarcity(row.free_blocks, row.num_blocks)
+    o.seat_scarcity = _scarcity(row.max_num_seqs - row.num_running, row.max_num_seqs)
     for k in range(OBSERVATION_SIZE):
         out[k] = min(max(out[k], -OBSERVATION_LIMIT), OBSERVATION_LIMIT)

@@ -67,6 +67,15 @@ def test_kv_for_each_seat() -> None:
     assert seen_by(environment(engine=engine), present(4), 0.1)["kv_per_seat"] == 1.0
 
 
+def test_scarcity_counts_halvings() -> None:
+    """Four prompts of 200 tokens with some outputs hold 14 blocks of 16 each; 56 are left of 112: half."""
+    half = seen_by(environment(engine=EngineConfig(num_blocks=112, max_num_seqs=16)), present(4), 0.3)
+    assert half["kv_scarcity"] == 1.0
+    assert half["seat_scarcity"] == pytest.approx(np.log2(16 / 12))
+    full = seen_by(environment(engine=EngineConfig(num_blocks=112, max_num_seqs=4)), present(4), 0.3)
+    assert full["seat_scarcity"] == 6.0
+
+
 def test_outputs_of_those_that_are_done_by_arrival() -> None:
     """The third request is done before the second; it counts once the second is."""
     output = [10, 60, 20, 400]
