@@ -24,7 +24,7 @@ from agents.learning.ppo.queues.diagnosis import (
 )
 from agents.learning.ppo.queues.learner import QueuePPO
 from agents.learning.ppo.queues.multipliers import Multipliers
-from agents.learning.ppo.queues.worlds import worlds_of
+from agents.learning.ppo.queues.worlds import shared_out, worlds_of
 from agents.learning.ppo.rollout import TimedRolloutBuffer
 from agents.learning.ppo.train import CHECKPOINTS, train
 from agents.learning.ppo.train_config import TrainConfig
@@ -67,13 +67,31 @@ def _model(tmp_path: Path) -> QueuePPO:
 
 
 def test_worlds_are_rates_or_scenarios() -> None:
-    assert [(w.name, w.groups) for w in worlds_of(replace(ENV, rates=(1.0, 2.0, 2.0)), 6)] == [("1", 2), ("2", 4)]
+    worlds = worlds_of(replace(ENV, rates=(1.0, 2.0, 2.0)))
+    assert [(w.name, w.groups) for w in shared_out(worlds, 6)] == [("1", 2), ("2", 4)]
     env = EnvConfig.from_dict({"scenarios": ["poisson:rate=1", "poisson:rate=3@h100-mistral-7b"]})
-    found = worlds_of(env, 2)
+    found = worlds_of(env)
     assert [w.place for w in found] == [0, 1]
     assert [w.env.profile for w in found] == ["rtx6000ada-mistral-7b", "h100-mistral-7b"]
     with pytest.raises(InputError, match="expected a group of rows for each of 2 worlds, got 1"):
-        worlds_of(ENV, 1)
+        shared_out(worlds_of(ENV), 1)
+
+
+def test_a_world_with_more_work_than_it_can_do_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_queue_model(queue_run(tmp_path, env=replace(ENV, rates=(2.0, 50.0))), 1e-2)
+    assert [(world.name, world.groups) for world in model.servers.worlds] == [("2", 2)]
+    assert "50: left out" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected one that keeps up"):
+        build_queue_model(queue_run(tmp_path, env=replace(ENV, rates=(50.0,))), 1e-2)
+
+
+def test_scenarios_with_devices_of_their_own(tmp_path: Path) -> None:
+    scenarios = ["poisson:rate=2,lengths=fixed:900,12", "poisson:rate=8,lengths=fixed:900,12@h100-mistral-7b"]
+    env = EnvConfig.from_dict({**ENV.to_dict(), "rates": [], "scenarios": scenarios})
+    folder = train(queue_run(tmp_path / "run", env=env))
+    assert isinstance(load_policy(folder / "best"), LearnedPolicy)
 
 
 def test_rows_of_a_group_differ_only_by_what_they_choose(model: QueuePPO) -> None:

@@ -1,5 +1,6 @@
 """From a training configuration to a `QueuePPO` in front of its worlds, and from one to a bundle."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,22 @@ from agents.learning.learned.levels import level_layer
 from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.queues.learner import QueuePPO
 from agents.learning.ppo.queues.policy import CLIP, Frame, LevelPolicy
-from agents.learning.ppo.queues.worlds import Setting, Watched, scale_of, usual_cost, watch, worlds_of
+from agents.learning.ppo.queues.worlds import (
+    MOST_QUEUE,
+    Setting,
+    Watched,
+    scale_of,
+    shared_out,
+    usual_cost,
+    watch,
+    worlds_of,
+)
 from agents.learning.ppo.train_config import TrainConfig
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.learning.teachers import Teacher, as_taught, constant, teacher
 from agents.work.provenance import TRAINS, source_hash, versions
 from engine.device.latency import load_profile
+from engine.errors import InputError
 from llmsched_env.config import EnvConfig
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
@@ -35,17 +46,27 @@ def levels_of(spec: str, env: EnvConfig) -> Teacher:
 
 
 def setting_of(config: TrainConfig) -> Setting:
-    """The worlds of a run, and the reference watched in each of them.
+    """The worlds of a run, and the reference watched in each of them; those that it cannot serve are left out.
 
     Raises:
         InputError: worlds that rows cannot go on in, or a reference outside the action space.
     """
-    worlds = worlds_of(config.env, config.n_envs // config.queue.group_size)
-    choose = levels_of(config.queue.reference, config.env)
-    watched = [watch(world, choose, config.queue.burn_in, WATCHED_SEED + 64 * w) for w, world in enumerate(worlds)]
-    for one, world in zip(watched, worlds, strict=True):
-        one.price["usual_cost"] = usual_cost(one, world.env.reward.vector())
-    return Setting(worlds, watched, choose)
+    worlds, watched, choose = [], [], levels_of(config.queue.reference, config.env)
+    for w, world in enumerate(worlds_of(config.env)):
+        found = watch(world, choose, config.queue.burn_in, WATCHED_SEED + 64 * w)
+        if found.queue > MOST_QUEUE:
+            print(
+                f"llmsched: {world.name}: left out, the reference does not keep up with its requests", file=sys.stderr
+            )
+            continue
+        found.price["usual_cost"] = usual_cost(found, world.env.reward.vector())
+        worlds.append(world)
+        watched.append(found)
+    if not worlds:
+        raise InputError(
+            "queue.reference: expected one that keeps up with the requests of some world, got none that does"
+        )
+    return Setting(shared_out(worlds, config.n_envs // config.queue.group_size), watched, choose)
 
 
 def frame_of(config: TrainConfig, watched: list[Watched]) -> Frame:

@@ -99,6 +99,8 @@ class QueuePPO(TimedPPO):
             self.logger.record(f"explained/{name}", float(1.0 - (error**2).mean() / (returns.var() + 1e-12)))
             self.logger.record(f"advantage/raw/{name}", float(raw[:, rows].std()))
             self.logger.record(f"advantage/paired/{name}", float(paired[:, rows].std()))
+            of_row = paired[:, rows].mean(0)
+            self.logger.record(f"advantage/paired_error/{name}", float(of_row.std() / np.sqrt(len(of_row))))
         for k, tier in enumerate(self.servers.worlds[0].env.workload.tiers):
             self.logger.record(f"late/{tier.name}", float(self.late[k] / max(self.finished[k], 1.0)))
             self.logger.record(f"multiplier/{tier.name}", float(self.multipliers.value[k]))

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 CLIP = 5.0
 """Largest absolute value of a normalised observation."""
-MOST_STD = 2.0
+LEAST_STD, MOST_STD = 1e-6, 2.0
 """In levels."""
 
 
@@ -176,6 +176,6 @@ class LevelPolicy(ActorCriticPolicy):
 
     def clamp_std(self, least: float) -> None:
         """Keep the standard deviation of a level between `least` and MOST_STD."""
-        terms = self.log_std.shape[0] ** 0.5 if self.use_sde else 1.0
         with th.no_grad():
-            self.log_std.clamp_(np.log(max(least, 1e-6) / terms), np.log(MOST_STD / terms))
+            std = self.level_std()
+            self.log_std.add_((std.clamp(max(least, LEAST_STD), MOST_STD) / std).log())

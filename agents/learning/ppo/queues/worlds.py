@@ -18,6 +18,8 @@ WATCHED_TRACES = 4
 """Traces that the reference serves in each world before training begins."""
 LEAST_COST = 1e-3
 """Requests without a first token that a world's mean cost is at least taken for."""
+MOST_QUEUE = 0.05
+"""A world whose queue is longer than this in the end, as a share of the requests, has more work than it can do."""
 LEAST_STD = 0.02
 """Observations that hardly vary under the reference are divided by this."""
 
@@ -32,6 +34,8 @@ class World:
     """Profile, limits, workload at one rate."""
     place: int = 0
     """Number of its device and server in the environment's worlds."""
+    share: int = 1
+    """How often it is named: of so many shares of the groups."""
     groups: int = 1
     """How many groups of rows serve it."""
 
@@ -42,6 +46,7 @@ class Watched(NamedTuple):
     terms: np.ndarray  # float64[NUM_TERMS], reward terms per second
     observations: np.ndarray  # float64[n, observations]
     requests: float  # arrivals in one decision
+    queue: float  # requests without a first token at the end, as a share of all that counted
     price: np.ndarray  # PRICES[1]
 
 
@@ -53,23 +58,33 @@ class Setting(NamedTuple):
     choose: Teacher
 
 
-def worlds_of(env: EnvConfig, groups: int) -> tuple[World, ...]:
-    """A world for each scenario or rate of an environment; a rate that is named twice has twice the groups.
+def worlds_of(env: EnvConfig) -> tuple[World, ...]:
+    """A world for each scenario or rate of an environment; a rate that is named twice has twice the share.
 
     Raises:
-        InputError: fewer groups than worlds, or requests that rows cannot go on with for ever.
+        InputError: requests that rows cannot go on with for ever.
     """
     _check_endless(env)
     plain = replace(env, rates=(), backlog=0, max_steps=0, horizon_s=0.0)
     envs = _named(plain, env.rates or (env.workload.rate,))
     names = [name for name, _ in envs]
+    return tuple(
+        World(name, one, place if env.scenarios else 0, names.count(name))
+        for place, (name, one) in enumerate(dict(envs).items())
+    )
+
+
+def shared_out(worlds: Sequence[World], groups: int) -> tuple[World, ...]:
+    """The worlds with so many groups together.
+
+    Raises:
+        InputError: fewer groups than shares.
+    """
+    names = [world.name for world in worlds for _ in range(world.share)]
     if groups < len(names):
         raise InputError(f"n_envs: expected a group of rows for each of {len(names)} worlds, got {groups}")
     drawn = [names[g % len(names)] for g in range(groups)]
-    return tuple(
-        World(name, one, place if env.scenarios else 0, drawn.count(name))
-        for place, (name, one) in enumerate(dict(envs).items())
-    )
+    return tuple(replace(world, groups=drawn.count(world.name)) for world in worlds)
 
 
 def _named(env: EnvConfig, rates: Sequence[float]) -> list[tuple[str, EnvConfig]]:
@@ -114,7 +129,9 @@ def watch(world: World, choose: Teacher, skipped: int, seed: int) -> Watched:
         seconds += float(fleet.outcome.elapsed_s[counts].sum())
         decisions += bool(counts.any())
     price = describe(model, traces[0], workload.rate)
-    return Watched(terms / seconds, np.concatenate(seen), (workload.num_requests - skipped) / decisions, price)
+    counted = workload.num_requests - skipped
+    queue = float(fleet.servers.visible.row["no_first_token"].mean()) / counted
+    return Watched(terms / seconds, np.concatenate(seen), counted / decisions, queue, price)
 
 
 def usual_cost(watched: Watched, weights: np.ndarray) -> float:
