@@ -10,12 +10,15 @@ A new entry is a line in OBSERVATION and the line that writes it; names, order a
 policies go by the names, so that they stay as they are (`agents.learning.learned.bundle`).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
+from baselines.families.durations import decodes_of
 from engine.compiled.jit import hot, inner
 from engine.compiled.records import cells_of, record
 from engine.device.predicting import DEVICE, predicted
-from engine.server.features import EMPTY, Features, add
+from engine.server.features import EMPTY, add
 from engine.server.state import DROPPED, FINISHED, Memory, View
 
 PROMPT_BUCKETS = (128, 512, 1024, 2048, 4096)
@@ -100,9 +103,12 @@ SEEN = np.dtype(
         ("arrival_gap_slow", "f8"),  # s, over a longer time
         ("kv_use_slow", "f8"),  # share of the KV blocks at arrivals, over a longer time
         ("seats_slow", "f8"),  # the same of the seats
+        ("done", "f8"),  # requests, at the last look
         ("looked_at", "f8"),  # requests, by arrival: all of them are done
         ("outputs", "f8"),  # of them, those that were served
         ("output", "f8"),  # tokens that these were given, running mean
+        ("shortest", "f8"),  # s, predicted batch of one token (0: not asked yet)
+        ("chunk", "f8"),  # s, the same of a chunk of USUAL_CHUNK tokens
         ("output_square", "f8"),  # tokens^2, the same of the squares
     ],
     align=True,
@@ -120,7 +126,11 @@ _FIRST_BATCH_TIME_S = 0.03
 @inner
 def _count_outputs(view: View, seen: np.record) -> None:
     """Update the running means of outputs: by arrival, for of those that are done first most are short."""
-    looked_at, arrived = int(seen.looked_at), view.row[0].next_arrival
+    row = view.row[0]
+    if row.finished + row.dropped == seen.done:
+        return
+    seen.done = row.finished + row.dropped
+    looked_at, arrived = int(seen.looked_at), row.next_arrival
     while looked_at < arrived and view.request[looked_at].status >= FINISHED:
         r = view.request[looked_at]
         if r.status != DROPPED:
@@ -189,12 +199,22 @@ def _show_waiting(view: View, o: np.record) -> None:
     o.head_prompt = np.sqrt(head / 512.0)
 
 
+class Decodes(NamedTuple):
+    """Those who decode."""
+
+    number: float
+    context: float  # tokens that their next batch reads
+    tightest: float  # s, shortest deadline between tokens (inf: nobody decodes)
+    loosest: float  # s, longest
+    tight: float  # how many have the shortest
+
+
 @inner
-def _show_running(view: View, unit: float, o: np.record) -> None:
-    """The requests that hold KV: started prompts, decodes by slack in units of a recent batch."""
+def _show_running(view: View, unit: float, o: np.record) -> Decodes:
+    """The requests that hold KV: started prompts, decodes by slack in units of a recent batch; returns the latter."""
     row = view.row[0]
-    left, context, output = 0, 0, 0
-    relaxed, strict = 1.0, 1.0
+    left, context, output, tight = 0, 0, 0, 0
+    relaxed, strict, tightest, loosest = 1.0, 1.0, np.inf, 0.0
     per_unit = 1.0 / unit
     for j in range(row.num_running):
         r = view.request[view.running[j]]
@@ -209,6 +229,8 @@ def _show_running(view: View, unit: float, o: np.record) -> None:
         o.decodes[r.strict, bucket] += 1.0
         context += r.length
         output += r.generated
+        tight = 1 if r.tbt < tightest else tight + (r.tbt == tightest)
+        tightest, loosest = min(tightest, r.tbt), max(loosest, r.tbt)
         if r.strict:
             strict = min(strict, slack / r.tbt)
         else:
@@ -222,34 +244,24 @@ def _show_running(view: View, unit: float, o: np.record) -> None:
     o.least_slack_relaxed, o.least_slack_strict = relaxed, strict
     o.mean_context = context / (1024.0 * decodes) if decodes > 0 else 0.0
     o.mean_output_so_far = output / (256.0 * decodes) if decodes > 0 else 0.0
+    return Decodes(float(decodes), float(context), tightest, loosest, float(tight))
 
 
 @inner
-def _show_decodes(view: View, device: np.record, o: np.record) -> None:
-    """What those who decode ask of the device: deadlines, seconds of their batch, alone and beside a chunk."""
-    f, tightest, longest, tight = EMPTY, np.inf, 0.0, 0.0
-    for j in range(view.row[0].num_running):
-        r = view.request[view.running[j]]
-        if r.prefilled < r.prompt:
-            continue
-        f = add(f, r.length - 1.0, 1.0, True)
-        longest = max(longest, r.tbt)
-        if r.tbt < tightest:
-            tightest, tight = r.tbt, 0.0
-        tight += r.tbt == tightest
-    o.tightest_deadline = tightest / longest if longest > 0.0 else 1.0
-    o.tightest_decodes = tight / max(1.0, f.decodes)
-    _show_device(device, f, tightest, o)
-
-
-@inner
-def _show_device(device: np.record, decodes: Features, tightest: float, o: np.record) -> None:
-    """Predicted seconds of the decodes and of a chunk."""
-    alone, together = predicted(device, decodes), predicted(device, add(decodes, 0.0, USUAL_CHUNK, False))
-    o.decodes_time = alone / tightest
-    o.chunk_time = (together - alone) / (4.0 * predicted(device, add(EMPTY, 0.0, 1.0, True)))
-    if decodes.decodes > 0.0:
-        o.mixing_loss = 1.0 - (alone + predicted(device, add(EMPTY, 0.0, USUAL_CHUNK, False))) / together
+def _show_device(d: Decodes, device: np.record, seen: np.record, o: np.record) -> None:
+    """What those who decode ask of the device: deadlines, predicted seconds of their batch, alone and with a chunk."""
+    if seen.shortest == 0.0:
+        seen.shortest = predicted(device, decodes_of(1.0, 1.0))
+        seen.chunk = predicted(device, add(EMPTY, 0.0, USUAL_CHUNK, False))
+    f = decodes_of(d.number, d.context)
+    alone, together = predicted(device, f), predicted(device, add(f, 0.0, USUAL_CHUNK, False))
+    o.chunk_time = (together - alone) / (4.0 * seen.shortest)
+    o.tightest_deadline = 1.0
+    if d.number > 0.0:
+        o.tightest_deadline = d.tightest / d.loosest
+        o.tightest_decodes = d.tight / d.number
+        o.decodes_time = alone / d.tightest
+        o.mixing_loss = 1.0 - (alone + seen.chunk) / together
 
 
 @inner
@@ -271,8 +283,7 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
     unit = seen.batch_time
     out[:] = 0.0
     _show_waiting(view, o)
-    _show_running(view, unit, o)
-    _show_decodes(view, _device(memory.params), o)
+    _show_device(_show_running(view, unit, o), _device(memory.params), seen, o)
     o.kv_use = 1.0 - row.free_blocks / row.num_blocks
     o.running_share = row.num_running / row.max_num_seqs
     o.arrivals_per_batch = unit / max(seen.arrival_gap, 1e-3)

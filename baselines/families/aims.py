@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from baselines.families.durations import scale_of
+from baselines.families.durations import decodes_of, scale_of
 from engine.compiled.jit import inner
 from engine.device.predicting import predicted
 from engine.server.features import Features
@@ -72,13 +72,6 @@ class Aim(NamedTuple):
 
 
 @inner
-def decodes_of(number: int, context: int) -> Features:
-    """Features of a batch of so many decodes that read so much KV."""
-    n = float(number)
-    return Features(n, n, n, 0.0, 0.0, 0.0, float(context))
-
-
-@inner
 def _tightest(view: View, least_s: float) -> float:
     """The shortest deadline between tokens of a decode, of those that leave so many seconds to a batch."""
     tightest_s = np.inf
@@ -105,9 +98,9 @@ def decoding(view: View, device: np.record, clock: np.record) -> Decoding:
             number += 1
             context += r.length
             tightest_s = min(tightest_s, r.tbt)
-    f, scale = decodes_of(number, context), scale_of(clock, 0)
+    f, scale = decodes_of(float(number), float(context)), scale_of(clock, 0)
     if clock.shortest == 0.0:
-        clock.shortest = predicted(device, decodes_of(1, 1))
+        clock.shortest = predicted(device, decodes_of(1.0, 1.0))
     shortest_s = clock.shortest * scale
     if (1.0 - MARGIN) * tightest_s < shortest_s:
         tightest_s = _tightest(view, shortest_s)

@@ -45,6 +45,12 @@ def scale_of(clock: np.record, kind: int) -> float:
 
 
 @inner
+def decodes_of(number: float, context: float) -> Features:
+    """Features of a batch of so many decodes that read so much KV together."""
+    return Features(number, number, number, 0.0, 0.0, 0.0, context)
+
+
+@inner
 def all_decodes(view: View) -> Features:
     """Features of a batch of everything that decodes."""
     f = EMPTY
