@@ -67,7 +67,7 @@ def _move_to_list(ranks: Ranks, i: int) -> None:
 
 
 @inner
-def _enlist(ranks: Ranks, i: int) -> None:
+def enlist(ranks: Ranks, i: int) -> None:
     """Let request `i` be on the list."""
     if ranks.request[i].member.is_listed == 0:
         _move_to_list(ranks, i)
@@ -83,14 +83,14 @@ def list_changed(view: View, ranks: Ranks) -> None:
     lines, m, row = ranks.request, ranks.row, view.row[0]
     m.listed = keep_present(view, lines.member, m.listed)
     for k in range(row.num_running):
-        _enlist(ranks, view.running[k])
+        enlist(ranks, view.running[k])
     lost, first = look_at_queue(view, m.seen)
     for k in range(lost):
-        _enlist(ranks, view.queue[k])
+        enlist(ranks, view.queue[k])
     for i in range(first, row.next_arrival):
         lines[i].heap.tie = i
         if is_present(view.request[i]):
-            _enlist(ranks, i)
+            enlist(ranks, i)
 
 
 @inner
@@ -160,7 +160,7 @@ def _first_waiting(view: View, ranks: Ranks) -> int:
 
 
 @inner
-def _next(view: View, ranks: Ranks) -> int:
+def next_in_order(view: View, ranks: Ranks) -> int:
     """Who comes next, from the list or, unless newcomers are kept out, from the heap; -1: nobody."""
     lines, m = ranks.request, ranks.row
     listed = lines[m.next].member.listed if m.next < m.last else -1
@@ -219,7 +219,7 @@ def _let_in(view: View, plan: Plan, ranks: Ranks, i: int, most: int, packed: boo
             return False
         _make_room(view, plan, ranks, blocks, 1, packed)
     admit(view, plan, i, most)
-    _enlist(ranks, i)
+    enlist(ranks, i)
     return True
 
 
@@ -243,7 +243,7 @@ def serve_in_order(view: View, plan: Plan, ranks: Ranks, budget: int, cap: int, 
     m.next, m.last, m.victim, m.host, m.blocked = 0, m.listed, 0, row.free_host, 0
     budget, holders = min(budget, row.max_batched_tokens), row.num_running
     while draft.tokens < budget and cap > 0 and not (m.blocked and holders == 0):
-        i = _next(view, ranks)
+        i = next_in_order(view, ranks)
         if i < 0:
             break
         r = view.request[i]

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import baselines
+from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.demand.workload import Workload
+from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
-from engine.server.plan import schedule
+from engine.server.plan import schedule, swap
 from engine.server.state import Memory, Plan, View
 from tests.toys import Improvised, constant
 
@@ -94,6 +96,70 @@ def test_promotion_shortens_the_longest_wait_in_overload() -> None:
         waits = record.ledger["first_token"] - requests.arrival
         longest[spec] = float(np.max(waits))
     assert longest["ltr:starvation_threshold=50"] < 0.7 * longest["ltr"]
+
+
+def plan_as_the_code_of_ltr(view: View, memory: Memory, plan: Plan, budget: int, cap: int) -> None:
+    """`Scheduler._general_schedule` and `reserve_free_blocks` of hao-ai-lab/vllm-ltr, on lists."""
+    row, size = view.row[0], int(view.row[0].block_size)
+    running = {int(i) for i in view.running[: row.num_running]}
+    ordered = sorted([*running, *map(int, view.queue[: row.num_waiting])], key=lambda i: view.request["prediction"][i])
+    selected: list[tuple[int, int]] = []
+    left, required = budget, 0
+
+    def logical_blocks(i: int) -> int:
+        return -(-int(view.request[i].length) // size)
+
+    for i in ordered:
+        r = view.request[i]
+        tokens = min(max(1, int(r.prompt - r.prefilled)), left)
+        if tokens == 0 or len(selected) == cap:
+            break
+        selected.append((i, tokens))
+        left -= tokens
+        required += 1 if i in running else logical_blocks(i) + int(r.host > 0)
+    others, needed = ordered[len(selected) :], required - int(row.free_blocks) + int(row.watermark_blocks)
+    for i in reversed(others):
+        if needed <= 0:
+            break
+        if i in running:
+            needed -= int(view.request[i].blocks)
+            swap(plan, i)
+    while needed > 0:
+        i, _ = selected.pop()
+        if i in running:
+            needed -= 1 + int(view.request[i].blocks)
+            swap(plan, i)
+        else:
+            needed -= logical_blocks(i) + int(view.request[i].host > 0)
+    for i, tokens in selected:
+        schedule(plan, i, tokens)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_server_that_swaps_is_served_as_by_the_code_of_ltr(seed: int) -> None:
+    requests = Workload(rate=25.0, num_requests=120, lengths="lognormal:4.5,0.7,4,0.8,500").generate(seed)
+    requests = requests.replace(prediction=np.random.default_rng(seed).permutation(len(requests)) + 1.0)
+    config = EngineConfig(
+        num_blocks=120, max_model_len=1000, watermark=0.02, swap_bandwidth=25e9, kv_bytes_per_token=1000
+    )
+
+    def plan(view: View, memory: Memory, plan: Plan) -> None:
+        plan_as_the_code_of_ltr(view, memory, plan, 96, 24)
+
+    device = LatencyModel(overhead=0.004, floor=0.003, per_token=1e-4, per_pair=2e-7, per_context=4e-7)
+    expected = simulate(Improvised(plan), requests, device, config)
+    record = simulate(baselines.make("ltr:token_budget=96,batch_cap=24"), requests, device, config)
+    assert record.row["swaps"][0] > 20
+    for name in ("ledger", "row"):
+        assert getattr(record, name).tobytes() == getattr(expected, name).tobytes(), name
+
+
+def test_a_request_that_fills_the_memory_is_served() -> None:
+    """LTR's count asks for a block more than it needs; where nobody else is there it runs in any case."""
+    requests = Requests.create([0.0, 0.0], [30, 30], [34, 34], prediction=[1, 2])
+    config = EngineConfig(block_size=16, num_blocks=4, watermark=0.0, max_model_len=64, swap_bandwidth=25e9)
+    record = simulate(baselines.make("ltr"), requests, SECOND, config)
+    assert record.row["finished"][0] == 2
 
 
 @pytest.mark.parametrize(("field", "value"), [("starvation_threshold", -1), ("quantum", 0)])
