@@ -15,8 +15,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.bench.timing import alternate
+from agents.learning.ppo.queues.build import build_queue_model
+from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.train import build_model
-from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.train_config import TrainConfig, queue_recipe
 from agents.learning.ppo.vec_env import SB3VecEnv
 from llmsched_env import EnvConfig
 from llmsched_env.fleet import observation_space
@@ -47,6 +49,21 @@ class NullVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """The same observations, no reward, 50 ms."""
         return self._observation, self._zeros, self._never, self._never, self._infos
+
+
+class NullGroups(GroupedServers):
+    """`GroupedServers` whose servers stand still: its spaces, and the same arrays after every step."""
+
+    def new_round(self, resync: bool) -> np.ndarray:
+        """The observations."""
+        return self.observed
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The same observations, no reward, half a second."""
+        rewards, never = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        none = np.zeros_like(self.count_tiers())
+        infos = {"reward": rewards, "elapsed_s": rewards + 0.5, "reward_terms": self.fleet.outcome.terms}
+        return self.observed, rewards, never, never, infos | {"late_gaps": none[0], "finished": none[1]}
 
 
 class _Silent(BaseCallback):
@@ -89,17 +106,23 @@ def fps(rounds: int, rollouts: int) -> dict[str, Any]:
 
     Returns:
         ``ppo_fps`` (ours), ``ppo_null_env_fps`` (the same learner, null environment), ``ppo_plain_sb3_null_env_fps``
-        (SB3's PPO and VecNormalize, null environment), in decisions per second, and ``ppo_to_null_env``.
+        (SB3's PPO and VecNormalize, null environment), in decisions per second, and ``ppo_to_null_env``; ``queue_fps``,
+        ``queue_null_env_fps`` and ``queue_to_null_env``, the same of the trainer for queues with its recipe.
     """
     th.set_num_threads(1)
     th.distributions.Distribution.set_default_validate_args(False)
-    config = TrainConfig.from_yaml()
+    config, queue = TrainConfig.from_yaml(), TrainConfig.from_yaml(queue_recipe())
+    queue = replace(queue, queue=replace(queue.queue, warm_up=0))
     models: dict[str, Any] = {
         "ppo_fps": build_model(config),
         "ppo_null_env_fps": _null_model(config),
         "ppo_plain_sb3_null_env_fps": _plain_model(config),
+        "queue_fps": build_model(queue),
+        "queue_null_env_fps": build_queue_model(queue, queue.learning_rate, NullGroups),
     }
     rates = {name: _fps(model, rollouts) for name, model in models.items()}
     alternate(1, rates)
     found = alternate(rounds, rates)
-    return {**found, "ppo_to_null_env": found["ppo_fps"] / found["ppo_null_env_fps"]}
+    return found | {
+        f"{name}_to_null_env": found[f"{name}_fps"] / found[f"{name}_null_env_fps"] for name in ("ppo", "queue")
+    }

@@ -78,18 +78,21 @@ def frame_of(config: TrainConfig, watched: list[Watched]) -> Frame:
     return Frame(*scale_of(watched), columns, base)
 
 
-def build_queue_model(config: TrainConfig, learning_rate: float | Schedule) -> QueuePPO:
+def build_queue_model(
+    config: TrainConfig, learning_rate: float | Schedule, kind: type[GroupedServers] = GroupedServers
+) -> QueuePPO:
     """The learner in front of its worlds, not trained yet.
 
     Args:
         config: everything about the run.
         learning_rate: of SB3, a number or a schedule.
+        kind: of the environment.
 
     Raises:
         InputError: worlds, a reference or a teacher that do not fit.
     """
     queue, setting = config.queue, setting_of(config)
-    servers = GroupedServers(config.env, setting, queue, config.n_envs // queue.group_size, config.n_steps)
+    servers = kind(config.env, setting, queue, config.n_envs // queue.group_size, config.n_steps)
     model = QueuePPO(
         LevelPolicy,
         SB3VecEnv(servers),

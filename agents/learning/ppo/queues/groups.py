@@ -72,7 +72,7 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.work = np.zeros((self.num_envs, env.workload.num_requests + 1))
         self.taken = np.array([one.requests * rollout for one in setting.watched])
         self.began = np.zeros(groups, np.int64)
-        self._tiers = self._count_tiers()
+        self._tiers = self.count_tiers()
         self._arrived = self.fleet.servers.visible.row["next_arrival"][:, 0]
         self._generators = [np.random.default_rng() for _ in self.groups]
         for world, taken in zip(self.worlds, self.taken, strict=True):
@@ -117,10 +117,10 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 chosen = int(self._generators[group.number].integers(self.size))
                 self.fleet.copy_row(group.first + chosen, range(group.first, group.last))
             self.began[group.number] = arrived.min()
-        self._tiers = self._count_tiers()
+        self._tiers = self.count_tiers()
         return self._look()
 
-    def _count_tiers(self) -> np.ndarray:
+    def count_tiers(self) -> np.ndarray:
         """Late gaps and finished requests of each tier so far, float64[2, rows, tiers]."""
         tier = self.fleet.servers.hidden.tier
         return np.stack([tier["late_gaps"], tier["finished"]]).astype(np.float64)
@@ -150,7 +150,7 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         outcome = self.fleet.outcome
         self.fleet.step(np.clip(np.rint(actions), self.levels.low, self.levels.high).astype(np.int64))
-        rewards, never, tiers = outcome.reward.copy(), np.zeros(self.num_envs, np.bool_), self._count_tiers()
+        rewards, never, tiers = outcome.reward.copy(), np.zeros(self.num_envs, np.bool_), self.count_tiers()
         infos = {"reward": rewards, "elapsed_s": outcome.elapsed_s, "reward_terms": outcome.terms}
         infos["late_gaps"], infos["finished"] = tiers - self._tiers
         self._tiers = tiers
