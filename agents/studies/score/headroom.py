@@ -30,6 +30,8 @@ KINDS = {"settings": ("slackfit",), "foresight": ("slackfit", "clairvoyant")}
 """What is chosen from after the fact, by the name of the field that says what it comes to."""
 KEPT_GOODPUT = 0.99
 """Share of the goodput of PACE that a setting has to keep."""
+LEAST_ROOM = 0.02
+"""Where hindsight gains less than this share of slackfit's mean TTFT, there is no share of it to speak of."""
 SEED = 15
 """Draws the settings that are tried."""
 
@@ -62,7 +64,7 @@ class Reach:
     gain_ms: Interval
     """What it saves against slackfit as it is, trace by trace."""
     of_settings: float | None
-    """The gain over that of the best settings; None where these gain nothing."""
+    """The gain over that of the best settings; None where these gain less than LEAST_ROOM."""
     of_foresight: float | None
 
 
@@ -153,4 +155,4 @@ def _reach(scenario: str, rate: float, policy: str, found: ByPolicy, best: Mappi
 
 def _share(gain: float, base: Sequence[float], best: Sequence[float]) -> float | None:
     room = paired_interval(base, best).mean
-    return gain / room if room > 0.0 else None
+    return gain / room if room > LEAST_ROOM * mean_interval(base).mean else None
