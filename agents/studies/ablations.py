@@ -20,6 +20,7 @@ import yaml
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.result import Comparison
+from agents.learning.ppo.train_config import queue_recipe
 from agents.learning.search.evolution import shipped_recipe
 from agents.source import Source
 from agents.work.files import write_json
@@ -30,6 +31,8 @@ from engine.device.latency import load_profile
 ARMS = ("slai", "sarathi", "sarathi:order=spf", "slackfit:tuned")
 WARM = ["train", "--env.budget", "slackfit", "--env.close", "1", "--teacher", "slackfit:tuned"]
 WARM_HOLD = [*WARM, "--env.hold", "8"]
+QUEUE = ["train", "--hyperparams", str(queue_recipe())]
+SCRATCH = [*QUEUE, "--teacher", "", "--queue.reference", ""]
 MIXTURE = ["train", "--hyperparams", "LLMSchedMixture-v0", "--env.arms", *ARMS]
 VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "evolution": ("the shipped recipe", ["evolve"], {}),
@@ -38,7 +41,7 @@ VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         ["evolve"],
         {"features": [], "generations": 40},
     ),
-    "evolution-one-workload": ("trained on the default workload alone", ["evolve"], {"others": []}),
+    "evolution-one-workload": ("trained on the default workload alone", ["evolve"], {"scenarios": []}),
     "evolution-no-close": ("batches never end early", ["evolve"], {"close": 0.0}),
     "evolution-no-loss-weight": ("losses at one load cost no more than gains", ["evolve"], {"loss_weight": 0.0}),
     "ppo-tokens": ("PPO, token budgets, from scratch", ["train"], {}),
@@ -46,6 +49,17 @@ VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "ppo-warm-hold": ("the same, decisions hold for 8 batches", WARM_HOLD, {}),
     "ppo-warm-hold-60s": ("the same, discount 1/e in 60 s instead of 5", [*WARM_HOLD, "--discount-s", "60"], {}),
     "ppo-warm-hold-goodput": ("the same, 1 for each request in time", [*WARM_HOLD, "--env.reward.goodput", "1"], {}),
+    "queue": ("PPO for queues, its recipe", QUEUE, {}),
+    "queue-observed": ("the critic sees what the actor sees", [*QUEUE, "--queue.no-privileged"], {}),
+    "queue-unpaired": ("advantages without the group's mean", [*QUEUE, "--queue.no-paired"], {}),
+    "queue-no-resync": ("rows of a group drift apart", [*QUEUE, "--queue.no-resync"], {}),
+    "queue-no-differences": ("the critic fits returns alone", [*QUEUE, "--queue.differences", "0"], {}),
+    "queue-absolute": ("costs as they are at each load", [*QUEUE, "--queue.no-relative-costs"], {}),
+    "queue-5s": ("discount 1/e in 5 s", [*QUEUE, "--discount-s", "5"], {}),
+    "queue-steps": ("noise anew for each decision", [*QUEUE, "--queue.exploration", "steps"], {}),
+    "queue-last": ("the actor itself, no running mean", [*QUEUE, "--queue.averaging", "0"], {}),
+    "queue-constraints": ("deadlines as constraints", [*QUEUE, "--queue.late-limit", "0.001"], {}),
+    "queue-scratch": ("PPO for queues without a teacher", SCRATCH, {}),
     "ppo-mixture": ("PPO chooses among SLAI, Sarathi (FCFS, SPF), slackfit:tuned", MIXTURE, {}),
     "static-mixture": ("the same arms with fixed odds, by policy gradient", ["mixture", "--arms", ",".join(ARMS)], {}),
 }
