@@ -267,7 +267,7 @@ def _show_device(d: Decodes, device: np.record, seen: np.record, o: np.record) -
 @inner
 def _scarcity(left: int, of: int) -> float:
     """How often what there was has been halved until so much is left, at most SCARCEST."""
-    return np.log2(1.0 / max(left / of, 2.0**-SCARCEST))  # type: ignore[no-any-return]
+    return np.log2(1.0 / max(left / of, 2.0**-SCARCEST))
 
 
 @hot

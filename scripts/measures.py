@@ -25,7 +25,7 @@ LIMITS = {
     "function lines, most": 60.0,
     "file lines, most": 350.0,
     "functions with complexity above 10": 13.0,
-    "complexity, mean": 3.5,
+    "complexity, mean": 3.42,
     "modules in import circles": 0.0,
     "parameters annotated Any": 64.0,
 }
