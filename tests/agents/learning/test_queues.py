@@ -173,10 +173,24 @@ def test_a_row_that_costs_the_mean_earns_nothing() -> None:
 
 def test_worlds_weigh_alike() -> None:
     rng = np.random.default_rng(2)
-    found = balanced(rng.normal(5.0, 1.0, (200, 3)), np.array([0, 0, 1]), np.ones(2))
+    drawn, world = rng.normal(5.0, 1.0, (200, 3)) * [1.0, 1.0, 10.0], np.array([0, 0, 1])
+    found = balanced(drawn, world, 2, False)
     assert found.std() == pytest.approx(1.0)
     assert found[:, :2].mean() == pytest.approx(0.0, abs=1e-9)
-    assert found[:, 2].std() / found[:, 0].std() == pytest.approx(2.0, rel=0.2)
+    assert found[:, 2].std() / found[:, :2].std() == pytest.approx(20.0, rel=0.2)
+    alike = balanced(drawn, world, 2, True)
+    assert alike[:, 2].std() / alike[:, :2].std() == pytest.approx(2.0)
+
+
+def test_worlds_have_a_clock_of_their_own(tmp_path: Path) -> None:
+    scenarios = [
+        "poisson:rate=2,lengths=fixed:900,12",
+        "poisson:rate=4,lengths=fixed:900,12@rtx6000ada-mistral-7b:speed=2",
+    ]
+    env = EnvConfig.from_dict({**ENV.to_dict(), "rates": [], "scenarios": scenarios})
+    paces = build_queue_model(queue_run(tmp_path, env=env), 1e-2).pace
+    assert paces[0] == pytest.approx(2.0 * paces[1])
+    assert (build_queue_model(queue_run(tmp_path), 1e-2).pace == 1.0).all()
 
 
 def test_a_late_gap_costs_more_while_there_are_too_many() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 
 UNIT_S = 10.0
 """Rewards are per so many seconds of the reference's mean cost."""
+TINY = 1e-8
+"""Added to what is divided by."""
 
 
 def differential(cost: np.ndarray, elapsed: np.ndarray, mean: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -72,17 +74,19 @@ def less_others(values: np.ndarray, times: np.ndarray, size: int) -> np.ndarray:
     return found
 
 
-def balanced(advantages: np.ndarray, world: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def balanced(advantages: np.ndarray, world: np.ndarray, worlds: int, equal_deviations: bool) -> np.ndarray:
     """Advantages without the mean of each world, worlds weighted alike whatever their rows, with deviation 1 together.
 
     Args:
         advantages: float64[steps, rows].
         world: int64[rows].
-        weights: float64[worlds], of each world.
+        worlds: how many there are.
+        equal_deviations: whether those of each world get the same deviation before.
     """
     found = advantages.copy()
-    for w, weight in enumerate(weights):
+    for w in range(worlds):
         rows = world == w
         found[:, rows] -= found[:, rows].mean()
-        found[:, rows] *= weight * len(world) / (rows.sum() * weights.sum())
-    return np.asarray(found / (found.std() + 1e-8))
+        spread = found[:, rows].std() + TINY if equal_deviations else 1.0
+        found[:, rows] *= len(world) / (rows.sum() * worlds * spread)
+    return np.asarray(found / (found.std() + TINY))

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.levels import level_layer
+from agents.learning.ppo.queues.config import USUAL_REQUEST_S
 from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.queues.learner import QueuePPO
 from agents.learning.ppo.queues.policy import CLIP, Frame, LevelPolicy
@@ -98,6 +99,7 @@ def build_queue_model(
         SB3VecEnv(servers),
         queue=queue,
         usual=np.array([one.price["usual_cost"][0] for one in setting.watched]),
+        pace=_pace(config, setting),
         discount_s=config.discount_s,
         learning_rate=learning_rate,
         n_steps=config.n_steps,
@@ -122,6 +124,13 @@ def build_queue_model(
     env: Any = model.get_env()
     env.seed(TRAINING_SEED + (config.seed << 20))
     return model
+
+
+def _pace(config: TrainConfig, setting: Setting) -> np.ndarray:
+    """Real seconds of each world for one of the configuration: rates of one device and workload share their clock."""
+    if not config.env.scenarios:
+        return np.ones(len(setting.watched))
+    return np.array([one.price["unit"][0] / USUAL_REQUEST_S for one in setting.watched])
 
 
 def export_levels(model: QueuePPO, config: TrainConfig, command: str) -> Bundle:

@@ -10,12 +10,19 @@ from llmsched_env.observation import OBSERVATION_NAMES
 
 Positive = Annotated[float, number(0.0, 1e6, above=True)]
 Weight = Annotated[float, number(0.0, 1e6)]
+USUAL_REQUEST_S = 0.42
+"""Work of the default workload's mean request on the default device (`llmsched_env.privileged`), s."""
 Some = Annotated[int, whole(1, 10**7)]
 
 
 @dataclass(frozen=True)
 class QueueConfig:
-    """The trainer for queues; without `group_size` there is none of it, and rows serve episodes."""
+    """The trainer for queues; without `group_size` there is none of it, and rows serve episodes.
+
+    `teacher` gives the levels to begin with (empty: the middle ones), nothing is imitated; `normalize`, `vf_coef` and
+    `env_id` have no effect. With scenarios, seconds of `discount_s` and `trace_s` are those of a world whose mean
+    request is USUAL_REQUEST_S of work, and scale with it.
+    """
 
     group_size: Annotated[int, whole(0, 10**5)] = 0
     """Rows that serve the same arrivals at a time; they never begin anew from an empty server (0: episodes)."""
@@ -51,6 +58,8 @@ class QueueConfig:
     relative_costs: bool = True
     """Costs of a world count relative to what the reference costs there, so that the highest load does not drown the
     others."""
+    equal_deviations: bool = False
+    """Scale the advantages of each world to the same deviation, too, so that no bursty one drowns the others."""
     trace_s: Annotated[float, number(0.0, MOST_SECONDS)] = 0.0
     """Seconds over which the trace of advantages decays to 1/e (0: the whole rollout and the value at its end)."""
     late_limit: Weight = 0.0

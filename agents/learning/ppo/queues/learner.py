@@ -23,14 +23,14 @@ class QueuePPO(TimedPPO):
     """PPO for queues; every update goes through SB3's.
 
     Keywords beside those of `TimedPPO`: `queue`, the settings; `usual`, float64[worlds], mean cost per second of the
-    reference.
+    reference; `pace`, float64[worlds], real seconds for each second of `discount_s` and `trace_s`.
     """
 
     policy: LevelPolicy
 
-    def __init__(self, *args: Any, queue: QueueConfig, usual: np.ndarray, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, queue: QueueConfig, usual: np.ndarray, pace: np.ndarray, **kwargs: Any) -> None:
         self.queue = queue
-        self.usual = usual
+        self.usual, self.pace = usual, pace
         self.mean_cost = usual.copy()
         self.rollouts = 0
         super().__init__(
@@ -75,20 +75,25 @@ class QueuePPO(TimedPPO):
         self.mean_cost += FORGET * (paid - self.mean_cost)
         unit = self.usual if queue.relative_costs else np.full_like(self.usual, self.usual.mean())
         mean = self.mean_cost if queue.average_cost else np.zeros_like(unit)
-        self.rewards = differential(self.costs, self.elapsed, mean[world], unit[world])
+        self.rewards = differential(self.costs, self.elapsed, mean[world], (unit * self.pace)[world])
         last = last_values.cpu().numpy()[:, 0].astype(np.float64)
         values = buffer.values.astype(np.float64)
         raw = timed_advantages(self.rewards, values, last, *self._decay())
         buffer.returns = (raw + values).astype(np.float32)
         paired = less_others(raw, clock(self.elapsed)[:-1], queue.group_size) if queue.paired else raw
-        buffer.advantages = balanced(paired, world, np.ones(len(self.usual))).astype(np.float32)
+        buffer.advantages = balanced(paired, world, len(self.usual), queue.equal_deviations).astype(np.float32)
         self._log_rollout(paid, raw, paired, buffer)
 
     def _decay(self) -> tuple[np.ndarray, np.ndarray]:
         """How much of the value and of the trace is left after each decision."""
-        discount = np.exp(self.elapsed / -self.discount_s)
-        seconds = np.exp(self.elapsed / -self.queue.trace_s) if self.queue.trace_s > 0.0 else 1.0
+        discount = np.exp(self.paced / -self.discount_s)
+        seconds = np.exp(self.paced / -self.queue.trace_s) if self.queue.trace_s > 0.0 else 1.0
         return discount, discount * self.gae_lambda * seconds
+
+    @property
+    def paced(self) -> np.ndarray:
+        """Seconds of the decisions at the pace of their worlds, float64[steps, rows]."""
+        return np.asarray(self.elapsed / self.pace[self.servers.world_of_row])
 
     def _log_rollout(self, paid: np.ndarray, raw: np.ndarray, paired: np.ndarray, buffer: TimedRolloutBuffer) -> None:
         world = self.servers.world_of_row
@@ -130,7 +135,7 @@ class QueuePPO(TimedPPO):
     def fit_critic(self) -> float:
         """Fit the critic to the rollout in the buffer; returns the last loss."""
         queue, buffer = self.queue, self.rollout_buffer
-        rollout = Rollout(buffer.observations, buffer.returns, self.rewards, self.elapsed)
+        rollout = Rollout(buffer.observations, buffer.returns, self.rewards, self.paced)
         pairs = queue.differences > 0.0 and queue.group_size > 1
         compared = differences(self.policy, rollout, queue.group_size, self.discount_s) if pairs else None
         return fit(
