@@ -148,10 +148,7 @@ def _end_decodes(view: View, s: np.record) -> None:
     decodes = row.num_running - row.num_prefilling
     if s.batch < row.max_num_seqs and waiting >= row.max_num_seqs // 2 and row.now - s.changed_s >= RECOVERY_S:
         s.batch, s.changed_s = row.max_num_seqs, row.now
-    if decodes == 0:
-        if waiting > 0:
-            reset(view, s)
-    elif not _is_short(row, s):
+    if decodes > 0 and not _is_short(row, s):
         enough = max(1.0, np.floor(s.threshold * s.batch))
         missing = min(float(waiting), max(0.0, s.batch - decodes))
         if s.batch > enough and missing * (s.batch - enough) >= decodes * enough:
@@ -230,9 +227,12 @@ def _plan_apart(view: View, plan: Plan, ph: Phases) -> None:
         _end_decodes(view, s)
     else:
         _end_refill(view, plan, s)
+    decodes, draft = row.num_running > row.num_prefilling, plan.draft[0]
+    if s.phase == DECODE and not decodes and draft.victims == 0:
+        reset(view, s)  # those that it has waited for have left already
     if s.phase != DECODE:
         _run_prompts(view, plan, s, min(int(ph.rule.max_num_batched_tokens), row.max_batched_tokens))
-    if plan.draft[0].tokens == 0 and row.num_running > row.num_prefilling:
+    if draft.tokens == 0 and decodes:
         s.phase = DECODE
         _run_decodes(view, plan)
 

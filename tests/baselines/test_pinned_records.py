@@ -32,6 +32,12 @@ PINS = Path(__file__).with_name("pinned_records.json")
 REFRESH_EVERY = 16
 
 VARIANTS = (
+    "eb:mode=auto,mode_switch_delta=1e-6,auto_compute_n=true",
+    "ppas:ppas_plus=true,ppas_large_prefill_threshold=1000,ppas_b_cap=256",
+    "sglang:schedule_policy=hrrn,chunked_prefill_size=512",
+    "sglang:schedule_policy=shortest-prefill-first,enable_mixed_chunk=true,max_new_tokens=64",
+    "trtllm:capacity_scheduler_policy=max_utilization,enable_chunked_context=true",
+    "uniboost:gamma=0.05,adaptive=true",
     "alise:levels=6,first_level_s=0.5,age_s=0.5",
     "elis:window=10,batch_size=8,refill_inside_window=true",
     "ltr:starvation_threshold=30,quantum=5",

@@ -33,6 +33,12 @@ SPECS = [
     "slai:token_budget=24,offset=0,max_decodes=3",
     "slai:order=fcfs,offset=50",
     "vllm:max_batched_tokens=40",
+    "sglang:chunked_prefill_size=24,max_new_tokens=4,enable_mixed_chunk=true",
+    "sglang:schedule_policy=shortest-prefill-first,chunked_prefill_size=24,max_new_tokens=4",
+    "trtllm:capacity_scheduler_policy=max_utilization,max_num_tokens=24",
+    "trtllm:enable_chunked_context=true,max_num_tokens=24,max_new_tokens=4",
+    "eb:max_num_batched_tokens=24,k_ratio=0.5",
+    "amin:share=0.1,token_budget=24",
     "vllm_v1:max_num_batched_tokens=24,long_prefill_token_threshold=7,version=0.18",
     "vllm_v1:max_num_batched_tokens=24,long_prefill_token_threshold=7,policy=priority,watermark=0.1",
 ]
