@@ -17,6 +17,8 @@ UNIT_S = 10.0
 """Rewards are per so many seconds of the reference's mean cost."""
 TINY = 1e-8
 """Added to what is divided by."""
+LEAST_SPREAD = 0.05
+"""Where no choice makes a difference, what there is of one is not made larger than this would be."""
 
 
 def differential(cost: np.ndarray, elapsed: np.ndarray, mean: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -87,6 +89,6 @@ def balanced(advantages: np.ndarray, world: np.ndarray, worlds: int, equal_devia
     for w in range(worlds):
         rows = world == w
         found[:, rows] -= found[:, rows].mean()
-        spread = found[:, rows].std() + TINY if equal_deviations else 1.0
+        spread = max(found[:, rows].std(), LEAST_SPREAD) if equal_deviations else 1.0
         found[:, rows] *= len(world) / (rows.sum() * worlds * spread)
     return np.asarray(found / (found.std() + TINY))
