@@ -17,8 +17,7 @@ from engine.compiled.jit import hot, inner
 from engine.compiled.records import record
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel, iteration_seconds
-from engine.device.terms import Traits
-from engine.server.features import EMPTY, QUERY_TILE, WIDE_QUERY_TILE, Features, new_features, store
+from engine.server.features import EMPTY, Features, new_features, store
 from engine.server.state import View
 
 WINDOWS = (36.0, 72.0, 144.0, 288.0, 576.0)
@@ -95,8 +94,8 @@ def prices(model: LatencyModel) -> Prices:
     most, half = LARGE_BATCH, 0.5 * LARGE_BATCH
     one = EMPTY._replace(requests=1.0, decodes=1.0)
     token = (seconds(one._replace(tokens=most)) - seconds(one._replace(tokens=half))) / (most - half)
-    tile = WIDE_QUERY_TILE if Traits(model.cached, float(model.query_tile)).query_tile > QUERY_TILE else QUERY_TILE
-    return Prices(token, model.per_pair, model.per_read / tile, token + model.per_request, model.per_context)
+    attention = model.attention
+    return Prices(token, attention.pair, attention.read, token + attention.request, attention.context)
 
 
 def describe(model: LatencyModel, requests: Requests, rate: float) -> np.ndarray:

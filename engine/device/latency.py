@@ -33,6 +33,7 @@ from engine.fields import checked, convert, from_mapping
 from engine.files.reading import kind_of, parse_json, read_json
 from engine.files.writing import write_atomically
 from engine.ranges import Bounds, number, whole
+from engine.server.features import QUERY_TILE, WIDE_QUERY_TILE
 from engine.server.state import Server
 from engine.spec import Spec
 
@@ -88,6 +89,15 @@ def iteration_seconds(latency: Latency, features: np.ndarray) -> float:
     if c.tick > 0.0:
         t = np.rint(t / c.tick) * c.tick
     return float(charged(t, c, f))
+
+
+class AttentionPrices(NamedTuple):
+    """Seconds beside those of the linear layers."""
+
+    pair: float  # per (token, KV token) of a prompt
+    read: float  # per (token, KV token before or in its chunk) of a prompt: reads by tiles of queries
+    request: float  # per decode
+    context: float  # per KV token that a decode reads
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,12 @@ class LatencyModel:
         values = {name: getattr(self, name) for name in NUMBERS} | _charges(config)
         coefficient = np.array([tuple(values[name] for name in COEFFICIENTS.names or ())], COEFFICIENTS)
         return Latency(coefficient.view(np.recarray), np.array(self.table, np.float64).reshape(-1, 2))
+
+    @property
+    def attention(self) -> "AttentionPrices":
+        """What attention and requests cost, by what there is to count."""
+        tile = WIDE_QUERY_TILE if Traits(self.cached, float(self.query_tile)).query_tile > QUERY_TILE else QUERY_TILE
+        return AttentionPrices(self.per_pair, self.per_read / tile, self.per_request, self.per_context)
 
     def start(self, requests: Requests) -> None:
         """Nothing to prepare: the model has no memory."""
