@@ -10,11 +10,17 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from agents.help import ALL, print_help
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Command = TypeVar("Command", bound="DataclassInstance")
 
 INPUT_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 70, 130
 """Exit codes: bad input, a fault of ours, Ctrl-C."""
@@ -129,11 +135,21 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
             preset = getattr(command, "preset", None)
             # Some flags choose the defaults of others.
             default = preset() if preset else None
-            return command if default is None and not registry else parse(default)
+            return command if default is None and not registry else parse(default and _without_repeated(default))
     except SystemExit as leaving:
         if leaving.code:
             print(f"llmsched {name}: {_one_line(errors.getvalue())}", file=sys.stderr)
         raise
+
+
+def _without_repeated(command: Command) -> Command:
+    """A command as the defaults of a second reading, to which flags that may be repeated would add once more."""
+    import tyro
+
+    hints = get_type_hints(type(command), include_extras=True)
+    repeated = tyro.conf.UseAppendAction
+    given = {f.name: f.default for f in fields(command) if repeated in getattr(hints[f.name], "__metadata__", ())}
+    return replace(command, **given)
 
 
 def _say(text: str) -> None:

@@ -61,16 +61,14 @@ class Command:
     def preset(self) -> Self | None:
         """The same command with other defaults: of the run to resume, or of a hyperparameter file on the device.
 
-        What is given once for each is read again behind them, so it is no default.
-
         Raises:
             InputError: no such run or file, or one that does not fit.
         """
         if self.hyperparams == DEFAULT and self.train.resume:
-            return replace(self, train=TrainConfig.of_run(self.train.run_dir), tier=())
+            return replace(self, train=TrainConfig.of_run(self.train.run_dir))
         base = TrainConfig.from_yaml(self.hyperparams)
         # A server has the memory of the device that it is asked for.
-        return replace(self, train=replace(base, env=base.env.on(self.train.env.profile)), tier=())
+        return replace(self, train=replace(base, env=base.env.on(self.train.env.profile)))
 
     def config(self) -> TrainConfig:
         """The run with the tiers that were given.
