@@ -1,9 +1,10 @@
 """A closer look at policies, as records: some seconds step by step, and what they do at each load."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from agents.work.records import LATER
 from engine.errors import InputError
 
 BINS = 10
@@ -66,7 +67,7 @@ class Look:
     """None if there were too few decisions to measure."""
     largest_batch_tokens: int
     largest_batch_requests: int
-    unmeasured_share: float = 0.0
+    unmeasured_share: float = field(default=0.0, metadata={LATER: True})
     """Of the prompt tokens, in chunks that are shorter than the profile knows behind their context."""
 
 

@@ -323,7 +323,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         values = {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
-        return {"format": FORMAT} | values | {"windows": _windows_json(self.windows) if self.windows else {}}
+        return {"format": FORMAT} | values | {"windows": as_json(self.windows) if self.windows else {}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Comparison":
@@ -337,12 +337,3 @@ class Comparison:
             again = " of an older llmsched: run evaluate again" if str(got).startswith("llmsched-evaluation/") else ""
             raise InputError(f"expected a result with format {FORMAT!r}, got {kind_of(got)}{again}")
         return from_mapping(cls, {key: value for key, value in data.items() if key != "format"}, "result")
-
-
-def _windows_json(windows: Windows) -> Any:
-    """JSON of the windows; the share that is not measured is named where there is one."""
-    data = as_json(windows)
-    for look in data["policies"].values():
-        if look["unmeasured_share"] == 0.0:
-            del look["unmeasured_share"]
-    return data

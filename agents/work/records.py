@@ -19,16 +19,24 @@ Record = TypeVar("Record")
 READ = "read"
 """Key in a field's metadata: how it is read where its type does not say so (`engine.fields.from_mapping`)."""
 
+LATER = "later"
+"""Key in a field's metadata: it came after files without it had been written, and its default is not written."""
+
 
 def as_json(value: object) -> Any:
     """A record, or whatever is in one, as data for JSON: mappings, lists, text, numbers."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value):
-        return {own.name: _field_as_json(own, getattr(value, own.name)) for own in fields(value)}
+        held = ((own, getattr(value, own.name)) for own in fields(value))
+        return {own.name: _field_as_json(own, item) for own, item in held if not _is_left_out(own, item)}
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_left_out(own: "Field[Any]", value: object) -> bool:
+    return bool(own.metadata.get(LATER)) and value == own.default
 
 
 def _field_as_json(own: "Field[Any]", value: object) -> Any:
