@@ -1,24 +1,25 @@
 """`llmsched devices`: policies on many devices, at loads relative to what each device can carry."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents.evaluation.setup import Setup
 from agents.options import ComparisonOptions, ServerOptions, UpToMillion, parse_rates
 from agents.policies import split_policies
-from agents.reporting.device_tables import balance_grid, balance_lines, matrix_grid, write_tables
+from agents.reporting.device_tables import balance_grid, balance_lines, html_text, markdown_text, matrix_grid
 from agents.reporting.grid import print_lines, show, terminal_console
+from agents.reporting.result_folder import ResultFolder
 from agents.studies.devices.matrix import Devices, compare_devices, device_names
 from agents.studies.devices.records import DeviceMatrix
-from agents.work.files import check_writable, claimed, write_json
+from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.device.memory import server_of
 from engine.errors import InputError
-from engine.extras import command, missing, need
 from engine.files.reading import is_there
 from engine.spec import split_specs
 
@@ -97,25 +98,18 @@ class Command(ComparisonOptions):
             InputError: options that do not fit, or a place that cannot be written.
         """
         devices = self.devices()
-        check_writable(self.json, self.report)
-        if self.report is not None:
-            need("report", "report")
+        places = ResultFolder(self.out, "devices", self.json, self.report)
+        places.check()
         with claimed(self.out, "devices"), bars(self.progress) as progress:
             result = self._compare(devices, progress)
+            places.write(result, markdown_text(result), partial(html_text, result))
         console = terminal_console()
         show(matrix_grid(result), console, self.wide)
         show(balance_grid(result), console, self.wide)
         print_lines(console, balance_lines(result))
-        if (name := missing("report")) is not None:
-            print(f"no HTML report: there is no {name}; {command('report')}")
-        print(f"written: {self.json or self.out / 'devices.json'}")
+        print(*places.lines(), sep="\n")
 
     def _compare(self, devices: Devices, progress: OnProgress) -> DeviceMatrix:
         progress("getting ready", 0, 0)
         workers = workers_for(self.workers)
-        result = compare_devices(devices, workers=workers, folder=self.out, resume=self.resume, progress=progress)
-        for path in (self.out / "devices.json", self.json):
-            write_json(path, result)
-        draws = missing("report") is None
-        write_tables(result, self.out, (self.report or self.out / "report.html") if draws else None)
-        return result
+        return compare_devices(devices, workers=workers, folder=self.out, resume=self.resume, progress=progress)

@@ -1,6 +1,6 @@
 """`llmsched headroom`: how much of what hindsight finds a policy reaches."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +58,8 @@ class Command(TableOptions, ProgressOptions):
         Raises:
             InputError: options that do not fit.
         """
-        suite = load_suite(self.suite)
-        changes = {"seeds": self.seeds, "requests": self.num_requests}
-        changed = {name: value for name, value in changes.items() if value is not None}
-        return Search(replace(suite, **changed), split_policies(",".join(self.policies)), self.tries)  # type: ignore[arg-type]
+        suite = load_suite(self.suite, self.seeds, self.num_requests)
+        return Search(suite, split_policies(",".join(self.policies)), self.tries)
 
     def run(self) -> None:
         """Run, print, write.

@@ -1,6 +1,7 @@
 """`llmsched score`: one number for each policy over a suite of scenarios, and where it breaks what others keep."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,16 @@ import tyro
 from agents.options import ProgressOptions, TableOptions, UpToMillion
 from agents.policies import split_policies
 from agents.reporting.grid import print_lines, show, terminal_console
-from agents.reporting.score_tables import scenario_grids, totals_grid, verdict_lines, write_tables
+from agents.reporting.result_folder import ResultFolder
+from agents.reporting.score_tables import html_text, markdown_text, scenario_grids, totals_grid, verdict_lines
 from agents.studies.score.records import Score
 from agents.studies.score.run import Contest, run_contest
-from agents.work.files import check_writable, claimed, write_json
+from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
-from engine.extras import command, missing, need
 from engine.ranges import Count
-from engine.scenarios.suite import Suite, load_suite
+from engine.scenarios.suite import load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,7 @@ class Command(TableOptions, ProgressOptions):
         if not self.policies:
             raise InputError("policies: expected at least one, got none")
         policies = split_policies(",".join(self.policies))
-        return Contest(self._suite(), policies)
-
-    def _suite(self) -> Suite:
-        suite = load_suite(self.suite)
-        changes = {"seeds": self.seeds, "requests": self.num_requests}
-        return replace(suite, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+        return Contest(load_suite(self.suite, self.seeds, self.num_requests), policies)
 
     def run(self) -> None:
         """Run, print, write.
@@ -73,26 +69,19 @@ class Command(TableOptions, ProgressOptions):
             InputError: options that do not fit, or a place that cannot be written.
         """
         contest = self.contest()
-        check_writable(self.json, self.report)
-        if self.report is not None:
-            need("report", "report")
+        places = ResultFolder(self.out, "score", self.json, self.report)
+        places.check()
         with claimed(self.out, "score"), bars(self.progress) as progress:
             result = self._score(contest, progress)
+            places.write(result, markdown_text(result), partial(html_text, result))
         console = terminal_console()
         for grid in scenario_grids(result):
             show(grid, console, self.wide)
         show(totals_grid(result), console, self.wide)
         print_lines(console, verdict_lines(result))
-        if (name := missing("report")) is not None:
-            print(f"no HTML report: there is no {name}; {command('report')}")
-        print(f"written: {self.json or self.out / 'score.json'}")
+        print(*places.lines(), sep="\n")
 
     def _score(self, contest: Contest, progress: OnProgress) -> Score:
         progress("getting ready", 0, 0)
         workers = workers_for(self.workers)
-        result = run_contest(contest, workers=workers, folder=self.out, resume=self.resume, progress=progress)
-        for path in (self.out / "score.json", self.json):
-            write_json(path, result)
-        draws = missing("report") is None
-        write_tables(result, self.out, (self.report or self.out / "report.html") if draws else None)
-        return result
+        return run_contest(contest, workers=workers, folder=self.out, resume=self.resume, progress=progress)

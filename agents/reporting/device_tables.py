@@ -2,20 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.text import Text
 
 from agents.evaluation.standing import BEHIND, OUTCOMES
-from agents.reporting.grid import Cell, Grid, Head, Part, figure
+from agents.reporting.grid import OUTCOME_STYLES, Cell, Grid, Head, Part, figure, markdown_table
 from agents.reporting.page import page
 from agents.studies.devices.records import FULL, Balance, Device, DeviceMatrix, Place, Standing
-from agents.work.files import write_atomically
 from engine.device.latency import CHANGES
 from engine.spec import Spec
-
-STYLES = {"wins": "green", "ties": "", "loses": "red"}
-"""Colours of what is said of a difference."""
 
 
 def _percent(value: float | None, form: str = "+.1f") -> str:
@@ -69,7 +64,7 @@ def _by_share(rows: Sequence[Standing]) -> dict[float, list[Standing]]:
 
 def _rows(standings: Sequence[Standing]) -> list[tuple[Cell, ...]]:
     return [
-        (f"{share:g}", f"{rows[0].rate:.3g}", *(Text(_cell(row), STYLES[row.outcome]) for row in rows))
+        (f"{share:g}", f"{rows[0].rate:.3g}", *(Text(_cell(row), OUTCOME_STYLES[row.outcome]) for row in rows))
         for share, rows in _by_share(standings).items()
     ]
 
@@ -104,7 +99,7 @@ def _line(row: Standing, seeds: int) -> tuple[Cell, ...]:
     waits = (figure(value.mean / 1000.0, ".3f") for value in (row.median_ttft_ms, row.p99_ttft_ms))
     met, goodput = _percent(row.slo_attainment.mean, ".1f"), figure(row.slo_goodput.mean, ".3f")
     names = (f"{row.share:g}", row.policy, met, goodput, row.rival)
-    return (*names, Text(_difference(row), STYLES[row.outcome]), *waits, *gaps, f"{row.sound}/{seeds}")
+    return (*names, Text(_difference(row), OUTCOME_STYLES[row.outcome]), *waits, *gaps, f"{row.sound}/{seeds}")
 
 
 def balance_grid(result: DeviceMatrix) -> Grid:
@@ -183,18 +178,16 @@ def markdown_text(result: DeviceMatrix) -> str:
     note = f"At {loads} of the capacity; * the 95 % interval excludes zero; ! p99 TBT of a tier over its deadline."
     balance = balance_grid(result)
     (part,) = balance.parts
-    kept = _markdown([head.title for head in balance.heads], part.rows)
+    kept = markdown_table([head.title for head in balance.heads], part.rows)
     rows = [_device_row(result, device) for device in result.devices]
-    return "\n\n".join([_markdown(["device", "capacity", *result.policies], rows), note, kept, balance.caption]) + "\n"
+    return (
+        "\n\n".join([markdown_table(["device", "capacity", *result.policies], rows), note, kept, balance.caption])
+        + "\n"
+    )
 
 
 def _shares(result: DeviceMatrix) -> list[float]:
     return list(dict.fromkeys(row.share for row in result.standings))
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _device_row(result: DeviceMatrix, device: Device) -> list[str]:
@@ -225,14 +218,3 @@ def html_text(result: DeviceMatrix) -> str:
         numbers=numbers_grid(result),
         notes=list(notes),
     )
-
-
-def write_tables(result: DeviceMatrix, folder: Path, html: Path | None) -> None:
-    """Write the table for a page of documentation (table.md), and HTML where one is asked for.
-
-    Raises:
-        InputError: a place that cannot be written, or what draws reports is not installed.
-    """
-    write_atomically(folder / "table.md", markdown_text(result))
-    if html is not None:
-        write_atomically(html, html_text(result))

@@ -26,6 +26,9 @@ GAP = 2
 """Blanks between columns."""
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
+OUTCOME_STYLES = {"wins": "green", "ties": "", "loses": "red"}
+"""Colours of what is said of a difference (`agents.evaluation.standing`)."""
+
 Kind = Literal["number", "name", "prose"]
 Cell = str | Text
 
@@ -279,3 +282,9 @@ def _titled(head: Head, text: Text, label: int, width: int) -> Text:
     indent = "  " if _longest(lines) + 2 <= width else ""
     below = "\n".join(indent + line for line in lines)
     return Text(folded(head.title, width) + "\n").append(below, text.style)
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table for a page of documentation."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

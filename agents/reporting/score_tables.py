@@ -1,19 +1,14 @@
 """A score over a suite as tables, for the terminal and as one HTML file."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.text import Text
 
 from agents.evaluation.standing import BEHIND, OUTCOMES
 from agents.evaluation.statistics import Interval
-from agents.reporting.grid import Cell, Grid, Head, Part, figure
+from agents.reporting.grid import OUTCOME_STYLES, Cell, Grid, Head, Part, figure, markdown_table
 from agents.reporting.page import page
 from agents.studies.score.records import PACE, REFERENCES, SLOWER, Score, Standing, Total, World
-from agents.work.files import write_atomically
-
-STYLES = {"wins": "green", "ties": "", "loses": "red"}
-"""Colours of what is said of a difference."""
 
 
 def _interval(value: Interval, form: str = ".1f") -> str:
@@ -69,7 +64,7 @@ def _line(row: Standing, seeds: int) -> tuple[Cell, ...]:
     waits = [value.mean / 1000.0 for value in (row.mean_ttft_ms, row.median_ttft_ms, row.p99_ttft_ms)]
     mean = Text(figure(waits[0], ".3f"), "red" if row.is_slower else "")
     met, goodput = figure(100.0 * row.slo_attainment.mean, ".1f"), figure(row.slo_goodput.mean, ".3f")
-    relative = Text("-" if row.relative is None else figure(100.0 * row.relative, "+.1f"), STYLES[row.outcome])
+    relative = Text("-" if row.relative is None else figure(100.0 * row.relative, "+.1f"), OUTCOME_STYLES[row.outcome])
     others = (figure(wait, ".3f") for wait in waits[1:])
     return (
         row.policy,
@@ -114,8 +109,8 @@ def markdown_text(result: Score) -> str:
         "Score in each scenario. ! p99 TBT of a tier over a deadline that SLAI or slackfit keeps; - more than "
         f"{BEHIND:.0%} of the best reference's goodput behind."
     )
-    per_scenario = _markdown(["scenario", "requests/s", *names], rows)
-    return "\n\n".join([_markdown([head.title for head in totals.heads], part.rows), note, per_scenario]) + "\n"
+    per_scenario = markdown_table(["scenario", "requests/s", *names], rows)
+    return "\n\n".join([markdown_table([head.title for head in totals.heads], part.rows), note, per_scenario]) + "\n"
 
 
 def _scores(result: Score, world: World, names: Sequence[str]) -> Iterator[str]:
@@ -123,11 +118,6 @@ def _scores(result: Score, world: World, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         row = rows[name]
         yield figure(row.score.mean, ".0f") + "!" * bool(row.lost) + "-" * row.is_behind
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def html_text(result: Score) -> str:
@@ -145,14 +135,3 @@ def html_text(result: Score) -> str:
         scenarios=list(scenario_grids(result)),
         notes=list(notes),
     )
-
-
-def write_tables(result: Score, folder: Path, html: Path | None) -> None:
-    """Write the tables for a page of documentation (table.md), and HTML where it is asked for.
-
-    Raises:
-        InputError: a place that cannot be written, or what draws reports is not installed.
-    """
-    write_atomically(folder / "table.md", markdown_text(result))
-    if html is not None:
-        write_atomically(html, html_text(result))

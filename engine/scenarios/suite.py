@@ -15,7 +15,7 @@ A suite is a YAML file: one of those that ship (`suite_names`) or a person's own
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Annotated, Any
 
@@ -77,12 +77,23 @@ def _folder() -> Any:
     return resources.files("engine") / "data" / "suites"
 
 
-def load_suite(name: str) -> Suite:
+def load_suite(name: str, seeds: int | None = None, requests: int | None = None) -> Suite:
     """A shipped suite by name, or one of a YAML file by path.
+
+    Args:
+        name: what it is called, or its file.
+        seeds: instead of its own.
+        requests: of each run, instead of its own.
 
     Raises:
         InputError: no such suite, or a file that holds none.
     """
+    suite = _load(name)
+    changes = {"seeds": seeds, "requests": requests}
+    return replace(suite, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _load(name: str) -> Suite:
     if name in suite_names():
         return _suite(parse_yaml((_folder() / f"{name}{ENDINGS[0]}").read_text(encoding="utf-8"), name), name, name)
     if name.endswith(ENDINGS):
