@@ -54,8 +54,9 @@ def _actor(policy: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
     if len(kinds) > 1 or not kinds <= set(ACTIVATIONS):
         raise InputError(f"export: expected layers with one of {', '.join(ACTIVATIONS)}, got {sorted(kinds)}")
     linear = [module for module in (*hidden, policy.action_net) if isinstance(module, th.nn.Linear)]
-    return [(_numbers(module.weight), _numbers(module.bias)) for module in linear], next(iter(kinds), "tanh")
+    return [(numbers(module.weight), numbers(module.bias)) for module in linear], next(iter(kinds), "tanh")
 
 
-def _numbers(parameter: th.Tensor) -> np.ndarray:
+def numbers(parameter: th.Tensor) -> np.ndarray:
+    """A parameter of a network as a bundle holds it, float32."""
     return np.asarray(parameter.detach().cpu().numpy(), np.float32)

@@ -92,24 +92,14 @@ def build_model(
     model = learner(
         "MlpPolicy",
         env,
-        discount_s=config.discount_s,
         learning_rate=rate,
-        n_steps=config.n_steps,
-        batch_size=config.batch_size,
-        n_epochs=config.n_epochs,
-        gae_lambda=config.gae_lambda,
-        clip_range=config.clip_range,
-        ent_coef=config.ent_coef,
         vf_coef=config.vf_coef,
-        max_grad_norm=config.max_grad_norm,
-        target_kl=config.target_kl or None,
         policy_kwargs={
             "net_arch": list(config.net_arch),
             "activation_fn": th.nn.Tanh if config.activation == "tanh" else th.nn.ReLU,
             **network,
         },
-        seed=config.seed,
-        device=config.device,
+        **config.algorithm,
     )
     env.seed(TRAINING_SEED + (config.seed << 20))
     return model

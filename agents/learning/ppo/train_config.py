@@ -169,6 +169,13 @@ class TrainConfig:
         return replace(saved_config(cls, folder), **{"run_dir": folder, "resume": True, **changes})
 
     @property
+    def algorithm(self) -> dict[str, Any]:
+        """Keywords of SB3's PPO that every learner here takes from it."""
+        same = ("n_steps", "batch_size", "n_epochs", "gae_lambda", "clip_range", "ent_coef", "max_grad_norm", "seed")
+        given = {name: getattr(self, name) for name in (*same, "device", "discount_s")}
+        return given | {"target_kl": self.target_kl or None}
+
+    @property
     def digest(self) -> str:
         """What checkpoints of this configuration carry: 16 hexadecimal digits."""
         return config_hash({key: value for key, value in plain(self.to_dict()).items() if key not in NOT_COMPARED})

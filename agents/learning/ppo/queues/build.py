@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.levels import level_layer
+from agents.learning.ppo.export import numbers
 from agents.learning.ppo.queues.config import USUAL_REQUEST_S
 from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.queues.learner import QueuePPO
@@ -100,16 +101,7 @@ def build_queue_model(
         queue=queue,
         usual=np.array([one.price["usual_cost"][0] for one in setting.watched]),
         pace=_pace(config, setting),
-        discount_s=config.discount_s,
         learning_rate=learning_rate,
-        n_steps=config.n_steps,
-        batch_size=config.batch_size,
-        n_epochs=config.n_epochs,
-        gae_lambda=config.gae_lambda,
-        clip_range=config.clip_range,
-        ent_coef=config.ent_coef,
-        max_grad_norm=config.max_grad_norm,
-        target_kl=config.target_kl or None,
         policy_kwargs={
             "frame": frame_of(config, setting.watched),
             "actor": queue.actor,
@@ -118,8 +110,7 @@ def build_queue_model(
             "rates": (queue.std_rate, queue.hidden_rate),
             "averaging": queue.averaging,
         },
-        seed=config.seed,
-        device=config.device,
+        **config.algorithm,
     )
     env: Any = model.get_env()
     env.seed(TRAINING_SEED + (config.seed << 20))
@@ -139,8 +130,8 @@ def export_levels(model: QueuePPO, config: TrainConfig, command: str) -> Bundle:
     frame = policy.frame
     parts: Any = policy.averaged.module
     hidden, last = parts
-    layers = [(_numbers(m.weight), _numbers(m.bias)) for m in hidden if isinstance(m, th.nn.Linear)]
-    weight, bias = _numbers(last.weight).astype(np.float64), _numbers(last.bias).astype(np.float64)
+    layers = [(numbers(m.weight), numbers(m.bias)) for m in hidden if isinstance(m, th.nn.Linear)]
+    weight, bias = numbers(last.weight).astype(np.float64), numbers(last.bias).astype(np.float64)
     layers.append(level_layer(weight[:, 1:], bias + weight[:, 0], config.env.action.sizes))
     return Bundle(
         layers=tuple(layers),
@@ -156,7 +147,3 @@ def export_levels(model: QueuePPO, config: TrainConfig, command: str) -> Bundle:
         versions=versions(TRAINS),
         sources=source_hash(),
     )
-
-
-def _numbers(parameter: th.Tensor) -> np.ndarray:
-    return np.asarray(parameter.detach().cpu().numpy(), np.float32)
