@@ -7,6 +7,8 @@ import baselines
 from engine.config import EngineConfig
 from engine.demand.requests import Requests
 from engine.device.latency import LatencyModel
+from engine.runs.simulate import simulate
+from engine.runs.steps import StepLog
 from engine.server.policy import Kernel, Policy
 from engine.server.state import Memory, Plan, View
 
@@ -26,6 +28,21 @@ def burst(prompts: list[int], outputs: list[int], tiers: list[int] | None = None
 def planned(plan: Plan) -> list[tuple[int, int]]:
     """What a plan says: (request, tokens) of each entry."""
     return [(int(e["request"]), int(e["tokens"])) for e in plan.entry[: plan.size[0]]]
+
+
+def steps_of(
+    policy: Policy, requests: Requests, config: EngineConfig | None = None, device: LatencyModel | None = None
+) -> StepLog:
+    """The step log of a run that serves everybody, one second for each iteration unless a device says otherwise."""
+    record = simulate(policy, requests, device or constant(1.0), config, log_steps=True)
+    assert int(record.row["finished"][0]) == len(requests)
+    assert record.steps is not None
+    return record.steps
+
+
+def tokens_of(log: StepLog) -> list[dict[int, int]]:
+    """Tokens by request, in order, for each iteration."""
+    return [{int(i): int(n) for i, n, _ in batch} for batch in log.batches]
 
 
 def look_away(view: View, memory: Memory, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from engine.runs.metrics import summarize
 from engine.runs.record import Record
 from engine.runs.simulate import simulate
 from engine.server.state import FINISHED, Memory, Plan, View
-from tests.toys import Observed, constant
+from tests.toys import Observed, constant, tokens_of
 
 MODEL = load_profile("rtx6000ada-mistral-7b")
 SHORT, LONG = "lognormal:5,0.7,4.5,0.7,1024", "lognormal:7,0.7,4.5,0.7,8192"
@@ -67,7 +67,7 @@ def test_2_slai_with_deadlines_at_0_is_sarathi_with_all_decodes_first() -> None:
     def batches(spec: str) -> list[dict[int, int]]:
         steps = simulate(baselines.make(spec), with_deadline(1e-300), MODEL, log_steps=True).steps
         assert steps is not None
-        return [{int(i): int(n) for i, n, _ in batch} for batch in steps.batches]
+        return tokens_of(steps)
 
     assert batches("slai:order=fcfs,offset=0") == batches("sarathi:token_budget=512")
 

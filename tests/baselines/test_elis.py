@@ -11,7 +11,7 @@ from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.plan import schedule
 from engine.server.state import FINISHED, Memory, Plan, View
-from tests.toys import Improvised, constant
+from tests.toys import Improvised, constant, tokens_of
 
 SECOND = constant(1.0)
 
@@ -23,8 +23,7 @@ def known(arrivals: list[float], prompts: list[int], outputs: list[int]) -> Requ
 
 def tokens(spec: str, requests: Requests, config: EngineConfig | None = None) -> list[dict[int, int]]:
     """Tokens by request of each iteration of one second."""
-    log = steps(spec, requests, config)
-    return [{int(i): int(n) for i, n, _ in batch} for batch in log.batches]
+    return tokens_of(steps(spec, requests, config))
 
 
 def steps(spec: str, requests: Requests, config: EngineConfig | None = None) -> StepLog:

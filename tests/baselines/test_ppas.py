@@ -5,17 +5,13 @@ import pytest
 from baselines.ppas import PPAS
 from baselines.vllm_v1 import VLLMV1
 from engine.demand.requests import Requests
-from engine.runs.simulate import simulate
 from engine.server.policy import Policy
-from tests.toys import burst, constant
+from tests.toys import burst, steps_of, tokens_of
 
 
 def tokens(policy: Policy, requests: Requests) -> list[dict[int, int]]:
     """Tokens by request, in order, for each iteration of a run that serves everybody, one second each."""
-    record = simulate(policy, requests, constant(1.0), log_steps=True)
-    assert int(record.row["finished"][0]) == len(requests)
-    assert record.steps is not None
-    return [{int(i): int(n) for i, n, _ in batch} for batch in record.steps.batches]
+    return tokens_of(steps_of(policy, requests))
 
 
 def test_two_prompts_beside_a_decode_get_the_small_budget_one_the_large_one() -> None:

@@ -5,17 +5,13 @@ import pytest
 
 from baselines.preflow import PREFLOW, flow_key
 from engine.demand.requests import Requests
-from engine.runs.simulate import simulate
 from engine.server.state import REQUEST
-from tests.toys import burst, constant
+from tests.toys import burst, steps_of, tokens_of
 
 
 def tokens(policy: PREFLOW, requests: Requests) -> list[dict[int, int]]:
     """Tokens by request, in order, for each iteration of a run that serves everybody, one second each."""
-    run = simulate(policy, requests, constant(1.0), log_steps=True)
-    assert int(run.row["finished"][0]) == len(requests)
-    assert run.steps is not None
-    return [{int(i): int(n) for i, n, _ in batch} for batch in run.steps.batches]
+    return tokens_of(steps_of(policy, requests))
 
 
 def test_a_priority_is_age_over_the_work_in_all_and_the_work_left() -> None:

@@ -12,7 +12,7 @@ from engine.runs.record import Record
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.state import FINISHED
-from tests.toys import constant
+from tests.toys import constant, tokens_of
 
 SECOND = constant(1.0)
 SMALL = EngineConfig(block_size=4, num_blocks=6, watermark=0.0, max_model_len=24, kv_bytes_per_token=25)
@@ -32,36 +32,31 @@ def run(spec: str, requests: Requests, config: EngineConfig | None = None) -> tu
     return record, record.steps
 
 
-def tokens(log: StepLog) -> list[dict[int, int]]:
-    """Tokens by request of each iteration, in the order of the plan."""
-    return [{int(i): int(n) for i, n, _ in batch} for batch in log.batches]
-
-
 def test_the_fewest_output_tokens_left_run_and_others_keep_their_kv() -> None:
     """At one request per iteration request 1 takes over at its arrival, request 2 does not: as much is left of 0."""
     requests = known([0.0, 2.0, 5.0], [3, 3, 3], [6, 2, 3])
     record, log = run("srtf:batch_cap=1", requests)
-    assert [next(iter(batch)) for batch in tokens(log)] == [0, 0, 1, 1, 0, 0, 0, 0, 2, 2, 2]
+    assert [next(iter(batch)) for batch in tokens_of(log)] == [0, 0, 1, 1, 0, 0, 0, 0, 2, 2, 2]
     assert record.row["evictions"][0] == 0
 
 
 def test_ties_go_to_the_earlier_arrival() -> None:
     _, log = run("srtf:batch_cap=1", known([0.0, 0.0], [2, 2], [3, 3]))
-    assert [next(iter(batch)) for batch in tokens(log)] == [0, 0, 0, 1, 1, 1]
+    assert [next(iter(batch)) for batch in tokens_of(log)] == [0, 0, 0, 1, 1, 1]
 
 
 def test_tokens_and_requests_of_an_iteration_are_limited() -> None:
     requests = known([0.0] * 3, [5, 5, 5], [3, 2, 1])
     _, log = run("srtf:token_budget=7", requests)
-    assert tokens(log)[:3] == [{2: 5, 1: 2}, {1: 3, 0: 4}, {1: 1, 0: 1}]
+    assert tokens_of(log)[:3] == [{2: 5, 1: 2}, {1: 3, 0: 4}, {1: 1, 0: 1}]
     _, log = run("srtf:batch_cap=2", requests)
-    assert [len(batch) for batch in tokens(log)] == [2, 2, 1, 1]
+    assert [len(batch) for batch in tokens_of(log)] == [2, 2, 1, 1]
 
 
 def test_without_swapping_a_newcomer_evicts_nobody() -> None:
     requests = known([0.0, 0.0, 1.0], [10, 10, 4], [3, 3, 1])
     record, log = run("srtf:token_budget=30", requests, SMALL)
-    assert tokens(log) == [{0: 10, 1: 10}, {0: 1, 1: 1}, {0: 1, 1: 1}, {2: 4}]
+    assert tokens_of(log) == [{0: 10, 1: 10}, {0: 1, 1: 1}, {0: 1, 1: 1}, {2: 4}]
     assert record.row["evictions"][0] == 0
 
 
@@ -69,8 +64,8 @@ def test_with_swapping_a_newcomer_pushes_the_last_of_the_list_to_the_host_and_it
     requests = known([0.0, 0.0, 1.0], [12, 11, 4], [5, 4, 1])
     record, log = run("srtf:token_budget=30", requests, SWAPS)
     assert log.swapped[:3] == [[], [0], []]
-    assert tokens(log)[1] == {2: 4, 1: 1}
-    assert 0 not in tokens(log)[2], "its four blocks are not free yet"
+    assert tokens_of(log)[1] == {2: 4, 1: 1}
+    assert 0 not in tokens_of(log)[2], "its four blocks are not free yet"
     assert record.row["evictions"][0] == 0
     assert (record.request["status"] == FINISHED).all()
     assert record.row["swapped_out"][0] == record.row["swapped_in"][0] == 2 * 3
@@ -90,7 +85,7 @@ def test_a_newcomer_without_a_seat_pushes_the_last_one_out() -> None:
     requests = known([0.0, 0.0, 1.0], [4, 4, 4], [5, 4, 1])
     _, log = run("srtf", requests, SWAPS.replace(max_num_seqs=2))
     assert log.swapped[:2] == [[], [0]]
-    assert tokens(log)[1] == {2: 4, 1: 1}
+    assert tokens_of(log)[1] == {2: 4, 1: 1}
 
 
 def test_a_decode_without_a_block_takes_that_of_the_last_one_by_swap_or_else_by_eviction() -> None:
@@ -98,7 +93,7 @@ def test_a_decode_without_a_block_takes_that_of_the_last_one_by_swap_or_else_by_
     for config, evicted, swapped in ((SMALL, [0], []), (SWAPS, [], [0])):
         _, log = run("srtf:token_budget=30", requests, config)
         assert (log.evicted[1], log.swapped[1]) == (evicted, swapped)
-        assert tokens(log)[1] == {1: 1}
+        assert tokens_of(log)[1] == {1: 1}
 
 
 @pytest.mark.parametrize("name", ["srtf", "ltr", "alise", "mlfq"])

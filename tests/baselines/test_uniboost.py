@@ -12,15 +12,12 @@ from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.runs.simulate import simulate
 from engine.server.state import Memory, Plan, View
-from tests.toys import Observed, constant
+from tests.toys import Observed, steps_of, tokens_of
 
 
 def batches(policy: UniBoost, requests: Requests) -> list[dict[int, int]]:
     """Tokens by request, in order, for each iteration of a run that serves everybody, one second each."""
-    run = simulate(policy, requests, constant(1.0), log_steps=True)
-    assert int(run.row["finished"][0]) == len(requests)
-    assert run.steps is not None
-    return [{int(i): int(n) for i, n, _ in batch} for batch in run.steps.batches]
+    return tokens_of(steps_of(policy, requests))
 
 
 def test_a_key_is_the_arrival_less_the_boost() -> None:

@@ -15,27 +15,14 @@ from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
 from engine.server.core import arrive, begin, empty, finish
 from engine.server.state import DROP, Memory, Plan, View, load, new_server
-from tests.toys import Observed, burst, constant, planned
+from tests.toys import Observed, burst, constant, planned, steps_of, tokens_of
 
 SECOND = constant(1.0)
 SMALL = EngineConfig(block_size=4, num_blocks=4, watermark=0.0, max_model_len=16)
 
 
-def steps(policy: VLLMV1, requests: Requests, config: EngineConfig | None = None) -> StepLog:
-    """The step log of a run that serves everybody."""
-    record = simulate(policy, requests, SECOND, config, log_steps=True)
-    assert int(record.row["finished"][0]) == len(requests)
-    assert record.steps is not None
-    return record.steps
-
-
-def tokens(log: StepLog) -> list[dict[int, int]]:
-    """Tokens by request, in order, for each iteration."""
-    return [{int(i): int(n) for i, n, _ in batch} for batch in log.batches]
-
-
 def test_decodes_and_chunks_share_one_budget_running_first() -> None:
-    assert tokens(steps(VLLMV1(max_num_batched_tokens=8), burst([5, 10], [3, 1])))[:3] == [
+    assert tokens_of(steps_of(VLLMV1(max_num_batched_tokens=8), burst([5, 10], [3, 1])))[:3] == [
         {0: 5, 1: 3},
         {0: 1, 1: 7},
         {0: 1},
@@ -44,15 +31,15 @@ def test_decodes_and_chunks_share_one_budget_running_first() -> None:
 
 def test_the_budget_is_at_most_what_the_server_can_process() -> None:
     config = EngineConfig(max_batched_tokens=3)
-    assert tokens(steps(VLLMV1(max_num_batched_tokens=8), burst([5], [1]), config)) == [{0: 3}, {0: 2}]
+    assert tokens_of(steps_of(VLLMV1(max_num_batched_tokens=8), burst([5], [1]), config)) == [{0: 3}, {0: 2}]
 
 
 def test_decodes_beyond_the_budget_starve_the_youngest() -> None:
     # Each chunk fills the budget until three hold KV; from then on there are three decodes for two tokens.
     requests = Requests.create([0.0, 0.0, 1.0], [1, 1, 1], [2, 8, 8])
-    batches = tokens(steps(VLLMV1(max_num_batched_tokens=2), requests))
+    batches = tokens_of(steps_of(VLLMV1(max_num_batched_tokens=2), requests))
     assert batches[:4] == [{0: 1, 1: 1}, {0: 1, 1: 1}, {1: 1, 2: 1}, {1: 1, 2: 1}]
-    tight = tokens(steps(VLLMV1(max_num_batched_tokens=1), burst([1, 1], [4, 4])))
+    tight = tokens_of(steps_of(VLLMV1(max_num_batched_tokens=1), burst([1, 1], [4, 4])))
     assert tight == [{0: 1}] * 4 + [{1: 1}] * 4
 
 
@@ -61,23 +48,23 @@ def test_a_long_prompt_gets_no_more_than_the_threshold_unless_it_is_alone(
     version: str, alone: list[dict[int, int]]
 ) -> None:
     policy = VLLMV1(max_num_batched_tokens=100, long_prefill_token_threshold=4, version=version)
-    assert tokens(steps(policy, burst([10, 3], [1, 1]))) == [{0: 4, 1: 3}, *alone]
+    assert tokens_of(steps_of(policy, burst([10, 3], [1, 1]))) == [{0: 4, 1: 3}, *alone]
 
 
 def test_the_head_of_the_queue_blocks_those_behind_it() -> None:
     """Request 1 needs three blocks where two are free; request 2 would fit."""
-    assert list(tokens(steps(VLLMV1(), burst([8, 12, 4], [3, 1, 1]), SMALL))[0]) == [0]
+    assert list(tokens_of(steps_of(VLLMV1(), burst([8, 12, 4], [3, 1, 1]), SMALL))[0]) == [0]
 
 
 @pytest.mark.parametrize(("cap", "server_cap"), [(2, 9), (9, 2)])
 def test_the_smaller_cap_limits_who_holds_kv(cap: int, server_cap: int) -> None:
-    log = steps(VLLMV1(max_num_seqs=cap), burst([4] * 5, [3] * 5), EngineConfig(max_num_seqs=server_cap))
+    log = steps_of(VLLMV1(max_num_seqs=cap), burst([4] * 5, [3] * 5), EngineConfig(max_num_seqs=server_cap))
     assert max(len(batch) for batch in log.batches) == 2
 
 
 def test_admission_keeps_no_watermark_of_the_server() -> None:
     config = SMALL.replace(watermark=0.5)
-    assert tokens(steps(VLLMV1(), burst([4] * 4, [1] * 4), config)) == [dict.fromkeys(range(4), 4)]
+    assert tokens_of(steps_of(VLLMV1(), burst([4] * 4, [1] * 4), config)) == [dict.fromkeys(range(4), 4)]
 
 
 @pytest.mark.parametrize(("watermark", "first"), [(0.0, [0, 1]), (0.19, [0, 1]), (0.2, [0]), (0.99, [0])])
@@ -85,15 +72,15 @@ def test_admission_leaves_the_watermark_of_the_policy_free_once_somebody_runs(
     watermark: float, first: list[int]
 ) -> None:
     """int(0.2 x (4 + 1)) is one block; the first request takes two of the four, the second would take the others."""
-    log = steps(VLLMV1(watermark=watermark), burst([8, 8], [1, 1]), SMALL)
-    assert list(tokens(log)[0]) == first
+    log = steps_of(VLLMV1(watermark=watermark), burst([8, 8], [1, 1]), SMALL)
+    assert list(tokens_of(log)[0]) == first
 
 
 def test_a_chunk_takes_its_own_blocks_and_reserves_none() -> None:
     """Request 0 needs all four blocks and takes one a step: request 1 is let in beside it, and evicted for the last."""
     policy = VLLMV1(max_num_batched_tokens=6, long_prefill_token_threshold=4)
-    log = steps(policy, burst([13, 3], [2, 3]), SMALL)
-    assert tokens(log) == [{0: 4, 1: 2}, {0: 4, 1: 1}, {0: 4, 1: 1}, {0: 1}, {0: 1}, {1: 5}]
+    log = steps_of(policy, burst([13, 3], [2, 3]), SMALL)
+    assert tokens_of(log) == [{0: 4, 1: 2}, {0: 4, 1: 1}, {0: 4, 1: 1}, {0: 1}, {0: 1}, {1: 5}]
     assert log.evicted == [[], [], [], [1], [], []]
     assert log.used_blocks.tolist() == [2, 3, 4, 4, 0, 0]
 
@@ -111,18 +98,18 @@ def test_admission_asks_for_the_whole_sequence_or_for_the_first_chunk(
     options: dict[str, Any], first: dict[int, int]
 ) -> None:
     """Request 0 takes two of four blocks; request 1 has three, one of them for its first chunk."""
-    log = steps(VLLMV1(max_num_batched_tokens=8, **options), burst([5, 9], [1, 1]), SMALL)
-    assert tokens(log)[0] == first
+    log = steps_of(VLLMV1(max_num_batched_tokens=8, **options), burst([5, 9], [1, 1]), SMALL)
+    assert tokens_of(log)[0] == first
 
 
 def by_priority(tiers: list[int], prompts: list[int], outputs: list[int], **options: Any) -> StepLog:
     """A run of requests that are all there, tier 0 the important one."""
-    return steps(VLLMV1(policy="priority", **options), burst(prompts, outputs, tiers), SMALL)
+    return steps_of(VLLMV1(policy="priority", **options), burst(prompts, outputs, tiers), SMALL)
 
 
 def test_the_important_go_first_whoever_came_before() -> None:
     log = by_priority([1, 1, 0, 0], [4] * 4, [1] * 4, max_num_seqs=1)
-    assert [next(iter(batch)) for batch in tokens(log)] == [2, 3, 0, 1]
+    assert [next(iter(batch)) for batch in tokens_of(log)] == [2, 3, 0, 1]
 
 
 def test_the_least_important_is_evicted_not_the_last() -> None:
@@ -134,16 +121,16 @@ def test_the_least_important_is_evicted_not_the_last() -> None:
 def test_a_victim_that_had_its_token_already_gives_it_back() -> None:
     """Request 0, relaxed, is admitted alone and has the last free block when the important ones need one."""
     requests = Requests.create([0.0, 0.5, 0.5], [3, 4, 4], [9, 3, 3], [1, 0, 0])
-    log = steps(VLLMV1(policy="priority"), requests, SMALL)
-    assert tokens(log)[:3] == [{0: 3}, {0: 1, 1: 4, 2: 4}, {1: 1, 2: 1}]
+    log = steps_of(VLLMV1(policy="priority"), requests, SMALL)
+    assert tokens_of(log)[:3] == [{0: 3}, {0: 1, 1: 4, 2: 4}, {1: 1, 2: 1}]
     assert log.evicted[:3] == [[], [], [0]]
 
 
 def test_one_that_evicts_itself_ends_the_visit() -> None:
     """Request 0, relaxed, is first in the order of admission and finds no block: nobody behind it gets a token."""
     requests = Requests.create([0.0, 0.5, 0.5], [3, 4, 7], [9, 3, 2], [1, 0, 0])
-    log = steps(VLLMV1(policy="priority"), requests, SMALL)
-    assert tokens(log)[:4] == [{0: 3}, {0: 1, 1: 4, 2: 7}, {}, {1: 1, 2: 1}]
+    log = steps_of(VLLMV1(policy="priority"), requests, SMALL)
+    assert tokens_of(log)[:4] == [{0: 3}, {0: 1, 1: 4, 2: 7}, {}, {1: 1, 2: 1}]
     assert log.evicted[:4] == [[], [], [0], []]
 
 
@@ -222,21 +209,21 @@ def test_a_prompt_beyond_the_model_length_is_dropped_and_does_not_block() -> Non
 
 def test_an_eviction_takes_the_last_and_admits_nobody() -> None:
     """Two prompts of two blocks fill the memory; the first decode evicts request 1, and request 2 would fit then."""
-    log = steps(VLLMV1(), burst([8, 8, 4], [4, 4, 1]), SMALL)
+    log = steps_of(VLLMV1(), burst([8, 8, 4], [4, 4, 1]), SMALL)
     assert log.evicted[:2] == [[], [1]]
-    assert tokens(log)[:2] == [{0: 8, 1: 8}, {0: 1}]
+    assert tokens_of(log)[:2] == [{0: 8, 1: 8}, {0: 1}]
 
 
 def test_a_decode_takes_a_block_only_when_its_last_one_is_full() -> None:
-    log = steps(VLLMV1(), burst([7, 7], [4, 4]), SMALL)
+    log = steps_of(VLLMV1(), burst([7, 7], [4, 4]), SMALL)
     assert log.evicted[:3] == [[], [], [1]]
-    assert tokens(log)[:3] == [{0: 7, 1: 7}, {0: 1, 1: 1}, {0: 1}]
+    assert tokens_of(log)[:3] == [{0: 7, 1: 7}, {0: 1, 1: 1}, {0: 1}]
 
 
 def test_the_last_one_without_a_block_evicts_itself() -> None:
-    log = steps(VLLMV1(), burst([4, 4], [3, 3]), SMALL.replace(num_blocks=3))
+    log = steps_of(VLLMV1(), burst([4, 4], [3, 3]), SMALL.replace(num_blocks=3))
     assert log.evicted[:2] == [[], [1]]
-    assert tokens(log)[:2] == [{0: 4, 1: 4}, {0: 1}]
+    assert tokens_of(log)[:2] == [{0: 4, 1: 4}, {0: 1}]
 
 
 def test_under_pressure_everybody_is_served_and_no_work_is_lost_or_made_up() -> None:

@@ -11,7 +11,7 @@ from engine.errors import InputError
 from engine.runs.record import Record
 from engine.runs.simulate import simulate
 from engine.runs.steps import StepLog
-from tests.toys import constant
+from tests.toys import constant, tokens_of
 
 SECOND = constant(1.0)
 
@@ -28,14 +28,9 @@ def run(spec: str, requests: Requests, config: EngineConfig | None = None) -> tu
     return record, record.steps
 
 
-def tokens(log: StepLog) -> list[dict[int, int]]:
-    """Tokens by request of each iteration."""
-    return [{int(i): int(n) for i, n, _ in batch} for batch in log.batches]
-
-
 def test_a_type_waits_for_its_quota_and_runs_at_once_when_it_is_there() -> None:
     record, log = run("wait:types=inf:2,variant=paper,timeout_s=50", known([0.0, 7.0], [3, 4], [2, 2]))
-    assert tokens(log)[0] == {0: 3, 1: 4}
+    assert tokens_of(log)[0] == {0: 3, 1: 4}
     assert record.ledger["first_token"].tolist() == [8.0, 8.0]
 
 
@@ -48,25 +43,25 @@ def test_in_the_paper_decodes_of_a_type_without_quota_wait_in_the_code_they_run_
     """Requests 0 and 1 are of the first type; from 2 s on only the second type has newcomers."""
     requests = known([0.0, 0.0, 1.0, 2.0], [3, 3, 3, 3], [2, 2, 9, 9])
     _, log = run("wait:types=4:2;inf:1,variant=paper,timeout_s=30", requests)
-    assert tokens(log)[:3] == [{0: 3, 1: 3}, {2: 3}, {2: 1, 3: 3}]
+    assert tokens_of(log)[:3] == [{0: 3, 1: 3}, {2: 3}, {2: 1, 3: 3}]
     _, log = run("wait:types=4:2;inf:1,variant=code,timeout_s=30", requests)
-    assert tokens(log)[:3] == [{0: 3, 1: 3}, {0: 1, 1: 1, 2: 3}, {2: 1, 3: 3}]
+    assert tokens_of(log)[:3] == [{0: 3, 1: 3}, {0: 1, 1: 1, 2: 3}, {2: 1, 3: 3}]
 
 
 def test_no_more_than_the_quota_enter_at_a_time_and_in_the_code_no_more_than_fit_the_stages() -> None:
     requests = known([0.0] * 5, [3] * 5, [1] * 5)
     _, log = run("wait:types=inf:2,timeout_s=1", requests)
-    assert [len(batch) for batch in tokens(log)] == [2, 2, 1]
+    assert [len(batch) for batch in tokens_of(log)] == [2, 2, 1]
     requests = known([0.0] * 6, [3] * 6, [9] * 6)
     _, log = run("wait:types=1:1;inf:1", requests)
     _, capped = run("wait:types=2:1", requests)
-    assert max(len(batch) for batch in tokens(log)) == 6
-    assert max(len(batch) for batch in tokens(capped)) == 3
+    assert max(len(batch) for batch in tokens_of(log)) == 6
+    assert max(len(batch) for batch in tokens_of(capped)) == 3
 
 
 def test_without_waiting_a_quota_only_limits_who_enters() -> None:
     record, log = run("wait:types=inf:2,wait=false,variant=paper", known([0.0, 0.0, 0.0], [3, 3, 3], [3, 3, 3]))
-    assert tokens(log)[:2] == [{0: 3, 1: 3}, {0: 1, 1: 1, 2: 3}]
+    assert tokens_of(log)[:2] == [{0: 3, 1: 3}, {0: 1, 1: 1, 2: 3}]
     assert record.ledger["first_token"].tolist() == [1.0, 1.0, 2.0]
 
 
@@ -112,8 +107,8 @@ def test_segments_wait_at_their_boundaries_with_their_kv() -> None:
     """Both requests have two tokens at 2 s, but the second segment takes in two at a time."""
     requests = Requests.create([0.0, 3.0], [3, 3], [4, 4])
     _, log = run("nested_wait:segments=2:1;inf:2,variant=paper,timeout_s=100", requests)
-    assert tokens(log)[0] == {0: 3}
-    served = tokens(log)
+    assert tokens_of(log)[0] == {0: 3}
+    served = tokens_of(log)
     first_third_token = next(k for k, batch in enumerate(served) if sum(b.get(0, 0) == 1 for b in served[: k + 1]) == 2)
     assert served[first_third_token].keys() == {0, 1}
     assert log.evicted == [[]] * len(served)
