@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines.families.geometry import REQUEST, Shape, admit_by_peak, believed_of, of_requests, of_server
-from baselines.families.keyed import KEYS, Keyed, count_newcomers, newcomer, queue_by
+from baselines.families.geometry import REQUEST, Shape, admit_by_peak, of_requests, of_server, queue_by_output
+from baselines.families.keyed import KEYS, Keyed
 from baselines.grids import TOKEN_BUDGETS
 from baselines.parameters import ShareFrom0, Tokens
 from engine.compiled.jit import inner
@@ -92,9 +92,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     p, requests, row = _params(memory.params), of_requests(memory.request), view.row[0]
     queue = Keyed(of_server(memory.row), requests.queued)
     shape = Shape(queue, requests, p.share, min(int(p.token_budget), row.max_batched_tokens))
-    for k in range(count_newcomers(view, queue)):
-        i = newcomer(view, queue, k)
-        queue_by(view, queue, i, float(believed_of(view, shape, i)))
+    queue_by_output(view, shape)
     _make_room(view, plan, shape)
     _go_on(view, plan, shape.budget)
     if plan.draft[0].victims == 0:

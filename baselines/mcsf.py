@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines.families.geometry import REQUEST, Shape, admit_by_peak, believed_of, of_requests, of_server
-from baselines.families.keyed import KEYS, Keyed, count_newcomers, newcomer, queue_by
+from baselines.families.geometry import REQUEST, Shape, admit_by_peak, of_requests, of_server, queue_by_output
+from baselines.families.keyed import KEYS, Keyed
 from baselines.grids import TOKEN_BUDGETS
 from baselines.parameters import Tokens
 from engine.compiled.records import cells_of, params_of, record
@@ -44,9 +44,7 @@ def _plan(view: View, memory: Memory, plan: Plan) -> None:
     requests, budget = of_requests(memory.request), int(_params(memory.params).token_budget)
     queue = Keyed(of_server(memory.row), requests.queued)
     shape = Shape(queue, requests, 1.0, min(budget, view.row[0].max_batched_tokens))
-    for k in range(count_newcomers(view, queue)):
-        i = newcomer(view, queue, k)
-        queue_by(view, queue, i, float(believed_of(view, shape, i)))
+    queue_by_output(view, shape)
     last = decode_oldest_first(view, plan)
     continue_prefills(view, plan, last, shape.budget)
     if plan.draft[0].victims == 0:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from baselines.families.finished import RING, VALUE, Recent, remember_value
 from baselines.families.peak import (
     PEAK,
     add_to_future,
@@ -38,28 +39,18 @@ SERVER = np.dtype(
         ("watched", "i8"),  # requests that were admitted and have not left
         ("gone", "i8"),  # requests that had left when the watched ones were last looked at
         ("draws", "i8"),  # random numbers drawn
-        ("lengths", "i8"),  # outputs in the history
-        ("oldest", "i8"),  # place of the oldest
+        ("history", RING),  # of outputs
     ],
     align=True,
 )
-"""What is remembered of the server, before a series of OUTPUT."""
-
-OUTPUT = np.dtype(
-    [
-        ("came", "f8"),  # of line k: the output at place k of a ring
-        ("ranked", "f8"),  # of line k: the k-th smallest output
-    ],
-    align=True,
-)
-"""The history of outputs, twice."""
+"""What is remembered of the server, before a series of VALUE, the outputs."""
 
 
 class Past(NamedTuple):
     """What is remembered of requests that have left, and who is watched until it does."""
 
     row: Any  # SERVER
-    output: Any  # OUTPUT[WINDOW]
+    history: Recent  # outputs
     watched: Any  # MEMBER[requests]
 
 
@@ -94,7 +85,7 @@ class PastFuture(Policy):
     eviction: ClassVar[str] = "youngest running request, recompute"
     evidence: ClassVar[str] = "public code"
     request_memory: ClassVar[int] = cells_of(MEMBER) + MAX_FUTURES * cells_of(SORTED)
-    row_memory: ClassVar[int] = cells_of(SERVER) + WINDOW * cells_of(OUTPUT)
+    row_memory: ClassVar[int] = cells_of(SERVER) + WINDOW * cells_of(VALUE)
     space: ClassVar[Space] = {
         "max_new_tokens": (512, 1024, 2048),
         "limit": (0.8, 0.9, 0.95, 1.0),
@@ -104,7 +95,7 @@ class PastFuture(Policy):
     }
 
 
-_params, _server, _outputs = record(params_of(PastFuture)), record(SERVER), series(OUTPUT, behind=SERVER)
+_params, _server, _outputs = record(params_of(PastFuture)), record(SERVER), series(VALUE, behind=SERVER)
 _watched, _future = records(MEMBER), records(SORTED)
 _MEMBER_CELLS, _FUTURE_CELLS = cells_of(MEMBER), cells_of(SORTED)
 
@@ -123,32 +114,6 @@ def _draw(p: np.record, past: Past) -> float:
 
 
 @inner
-def _forget_oldest(past: Past) -> None:
-    gone, k = past.output[past.row.oldest].came, 0
-    while past.output[k].ranked != gone:
-        k += 1
-    past.row.lengths -= 1
-    for m in range(k, past.row.lengths):
-        past.output[m].ranked = past.output[m + 1].ranked
-
-
-@inner
-def remember(past: Past, output: int) -> None:
-    """Append an output length to the history; the oldest one leaves when the window is full."""
-    row, outputs = past.row, past.output
-    if row.lengths == WINDOW:
-        _forget_oldest(past)
-    k = row.lengths
-    while k > 0 and outputs[k - 1].ranked > output:
-        outputs[k].ranked = outputs[k - 1].ranked
-        k -= 1
-    outputs[k].ranked = output
-    outputs[row.oldest].came = output
-    row.lengths += 1
-    row.oldest = (row.oldest + 1) % WINDOW
-
-
-@inner
 def _watch(past: Past, i: int) -> None:
     """From now on look whether request `i` has finished."""
     if not past.watched[i].is_listed:
@@ -159,16 +124,16 @@ def _watch(past: Past, i: int) -> None:
 def _learn(view: View, p: np.record, past: Past) -> None:
     """Fill the history at the start; then append the outputs of requests that finished since the last look."""
     row, m = view.row[0], past.row
-    if m.lengths == 0:
+    if past.history.row.held == 0:
         for _ in range(WINDOW // 2):
-            remember(past, int(p.max_new_tokens))
+            remember_value(past.history, float(p.max_new_tokens))
     if row.finished + row.dropped == m.gone:
         return
     m.gone = row.finished + row.dropped
     for k in range(m.watched):
         r = view.request[past.watched[k].listed]
         if r.status == FINISHED:
-            remember(past, r.generated)
+            remember_value(past.history, float(r.generated))
     m.watched = keep_present(view, past.watched, m.watched)
 
 
@@ -178,17 +143,18 @@ def conditioned_output(past: Past, generated: int, most: int, u: float) -> int:
 
     Linear between neighbours, the first of which is `generated` itself. The maximum is one where history ends below it.
     """
-    outputs, low, high = past.output, 0, past.row.lengths
+    outputs, held = past.history.value, past.history.row.held
+    low, high = 0, held
     while low < high:  # the first entry of the history above `generated`
         middle = (low + high) // 2
         if outputs[middle].ranked > generated:
             high = middle
         else:
             low = middle + 1
-    larger = past.row.lengths - low
-    if larger > 0 and outputs[past.row.lengths - 1].ranked >= most:
+    larger = held - low
+    if larger > 0 and outputs[held - 1].ranked >= most:
         larger -= 1
-        most = int(outputs[past.row.lengths - 1].ranked)
+        most = int(outputs[held - 1].ranked)
     at = u * (larger + 1)
     k = int(at)
     left = float(generated) if k == 0 else outputs[low + k - 1].ranked
@@ -215,9 +181,9 @@ def _peak_with(view: View, memory: Memory, past: Past, futures: int, n: int, i: 
     """Add candidate `i` to the `n` requests of each future, with any output of the history; the highest peak."""
     peak, p = 0.0, _params(memory.params)
     for s in range(futures):
-        k = int(_draw(p, past) * past.row.lengths)
+        k = int(_draw(p, past) * past.history.row.held)
         future = _future(memory.request[:, _cell_of(s) :])
-        add_to_future(view, future, n, i, int(past.output[k].ranked))
+        add_to_future(view, future, n, i, int(past.history.value[k].ranked))
         peak = max(peak, peak_tokens(view, future, n + 1))
     return peak
 
@@ -246,7 +212,7 @@ def _admit(view: View, memory: Memory, plan: Plan, past: Past, limit: int) -> No
 @kernel_of(PastFuture)
 def _plan(view: View, memory: Memory, plan: Plan) -> None:
     p, server = _params(memory.params), _server(memory.row)
-    past = Past(server, _outputs(memory.row), _watched(memory.request))
+    past = Past(server, Recent(server.history, _outputs(memory.row), WINDOW), _watched(memory.request))
     limit, max_wait = prompt_limit(view.row[0], int(p.batch_max_tokens)), int(p.max_wait_tokens)
     _learn(view, p, past)
     due = is_due(view, plan, server.peak, limit, max_wait)

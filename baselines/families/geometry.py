@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baselines.families.keyed import KEYED, KEYS, Keyed, first_by_key
+from baselines.families.keyed import KEYED, KEYS, Keyed, count_newcomers, first_by_key, newcomer, queue_by
 from baselines.families.peak import add_to_future, capacity_tokens, own_maximum, peak_tokens
 from engine.compiled.jit import inner
 from engine.compiled.records import record, records
@@ -40,6 +40,14 @@ def believed(row: np.record, r: np.record, share: float, raised: float) -> int:
 def believed_of(view: View, shape: Shape, i: int) -> int:
     """The same of request `i`."""
     return believed(view.row[0], view.request[i], shape.share, shape.request[i].raised)
+
+
+@inner
+def queue_by_output(view: View, shape: Shape) -> None:
+    """Let those who have come since the last plan wait by the output that they are believed to have."""
+    for k in range(count_newcomers(view, shape.queue)):
+        i = newcomer(view, shape.queue, k)
+        queue_by(view, shape.queue, i, float(believed_of(view, shape, i)))
 
 
 @inner

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baselines.families.finished import VALUE, Recent, remember_value
 from baselines.families.peak import add_to_future, peak_tokens
 from baselines.lightllm import LightLLM
-from baselines.past_future import OUTPUT, SERVER, WINDOW, Past, PastFuture, conditioned_output, remember
+from baselines.past_future import SERVER, WINDOW, Past, PastFuture, conditioned_output
 from baselines.vllm import VLLM
 from engine.compiled.records import cells_of, record, records, series
 from engine.config import EngineConfig
@@ -52,13 +53,14 @@ def batches(policy: Policy, requests: Requests, config: EngineConfig) -> list[tu
 
 def past_of(memory: Memory) -> Past:
     """What the past-future scheduler remembers, by name."""
-    outputs = series(OUTPUT, behind=SERVER)(memory.row)
-    return Past(record(SERVER)(memory.row), outputs, records(MEMBER)(memory.request))
+    server = record(SERVER)(memory.row)
+    history = Recent(server.history, series(VALUE, behind=SERVER)(memory.row), WINDOW)
+    return Past(server, history, records(MEMBER)(memory.request))
 
 
 def history_of(past: Past) -> list[float]:
     """The outputs that it remembers, the smallest first."""
-    ranked: list[float] = past.output.ranked[: past.row.lengths].tolist()
+    ranked: list[float] = past.history.value.ranked[: past.history.row.held].tolist()
     return ranked
 
 
@@ -101,8 +103,8 @@ def test_the_peak_is_the_most_memory_that_any_step_needs(scene: tuple[list[tuple
 def test_the_history_is_the_last_outputs_in_order_of_size(outputs: list[int]) -> None:
     past = past_of(PastFuture().memory(ROOMY, 1))
     for output in outputs:
-        remember(past, output)
-    assert past.row.lengths == min(len(outputs), WINDOW)
+        remember_value(past.history, output)
+    assert past.history.row.held == min(len(outputs), WINDOW)
     assert history_of(past) == sorted(outputs[-WINDOW:])
 
 
@@ -118,7 +120,7 @@ def test_an_output_drawn_for_a_running_request_exceeds_what_it_has(
 ) -> None:
     past = past_of(PastFuture().memory(ROOMY, 1))
     for output in outputs:
-        remember(past, output)
+        remember_value(past.history, output)
     most = generated + room
     drawn = [conditioned_output(past, generated, most, u) for u in sorted(quantiles)]
     points = [generated, *sorted(x for x in outputs[-WINDOW:] if x > generated)]
@@ -192,7 +194,7 @@ class Warmed(PastFuture):
     def memory(self, config: EngineConfig, num_requests: int) -> Memory:
         memory = super().memory(config, num_requests)
         for k in range(WINDOW):
-            remember(past_of(memory), 400 if k % 2 else 1)
+            remember_value(past_of(memory).history, 400 if k % 2 else 1)
         return memory
 
 
