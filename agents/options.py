@@ -16,7 +16,7 @@ from engine.demand.trace_files import has_times
 from engine.demand.trace_options import AS_IT_IS, TimeUnit, TraceOptions, Unservable, parse_window
 from engine.demand.traces import read_trace
 from engine.demand.workload import BYTES_PER_REQUEST, fields_said
-from engine.device.latency import LatencyModel, load_profile
+from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
 from engine.device.memory import server_of
 from engine.errors import InputError
 from engine.fields import limits_of, types_of
@@ -208,7 +208,7 @@ class SourceOptions:
 class ServerOptions:
     """Options that say what serves them."""
 
-    profile: str = "rtx6000ada-mistral-7b"
+    profile: str = DEFAULT_PROFILE
     """Hardware profile: a shipped name or a .json file; with :speed=2 behind it the same device twice as fast, with
     :mixed=2 one on which a KV token of a decode costs twice as much beside a prompt."""
     semantics: Literal["default", "reference"] = "default"

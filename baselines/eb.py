@@ -21,14 +21,13 @@ from baselines.families.phases import (
     reset,
     start,
 )
-from baselines.families.profiled import DEFAULT_PROFILE, Profiled
+from baselines.families.profiled import Profiled
 from baselines.parameters import Seconds, Share, ShareFrom0, Tokens
 from baselines.vllm_v1 import REQUEST as VLLM_REQUEST
 from baselines.vllm_v1 import VLLMV1
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, record, records, series
 from engine.config import EngineConfig
-from engine.device.latency import load_profile
 from engine.server.moves import admit, chunk, decode, fits_decode, is_decode, left_to_compute, take_kv
 from engine.server.plan import drop, is_named, name
 from engine.server.policy import Space, kernel_of
@@ -87,7 +86,7 @@ class EB(Profiled):
     def params(self, config: EngineConfig) -> np.ndarray:
         """RULE, then the parameters of vLLM's mixed batches."""
         own = [self.encode(each, getattr(self, each)) for each in NUMBERS]
-        costs = costs_of(self._model or load_profile(self.profile or DEFAULT_PROFILE))
+        costs = costs_of(self.predictor)
         vllm = VLLMV1(max_num_batched_tokens=self.max_num_batched_tokens).params(config)
         return np.concatenate([own, costs, vllm])
 

@@ -5,34 +5,26 @@ Our own baseline. It adapts to its device: the durations that its latency profil
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from baselines.families.aims import PHASES, RULE, Rule
 from baselines.families.filling import FILLING, Filling, fill_by_rule
+from baselines.families.profiled import Profiled
 from baselines.parameters import Batches, NumberFrom0, Share, ShareFrom0, TokensPerSecond, WeightFrom0
 from engine.compiled.records import cells_of, record, records
 from engine.config import EngineConfig
-from engine.device.latency import LatencyModel, load_profile
-from engine.device.predicting import DEVICE, device_cells
-from engine.server.policy import Policy, Space, kernel_of
+from engine.device.predicting import DEVICE
+from engine.server.policy import Space, kernel_of
 from engine.server.queue import QUEUED, Queue
 from engine.server.state import Memory, Plan, View
 
 PARAMS = np.dtype([("rule", RULE), ("profile", DEVICE)], align=True)
-DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
-"""Latency profile where none is named and nobody says what the device is."""
-
-
-@cache
-def _device(name: str) -> np.ndarray:
-    return device_cells(load_profile(name))
 
 
 @dataclass(frozen=True)
-class Slackfit(Policy):
+class Slackfit(Profiled):
     """Fill each batch up to a predicted duration: urgent decodes, prompts by shortest remaining, then other decodes.
 
     The duration is a share of the tightest deadline among those who decode, so there may be any number of tiers; one
@@ -61,15 +53,12 @@ class Slackfit(Policy):
     another iteration costs those behind (0: never); not while KV is short (eager_from)."""
     phases: Literal["auto", "mixed", "exclusive"] = "auto"
     """Prompts and decodes in one batch (mixed), apart (exclusive), or as the profile says is shorter (auto)."""
-    profile: str = ""
-    """Latency profile that predicts durations; empty: that of the device on which the policy runs."""
 
     name: ClassVar[str] = "slackfit"
     paper: ClassVar[str] = "ours"
     knows: ClassVar[str] = "prompt length, tier, batch times, a latency profile"
     eviction: ClassVar[str] = "youngest, when a decode finds no block"
     evidence: ClassVar[str] = "ours"
-    _model: ClassVar[LatencyModel | None] = None
     request_memory: ClassVar[int] = cells_of(QUEUED)
     row_memory: ClassVar[int] = cells_of(FILLING)
     FORMER: ClassVar[Mapping[str, str]] = {
@@ -91,19 +80,6 @@ class Slackfit(Policy):
         """Weight of a predicted output token beside a prompt token in the order of prompts."""
         return 0.0
 
-    def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            InputError: one is out of range, or there is no such profile.
-        """
-        super().__post_init__()
-        _device(self.profile or DEFAULT_PROFILE)
-
-    def on(self, model: LatencyModel) -> Self:
-        """The same policy told what it runs on, unless it was told a profile."""
-        return self if self.profile else self._told(model)
-
     def params(self, config: EngineConfig) -> np.ndarray:
         """A record of PARAMS: the rule, then the device in the place of the profile's name."""
         rule = Rule(
@@ -119,8 +95,7 @@ class Slackfit(Policy):
             foresight=self._foresight,
             phases=PHASES[self.phases],
         )
-        device = device_cells(self._model) if self._model else _device(self.profile or DEFAULT_PROFILE)
-        return np.concatenate([np.array(rule), device])
+        return np.concatenate([np.array(rule), self.device()])
 
 
 @dataclass(frozen=True)

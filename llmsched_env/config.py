@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
 from engine.demand.workload import TRACE_FIELDS, Workload
-from engine.device.latency import load_profile
+from engine.device.latency import DEFAULT_PROFILE, load_profile
 from engine.device.memory import MEMORY, moved, server_of
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.reading import file_digest, kind_of
 from engine.ranges import Rate, Seconds, whole
-from engine.scenarios.scenario import DEFAULT_PROFILE, Scenario
+from engine.scenarios.scenario import Scenario
 from engine.scenarios.suite import read_scenarios
 from llmsched_env.actions import Action, Allocation, Codec
 from llmsched_env.actions.reading import is_setting, read_action, settings

@@ -7,12 +7,9 @@ from typing import ClassVar, Self
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.device.latency import LatencyModel, load_profile
+from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
 from engine.device.predicting import DEVICE, device_cells
 from engine.server.policy import Policy
-
-DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
-"""Latency profile where none is named and nobody says what the device is."""
 
 
 @cache
@@ -45,8 +42,16 @@ class Profiled(Policy):
     def params(self, config: EngineConfig) -> np.ndarray:
         """The parameters in field order, then the device in the place of the profile's name (`params_on_device`)."""
         told = [self.encode(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "profile"]
-        device = device_cells(self._model) if self._model else _cells(self.profile or DEFAULT_PROFILE)
-        return np.concatenate([told, device])
+        return np.concatenate([told, self.device()])
+
+    @property
+    def predictor(self) -> LatencyModel:
+        """The latency model that predicts."""
+        return self._model or load_profile(self.profile or DEFAULT_PROFILE)
+
+    def device(self) -> np.ndarray:
+        """The numbers of the device as a record of DEVICE."""
+        return device_cells(self._model) if self._model else _cells(self.profile or DEFAULT_PROFILE)
 
 
 def params_on_device(policy: type[Profiled]) -> np.dtype:

@@ -38,6 +38,8 @@ from engine.server.state import Server
 from engine.spec import Spec
 
 FORMAT = "llmsched-profile/1"
+DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
+"""The device where nobody names one."""
 
 Time = Annotated[float, number(0.0, 1e6)]
 """A field of a model in seconds: a device twice as fast has half of it."""

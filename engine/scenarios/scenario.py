@@ -23,15 +23,13 @@ from engine.demand.requests import DEFAULT_TIERS, Tier
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload, fields_said, parse_workload
 from engine.device.bounds import capacity_bound, least_seconds
-from engine.device.latency import LatencyModel, load_profile
+from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
 from engine.device.memory import server_of
 from engine.errors import InputError
 from engine.fields import checked, from_mapping, types_of
 from engine.ranges import number
 from engine.spec import Spec, parse_value, read_settings
 
-DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
-"""The device where nobody names one."""
 SAMPLE = 2000
 """Requests, drawn from seed 0, whose lengths stand for all where a load is a share of the bound."""
 AT = "@"
