@@ -10,7 +10,7 @@ from engine.compiled.jit import hot, hot_inlined, inner
 from engine.server.entries import CODE_SHIFT, ILLEGAL, TOO_MANY, book
 from engine.server.features import EMPTY, add, store
 from engine.server.kv import free_place, growth, leave, let_go
-from engine.server.plan import clear
+from engine.server.plan import clear, releases
 from engine.server.state import (
     FINISHED,
     GAP_BUCKETS_PER_OCTAVE,
@@ -309,7 +309,7 @@ def idle(server: Server) -> bool:
 @hot
 def pause(server: Server) -> bool:
     """Go on after a plan without a batch: plan again if it evicted or dropped somebody, else wait; False if stuck."""
-    row, changed = server.visible.row[0], server.plan.size[0] > 0
+    row, changed = server.visible.row[0], releases(server.plan)
     if row.leaving > 0 or (changed and row.replans_at_once):
         let_go(row)
         arrive(server)  # who takes the place of a dropped request in a closed loop, who came while the last batch ran

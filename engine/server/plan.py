@@ -42,6 +42,15 @@ def name(plan: Plan, i: int) -> None:
 
 
 @inner
+def releases(plan: Plan) -> bool:
+    """Whether a plan without a batch, once `engine.server.core.begin` has taken it, changed anything for anybody."""
+    for k in range(plan.size[0]):
+        if plan.entry[k].tokens != 0:  # 0: an entry that could not be done
+            return True
+    return False
+
+
+@inner
 def append(plan: Plan, i: int, tokens: int, reserve: int = 0) -> None:
     """`schedule` for numbers that are known to fit an entry, which compiled code need not check again."""
     k = plan.size[0]

@@ -14,6 +14,7 @@ from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.load import policy_of
 from agents.learning.ppo.train_config import TrainConfig
 from engine.compiled.records import record
+from engine.config import EngineConfig
 from engine.demand.workload import Workload
 from engine.device.latency import LatencyModel, load_profile
 from engine.device.predicting import DEVICE
@@ -183,6 +184,24 @@ def test_the_record_says_where_a_setting_is_now(name: str) -> None:
         EnvConfig(**old)
     with pytest.raises(InputError, match=f"^EnvConfig: {name}: expected"):
         replace(EnvConfig(), **old)
+
+
+@pytest.mark.parametrize("replans_at_once", [True, False])
+def test_time_goes_on_where_nothing_of_an_arms_plan_can_be_done(replans_at_once: bool) -> None:
+    """FasterTransformer counts on KV that it reserved; Sarathi admitted, all blocks are taken, and nobody arrives."""
+    lengths, requests = "lognormal:4.5,0.7,4.2,0.7,512", 40
+    scarce = EngineConfig(num_blocks=40, max_num_seqs=12, max_model_len=600, replans_at_once=replans_at_once)
+    arms = Mixture(arms=("sarathi", "fastertransformer"))
+    workload = Workload(rate=12.0, num_requests=requests, lengths=lengths)
+    env = LLMSchedEnv(EnvConfig(workload=workload, rates=(), engine=scarce, action=arms))
+    env.reset(seed=0)
+    elapsed = [env.step(0)[4]["elapsed_s"] for _ in range(60)]
+    terminated = False
+    while not terminated:
+        _, _, terminated, _, info = env.step(1)
+        elapsed.append(info["elapsed_s"])
+        assert terminated or any(elapsed[-20:])  # a step that evicts takes no time
+    assert info["report"]["completed"] == requests
 
 
 FLAGS = {
