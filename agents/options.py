@@ -92,7 +92,7 @@ class SourceOptions:
 
     trace: str | None = None
     """Trace file: csv (lengths, Azure, BurstGPT), Mooncake jsonl, ShareGPT json or jsonl, results of `vllm bench serve
-    --save-detailed`. Without it requests come from --workload."""
+    --save-detailed`, vLLM's request log or Prometheus text. Without it requests come from --workload."""
     workload: str | None = None
     """Workload such as poisson, gamma:cv=2 or burst:lengths=fixed:512,8 (see `llmsched workloads`); with
     --trace: arrival process for its lengths, instead of recorded times."""

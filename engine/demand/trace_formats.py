@@ -1,8 +1,8 @@
 """Formats of trace files: every one is an entry of `FORMATS`, which says how it is recognised and how it is read.
 
 Tables of lengths, as csv or as lines of JSON, are entries that name their columns; a format of another shape is a class
-of its own, as conversations (`engine.demand.sharegpt`) and results of `vllm bench serve` (`engine.demand.vllm_results`)
-are. What of the rows can be served, `engine.demand.trace_rows` says.
+of its own: conversations (`engine.demand.sharegpt`), results of `vllm bench serve` (`engine.demand.vllm_results`),
+histograms (`engine.demand.prometheus`). What of the rows can be served, `engine.demand.trace_rows` says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from engine.demand.prometheus import PrometheusText
 from engine.demand.raw_trace import WHAT, RawTrace, Start, TraceFile, TraceFormat, names_of
+from engine.demand.server_run import LENGTHS as LOGGED_LENGTHS
 from engine.demand.sharegpt import Conversations
 from engine.demand.vllm_results import VllmResults
 from engine.errors import InputError
@@ -43,6 +45,8 @@ class TableFormat:
     """Column of arrival times; empty for lengths only, which are read whole whatever the limit."""
     time_unit: str = "s"
     """Unit of arrival times, ``iso``: dates in UTC."""
+    in_order: bool = True
+    """Whether rows are meant to be in order of time."""
 
     @property
     def is_text(self) -> bool:
@@ -56,11 +60,12 @@ class TableFormat:
 
     def raw(self, path: Path) -> RawTrace:
         """No rows yet."""
-        return RawTrace(path, self.name, (self.arrival, self.prompt, self.output), unit=self.time_unit)
+        columns = (self.arrival, self.prompt, self.output)
+        return RawTrace(path, self.name, columns, unit=self.time_unit, in_order=self.in_order)
 
     def limit(self, file: TraceFile) -> int | None:
         """Rows after which reading may stop."""
-        return file.limit if self.arrival else None
+        return file.limit if self.arrival and self.in_order else None
 
 
 @dataclass(frozen=True)
@@ -215,9 +220,19 @@ MOONCAKE = JsonlFormat(
 )
 """Traces of Mooncake (Kimi), and what `engine.demand.traces.write_mooncake` writes."""
 FORMATS: tuple[TraceFormat, ...] = (
+    PrometheusText(),
     VllmResults(),
     Conversations(),
     MOONCAKE,
+    JsonlFormat(
+        "vLLM request log",
+        f"arrival_time (s), {', '.join(LOGGED_LENGTHS)} of each request (`engine.demand.server_run`)",
+        arrival="arrival_time",
+        prompt=LOGGED_LENGTHS[0],
+        output=LOGGED_LENGTHS[1],
+        in_order=False,
+        closed=False,
+    ),
     CsvFormat("timed lengths csv", f"{_TIMES},{_PROMPTS},{_OUTPUTS} (s)", _PROMPTS, _OUTPUTS, _TIMES),
     CsvFormat("lengths csv", f"{_PROMPTS},{_OUTPUTS}; arrivals are drawn (--rate)", _PROMPTS, _OUTPUTS),
     CsvFormat(

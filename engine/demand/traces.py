@@ -43,7 +43,8 @@ def read_trace(
     response tokens, are left out and counted in the source line); Mooncake jsonl (`timestamp` in ms, `input_length`,
     `output_length`, perhaps `hash_ids`, which are ignored; with any further key the unit of time has to be said, as far
     as rows are read: those behind `num_requests` are not);
-    ShareGPT json or jsonl (see `engine.demand.sharegpt`); results of ``vllm bench serve --save-detailed``.
+    ShareGPT json or jsonl (see `engine.demand.sharegpt`); results of ``vllm bench serve --save-detailed``; the log of
+    a vLLM server's requests (`engine.demand.server_run`) and its Prometheus text (`engine.demand.prometheus`).
 
     A file with arrival times is replayed in its order, times counted from its first request: the first
     `num_requests` rows, then the rate change. A file without them (or any file when `arrivals` is given) is
