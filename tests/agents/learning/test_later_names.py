@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from llmsched_env import OBSERVATION_SIZE
+
 ROOT = Path(__file__).resolve().parents[3]
 
 PLACES = {
@@ -94,7 +96,7 @@ def test_one_more_of_each_changes_no_decision(tmp_path: Path, folders: list[Path
     put_in(tmp_path)
     before = run(ROOT, folders, {})
     after = run(tmp_path, folders, {"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert (before["entries"], after["entries"]) == (53, 54)
+    assert (before["entries"], after["entries"]) == (OBSERVATION_SIZE, OBSERVATION_SIZE + 1)
     assert ("queue_share" in before["names"], "queue_share" in after["names"]) == (False, True)
     assert ("patience" in before["knobs"], "patience" in after["knobs"]) == (False, True)
     assert (before["terms"], after["terms"]) == (5, 6)

@@ -12,7 +12,7 @@ from agents.learning.learned.load import load_policy, policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.checkpoint import checkpoints
 from agents.learning.ppo.queues.advantages import balanced, clock, differential, less_others, timed_advantages
-from agents.learning.ppo.queues.build import build_queue_model, export_levels
+from agents.learning.ppo.queues.build import build_queue_model, export_levels, setting_of
 from agents.learning.ppo.queues.config import QueueConfig
 from agents.learning.ppo.queues.diagnosis import (
     Gradient,
@@ -85,6 +85,19 @@ def test_a_world_with_more_work_than_it_can_do_is_left_out_and_named(
     assert "50: left out" in capsys.readouterr().err
     with pytest.raises(InputError, match="expected one that keeps up"):
         build_queue_model(queue_run(tmp_path, env=replace(ENV, rates=(50.0,))), 1e-2)
+
+
+def test_traces_that_end_before_the_burn_in_are_one_line(tmp_path: Path) -> None:
+    short = replace(ENV, workload=replace(ENV.workload, num_requests=10))
+    with pytest.raises(InputError, match=r"^queue\.burn_in: expected less than the 10 requests of a trace, got 10$"):
+        build_queue_model(queue_run(tmp_path, env=short), 1e-2)
+
+
+def test_one_who_always_waits_is_no_reason_to_leave_a_world_out(tmp_path: Path) -> None:
+    """Each prompt is in work as long as until the next one comes: one of the twelve that count, and no more later."""
+    regular = Workload(arrivals="gamma", cv=0.1, num_requests=22, lengths="fixed:6000,12")
+    run = queue_run(tmp_path, env=replace(ENV, workload=regular, rates=(0.9,)))
+    assert setting_of(run).watched[0].growth == 0.0
 
 
 def test_scenarios_with_devices_of_their_own(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.queues.learner import QueuePPO
 from agents.learning.ppo.queues.policy import CLIP, Frame, LevelPolicy
 from agents.learning.ppo.queues.worlds import (
-    MOST_QUEUE,
+    MOST_GROWTH,
     Setting,
     Watched,
     scale_of,
@@ -51,12 +51,17 @@ def setting_of(config: TrainConfig) -> Setting:
     """The worlds of a run, and the reference watched in each of them; those that it cannot serve are left out.
 
     Raises:
-        InputError: worlds that rows cannot go on in, or a reference outside the action space.
+        InputError: worlds that rows cannot go on in, traces that end before the burn-in, or a reference outside the
+            action space.
     """
     worlds, watched, choose = [], [], levels_of(config.queue.reference, config.env)
+    if config.queue.burn_in >= (requests := config.env.workload.num_requests):
+        raise InputError(
+            f"queue.burn_in: expected less than the {requests} requests of a trace, got {config.queue.burn_in}"
+        )
     for w, world in enumerate(worlds_of(config.env)):
         found = watch(world, choose, config.queue.burn_in, WATCHED_SEED + 64 * w)
-        if found.queue > MOST_QUEUE:
+        if found.growth > MOST_GROWTH:
             print(
                 f"llmsched: {world.name}: left out, the reference does not keep up with its requests", file=sys.stderr
             )

@@ -18,8 +18,8 @@ WATCHED_TRACES = 4
 """Traces that the reference serves in each world before training begins."""
 LEAST_COST = 1e-3
 """Requests without a first token that a world's mean cost is at least taken for."""
-MOST_QUEUE = 0.05
-"""A world whose queue is longer than this in the end, as a share of the requests, has more work than it can do."""
+MOST_GROWTH = 0.05
+"""Where more of the arriving requests than this stay in the queue, there is more work than the reference can do."""
 LEAST_STD = 0.02
 """Observations that hardly vary under the reference are divided by this."""
 
@@ -46,7 +46,7 @@ class Watched(NamedTuple):
     terms: np.ndarray  # float64[NUM_TERMS], reward terms per second
     observations: np.ndarray  # float64[n, observations]
     requests: float  # arrivals in one decision
-    queue: float  # requests without a first token at the end, as a share of all that counted
+    growth: float  # requests without a first token that were added over the later half, as a share of its arrivals
     price: np.ndarray  # PRICES[1]
 
 
@@ -119,19 +119,21 @@ def watch(world: World, choose: Teacher, skipped: int, seed: int) -> Watched:
     traces = [workload.generate(seed + k) for k in range(WATCHED_TRACES)]
     for e, trace in enumerate(traces):
         fleet.start(e, trace)
-    arrived = fleet.servers.visible.row["next_arrival"][:, 0]
+    arrived, queue = (fleet.servers.visible.row[name][:, 0] for name in ("next_arrival", "no_first_token"))
+    counted = workload.num_requests - skipped
+    queued = np.zeros(WATCHED_TRACES)
     terms, seconds, decisions, seen = np.zeros(NUM_TERMS), 0.0, 0, []
     while (arrived < workload.num_requests).all():
         counts = arrived >= skipped
+        queued = np.where(arrived < skipped + counted / 2, queue, queued)
         seen.append(fleet.outcome.observation[counts].astype(np.float64))
         fleet.step(choose(fleet.outcome.observation))
         terms += fleet.outcome.terms[counts].sum(0)
         seconds += float(fleet.outcome.elapsed_s[counts].sum())
         decisions += bool(counts.any())
     price = describe(model, traces[0], workload.rate)
-    counted = workload.num_requests - skipped
-    queue = float(fleet.servers.visible.row["no_first_token"].mean()) / counted
-    return Watched(terms / seconds, np.concatenate(seen), counted / decisions, queue, price)
+    growth = float((queue - queued).mean()) / (counted / 2)
+    return Watched(terms / seconds, np.concatenate(seen), counted / decisions, growth, price)
 
 
 def usual_cost(watched: Watched, weights: np.ndarray) -> float:
