@@ -110,6 +110,7 @@ class Fleet:
         self.term_sums = np.zeros((rows, len(REWARD_TERMS)))
         self.started = False
         self._has_episode = np.zeros(rows, np.bool_)
+        self._row_bytes = self._row_arrays()  # records are slow to index one by one
         sums = {"return": self.returns, "term_sums": self.term_sums}
         self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec)
         arrays = Rows(self.servers, self.memories, self.latency, self.rules, self.outcome, self.world)
@@ -209,17 +210,18 @@ class Fleet:
 
     def copy_row(self, source: int, rows: Iterable[int]) -> None:
         """Put rows into the state of one row, with its world, trace, memories, last outcome and sums."""
-        for e in rows:
-            if e != source:
-                for array in self._row_arrays():
-                    array[e] = array[source]
-                self._look(e, e + 1)
+        others = [e for e in rows if e != source]
+        for part in self._row_bytes:
+            part[others] = part[source]
+        for e in others:
+            self._look(e, e + 1)
         self.started = bool(self._has_episode.all())
 
     def _row_arrays(self) -> list[np.ndarray]:
-        """Every array with one entry for each row, without what all rows share."""
+        """The bytes of every array with one entry for each row, without what all rows share: uint8[rows, n] each."""
         kept = (self.servers, self.memories.request, self.memories.row, self.outcome)
-        return [*_leaves(kept), self.returns, self.term_sums, self.world, self._has_episode]
+        arrays = [*_leaves(kept), self.returns, self.term_sums, self.world, self._has_episode]
+        return [np.frombuffer(array, np.uint8).reshape(self.rows, -1) for array in arrays]
 
     def check_rows(self, where: str) -> None:
         """Check that compiled code can go on with the arrays of every row, after something else has written them.
