@@ -1,4 +1,4 @@
-"""`llmsched demo`, shortened: the trained policy is above random-legal and Sarathi-Serve on unseen traces."""
+"""`llmsched demo`, shortened: the trained policy is above random-legal, Sarathi-Serve and SLAI on unseen traces."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from agents.commands.demo import MUST_BEAT, RIVALS
 
 
 @pytest.mark.slow
-def test_demo_ends_above_random_and_sarathi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--total-timesteps", "150_000", "--num-requests", "500", "--seeds", "4", "--workers", "1", "--no-progress"]
+def test_demo_ends_above_random_sarathi_and_slai(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--total-timesteps", "450_000", "--num-requests", "500", "--seeds", "4", "--workers", "1", "--no-progress"]
     assert agents.cli.main(["demo", *flags, "--out", str(tmp_path)]) == 0
     margins = json.loads((tmp_path / "reward.json").read_text())
     assert set(margins) == set(RIVALS)
@@ -26,8 +26,8 @@ def test_demo_ends_above_random_and_sarathi(tmp_path: Path, capsys: pytest.Captu
 def test_demo_says_when_the_learner_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against SLAI and after two updates there is nothing to win: code 1, and no traceback."""
-    monkeypatch.setattr("agents.commands.demo.MUST_BEAT", ("slai",))
+    """Against the shipped policy and after one rollout there is nothing to win: code 1, and no traceback."""
+    monkeypatch.setattr("agents.commands.demo.MUST_BEAT", ("pretrained",))
     flags = ["--total-timesteps", "16_384", "--num-requests", "100", "--seeds", "2", "--workers", "1", "--no-progress"]
     assert agents.cli.main(["demo", *flags, "--out", str(tmp_path)]) == 1
-    assert "the trained policy is not above slai: train longer" in capsys.readouterr().out
+    assert "the trained policy is not above pretrained: train longer" in capsys.readouterr().out
