@@ -6,11 +6,12 @@ from typing import Annotated
 
 import tyro
 
+from agents.evaluation.suite_runs import RunOptions
 from agents.options import ProgressOptions, TableOptions, UpToMillion
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies.score.headroom import Headroom, Reach, Search
-from agents.studies.score.run import serve_all
+from agents.studies.score.run import serve_contest
 from agents.work.files import check_writable, claimed, write_json
 from agents.work.processes import workers_for
 from agents.work.progress import bars
@@ -71,7 +72,7 @@ class Command(TableOptions, ProgressOptions):
         check_writable(self.json)
         workers = workers_for(self.workers)
         with claimed(self.out, "headroom"), bars(self.progress) as progress:
-            cells = serve_all(search.contest, workers=workers, folder=self.out, resume=self.resume, progress=progress)
+            cells = serve_contest(search.contest, RunOptions(workers, self.out, self.resume, progress))
             result = search.judge(cells)
             for path in (self.out / "headroom.json", self.json):
                 write_json(path, result)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from agents.evaluation.suite_runs import RunOptions
 from agents.options import ProgressOptions, TableOptions, UpToMillion
 from agents.policies import split_policies
 from agents.reporting.grid import print_lines, show, terminal_console
@@ -35,7 +36,8 @@ class Command(TableOptions, ProgressOptions):
     """Policies: baselines (slai:offset=3), random, folders of trained policies, classes of your own; several also with
     commas between them."""
     suite: str = "default"
-    """Scenarios: default, devices, overload, heldout, training, or a .yml file of yours (`engine.scenarios.suite`)."""
+    """Scenarios: default, devices, overload, heldout, referee, training, or a .yml file of yours
+    (`engine.scenarios.suite`)."""
     seeds: UpToMillion | None = None
     """Seeds 0 ... N-1 (default: as many as the suite says)."""
     num_requests: Count | None = None
@@ -84,4 +86,4 @@ class Command(TableOptions, ProgressOptions):
     def _score(self, contest: Contest, progress: OnProgress) -> Score:
         progress("getting ready", 0, 0)
         workers = workers_for(self.workers)
-        return run_contest(contest, workers=workers, folder=self.out, resume=self.resume, progress=progress)
+        return run_contest(contest, RunOptions(workers, self.out, self.resume, progress))

@@ -12,15 +12,18 @@ A suite is a YAML file: one of those that ship (`suite_names`) or a person's own
         server: num_blocks=4x,max_num_seqs=256
         loads: [0.7, 0.9]                     # or rates: one scenario for each, "four times the KV 0.7" and so on
         capacity: 2.4
+    traces:                                   # where the suite is frozen: the digests of the requests, by scenario
+      four times the KV 0.7: 0123456789abcdef fedcba9876543210
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Annotated, Any
 
 from engine.errors import InputError
-from engine.fields import checked, from_mapping
+from engine.fields import checked, convert, from_mapping
+from engine.files.reading import kind_of
 from engine.files.yaml_text import parse_yaml, read_yaml
 from engine.ranges import Count, number, whole
 from engine.scenarios.scenario import Scenario, read_scenario
@@ -30,6 +33,14 @@ ENDINGS = (".yml", ".yaml")
 LISTS = {"rates": "rate", "loads": "load"}
 """Entries that stand for several scenarios, and the setting of a workload that each of their values is."""
 _LOAD = number(0.0, 1e9, above=True)
+
+
+def _digests(given: object, where: str) -> dict[str, tuple[str, ...]]:
+    """Digests by scenario, each a list or a text with blanks between them."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: expected a mapping from scenarios to digests, got {kind_of(given)}")
+    lists = {name: text.split() if isinstance(text, str) else text for name, text in given.items()}
+    return convert(lists, dict[str, tuple[str, ...]], where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,9 @@ class Suite:
     """Whether more may come than anybody serves; else a scenario in which nobody keeps up is skipped and named."""
     scenarios: tuple[Scenario, ...]
     """The worlds, each with a name of its own."""
+    traces: dict[str, tuple[str, ...]] = field(default_factory=dict, metadata={"read": _digests})
+    """Digests of the requests (`engine.demand.requests.Requests.digest`) of seeds 0, 1, ... by scenario, as they were
+    when the suite was frozen; none where it was not."""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -61,10 +75,27 @@ class Suite:
             raise InputError(f"suite {self.name!r}: scenarios: expected at least one, got none")
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"suite {self.name!r}: scenarios: expected each name once, got {twice[0]!r} twice")
+        if unknown := [name for name in self.traces if name not in names]:
+            raise InputError(f"suite {self.name!r}: traces: expected names of scenarios, got {unknown[0]!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**vars(self), "scenarios": [one.to_dict() for one in self.scenarios]}
+        """Plain data for JSON; digests only of a suite that is frozen."""
+        data = {**vars(self), "scenarios": [one.to_dict() for one in self.scenarios]}
+        del data["traces"]
+        return data | (
+            {"traces": {name: list(digests) for name, digests in self.traces.items()}} if self.traces else {}
+        )
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "suite") -> "Suite":
+        """The suite that `to_dict` wrote.
+
+        Raises:
+            InputError: something else.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            raise InputError(f"{where}: expected a suite, got {kind_of(data)}")
+        return _suite(data, data["name"], where)
 
 
 def suite_names() -> tuple[str, ...]:
@@ -83,14 +114,16 @@ def load_suite(name: str, seeds: int | None = None, requests: int | None = None)
     Args:
         name: what it is called, or its file.
         seeds: instead of its own.
-        requests: of each run, instead of its own.
+        requests: of each run, instead of its own; with others than its own it is not frozen.
 
     Raises:
         InputError: no such suite, or a file that holds none.
     """
     suite = _load(name)
-    changes = {"seeds": seeds, "requests": requests}
-    return replace(suite, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    suite = suite if seeds is None else replace(suite, seeds=seeds)
+    if requests is None or requests == suite.requests:
+        return suite
+    return replace(suite, requests=requests, traces={})
 
 
 def _load(name: str) -> Suite:

@@ -148,7 +148,9 @@ def test_a_file_that_holds_no_suite_is_one_line(text: str, message: str, tmp_pat
 
 
 def test_a_suite_that_is_not_there_is_one_line_with_those_that_are() -> None:
-    with pytest.raises(InputError, match=r"^suite: expected one of default, devices, heldout, overload, training or"):
+    with pytest.raises(
+        InputError, match=r"^suite: expected one of default, devices, heldout, overload, referee, training or"
+    ):
         load_suite("nothing")
 
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from agents.evaluation.points import measure
-from agents.evaluation.setup import Setup, run_cells
+from agents.evaluation.setup import Setup
 from agents.evaluation.standing import ByPolicy
+from agents.evaluation.suite_runs import HERE, RunOptions, Task, config_of, serve_all, setup_in
 from agents.policies import labels_of
-from agents.source import Source
 from agents.studies.score.judging import (
     by_scenario,
     is_feasible,
@@ -20,8 +19,6 @@ from agents.studies.score.judging import (
     totals_of,
 )
 from agents.studies.score.records import REFERENCES, Cell, Score, World
-from agents.work.cells import kept_cells
-from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash, versions
 from engine.errors import InputError
 from engine.scenarios.scenario import Scenario
@@ -46,40 +43,15 @@ class Contest:
     @cached_property
     def setups(self) -> dict[str, Setup]:
         """One for each scenario, by its name."""
-        return {one.name: self._setup(one) for one in self.suite.scenarios}
-
-    def _setup(self, scenario: Scenario) -> Setup:
-        return Setup(
-            policies=self.labels,
-            source=Source(workload=scenario.workload, num_requests=self.suite.requests, tiers=scenario.tiers),
-            seeds=self.suite.seeds,
-            reference=self.labels[0],
-            profile=scenario.model,
-            config=scenario.engine,
-        )
+        return {one.name: setup_in(one, self.suite, self.labels) for one in self.suite.scenarios}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the suite, then what each scenario comes to."""
-        scenarios = zip(self.suite.scenarios, self.setups.values(), strict=True)
-        places = [{"rate": one.rate} | setup.to_dict() for one, setup in scenarios]
-        common = {"policies": places[0]["policies"], "seeds": self.suite.seeds, "report": places[0]["report"]}
-        own = ("rate", "source", "profile", "engine", "tiers")
-        return {"suite": self.suite.to_dict(), **common, "worlds": [{key: one[key] for key in own} for one in places]}
+        return config_of(self.suite, self.setups)
 
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the JSON form."""
         return config_hash(self.to_dict())
-
-
-class Task(NamedTuple):
-    """What a cell is measured of."""
-
-    setup: Setup
-    scenario: str
-    rate: float
-    """Requests/s."""
-    policy: str
-    seed: int
 
 
 def run_task(task: Task) -> Cell:
@@ -88,52 +60,24 @@ def run_task(task: Task) -> Cell:
     return Cell(task.scenario, str(task.policy), task.seed, point)
 
 
-def run_contest(
-    contest: Contest,
-    *,
-    workers: int = 1,
-    folder: Path | None = None,
-    resume: bool = False,
-    progress: OnProgress = unseen,
-) -> Score:
-    """Serve every scenario and seed with every policy (`serve_all`), and judge.
+def run_contest(contest: Contest, how: RunOptions = HERE) -> Score:
+    """Serve every scenario and seed with every policy, and judge.
 
     Raises:
         InputError: bad input, kept runs of another configuration, or no scenario that anybody serves.
         PolicyError: a policy broke the rules.
     """
-    cells = serve_all(contest, workers=workers, folder=folder, resume=resume, progress=progress)
-    return _judged(contest, cells)
+    return _judged(contest, serve_contest(contest, how))
 
 
-def serve_all(
-    contest: Contest,
-    *,
-    workers: int = 1,
-    folder: Path | None = None,
-    resume: bool = False,
-    progress: OnProgress = unseen,
-) -> list[Cell]:
+def serve_contest(contest: Contest, how: RunOptions = HERE) -> list[Cell]:
     """Serve every scenario and seed with every policy.
-
-    Args:
-        contest: who is scored on what.
-        workers: processes; the result is the same for any number.
-        folder: keep finished runs in cells.jsonl there.
-        resume: take what this file already has.
-        progress: called after each run.
 
     Raises:
         InputError: bad input, or kept runs of another configuration.
         PolicyError: a policy broke the rules.
     """
-    tasks = _tasks(contest)
-    for setup in contest.setups.values():
-        setup.check(None)
-    with kept_cells(folder and folder / "cells.jsonl", contest.digest(), Cell, resume) as file:
-        first = next(iter(contest.setups.values()))
-        on_cell = partial(progress, "runs")
-        return run_cells(first, run_task, tasks, file, workers=workers, on_cell=on_cell)
+    return serve_all(_tasks(contest), run_task, Cell, contest.digest(), how)
 
 
 def _tasks(contest: Contest) -> dict[Hashable, Task]:

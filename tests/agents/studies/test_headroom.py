@@ -10,7 +10,7 @@ from agents.cli import main
 from agents.studies.score.headroom import Headroom, Search, settings_of
 from agents.studies.score.judging import by_scenario
 from agents.studies.score.records import Cell
-from agents.studies.score.run import serve_all
+from agents.studies.score.run import serve_contest
 from baselines.slackfit import Slackfit
 from engine.scenarios.scenario import read_scenario
 from engine.scenarios.suite import Suite
@@ -21,7 +21,7 @@ SUITE = Suite(name="small", seeds=2, requests=80, scenarios=(read_scenario("pois
 @pytest.fixture(scope="module")
 def searched() -> tuple[Search, list[Cell], Headroom]:
     search = Search(SUITE, ("slackfit", "slai"), 5)
-    cells = serve_all(search.contest)
+    cells = serve_contest(search.contest)
     return search, cells, search.judge(cells)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from agents.cli import main
 from agents.evaluation.points import Point
+from agents.evaluation.suite_runs import RunOptions
 from agents.reporting.score_tables import markdown_text, scenario_grids, totals_grid, verdict_lines
 from agents.studies.score.judging import (
     by_scenario,
@@ -74,13 +75,13 @@ def test_workers_and_interruptions_change_nothing(result: Score, tmp_path: Path)
 
     contest = Contest(SUITE, (OWN,))
     with pytest.raises(KeyboardInterrupt):
-        run_contest(contest, folder=tmp_path, progress=interrupt)
+        run_contest(contest, RunOptions(folder=tmp_path, progress=interrupt))
     done: list[int] = []
-    again = run_contest(contest, workers=2, folder=tmp_path, resume=True, progress=lambda _, k, __: done.append(k))
+    again = run_contest(contest, RunOptions(2, tmp_path, resume=True, progress=lambda _, k, __: done.append(k)))
     assert again == result
     assert done[0] == 4
     with pytest.raises(InputError, match="expected cells of configuration"):
-        run_contest(Contest(replace(SUITE, requests=61), (OWN,)), folder=tmp_path, resume=True)
+        run_contest(Contest(replace(SUITE, requests=61), (OWN,)), RunOptions(folder=tmp_path, resume=True))
 
 
 def point(goodput: float, ttft: float | None, strict_ms: float = 90.0, **changes: Any) -> Point:
@@ -216,7 +217,10 @@ def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Capt
     [
         ("no-such-policy", "policy: expected one of"),
         ("srtf srtf", "policies: expected each once, got 'srtf' twice"),
-        ("srtf --suite nothing", "suite: expected one of default, devices, heldout, overload, training or a .yml file"),
+        (
+            "srtf --suite nothing",
+            "suite: expected one of default, devices, heldout, overload, referee, training or",
+        ),
         ("srtf --suite gone.yml", "gone.yml"),
         ("srtf --seeds 0", "seeds: expected a whole number"),
         ("srtf --num-requests x", "num-requests: expected a whole number"),
