@@ -1,14 +1,18 @@
 """Where the requests of a run come from: a trace file or a synthetic workload, as options describe it."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from agents.work.records import picked
+from engine.config import EngineConfig
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
+from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import read_columns
-from engine.demand.trace_options import AS_IT_IS, TraceOptions
+from engine.demand.trace_options import AS_IT_IS, TimeUnit, TraceOptions, Unservable
 from engine.demand.traces import read_trace, trace_lengths
 from engine.demand.workload import Workload, parse_workload
+from engine.errors import InputError
 from engine.files.reading import file_digest
 from engine.runs.serve import RequestSource
 from engine.server.policy import Policy
@@ -130,6 +134,28 @@ class Source(RequestSource):
             data |= {name: value for name, value in self._changed().items() if value is not None}
         return data
 
+    @classmethod
+    def from_dict(cls, data: object, server: EngineConfig, trace: str | None, where: str) -> "Source":
+        """The source that `to_dict` wrote.
+
+        Args:
+            data: the JSON form, which has the name and the digest of a trace file, but not its place.
+            server: what serves the requests.
+            trace: the file, if there was one.
+            where: what a message begins with.
+
+        Raises:
+            InputError: something else, or a trace that is missing, not asked for, or another one.
+        """
+        stored = picked(_Stored, data, where)
+        if (stored.trace is None) is not (trace is None):
+            asked = f"the trace {stored.trace} (--trace FILE)" if stored.trace else "no trace"
+            raise InputError(f"{where}: expected {asked}, got {trace or 'none'}")
+        if trace is not None and file_digest(trace) != stored.trace_sha256:
+            raise InputError(f"{where}: expected a trace with digest {stored.trace_sha256}, got {trace}")
+        kept = {own.name: getattr(stored, own.name) for own in fields(cls) if own.name not in ("trace", "reading")}
+        return cls(trace=trace, reading=stored.reading(server), **kept)
+
     def _changed(self) -> dict[str, Any]:
         """What is read of the file, as far as it differs from the whole."""
         reading = self.reading
@@ -139,3 +165,33 @@ class Source(RequestSource):
             "unservable": None if reading.unservable == AS_IT_IS.unservable else reading.unservable,
             "tokenizer": reading.tokenizer,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What `Source.to_dict` writes, as it is read again."""
+
+    trace: str | None
+    workload: str
+    synthetic_arrivals: bool
+    num_requests: int | None
+    prediction: str | None
+    tiers: tuple[Tier, ...] = field(metadata={"read": parse_tiers})
+    max_concurrency: int
+    rate_scale: float
+    trace_sha256: str | None = None
+    window_s: tuple[float, float | None] = AS_IT_IS.window
+    time_unit: TimeUnit | None = None
+    unservable: Unservable = AS_IT_IS.unservable
+    tokenizer: str | None = None
+
+    def reading(self, server: EngineConfig) -> TraceOptions:
+        """How the rows of the trace are read."""
+        return TraceOptions(
+            time_unit=self.time_unit,
+            rate_scale=self.rate_scale,
+            window=self.window_s,
+            unservable=self.unservable,
+            server=server,
+            tokenizer=self.tokenizer,
+        )

@@ -1,0 +1,47 @@
+"""`llmsched verify`: a result run again, and the first place at which it comes out otherwise."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.evaluation.suite_runs import RunOptions
+from agents.options import ProgressOptions, UpToMillion
+from agents.studies.referee.verify import read_result, verify
+from agents.work.processes import workers_for
+from agents.work.progress import bars
+
+DIFFERS = 1
+"""Exit code of a result that comes out otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ProgressOptions):
+    """Run the result of compare, evaluate or score again and compare it to the last bit.
+
+    Prints "identical", or the first number that differs with the run that it is in, the versions that differ, and how
+    many runs met other requests. Exit code: 0 identical, 1 not, 2 bad input.
+    """
+
+    result: Annotated[Path, tyro.conf.Positional]
+    """The JSON file, or the folder of the command."""
+    trace: str | None = None
+    """The trace file of an evaluation that served one; its digest must be that of the result."""
+    workers: UpToMillion | None = None
+    """Processes (default: one per core); the result does not depend on it."""
+
+    def run(self) -> None:
+        """Read, run, print.
+
+        Raises:
+            InputError: no result that can be run again.
+            SystemExit: it came out otherwise.
+        """
+        data = read_result(self.result)
+        with bars(self.progress) as progress:
+            progress("getting ready", 0, 0)
+            found = verify(data, self.trace, RunOptions(workers_for(self.workers), progress=progress))
+        print(*found.lines(), sep="\n")
+        if not found.is_identical:
+            raise SystemExit(DIFFERS)
