@@ -226,13 +226,16 @@ class ServerOptions:
         Raises:
             InputError: no such profile, or one whose memory is impossible.
         """
-        semantics = EngineConfig.reference() if self.semantics == "reference" else EngineConfig()
-        engine = server_of(load_profile(self.profile), semantics)
+        engine = server_of(load_profile(self.profile), self.usual_server())
         if engine == EngineConfig():
             return None
         # What is required has no default, and keeps what was given.
         defaults = {one.name: one.default for one in fields(self) if one.default is not MISSING}
         return replace(self, **(defaults | {"engine": engine}))
+
+    def usual_server(self) -> EngineConfig:
+        """The server of the command where nobody says anything, before the device says its memory."""
+        return EngineConfig.reference() if self.semantics == "reference" else EngineConfig()
 
     def model(self) -> LatencyModel:
         """The latency model of the profile.

@@ -44,6 +44,23 @@ def parse_tiers(given: Sequence[Any], where: str = "tiers") -> tuple[Tier, ...]:
     return tiers
 
 
+def parse_slo(pairs: Sequence[str]) -> tuple[Tier, ...]:
+    """The one tier of users who all have the same SLO, from pairs such as ``("ttft:2", "tbt:0.1")`` (s).
+
+    Raises:
+        InputError: another name, a name twice, no tbt, or no number of seconds > 0.
+    """
+    given: dict[str, str] = {}
+    for pair in pairs:
+        name, colon, text = pair.partition(":")
+        if name not in ("ttft", "tbt") or not colon or name in given:
+            raise InputError(f"slo: expected ttft:SECONDS and tbt:SECONDS, each once, got {pair!r}")
+        given[name] = text
+    if "tbt" not in given:
+        raise InputError(f"slo: expected tbt:SECONDS, got {' '.join(pairs) or 'nothing'}")
+    return parse_tiers(["name=all,share=1," + ",".join(f"{name}={text}" for name, text in given.items())], "slo")
+
+
 def _fill_in_share(parts: list[Any], where: str) -> None:
     """Give the one tier without a share what the others leave."""
     without = [part for part in parts if isinstance(part, dict) and "share" not in part]
