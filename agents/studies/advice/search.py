@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.evaluation.points import Point
 from agents.evaluation.setup import Setup, run_cells
 from agents.source import Source
 from agents.studies.advice.settings import Setting, default_setting, grid
@@ -277,15 +278,18 @@ def _check_met(question: Question, trials: Mapping[str, Sequence[Trial]]) -> Non
     if any(trial.carried for own in trials.values() for trial in own):
         return
     lowest = question.rates(SHARES)[0]
-    nearest = max(trials, key=lambda policy: trials[policy][0].at(lowest).slo_attainment or 0.0)
-    point = trials[nearest][0].at(lowest)
+    points = {policy: own[0].at(lowest) for policy, own in trials.items()}
+    nearest = max(points, key=lambda policy: points[policy].slo_attainment or 0.0)
     slo = "; ".join(f"ttft {tier.ttft_s:g} s, tbt {tier.tbt_s:g} s" for tier in question.source.tiers)
-    times = ", ".join(
-        f"{name} {ms / 1000:.3g} s"
-        for name, ms in (("p99 TTFT", point.p99_ttft_ms), ("p99 TBT", max(v or 0.0 for v in point.p99_itl_ms.values())))
-        if ms is not None
-    )
     raise InputError(
         f"slo: no setting meets it ({slo}) on {question.profile.name}, not even at {lowest:g} requests/s; nearest: "
-        f"{nearest} keeps it for {100 * (point.slo_attainment or 0.0):.1f} % of the requests ({times})"
+        f"{nearest} keeps it for {_kept(points[nearest])}"
     )
+
+
+def _kept(point: Point) -> str:
+    """How near a load comes to the SLO, in words."""
+    tbt = max((ms for ms in point.p99_itl_ms.values() if ms is not None), default=None)
+    times = {"p99 TTFT": point.p99_ttft_ms, "p99 TBT": tbt}
+    texts = (f"{name} {ms / 1000.0:.3g} s" for name, ms in times.items() if ms is not None)
+    return f"{100.0 * (point.slo_attainment or 0.0):.1f} % of the requests ({', '.join(texts)})"
