@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,32 @@ def test_ppo_in_one_file_runs_on_a_truncated_server() -> None:
     now, _ = envs.reset(seed=0)
     rollout, _ = example.collect(envs, agent, now, settings)
     assert rollout.advantage.isfinite().all()
+
+
+def test_ppo_for_queues_in_one_file_has_groups_on_common_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("cleanrl_queues")
+    monkeypatch.setattr(example, "BURN_IN", 20)
+    monkeypatch.setattr(example, "REQUESTS", 700)
+    settings = example.Settings(groups=1, rollout=4, warm_up=1, total_steps=4 * 56 * 3)
+    servers = example.Servers(settings)
+    seen = servers.new_round().reshape(7, 8, -1)
+    assert (seen == seen[:, :1]).all()
+    rollout = example.collect(servers, example.Agent(servers.watched), 4)
+    assert rollout.levels[0].reshape(7, 8, 3).std(1).min() > 0.0
+    assert (servers.new_round().reshape(7, 8, -1)[1:] != seen[1:]).any()
+    learned = example.train(settings)
+    assert learned.best.isfinite().all()
+    assert learned.best.abs().max() > 0.0
+
+
+def test_ppo_for_queues_in_one_file_begins_with_slackfit_tuned() -> None:
+    example = load("cleanrl_queues")
+    workload = PRESETS["LLMSched-v0"].workload
+    traces = [replace(workload, rate=1.8, num_requests=300).generate(example.HELD_OUT + k) for k in range(2)]
+    profile = load_profile(PRESETS["LLMSched-v0"].profile)
+    records = [simulate(make("slackfit:tuned"), trace, profile) for trace in traces]
+    usual = [1000.0 * (one.ledger["first_token"] - one.request["arrival"]).mean() for one in records]
+    assert example.mean_ttft(None, 1.8, traces=2, requests=300) == pytest.approx(sum(usual) / 2, rel=0.02)
 
 
 @pytest.mark.filterwarnings("default")
