@@ -88,6 +88,8 @@ class VLLMV1(Policy):
         "max_num_batched_tokens": TOKEN_BUDGETS,
         "max_num_seqs": BATCH_CAPS,
         "long_prefill_token_threshold": (0, 256, 512, 1024),
+        "watermark": (0.0, 0.01, 0.02, 0.05, 0.1),
+        "policy": ("fcfs", "priority"),
     }
 
     def __post_init__(self) -> None:

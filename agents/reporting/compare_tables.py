@@ -13,13 +13,20 @@ from agents.studies.referee.records import DECISIVE, MEASURES, Change, Measure, 
 
 STYLES = dict(zip(JUDGEMENTS, ("green", "red", ""), strict=True))
 """Colours of what is said of a difference."""
+LARGE = 1000.0
+"""A change that is shown without digits behind the point."""
 ORDERS = {"median_tpot_ms": 2, "mean_e2el_ms": 3, "output_throughput": 4}
 """Columns that a narrow terminal may leave out."""
 
 
-def _interval(value: Interval, form: str) -> str:
-    text = figure(value.mean, form)
-    return f"{text} [{figure(value.low, form)}, {figure(value.high, form)}]" if value.low < value.high else text
+def _interval(value: Interval) -> str:
+    text = _signed(value.mean)
+    return f"{text} [{_signed(value.low)}, {_signed(value.high)}]" if value.low < value.high else text
+
+
+def _signed(value: float) -> str:
+    """A change; no more digits than can be read."""
+    return figure(value, "+z.1f" if abs(value) < LARGE else "+,.0f")
 
 
 def _change(change: Change, measure: Measure) -> Text:
@@ -27,7 +34,7 @@ def _change(change: Change, measure: Measure) -> Text:
     scale = 100.0 if measure.change == "ratio" else measure.scale
     found = change.change
     scaled = Interval(found.mean * scale, found.low * scale, found.high * scale, found.n)
-    return Text(_interval(scaled, "+z.1f"), STYLES[change.judgement])
+    return Text(_interval(scaled), STYLES[change.judgement])
 
 
 def _heads(*first: Head) -> tuple[Head, ...]:
@@ -107,7 +114,7 @@ def traces_line(result: OptionComparison) -> str:
             f"{result.suite} knows, first that of {result.changed[0]}; no other table can be compared with this one."
         )
     known = f"{result.frozen} of {result.num_traces} traces as the suite knows them" if result.frozen else "not frozen"
-    return f"Traces {result.traces_hash}: {known}."
+    return f"Suite digest {result.suite_hash}: {known}."
 
 
 def command_line(result: OptionComparison) -> str:

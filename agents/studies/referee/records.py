@@ -120,8 +120,8 @@ class OptionComparison:
     requests: int
     versions: dict[str, str]
     variants: tuple[Variant, ...]
-    traces_hash: str
-    """Digest of all traces; equal ones are equal requests throughout."""
+    suite_hash: str
+    """Digest of requests, devices and servers: tables with equal ones can be compared."""
     frozen: int
     """Traces that the suite knows and that are as it knows them."""
     changed: tuple[str, ...]

@@ -1,6 +1,5 @@
 """Run the settings of an engine over a frozen suite, each seed on the same requests for all, and compare them."""
 
-import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,7 +108,7 @@ def compare_options(study: OptionStudy, how: RunOptions = HERE) -> OptionCompari
         InputError: bad input, or kept runs of another configuration.
         PolicyError: a policy broke the rules.
     """
-    baseline = study.baseline
+    baseline, config = study.baseline, study.to_dict()
     cells = serve_all(study.tasks(), run_task, Cell, study.digest(), how)
     runs = by_scenario(cells)
     rows = [row for one in study.suite.scenarios for row in rows_of(one.name, one.rate, runs[one.name], baseline)]
@@ -117,7 +116,7 @@ def compare_options(study: OptionStudy, how: RunOptions = HERE) -> OptionCompari
     changed = tuple(_unlike(study.suite, traces))
     known = sum(min(len(digests), study.suite.seeds) for digests in study.suite.traces.values())
     return OptionComparison(
-        config=study.to_dict(),
+        config=config,
         config_hash=study.digest(),
         policy=study.policy,
         options=dict(study.options),
@@ -127,7 +126,7 @@ def compare_options(study: OptionStudy, how: RunOptions = HERE) -> OptionCompari
         requests=study.suite.requests,
         versions=versions(),
         variants=study.variants,
-        traces_hash=hashlib.sha256("".join(traces.values()).encode()).hexdigest()[:16],
+        suite_hash=config_hash({"worlds": config["worlds"], "traces": list(traces.values())}),
         frozen=known - len(changed),
         changed=changed,
         rows=tuple(rows),

@@ -129,7 +129,7 @@ def test_a_policy_has_the_limits_of_the_server_unless_its_spec_says_others() -> 
     limits = {"max_batched_tokens": 8192, "max_num_seqs": 64}
     assert with_limits("vllm_v1", limits) == VLLMV1(max_num_batched_tokens=8192, max_num_seqs=64)
     assert with_limits("vllm_v1:token_budget=100", limits) == VLLMV1(max_num_batched_tokens=100, max_num_seqs=64)
-    assert with_limits("vllm_v1:tuned", limits) == VLLMV1(max_num_batched_tokens=512, max_num_seqs=64)
+    assert with_limits("vllm_v1:tuned", limits) == VLLMV1(max_num_batched_tokens=512, max_num_seqs=64, watermark=0.01)
     assert with_limits("srtf", limits) == baselines.make("srtf:token_budget=8192,batch_cap=64")
     assert with_limits("srtf", {}) == baselines.make("srtf")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,15 +167,24 @@ def test_the_shipped_suite_draws_the_requests_that_it_was_frozen_with() -> None:
 
 def test_requests_that_are_no_longer_those_of_the_suite_are_noticed() -> None:
     digests = digests_of(SUITE)
-    same = Suite(**{**vars(SUITE), "traces": {"fast": digests["fast"]}})
+    same = replace(SUITE, traces={"fast": digests["fast"]})
     frozen = compare_options(OptionStudy(same, "vllm_v1", OPTIONS))
     assert (frozen.frozen, frozen.changed) == (3, ())
     assert "3 of 6 traces as the suite knows them" in traces_line(frozen)
-    other = Suite(**{**vars(SUITE), "traces": {"fast": (digests["fast"][0], "0" * 16)}})
+    other = replace(SUITE, traces={"fast": (digests["fast"][0], "0" * 16)})
     changed = compare_options(OptionStudy(other, "vllm_v1", OPTIONS))
     assert (changed.frozen, changed.changed) == (1, ("fast, seed 1",))
     assert traces_line(changed).startswith("NOT the frozen suite: 1 of 6 traces are others")
     assert traces_line(changed) in markdown_text(changed)
+
+
+def test_tables_of_one_suite_have_one_digest_whatever_is_compared(result: OptionComparison) -> None:
+    other = compare_options(OptionStudy(SUITE, "sarathi", parse_options(["token_budget=256,512"])))
+    assert other.suite_hash == result.suite_hash
+    assert other.config_hash != result.config_hash
+    scenarios = (replace(SUITE.scenarios[0], server="num_blocks=701"), SUITE.scenarios[1])
+    there = compare_options(OptionStudy(replace(SUITE, scenarios=scenarios), "sarathi", other.options))
+    assert there.suite_hash != other.suite_hash
 
 
 def test_another_number_of_requests_is_not_the_frozen_suite() -> None:
@@ -188,7 +198,7 @@ def test_the_tables_say_it(result: OptionComparison) -> None:
     assert [len(grid.parts[0].rows) for grid in scenario_grids(result)] == [2, 2]
     lines = list(verdict_lines(result))
     assert lines[0].startswith("watermark=0.3: SLO met ")
-    assert lines[-1] == f"Traces {result.traces_hash}: not frozen."
+    assert lines[-1] == f"Suite digest {result.suite_hash}: not frozen."
 
 
 def test_the_markdown_can_be_pasted(result: OptionComparison) -> None:
