@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from baselines.own import RESERVED, own_policy, parse_settings
+from baselines.own import RESERVED, own_object, parse_settings
 from engine.errors import InputError
 from engine.fields import convert
 from engine.files.reading import is_there, parse_json, read_mapping
@@ -155,7 +155,7 @@ def make(spec: str) -> Policy:
     if name in POLICIES:
         cls = POLICIES[name]
         return cls(**parse_settings(cls, settings, f"policy {name!r}"))
-    own = own_policy(spec, (*POLICIES, *RESERVED))
+    own = own_object(spec, (*POLICIES, *RESERVED), Policy)
     if own is None:
         raise InputError(f"policy: expected one of {', '.join(POLICIES)}, module:Class or FILE.py:Class, got {name!r}")
     return own

@@ -34,6 +34,14 @@ class Forecast:
             return self
         return replace(self, first=self.first[: n + 1], total=self.total[: self.first[n]])
 
+    def take(self, index: npt.NDArray[np.int64]) -> Forecast:
+        """The forecast of some of the requests."""
+        if self.every == 0:
+            return self
+        parts = [self.total[self.first[i] : self.first[i + 1]] for i in index]
+        first = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return replace(self, first=first, total=np.concatenate([*parts, self.total[:0]]))
+
     def check(self, output: IntArray) -> None:
         """Check that the refreshed predictions are those of requests with these outputs.
 

@@ -248,6 +248,22 @@ class Requests:
         columns = {name: getattr(self, name)[:n] for name in COLUMNS}
         return self.replace(**columns, forecast=self.forecast.head(n), loop=self.loop.head(n) if self.loop else None)
 
+    def take(self, index: npt.NDArray[np.int64]) -> Requests:
+        """Return some of the requests of an open loop, perhaps none, in the same order.
+
+        Args:
+            index: which, rising.
+
+        Raises:
+            InputError: requests of a closed loop, in which each waits for others.
+        """
+        if self.loop:
+            raise InputError(f"requests: expected an open loop to take some from, got a {self.loop.description}")
+        columns = {name: getattr(self, name)[index] for name in COLUMNS}
+        for column in columns.values():
+            column.flags.writeable = False
+        return Requests(**columns, tiers=self.tiers, source=self.source, forecast=self.forecast.take(index))
+
     def replace(self, **changes: Any) -> Requests:
         """Return a copy in which the named fields are changed, validated as in `create`.
 

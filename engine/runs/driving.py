@@ -135,7 +135,7 @@ def memory_of(policy: Policy, config: EngineConfig, num_requests: int) -> Memory
         return memory  # whatever its own Python code remembers
     arrays = memory if isinstance(memory, Memory) and len(memory) == 3 else (None,) * 3
     shapes = (None,), (num_requests, None), (None,)
-    if not all(_are_cells(array, shape) for array, shape in zip(arrays, shapes, strict=True)):
+    if not all(are_cells(array, shape) for array, shape in zip(arrays, shapes, strict=True)):
         raise InputError(
             f"policy {policy.name!r}: memory: expected Memory(params, request, row) of contiguous float64 arrays with "
             f"shapes (any,), ({num_requests}, any), (any,)"
@@ -143,7 +143,7 @@ def memory_of(policy: Policy, config: EngineConfig, num_requests: int) -> Memory
     return memory
 
 
-def _are_cells(array: object, shape: tuple[int | None, ...]) -> bool:
+def are_cells(array: object, shape: tuple[int | None, ...]) -> bool:
     """Whether these are contiguous float64 cells of a shape (None: any length)."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float64 or not array.flags.c_contiguous:
         return False

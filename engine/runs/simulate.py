@@ -66,17 +66,18 @@ def _compiled_run() -> Any:
     return hot(_run, types.int64(*arguments))
 
 
-def _raise(code: int, policy: Policy, server: Server, max_decisions: int) -> None:
+def what_ended(code: int, policy: Policy, server: Server, max_decisions: int) -> str:
+    """What a policy did that ended a run with this code, in one line; "" if the run went to its end."""
     row = server.visible.row[0]
     present = f"{row.num_waiting} waiting, {row.num_running} running"
     if code > 0:
-        raise PolicyError(f"policy {policy.spec!r}: {explain(server, code)}")
+        return f"policy {policy.spec!r}: {explain(server, code)}"
     if code == STALLED:
-        raise PolicyError(
-            f"policy {policy.spec!r} planned nothing at t={row.now:.3f} s with {present} and no arrival to wait for"
-        )
+        at = f"at t={row.now:.3f} s with {present} and no arrival to wait for"
+        return f"policy {policy.spec!r} planned nothing {at}"
     if code == LIMIT:
-        raise PolicyError(f"policy {policy.spec!r} made no end within {max_decisions} decisions ({present})")
+        return f"policy {policy.spec!r} made no end within {max_decisions} decisions ({present})"
+    return ""
 
 
 def _check_kinds(policy: object, requests: object, executor: object, config: object) -> None:
@@ -88,7 +89,7 @@ def _check_kinds(policy: object, requests: object, executor: object, config: obj
     expect(isinstance(config, EngineConfig), "config", "an EngineConfig", config)
 
 
-def _check(policy: Policy, requests: Requests, config: EngineConfig, horizon_s: float) -> Requests:
+def servable(policy: Policy, requests: Requests, config: EngineConfig, horizon_s: float) -> Requests:
     """Check that the policy can serve the requests; returns them in arrays that nobody writes to."""
     if any(array.flags.writeable for array in (requests.arrival, requests.prompt, requests.output, requests.tier)):
         requests = requests.replace()  # the plain constructor checks nothing, and `create` freezes what it has checked
@@ -151,11 +152,11 @@ def simulate(
     _check_kinds(policy, requests, executor, config)
     if isinstance(model, LatencyModel):
         policy, fallback = policy.on(model), fallback.on(model) if fallback else None
-    requests = _check(policy, requests, config, horizon_s)
+    requests = servable(policy, requests, config, horizon_s)
     server = new_server(len(requests), len(requests.tiers), len(requests.forecast.total))
     load(server, config, requests)
     memory = memory_of(policy, config, len(requests))
-    max_decisions = _most_decisions(requests)
+    max_decisions = most_decisions(requests)
     steps = Steps(len(requests)) if log_steps else None
     guard = Guarded(fallback, config, len(requests)) if fallback else None
     if isinstance(model, LatencyModel) and policy.runs_compiled and not guard:
@@ -167,13 +168,14 @@ def simulate(
         charged.start(requests)
         decides = functools.partial(guard or _decider(policy), policy, server, memory)
         code = drive(decides, server, charged, horizon_s, max_decisions, steps)
-    _raise(code, policy, server, max_decisions)
+    if fault_line := what_ended(code, policy, server, max_decisions):
+        raise PolicyError(fault_line)
     close(server)
     fallbacks = guard.count if guard else 0
     return _record(policy, requests, config, server, steps.result() if steps else None, fallbacks)
 
 
-def _most_decisions(requests: Requests) -> int:
+def most_decisions(requests: Requests) -> int:
     """Decisions beyond which a policy makes no progress: far more than there are tokens."""
     return 8 * int(requests.prompt.sum(dtype=np.int64) + requests.output.sum(dtype=np.int64)) + 1000
 

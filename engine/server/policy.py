@@ -17,7 +17,7 @@ only slower, with the same results.
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
@@ -29,10 +29,9 @@ from engine.compiled.kept import kept
 from engine.compiled.own_cache import settle
 from engine.config import EngineConfig
 from engine.errors import InputError
-from engine.fields import checked
 from engine.own_code import blame, is_ours
+from engine.server.parametric import Parametric
 from engine.server.state import MEMORY_TYPE, PLAN_TYPE, VIEW_TYPE, Memory, Plan, View
-from engine.spec import write_spec
 
 Space = Mapping[str, tuple[Any, ...]]
 """What `llmsched tune` tries: parameter -> values."""
@@ -42,7 +41,10 @@ KERNEL_SIGNATURE = types.void(VIEW_TYPE, MEMORY_TYPE, PLAN_TYPE)
 class Kernel:
     """A plan function that compiles at first use: ``@Kernel def plan(view, memory, plan): ...``."""
 
-    def __init__(self, function: Callable[[Any, Any, Any], None], allocates: bool = True) -> None:
+    signature: ClassVar[Any] = KERNEL_SIGNATURE
+    """What it takes and gives."""
+
+    def __init__(self, function: Callable[..., Any], allocates: bool = True) -> None:
         """Remember the function; nothing is compiled yet.
 
         Args:
@@ -65,7 +67,7 @@ class Kernel:
         if self._compiled is None:
             try:
                 settle(self.function)
-                self._compiled = (kept if self.allocates else hot)(self.function, KERNEL_SIGNATURE)
+                self._compiled = (kept if self.allocates else hot)(self.function, self.signature)
             except Exception as error:
                 if is_ours(self.function.__code__.co_filename):
                     raise
@@ -87,9 +89,9 @@ class Kernel:
     def _place(self) -> str:
         return f"{self.function.__code__.co_filename}, line {self.function.__code__.co_firstlineno}"
 
-    def __call__(self, view: View, memory: Memory, plan: Plan) -> None:
-        """Plan once, compiled."""
-        self.compiled(view, memory, plan)
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it, compiled."""
+        return self.compiled(*arguments)
 
 
 def _kernel_named(module: str, name: str) -> Any:
@@ -103,9 +105,10 @@ def HotKernel(function: Callable[[Any, Any, Any], None]) -> Kernel:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Parametric):
     """A scheduler. Subclass it as a frozen dataclass: the fields are the parameters, in the order of `params`."""
 
+    noun: ClassVar[str] = "policy"
     name: ClassVar[str] = "policy"
     """Short name, as in `llmsched policies` and in reports."""
     paper: ClassVar[str] = ""
@@ -116,8 +119,6 @@ class Policy:
     """Channel of length predictions that its paper has (`engine.demand.predictions`); "" if it needs none."""
     eviction: ClassVar[str] = "none"
     """Which requests it evicts."""
-    evidence: ClassVar[str] = ""
-    """How sure we are that this is the published policy."""
     request_memory: ClassVar[int] = 0
     """float64 cells that the policy remembers for each request."""
     row_memory: ClassVar[int] = 0
@@ -126,15 +127,6 @@ class Policy:
     """The compiled form of `plan`, if there is one."""
     space: ClassVar[Space] = {}
     """What `llmsched tune` tries: parameter -> values."""
-
-    def __post_init__(self) -> None:
-        """Check the parameters against what their fields declare: types, and ranges (`engine.ranges`); not defaults.
-
-        Raises:
-            InputError: one is of another type, not finite, or out of its range.
-        """
-        defaults = [f.name for f in fields(self) if getattr(self, f.name) is f.default]
-        checked(self, f"policy {self.name!r}: ", untyped=defaults)
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Fill `plan` for the next iteration; it comes in empty.
@@ -145,26 +137,6 @@ class Policy:
         if self.kernel is None:
             raise InputError(f"policy {self.name!r}: expected a kernel or a plan method, found neither")
         self.kernel(view, memory, plan)
-
-    def params(self, config: EngineConfig) -> np.ndarray:
-        """The parameters as float64, in field order (flags as 0/1); choices are encoded by `encode`."""
-        return np.array([self.encode(f.name, getattr(self, f.name)) for f in fields(self)], np.float64)
-
-    def encode(self, name: str, value: Any) -> float:
-        """One parameter as a number for the kernel (without a kernel: nan for what is none).
-
-        Raises:
-            InputError: there is a kernel, and the parameter is no number.
-        """
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            if self.kernel is None:
-                return float("nan")
-            raise InputError(
-                f"policy {self.name!r}: {name}: expected a number for the kernel, or an `encode` of the class that "
-                f"makes one of {value!r}"
-            ) from None
 
     def on(self, model: Any) -> Self:
         """The same policy told the device on which it is going to run; one that predicts no durations is itself.
@@ -199,12 +171,6 @@ class Policy:
     def runs_compiled(self) -> bool:
         """Whether the kernel is the policy: there is one, and `plan` was not overridden beside it."""
         return self.kernel is not None and type(self).plan is Policy.plan
-
-    @property
-    def spec(self) -> str:
-        """The policy as it is written on the command line: the name and the parameters that differ from defaults."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return write_spec(self.name, values)
 
 
 def kernel_of(policy: type[Policy]) -> Callable[[Callable[[Any, Any, Any], None]], Kernel]:
