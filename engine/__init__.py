@@ -1,5 +1,9 @@
 """One LLM server as arrays: requests, limits, physics, metrics."""
 
+from engine.cluster.record import ClusterRecord, summarize_cluster
+from engine.cluster.router import Router, RouterKernel, drawn, drawn_for, is_better, router_kernel_of
+from engine.cluster.simulate import RouterError, simulate_cluster
+from engine.cluster.state import RouterMemory, RouterView
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records, series
 from engine.config import EngineConfig
@@ -49,6 +53,7 @@ __all__ = [
     "STRICT_SPF",
     "WEIGHED",
     "CacheWarning",
+    "ClusterRecord",
     "EngineConfig",
     "Executor",
     "HotKernel",
@@ -63,6 +68,11 @@ __all__ = [
     "Queue",
     "Record",
     "Requests",
+    "Router",
+    "RouterError",
+    "RouterKernel",
+    "RouterMemory",
+    "RouterView",
     "Scenario",
     "Suite",
     "Tier",
@@ -76,6 +86,8 @@ __all__ = [
     "continue_prefills",
     "decode",
     "decode_oldest_first",
+    "drawn",
+    "drawn_for",
     "drop",
     "enter",
     "evict",
@@ -85,6 +97,7 @@ __all__ = [
     "give",
     "inner",
     "insert_sorted",
+    "is_better",
     "is_decode",
     "is_named",
     "kernel_of",
@@ -100,10 +113,13 @@ __all__ = [
     "record",
     "records",
     "remaining",
+    "router_kernel_of",
     "schedule",
     "series",
     "simulate",
+    "simulate_cluster",
     "summarize",
+    "summarize_cluster",
     "swap",
     "swap_out",
     "take_kv",

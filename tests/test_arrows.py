@@ -31,7 +31,7 @@ OURS = {
 ROOMS = {
     "engine": (
         *("errors", "extras", "files", "machine", "ranges", "fields", "spec", "own_code", "compiled", "config"),
-        *("demand", "server", "device", "scenarios", "runs", "__init__"),
+        *("demand", "server", "device", "scenarios", "runs", "cluster", "__init__"),
     ),
     "llmsched_env": (
         *(

@@ -1,0 +1,1 @@
+"""Several servers and a router: which replica gets a request when it arrives."""
