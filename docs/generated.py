@@ -7,6 +7,7 @@ sources (griffe), so that nothing heavy is imported for them.
 
 import ast
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -27,8 +28,11 @@ import llmsched_env
 import llmsched_env.observation
 from agents.cli import commands, main
 from agents.commands.policies import COLUMNS, cells
+from agents.commands.routers import COLUMNS as ROUTER_COLUMNS
+from agents.commands.routers import cells as router_cells
 from agents.policies import RANDOM, resolve
 from agents.reporting.report import definitions
+from baselines.routers import ROUTERS
 from engine.demand.predictions import channel_descriptions
 from engine.demand.trace_formats import FORMATS
 from engine.demand.workload import length_descriptions, workload_descriptions
@@ -86,6 +90,18 @@ def policies() -> str:
         values = dict(zip(COLUMNS, cells(kind), strict=True))
         summary = (kind.__doc__ or "").partition("\n\n")[0]
         lines += [f"## {values.pop('policy')}", "", " ".join(summary.split()), "", *table("", "")]
+        lines += [f"| {title} | {cell(text)} |" for title, text in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def routers() -> str:
+    """A section for each router that `llmsched routers` knows."""
+    lines = []
+    for kind in ROUTERS.values():
+        values = dict(zip(ROUTER_COLUMNS, router_cells(kind), strict=True))
+        about = inspect.getdoc(kind) or ""
+        lines += [f"## {values.pop('router')}", "", about, "", *table("", "")]
         lines += [f"| {title} | {cell(text)} |" for title, text in values.items()]
         lines.append("")
     return "\n".join(lines)
@@ -156,6 +172,7 @@ def described(lines: Mapping[str, str]) -> str:
 
 PIECES: dict[str, Callable[[], str]] = {
     "policies": policies,
+    "routers": routers,
     "commands": help_texts,
     "rooms": room_map,
     "observation": observation,

@@ -83,6 +83,11 @@ SCENES = {
         _json("score.json"),
         _has_cells,
     ),
+    "route": Scene(
+        "route --num-requests 4000 --workers 2 --rates 4:8:1 --seeds 3 --out FOLDER",
+        _json("route.json"),
+        _has_cells,
+    ),
     "tune": Scene(
         "tune sarathi --rates 1.6,2.0 --seeds 2 --num-requests 800 --workers 2 --save FOLDER/tuned.json",
         _json("tuned.json"),

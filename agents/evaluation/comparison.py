@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -48,10 +49,21 @@ SUMMARISED = (
     *("kept_up_share", "median_normalized_latency_ms", "duration"),
 )
 """Keys that are summarised but not compared."""
-HIGHER_IS_BETTER = ("attainment", "goodput", "throughput")
+HIGHER_IS_BETTER = ("attainment", "goodput", "throughput", "jain")
 
-SHARES = ("attainment", "share", "kv_use", "jain_index")
+SHARES = ("attainment", "share", "kv_use", "jain_index", "jain_replicas")
 """Ends of the keys of numbers that are at most 1."""
+
+
+class Numbered(Protocol):
+    """A run with numbers."""
+
+    @property
+    def verdict(self) -> str:
+        """What the report says of the load, one of VERDICTS."""
+
+    def number(self, key: str) -> float:
+        """A number of the report by its key."""
 
 
 def compared_keys(cells: Sequence[Cell]) -> list[str]:
@@ -67,8 +79,8 @@ def _of(cells: Sequence[Cell], policy: str, load: float | None) -> list[Cell]:
     return [cell for cell in cells if cell.policy == policy and cell.load == load]
 
 
-def _mean(cells: Sequence[Cell], key: str) -> Interval:
-    """Mean over seeds; the interval is cut to what is possible: no number is negative, no share above 1."""
+def over_seeds(cells: Sequence[Numbered], key: str) -> Interval:
+    """Mean over seeds with a 95 % interval, cut to what is possible: no number is negative, no share above 1."""
     found = mean_interval([cell.number(key) for cell in cells])
     most = 1.0 if key.endswith(SHARES) else math.inf
     return Interval(found.mean, max(found.low, 0.0), min(found.high, most), found.n)
@@ -80,16 +92,21 @@ def summary(policies: Sequence[str], loads: Loads, cells: Sequence[Cell]) -> tup
     return tuple(_summary(policy, load, _of(cells, policy, load), keys) for load in loads for policy in policies)
 
 
-def _summary(policy: str, load: float | None, cells: Sequence[Cell], keys: Sequence[str]) -> Summary:
+def common_verdict(cells: Sequence[Numbered]) -> str:
+    """The commonest verdict; of equally common ones the worst."""
     verdicts = Counter(cell.verdict for cell in cells)
+    return max(VERDICTS, key=lambda verdict: (verdicts[verdict], VERDICTS.index(verdict)))
+
+
+def _summary(policy: str, load: float | None, cells: Sequence[Cell], keys: Sequence[str]) -> Summary:
     return Summary(
         policy=policy,
         load=load,
         seeds=len(cells),
         paper=sum(cell.meets("paper") for cell in cells),
         sound=sum(cell.meets("sound") for cell in cells),
-        verdict=max(VERDICTS, key=lambda verdict: (verdicts[verdict], VERDICTS.index(verdict))),
-        metrics={key: _mean(cells, key) for key in keys},
+        verdict=common_verdict(cells),
+        metrics={key: over_seeds(cells, key) for key in keys},
     )
 
 
@@ -111,9 +128,13 @@ def paired(policies: Sequence[str], loads: Loads, cells: Sequence[Cell], to: str
 
 
 def _difference(key: str, ours: Sequence[Cell], reference: Sequence[Cell]) -> Difference:
+    return Difference(ours[0].policy, ours[0].load, key, *compared(key, ours, reference))
+
+
+def compared(key: str, ours: Sequence[Numbered], reference: Sequence[Numbered]) -> tuple[Interval, float | None, str]:
+    """The difference to the reference, pair by pair, the same over the reference's mean, and what is said of it."""
     theirs = [cell.number(key) for cell in reference]
     difference = paired_interval([cell.number(key) for cell in ours], theirs)
     mean = float(np.mean(theirs))
     relative = difference.mean / mean if mean else math.nan
-    judgement = _judge(key, difference)
-    return Difference(ours[0].policy, ours[0].load, key, difference, finite(relative), judgement)
+    return difference, finite(relative), _judge(key, difference)

@@ -23,7 +23,7 @@ FILES = [
     *("sensitivity --plot", "starvation --json", "starvation --plot", "directions --json", "tiles --json"),
     *("reproduce --json", "bench --json", "fluid --json", "validate --json", "fit --table t.csv --out"),
     *("validate --against run.jsonl --json", "validate --against run.jsonl --plot"),
-    "validate --against run.jsonl --report",
+    *("validate --against run.jsonl --report", "route --json", "route --report"),
     *("fit --table t.csv --plot", "tune slai --save", "profile --executor transformers:tiny --out"),
 ]
 FOLDERS = [
@@ -32,6 +32,7 @@ FOLDERS = [
     "devices --out",
     "score slai --out",
     "headroom slai --out",
+    "route --out",
     "evolve --run-dir",
     "mixture --run-dir",
     "train --run-dir",
@@ -50,6 +51,7 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["engine.runs.simulate"], "run_in_pieces", work)
+    monkeypatch.setattr(sys.modules["engine.cluster.simulate"], "compiled_run", work)
     Path("file").write_text("mine")
     Path("folder").mkdir()
     Path("folder/config.json").write_text("mine")

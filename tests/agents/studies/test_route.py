@@ -1,0 +1,166 @@
+"""Routers head to head: common arrivals, paired differences to the first, any number of workers says the same."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import baselines
+from agents.cli import main
+from agents.evaluation.setup import Setup
+from agents.evaluation.statistics import paired_interval
+from agents.reporting.route_tables import difference_grid, fleet_grid, html_text, markdown_text, replica_grid
+from agents.source import Source
+from agents.studies.route.records import FORMAT, Routes
+from agents.studies.route.run import Routing, run_routing
+from baselines import routers
+from engine.cluster.record import summarize_cluster
+from engine.cluster.simulate import simulate_cluster
+from engine.config import EngineConfig
+from engine.demand.workload import Workload
+from engine.device.latency import load_profile
+from engine.errors import InputError
+
+SETUP = Setup(
+    policies=("sarathi",),
+    source=Source(num_requests=120),
+    seeds=3,
+    reference="sarathi",
+    profile=load_profile("rtx6000ada-mistral-7b"),
+    config=EngineConfig(),
+)
+ROUTING = Routing(routers=("random", "jsq", "least_tokens:age=0.5"), replicas=3, setup=SETUP, loads=(4.0, 6.0))
+
+
+@pytest.fixture(scope="module")
+def result() -> Routes:
+    return run_routing(ROUTING)
+
+
+def test_every_router_meets_the_same_arrivals_and_is_what_simulate_cluster_makes_of_them(result: Routes) -> None:
+    assert len(result.cells) == 3 * 2 * 3
+    for load in (4.0, 6.0):
+        for seed in range(3):
+            cells = [cell for cell in result.cells if (cell.load, cell.seed) == (load, seed)]
+            assert len({cell.trace for cell in cells}) == 1
+            requests = Workload(rate=load, num_requests=120).generate(seed)
+            assert cells[0].trace == requests.digest()
+            for cell in cells:
+                policies, devices = [baselines.make("sarathi")] * 3, [SETUP.profile] * 3
+                record = simulate_cluster(routers.make(cell.router), policies, requests, devices, seed=seed)
+                report = summarize_cluster(record)
+                assert cell.number("mean_ttft_ms") == pytest.approx(1000.0 * report.fleet.ttft.mean)
+                assert cell.number("jain_replicas") == pytest.approx(report.jain_replicas)
+                assert [one.requests for one in cell.replicas] == record.sent.tolist()
+                assert sum(one.requests for one in cell.replicas) == 120
+
+
+def test_differences_are_paired_with_the_first_router(result: Routes) -> None:
+    assert result.reference == "random"
+    assert {row.router for row in result.differences} == {"jsq", "least_tokens:age=0.5"}
+    row = next(r for r in result.differences if (r.router, r.load, r.metric) == ("jsq", 6.0, "mean_ttft_ms"))
+    ours, theirs = ([c.number("mean_ttft_ms") for c in result.of(name, 6.0)] for name in ("jsq", "random"))
+    assert row.difference == paired_interval(ours, theirs)
+    assert row.relative == pytest.approx((np.mean(ours) - np.mean(theirs)) / np.mean(theirs))
+
+
+def test_tables_have_a_row_for_each_router_and_load(result: Routes) -> None:
+    fleet, replicas, differences = fleet_grid(result), replica_grid(result), difference_grid(result)
+    assert [part.title for part in fleet.parts] == [
+        f"{load} requests/s in front of 3 replicas, each with sarathi" for load in (4, 6)
+    ]
+    assert [row[0] for row in fleet.parts[0].rows] == list(ROUTING.routers)
+    assert differences is not None
+    assert len(differences.parts[0].rows) == 4
+    assert len(replicas.parts[0].rows) == 6
+    assert markdown_text(result).count("| jsq |") == 2 + 2 + 2  # fleet, differences, replicas
+    assert "least_tokens:age=0.5" in html_text(result)
+
+
+def test_workers_and_interruptions_change_nothing(result: Routes, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 3 and not (tmp_path / stage).exists():
+            (tmp_path / stage).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_routing(ROUTING, folder=tmp_path, progress=interrupt)
+    done: list[int] = []
+    again = run_routing(ROUTING, workers=2, folder=tmp_path, resume=True, progress=lambda _, k, __: done.append(k))
+    assert again == result
+    assert len(done) == 18 - 3
+
+
+def test_another_configuration_has_another_digest(tmp_path: Path) -> None:
+    others = [replace(ROUTING, replicas=4), replace(ROUTING, routers=("random", "jsq")), replace(ROUTING, loads=(4.0,))]
+    assert len({one.digest() for one in (ROUTING, *others)}) == 4
+
+
+ARGUMENTS = "--replicas 2 --policy vllm --rates 2,3 --seeds 2 --num-requests 40 --workers 1 --no-progress"
+
+
+def test_the_command_prints_tables_and_writes_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["route", "--routers", "round_robin,power_of_d:d=2,age=0.5", *ARGUMENTS.split(), "--json", "r.json"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "3 requests/s in front of 2 replicas, each with vllm" in printed
+    assert "Difference to round_robin, same arrivals, 95 % interval" in printed
+    assert "power_of_d:d=2,age=0.5 0.5 s" in printed
+    data = json.loads(Path("r.json").read_text())
+    assert data == json.loads(Path("out/route/route.json").read_text())
+    assert (data["format"], data["reference"], data["replicas"]) == (FORMAT, "round_robin", 2)
+    assert [router["label"] for router in data["routers"]] == ["round_robin", "power_of_d:d=2,age=0.5"]
+    assert {path.name for path in Path("out/route").iterdir()} >= {"route.json", "table.md", "report.html"}
+
+
+def test_a_user_compares_a_router_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "from engine import Router\n\nclass First(Router):\n    name = 'first'\n"
+    Path("mine.py").write_text(f"{text}\n    def route(self, view, memory):\n        return 0\n")
+    assert main(["route", "--routers", "jsq,mine.py:First", *ARGUMENTS.split(), "--json", "r.json"]) == 0
+    data = json.loads(Path("r.json").read_text())
+    assert "@" in data["config"]["routers"][1]
+    own = [cell for cell in data["cells"] if cell["router"] == "mine.py:First"]
+    assert all([replica["requests"] for replica in cell["replicas"]] == [40, 0] for cell in own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--replicas 0", "replicas: expected a whole number from 1 to 4096, got 0"),
+        ("--routers joiner", "router: expected one of random, weighted_random, "),
+        ("--routers jsq,jsq", "routers: expected each once, got 'jsq' twice"),
+        ("--routers jsq:age=x", "router 'jsq': age: expected a number, got 'x'"),
+        ("--policy nobody", "policy: expected one of "),
+        ("--workload closed:users=4", "route: expected an open loop, got 4 users"),
+        ("--engine.num-blocks 20", "replica 0: request "),
+        ("--rates 2,2", "rates: expected "),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["route", *arguments.split(), "--num-requests", "40", "--workers", "1", "--no-progress"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llmsched: {message}"), said
+    assert said.count("\n") == 1
+    assert not Path("out/route/route.json").exists()
+
+
+def test_no_router_and_a_closed_loop_are_refused() -> None:
+    with pytest.raises(InputError, match="routers: expected at least one, got none"):
+        replace(ROUTING, routers=())
+
+
+def test_the_routers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["routers"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in routers.names())
+    assert "clients=1, kv_weight=6.0, age=0.1" in printed
