@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.bench.timing import alternate
+from agents.bench.cluster import cluster, cluster_peak
+from agents.bench.timing import alternate, peak_mib
 from agents.work.processes import child_environment, end_with_parent
 from agents.work.progress import OnProgress, unseen
 from engine.config import EngineConfig
@@ -90,18 +91,6 @@ def simulate_peak(scale: float) -> Result:
     requests = Workload(rate=1.6, num_requests=int(CURVE_REQUESTS * scale)).generate(0)
     _serve("sarathi", requests, EngineConfig())
     return {"simulate_peak_mib": peak_mib()}
-
-
-def peak_mib() -> float:
-    """Largest resident size of this process so far (MiB)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss it does not start from the size of the parent.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0 * 1024.0)
 
 
 def _running(policy: str, count: int, scale: float) -> float:
@@ -276,6 +265,8 @@ MEASUREMENTS: dict[str, Callable[[float], Result]] = {
     "peak": simulate_peak,
     "growth": growth,
     "policies": policies,
+    "cluster": cluster,
+    "cluster_peak": cluster_peak,
 }
 """Measurements by name: function of the scale (1 = the full size), returning JSON entries."""
 

@@ -22,6 +22,10 @@ GOALS: dict[str, tuple[str, float]] = {
     "warm_start_s": ("<=", 1.5),
     "simulate_peak_mib": ("<=", 250.0),
     "slowest_policy_to_sarathi": (">=", 0.2),
+    "cluster_4_to_simulate": ("<=", 1.15),
+    "cluster_16_to_simulate": ("<=", 1.4),
+    "routing_decisions_per_s": (">=", 60_000),
+    "cluster_peak_mib": ("<=", 1536.0),
 }
 """What each figure must reach on a quiet machine."""
 
@@ -31,8 +35,8 @@ class Command(TableOptions, ProgressOptions):
     """Measure speed and memory: one thread, medians, peers in turn in the same process."""
 
     only: str | None = None
-    """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth, policies
-    (default: all)."""
+    """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth, policies, cluster,
+    cluster_peak (default: all)."""
     scale: float = 1.0
     """Size of the measurements; below 1 they are quicker and less exact."""
     json: Path | None = None

@@ -7,7 +7,8 @@ import pytest
 
 import baselines
 from agents.bench import speed
-from agents.bench.timing import alternate
+from agents.bench.cluster import cluster
+from agents.bench.timing import alternate, peak_mib
 from agents.commands.bench import Command
 from engine.errors import InputError
 
@@ -39,15 +40,22 @@ def test_every_baseline_is_measured_beside_sarathi() -> None:
     assert found["slowest_policy_to_sarathi"] == min(found["policy_to_sarathi"].values()) > 0.0
 
 
+def test_a_cluster_is_measured_beside_simulate() -> None:
+    found = cluster(0.05)
+    assert found["routing_decisions_per_s"] > 0.0
+    assert 0.2 < found["cluster_4_to_simulate"] < 20.0
+    assert 0.2 < found["cluster_16_to_simulate"] < 20.0
+
+
 def test_peak_memory_counts_what_a_process_holds() -> None:
-    before = speed.peak_mib()
+    before = peak_mib()
     block = np.ones(64 * 1024 * 1024, np.int8)
     del block
     # The peak stays when the memory is given back, and grows no further by a smaller block.
-    peak = speed.peak_mib()
+    peak = peak_mib()
     assert peak >= max(before, 64.0)
     assert np.ones(1024).sum() == 1024
-    assert speed.peak_mib() - peak < 8.0
+    assert peak_mib() - peak < 8.0
 
 
 def test_each_measurement_runs_in_a_process_of_its_own() -> None:

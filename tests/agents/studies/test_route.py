@@ -133,14 +133,14 @@ def test_a_user_compares_a_router_in_a_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--replicas 0", "replicas: expected a whole number from 1 to 4096, got 0"),
+        ("--replicas 0", "replicas: expected a whole number >= 1, got 0"),
         ("--routers joiner", "router: expected one of random, weighted_random, "),
         ("--routers jsq,jsq", "routers: expected each once, got 'jsq' twice"),
         ("--routers jsq:age=x", "router 'jsq': age: expected a number, got 'x'"),
         ("--policy nobody", "policy: expected one of "),
-        ("--workload closed:users=4", "route: expected an open loop, got 4 users"),
+        ("--workload closed:concurrency=4", "route: expected an open loop, got 4 users"),
         ("--engine.num-blocks 20", "replica 0: request "),
-        ("--rates 2,2", "rates: expected "),
+        ("--rates 2,2", "rates: expected each load once, got (2.0, 2.0)"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
