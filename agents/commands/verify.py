@@ -18,7 +18,7 @@ DIFFERS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ProgressOptions):
-    """Run the result of compare, evaluate or score again and compare it to the last bit.
+    """Run a result again and compare it to the last bit: of compare, evaluate, score, capacity, devices, headroom.
 
     Prints "identical", or the first number that differs with the run that it is in, the versions that differ, and how
     many runs met other requests. Exit code: 0 identical, 1 not, 2 bad input.
@@ -27,7 +27,7 @@ class Command(ProgressOptions):
     result: Annotated[Path, tyro.conf.Positional]
     """The JSON file, or the folder of the command."""
     trace: str | None = None
-    """The trace file of an evaluation that served one; its digest must be that of the result."""
+    """The trace file, if one was served; its digest must be that in the result."""
     workers: UpToMillion | None = None
     """Processes (default: one per core); the result does not depend on it."""
 

@@ -19,12 +19,17 @@ scenarios:
   - {name: slow, workload: 'poisson:rate=1.5'}
   - {name: fast, workload: 'poisson:rate=6', profile: h100-mistral-7b}
 """
-COMPARE, SCORE, EVALUATE, RECORDED = (
+COMPARE, SCORE, EVALUATE, RECORDED, HEADROOM, CAPACITY, GRID, DEVICES = (
     "compare --option watermark=0,0.3 --baseline watermark=0.3",
     "score srtf",
     "evaluate --policies sarathi,vllm_v1,srtf --rates 1.5,2 --seeds 2 --num-requests 30 --no-plots --goodput ttft:500",
     "evaluate --policies sarathi,orca --trace trace.csv --window 1: --seeds 2 --no-plots --horizon 400",
+    "headroom slackfit:tuned --tries 2",
+    "capacity --policies sarathi,srtf --seeds 1 --num-requests 30 --low 1 --high 2 --tolerance 0.3",
+    "capacity --policies sarathi,srtf --seeds 2 --num-requests 30 --rates 1,2",
+    "devices --policies slai,srtf --profiles h100-mistral-7b --shares 0.5 --seeds 1 --num-requests 30",
 )
+OF_SUITES = (COMPARE, SCORE, HEADROOM)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +42,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found: dict[str, Path] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for line in (COMPARE, SCORE, EVALUATE, RECORDED):
+        for line in (*OF_SUITES, EVALUATE, RECORDED, CAPACITY, GRID, DEVICES):
             place = f"{line.split()[0]}{len(found)}"
-            suite = [] if "evaluate" in line else ["--suite", "small.yml"]
+            suite = ["--suite", "small.yml"] if line in OF_SUITES else []
             assert main([*line.split(), *suite, "--workers", "1", "--out", place, "--json", f"{place}.json"]) == 0
             found[line] = folder / f"{place}.json"
     return found
@@ -49,7 +54,7 @@ def verified(path: Path, *options: str) -> int:
     return main(["verify", str(path), "--workers", "1", *options])
 
 
-@pytest.mark.parametrize("line", [COMPARE, SCORE, EVALUATE])
+@pytest.mark.parametrize("line", [*OF_SUITES, EVALUATE, CAPACITY, GRID, DEVICES])
 def test_a_result_comes_out_again_to_the_last_bit(
     results: dict[str, Path], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,11 +142,20 @@ def test_versions_are_named_beside_the_number_that_differs(results: dict[str, Pa
     made["cells"][2]["point"]["trace"] = made["cells"][0]["point"]["trace"] = "f" * 16
     made["versions"]["numba"] = "9.9"
     found = compared(stored, made)
-    assert (found.cells_differ, found.traces_differ) == (2, 2)
+    assert (found.runs_differ, found.traces_differ) == (2, 2)
     versions, first, counts = found.lines()
     assert versions == f"versions.numba: stored {stored['versions']['numba']!r}, again '9.9'"
     assert first.startswith("differs: slow, srtf, seed 0: cells[0].point.trace: stored ")
     assert counts.startswith("2 of ")
+
+
+def test_a_point_of_a_search_is_named_by_policy_and_seed(results: dict[str, Path]) -> None:
+    stored = json.loads(results[GRID].read_text())
+    made = deepcopy(stored)
+    made["points"][1]["trace"] = "f" * 16
+    first, counts = compared(stored, made).lines()
+    assert first.startswith("differs: 1.0, srtf, seed 0: points[1].trace: stored ")
+    assert counts == "1 of 8 runs differ, 1 of them in their requests"
 
 
 def test_times_of_decisions_are_no_difference(results: dict[str, Path]) -> None:
@@ -178,9 +192,10 @@ def test_differences_are_found_where_they_are(stored: Any, again: Any, expected:
         ("[]", "expected a result"),
         (
             "{}",
-            "expected a result with format llmsched-compare/1 or llmsched-score/1 or llmsched-evaluation/2, got",
+            "expected a result with format llmsched-compare/1 or llmsched-score/1 or llmsched-evaluation/2 or",
         ),
-        ('{"format": "llmsched-devices/1"}', "got 'llmsched-devices/1'"),
+        ('{"format": "llmsched-tiles/1"}', "got 'llmsched-tiles/1'"),
+        ('{"format": "llmsched-devices/1"}', "missing key"),
         ('{"format": "llmsched-compare/1"}', "compare: missing key 'policy'"),
         ('{"format": "llmsched-score/1", "scored": [], "config": {}}', "missing key 'suite'"),
         ('{"format": "llmsched-score/1", "scored": [], "config": {"suite": {}}}', "config.suite: expected a suite"),
@@ -201,4 +216,6 @@ def test_what_is_no_result_is_one_line(
 
 def test_a_folder_without_a_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verified(tmp_path) == 2
-    assert "expected a folder with one of compare.json, score.json, result.json" in capsys.readouterr().err
+    assert (
+        "expected a folder with one of compare.json, score.json, result.json, capacity.json" in capsys.readouterr().err
+    )
