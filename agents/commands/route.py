@@ -16,11 +16,13 @@ from agents.reporting.route_tables import (
     remark_lines,
     replica_grid,
 )
+from agents.studies.route.fleet import Seat, equal, read_fleet
 from agents.studies.route.records import Routes
 from agents.studies.route.run import Routing, run_routing
 from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
+from engine.errors import InputError
 from engine.files.reading import is_there
 from engine.ranges import Rate
 from engine.spec import split_specs
@@ -30,15 +32,18 @@ from engine.spec import split_specs
 class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions):
     """Compare routers in front of a fleet of replicas: the fleet, paired differences, how far replicas are apart.
 
-    Every replica is the same server with the same policy. Finished runs are kept in OUT/cells.jsonl: after an
-    interruption --resume goes on from there.
+    Every replica is the same server with the same policy, unless --fleet says otherwise. Finished runs are kept in
+    OUT/cells.jsonl: after an interruption --resume goes on from there.
     """
 
     routers: str = "random,least_tokens,jsq"
     """Routers, comma separated (`llmsched routers` lists them): jsq:age=5, power_of_d:d=3, classes of your own
     (module:Class or path/file.py:Class); the others are compared with the first."""
-    replicas: int = 4
-    """How many replicas."""
+    replicas: int | None = None
+    """How many replicas, all alike (default: 4)."""
+    fleet: Path | None = None
+    """YAML file with kinds of replicas instead: {replicas: [{count: 2}, {count: 2, profile: NAME:speed=3, server:
+    num_blocks=2x, policy: sarathi}]}; what a kind does not say is as in the options."""
     policy: str = "slai"
     """Policy of each replica: a baseline, pretrained, the folder of a trained one, a class of your own."""
     rate: Rate | None = None
@@ -64,11 +69,12 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
         Raises:
             InputError: options that do not fit.
         """
+        fleet = self._fleet()
         setup = Setup(
-            policies=(self.policy,),
+            policies=tuple(dict.fromkeys(seat.policy for seat in fleet)),
             source=self.source(),
             seeds=self.seeds,
-            reference=self.policy,
+            reference=fleet[0].policy,
             profile=self.model(),
             config=self.engine,
             horizon_s=self.horizon,
@@ -76,13 +82,22 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
             goodput=self.limits(),
         )
         specs = split_specs(self.routers, is_there)
-        return Routing(routers=specs, replicas=self.replicas, setup=setup, loads=self._loads())
+        return Routing(routers=specs, fleet=fleet, setup=setup, loads=self._loads(len(fleet)))
 
-    def _loads(self) -> tuple[float | None, ...]:
+    def _fleet(self) -> tuple[Seat, ...]:
+        """The replicas."""
+        seat = Seat(self.policy, self.model(), self.engine)
+        if self.fleet is None:
+            return equal(4 if self.replicas is None else self.replicas, seat)
+        if self.replicas is not None:
+            raise InputError("replicas, fleet: expected one of them, got both")
+        return read_fleet(self.fleet, seat)
+
+    def _loads(self, replicas: int) -> tuple[float | None, ...]:
         """The loads of the fleet; where none is said, that of one server for each replica."""
         loads = self.loads(self.rate, self.rates)
         is_said = self.rate is not None or self.rates is not None
-        return loads if is_said else tuple(None if load is None else load * self.replicas for load in loads)
+        return loads if is_said else tuple(None if load is None else load * replicas for load in loads)
 
     def run(self) -> None:
         """Run, print, write.

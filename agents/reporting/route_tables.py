@@ -45,7 +45,7 @@ def fleet_grid(result: Routes) -> Grid:
 
 
 def _title(result: Routes, load: float | None) -> str:
-    return f"{_load(load)} in front of {result.replicas} replicas, each with {result.policy}"
+    return f"{_load(load)} in front of {result.fleet}"
 
 
 def _row(row: Standing, tiers: Sequence[str]) -> tuple[Cell, ...]:

@@ -12,15 +12,16 @@ from engine.cluster.work import requests_at
 class JSQ(Router):
     """The replica with the fewest requests, waiting or running; equal ones are drawn.
 
-    Known as least request, least loaded and least outstanding requests, too. With counts that are old everybody goes
-    where the queue was shortest at the last report, until the next one.
+    Known as least request, least loaded and least outstanding requests, too; AIBrix's prefix-cache router does this
+    with a request that matches no prefix. With counts that are old everybody goes where the queue was shortest at the
+    last report, until the next one.
     """
 
     age: Age = 0.0
     """Seconds from one report to the next (0: the router's own count of requests in flight)."""
 
     name: ClassVar[str] = "jsq"
-    source: ClassVar[str] = "vllm-project/aibrix least_request.go; Vidur's LOR; Dynamo least-loaded"
+    source: ClassVar[str] = "vllm-project/aibrix least_request.go, prefix_cache.go; Vidur's LOR; Dynamo least-loaded"
     sees: ClassVar[str] = "requests at each replica"
     evidence: ClassVar[str] = "public code"
 

@@ -26,11 +26,13 @@ def prices_of(model: LatencyModel, config: EngineConfig) -> Prices:
     for _ in range(decodes):
         batch = add(batch, CONTEXT, 1, True)
     return Prices(
-        _seconds(model, config, add(EMPTY, 0, CHUNK, False)) / CHUNK, _seconds(model, config, batch) / decodes
+        seconds_of_batch(model, config, add(EMPTY, 0, CHUNK, False)) / CHUNK,
+        seconds_of_batch(model, config, batch) / decodes,
     )
 
 
-def _seconds(model: LatencyModel, config: EngineConfig, batch: Features) -> float:
+def seconds_of_batch(model: LatencyModel, config: EngineConfig, batch: Features) -> float:
+    """Seconds of an iteration with this batch."""
     features = new_features()
     store(batch, 0.0, features)
     return float(iteration_seconds(model.compiled(config), features))

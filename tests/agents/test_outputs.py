@@ -23,7 +23,7 @@ FILES = [
     *("sensitivity --plot", "starvation --json", "starvation --plot", "directions --json", "tiles --json"),
     *("reproduce --json", "bench --json", "fluid --json", "validate --json", "fit --table t.csv --out"),
     *("validate --against run.jsonl --json", "validate --against run.jsonl --plot"),
-    *("validate --against run.jsonl --report", "route --json", "route --report"),
+    *("validate --against run.jsonl --report", "route --json", "route --report", "region --json"),
     *("fit --table t.csv --plot", "tune slai --save", "profile --executor transformers:tiny --out"),
 ]
 FOLDERS = [

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
+from engine.demand.forecast import Forecast
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier, check_shares, draw_tiers, seeded
 from engine.errors import InputError
 
@@ -106,6 +107,23 @@ def test_pickling_keeps_content_and_protection() -> None:
 def test_rate_counts_gaps() -> None:
     assert three().rate == pytest.approx(2 / 1.5)
     assert three(arrival=[0.0, 0.0, 0.0]).rate == math.inf
+
+
+def test_take_keeps_the_requests_that_are_asked_for_even_none() -> None:
+    some = three(prediction=[1.0, 2.0, 3.0], source="here").take(np.array([0, 2]))
+    assert (some.prompt.tolist(), some.prediction.tolist(), some.source) == ([10, 30], [1.0, 3.0], "here")
+    assert some.digest() == Requests.create([0.0, 1.5], [10, 30], [1, 3], prediction=[1.0, 3.0]).digest()
+    assert len(three().take(np.array([], np.int64))) == 0
+    with pytest.raises(InputError, match="expected an open loop to take some from, got a closed loop"):
+        three().limited(1).take(np.array([0]))
+
+
+def test_take_keeps_refreshed_predictions_with_their_requests() -> None:
+    first, total = np.array([0, 0, 1, 3]), np.array([7.0, 8.0, 9.0], np.float32)
+    requests = three(forecast=Forecast("own", every=1, first=first, total=total))
+    found = requests.take(np.array([0, 2])).forecast
+    assert found.first.tolist() == [0, 0, 2]
+    assert found.total.tolist() == [8.0, 9.0]
 
 
 def test_head_keeps_the_first_requests() -> None:

@@ -113,8 +113,8 @@ class Routes:
     config_hash: str
     reference: str
     """The router that the others are compared with."""
-    policy: str
-    """What schedules on each replica."""
+    fleet: str
+    """The replicas, in a few words."""
     replicas: int
     seeds: int
     versions: dict[str, str]

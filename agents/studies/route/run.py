@@ -1,4 +1,4 @@
-"""Run routers in front of a fleet of equal replicas, every router on the same arrivals, and compare them."""
+"""Run routers in front of a fleet of replicas, every router on the same arrivals, and compare them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from agents.evaluation.comparison import common_verdict, compared, over_seeds
 from agents.evaluation.setup import Setup, requests_of, run_cells
+from agents.studies.route.fleet import Seat, described
 from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNumbers, Routes, Standing
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
@@ -17,9 +18,7 @@ from engine.cluster.record import ClusterRecord, ClusterReport, summarize_cluste
 from engine.cluster.simulate import simulate_cluster
 from engine.errors import InputError
 from engine.own_code import parse_place, source_digest
-from engine.ranges import whole
 
-MOST_REPLICAS = 4096
 COMPARED = (
     *("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "max_wait_s", "mean_e2el_ms", "slo_attainment", "slo_goodput"),
     *("output_throughput", "jain_replicas", "imbalance"),
@@ -35,10 +34,10 @@ class Routing:
 
     routers: tuple[str, ...]
     """Specs of the routers; the others are compared with the first."""
-    replicas: int
-    """How many."""
+    fleet: tuple[Seat, ...]
+    """The replicas."""
     setup: Setup
-    """The policy, the device and the limits of each replica; requests and seeds."""
+    """Their policies, the requests and the seeds."""
     loads: tuple[float | None, ...]
     """Requests/s of the whole fleet; None: the recorded times of the trace."""
 
@@ -46,7 +45,8 @@ class Routing:
         """Check what the parts do not check themselves.
 
         Raises:
-            InputError: no router or one twice, no replica, no load or one twice, or a closed loop.
+            InputError: no router or one twice, no load or one twice, a closed loop, or policies of which each wants
+                other predictions.
         """
         if not self.routers:
             raise InputError("routers: expected at least one, got none")
@@ -54,20 +54,27 @@ class Routing:
             routers.make(router)
             if self.routers.count(router) > 1:
                 raise InputError(f"routers: expected each once, got {router!r} twice")
-        whole(1, MOST_REPLICAS).check(self.replicas, "replicas")
         if not self.loads or len(set(self.loads)) < len(self.loads):
             raise InputError(f"rates: expected each load once, got {self.loads}")
         if self.setup.source.closed_loop:
             raise InputError(f"route: expected an open loop, got {self.setup.source.closed_loop}")
+        channels = dict.fromkeys(filter(None, map(self._channel, self.setup.policies)))
+        if len(channels) > 1:
+            raise InputError(f"route: expected policies with the same predictions, got {', '.join(channels)}")
+
+    def _channel(self, policy: str) -> str:
+        return self.setup.source.channel(self.setup.policy(policy))
 
     @property
-    def policy(self) -> str:
-        """What schedules on each replica."""
-        return str(self.setup.policies[0])
+    def _told(self) -> str:
+        """The policy whose predictions the requests have."""
+        return next((policy for policy in self.setup.policies if self._channel(policy)), self.setup.policies[0])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; two with the same form have the same cells."""
-        own = {"routers": [fingerprint(r) for r in self.routers], "replicas": self.replicas, "loads": list(self.loads)}
+        fingerprints = dict(zip(self.setup.labels, self.setup.to_dict()["policies"], strict=True))
+        own: dict[str, Any] = {"routers": [fingerprint(r) for r in self.routers], "loads": list(self.loads)}
+        own["fleet"] = [seat.to_dict() | {"policy": fingerprints[seat.policy]} for seat in self.fleet]
         return self.setup.to_dict() | own
 
     def digest(self) -> str:
@@ -81,13 +88,13 @@ class Routing:
             InputError: the requests do not fit the servers.
             PolicyError: the policy or the router broke the rules.
         """
-        setup, count = self.setup, self.replicas
+        setup = self.setup
         record = simulate_cluster(
             routers.make(router),
-            [setup.policy(self.policy)] * count,
-            setup.requests_for(self.policy, load, seed),
-            [setup.profile] * count,
-            [setup.config] * count,
+            [setup.policy(seat.policy) for seat in self.fleet],
+            setup.requests_for(self._told, load, seed),
+            [seat.profile for seat in self.fleet],
+            [seat.config for seat in self.fleet],
             seed=seed,
             horizon_s=setup.horizon_s,
         )
@@ -192,8 +199,8 @@ def _compared(routing: Routing, cells: list[Cell]) -> Routes:
         config=routing.to_dict(),
         config_hash=routing.digest(),
         reference=first,
-        policy=routing.policy,
-        replicas=routing.replicas,
+        fleet=described(routing.fleet),
+        replicas=len(routing.fleet),
         seeds=routing.setup.seeds,
         versions=versions(),
         routers=tuple(map(_described, routing.routers)),

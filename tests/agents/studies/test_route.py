@@ -13,6 +13,7 @@ from agents.evaluation.setup import Setup
 from agents.evaluation.statistics import paired_interval
 from agents.reporting.route_tables import difference_grid, fleet_grid, html_text, markdown_text, replica_grid
 from agents.source import Source
+from agents.studies.route.fleet import Seat
 from agents.studies.route.records import FORMAT, Routes
 from agents.studies.route.run import Routing, run_routing
 from baselines import routers
@@ -31,7 +32,8 @@ SETUP = Setup(
     profile=load_profile("rtx6000ada-mistral-7b"),
     config=EngineConfig(),
 )
-ROUTING = Routing(routers=("random", "jsq", "least_tokens:age=0.5"), replicas=3, setup=SETUP, loads=(4.0, 6.0))
+SEAT = Seat("sarathi", SETUP.profile, SETUP.config)
+ROUTING = Routing(routers=("random", "jsq", "least_tokens:age=0.5"), fleet=(SEAT,) * 3, setup=SETUP, loads=(4.0, 6.0))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,11 @@ def test_workers_and_interruptions_change_nothing(result: Routes, tmp_path: Path
 
 
 def test_another_configuration_has_another_digest(tmp_path: Path) -> None:
-    others = [replace(ROUTING, replicas=4), replace(ROUTING, routers=("random", "jsq")), replace(ROUTING, loads=(4.0,))]
+    others = [
+        replace(ROUTING, fleet=(SEAT,) * 4),
+        replace(ROUTING, routers=("random", "jsq")),
+        replace(ROUTING, loads=(4.0,)),
+    ]
     assert len({one.digest() for one in (ROUTING, *others)}) == 4
 
 
@@ -130,6 +136,54 @@ def test_a_user_compares_a_router_in_a_file(tmp_path: Path, monkeypatch: pytest.
     assert all([replica["requests"] for replica in cell["replicas"]] == [40, 0] for cell in own)
 
 
+MIXED = """
+replicas:
+  - count: 2
+  - count: 1
+    profile: rtx6000ada-mistral-7b:speed=3
+    server: num_blocks=2x,max_num_seqs=256
+    policy: vllm
+"""
+
+
+def test_a_fleet_of_kinds_comes_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mixed.yml").write_text(MIXED)
+    rest = "--policy sarathi --rates 6 --seeds 2 --num-requests 60 --workers 1 --no-progress --json r.json"
+    assert main(["route", "--routers", "weighted_random,jsq", "--fleet", "mixed.yml", *rest.split()]) == 0
+    fast = "1 of vllm on rtx6000ada-mistral-7b:speed=3"
+    assert f"3 replicas, 2 of sarathi on rtx6000ada-mistral-7b, {fast}" in capsys.readouterr().out
+    data = json.loads(Path("r.json").read_text())
+    assert [replica["policy"] for replica in data["cells"][0]["replicas"]] == ["sarathi", "sarathi", "vllm"]
+    slow, _, fast_one = data["config"]["fleet"]
+    assert fast_one["engine"]["num_blocks"] == 2 * slow["engine"]["num_blocks"]
+    assert fast_one["engine"]["max_num_seqs"] == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("replicas: []", "mixed.yml: expected 1 to 4096 replicas, got none"),
+        ("fleet: 3", "mixed.yml: expected a mapping with a list of replicas, got "),
+        ("replicas: [{count: 0}]", "mixed.yml: replicas[0]"),
+        ("replicas: [{speed: 3}]", "mixed.yml: replicas[0]"),
+        ("replicas: [{profile: moon}]", "profile: expected one of "),
+        ("replicas: [{policy: trail}, {policy: ltr}]", "route: expected policies with the same predictions, got "),
+    ],
+)
+def test_a_bad_fleet_is_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mixed.yml").write_text(text)
+    assert main(["route", "--fleet", "mixed.yml", "--num-requests", "40", "--no-progress"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llmsched: {message}"), said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -141,6 +195,8 @@ def test_a_user_compares_a_router_in_a_file(tmp_path: Path, monkeypatch: pytest.
         ("--workload closed:concurrency=4", "route: expected an open loop, got 4 users"),
         ("--engine.num-blocks 20", "replica 0: request "),
         ("--rates 2,2", "rates: expected each load once, got (2.0, 2.0)"),
+        ("--replicas 2 --fleet x.yml", "replicas, fleet: expected one of them, got both"),
+        ("--fleet x.yml", "x.yml: "),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
