@@ -101,7 +101,7 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions):
                 progress=progress,
             )
             advice = judge(question, found)
-            staffed = replicas(day, min(advice.row.loads), self.price) if day else None
+            staffed = replicas(day, min(advice.row.carries_by_seed), self.price) if day else None
             for path in (self.out / "advice.json", self.json):
                 write_json(path, _data(advice, staffed))
         self._print(advice, staffed)

@@ -10,10 +10,9 @@ from agents.studies.advice.replicas import Replicas
 HEADS = (
     Head("policy", "name"),
     Head("carries, req/s"),
-    Head("over seeds", "number", 3),
-    Head("at load", "number", 2),
-    Head("SLO kept, %", "number", 4),
-    Head("gain, req/s"),
+    Head("SLO kept, %", "number", 2),
+    Head("goodput"),
+    Head("gain"),
     Head("at your load", "number", 1),
 )
 REGIME_HEADS = (
@@ -36,11 +35,11 @@ def advice_grids(advice: Advice) -> list[Grid]:
     settings = [_cells(row, advice) for row in advice.rows if row.is_setting]
     others = [_cells(row, advice) for row in advice.rows if not row.is_setting]
     caption = (
-        "Carries: requests/s within the SLO (goodput) at the best load that is met by the sound criterion (p99 TBT "
-        "within the SLO, median TTFT < 0.5 s, p99 TTFT < 10 s, no growing queue); gain over the advised setting on the "
-        "same requests; 95 % intervals over the seeds"
+        "Carries: the load with the largest goodput (requests/s within the SLO) of those that are met by the sound "
+        "criterion (p99 TBT within the SLO, median TTFT < 0.5 s, p99 TTFT < 10 s, no growing queue); gain: goodput "
+        "beyond the advised setting's on the same requests; 95 % intervals over the seeds"
     )
-    parts = [Part(settings, f"vLLM: the advised setting, then the next of {advice.tried} that were tried")]
+    parts = [Part(settings, f"vLLM: the advised setting, then those left of {advice.tried} that were tried")]
     parts += [Part(others, "Other schedulers on the same server")] if others else []
     regimes = Grid(
         REGIME_HEADS,
@@ -51,15 +50,13 @@ def advice_grids(advice: Advice) -> list[Grid]:
 
 
 def _cells(row: Row, advice: Advice) -> tuple[str, ...]:
-    low, high = min(row.by_seed), max(row.by_seed)
     return (
         f"{row.policy}{' (advised)' if row.policy == advice.advised else ''}",
         _ranged(row.carries, ".3f"),
-        f"{low:.3f} to {high:.3f}",
-        figure(row.load.mean or None, ".3f"),
         figure(100.0 * row.attainment or None, ".1f"),
+        _ranged(row.goodput, ".3f"),
         "" if row.policy == advice.advised else _ranged(row.gain, "+.3f"),
-        "-" if row.goodput is None else _ranged(row.goodput, ".3f"),
+        "-" if row.at_rate is None else _ranged(row.at_rate, ".3f"),
     )
 
 
@@ -74,19 +71,20 @@ def _regime(regime: Regime, advice: Advice) -> tuple[str, ...]:
 def advice_lines(advice: Advice) -> Iterator[str]:
     """The advice in words, and the command line to paste."""
     row = advice.row
+    yield f"Traffic: {advice.traffic}"
     asked = "not known (--rate)" if advice.rate is None else f"{advice.rate:.4g} requests/s"
     yield f"Load: {asked}; no scheduler sustains more than {advice.bound:.3g} requests/s of this kind on this device."
     yield (
-        f"Advised: {advice.advised} carries {_ranged(row.carries, '.3f')} requests/s within the SLO, at a load of "
-        f"{row.load.mean:.3g}, where {100.0 * row.attainment:.1f} % of the requests keep it."
+        f"Advised: {advice.advised} carries {_ranged(row.carries, '.3g')} requests/s, "
+        f"of which {row.attainment:.1%} keep the SLO: a goodput of {_ranged(row.goodput, '.3f')}."
     )
-    if advice.rate is not None and advice.rate > row.load.mean:
-        yield f"Your load is more than one GPU carries: {advice.rate:.4g} against {row.load.mean:.4g} requests/s."
+    if advice.rate is not None and advice.rate > row.carries.mean:
+        yield f"Your load is more than one GPU carries: {advice.rate:.4g} against {row.carries.mean:.4g} requests/s."
     yield from _better(advice)
     if grid := advice.grid:
         yield (
-            f"Of all {grid.settings} settings served in full {grid.best} carries most, {grid.carries:.3f}; the advised "
-            f"one {grid.advised:.3f} ({grid.share:+.2%})."
+            f"Of all {grid.settings} settings served in full {grid.best} has the best goodput, "
+            f"{grid.best_goodput:.3f}; the advised one has {grid.advised_goodput:.3f} ({grid.share:+.2%})."
         )
     yield from advice.notes
     yield advice.command
@@ -96,10 +94,13 @@ def _better(advice: Advice) -> Iterator[str]:
     """The scheduler that carries more for sure, if there is one."""
     better = [row for row in advice.rows if not row.is_setting and row.gain.low > 0.0]
     if better:
-        best = max(better, key=lambda row: row.carries.mean)
-        share = best.gain.mean / advice.row.carries.mean if advice.row.carries.mean else 0.0
+        best = max(better, key=lambda row: row.goodput.mean)
+        share = best.gain.mean / advice.row.goodput.mean if advice.row.goodput.mean else 0.0
         gain = _ranged(best.gain, "+.3f")
-        yield f"A better scheduler on the same server: {best.policy} carries {gain} requests/s more ({share:+.0%})."
+        yield (
+            f"A better scheduler on the same server: {best.policy} carries {_ranged(best.carries, '.3g')} requests/s, "
+            f"a goodput {gain} ({share:+.0%}) beyond."
+        )
 
 
 def replica_grid(day: Replicas) -> Grid:

@@ -29,19 +29,18 @@ class Row:
     is_setting: bool
     """Whether it is one of vLLM's."""
     carries: Interval
-    """Largest goodput at a load that is met, requests/s within the SLO (`agents.studies.advice.trials`)."""
-    by_seed: tuple[float, ...]
-    load: Interval
-    """The load at which it does, requests/s; 0 where none is met."""
-    loads: tuple[float, ...]
-    """The same by seed."""
+    """The load with the largest goodput of those that are met, requests/s (`agents.studies.advice.trials`); 0: none."""
+    carries_by_seed: tuple[float, ...]
     attainment: float
     """Share of the requests within the SLO at that load, mean over the seeds; 0 where none is met."""
+    goodput: Interval
+    """At that load, requests/s within the SLO over the whole run, the end of it included in which nobody arrives."""
+    goodput_by_seed: tuple[float, ...]
     gain: Interval
-    """What it carries beyond the advised setting, requests/s, seed by seed."""
-    goodput: Interval | None
-    """At the load that was asked about, requests/s within the SLO; None: none was."""
-    at: tuple[Interval, ...]
+    """That beyond the advised setting's, seed by seed."""
+    at_rate: Interval | None
+    """Goodput at the load that was asked about, requests/s; None: none was."""
+    at_rates: tuple[Interval, ...]
     """Goodput at each of the common loads, requests/s."""
 
 
@@ -68,11 +67,11 @@ class GridCheck:
 
     settings: int
     best: str
-    """The setting that carries most on these requests."""
-    carries: float
-    """What that carries, requests/s within the SLO."""
-    advised: float
-    """What the advised one does."""
+    """The setting with the largest goodput at a load that is met."""
+    best_goodput: float
+    """That, requests/s."""
+    advised_goodput: float
+    """The advised one's."""
     share: float
     """How far that is from the best, as a share of it; <= 0."""
 
@@ -87,6 +86,8 @@ class Advice:
     versions: dict[str, str]
     notes: tuple[str, ...]
     """Policies that were trained for something else; sizes beyond what the device was measured for."""
+    traffic: str
+    """Where the requests come from: what was read and what was assumed, of the first trace."""
     rate: float | None
     """Requests/s that come; None: not known."""
     bound: float
@@ -102,7 +103,7 @@ class Advice:
     command: str
     """How vLLM is started with it."""
     rows: tuple[Row, ...]
-    """The advised one first, then the other settings, then the other policies, each by what they carry."""
+    """The advised one first, then the other settings, then the other policies, each by goodput."""
     regimes: tuple[Regime, ...]
     """By load."""
     grid: GridCheck | None
@@ -123,13 +124,14 @@ def judge(question: Question, found: Found) -> Advice:
     advised = choose(question, found)
     setting = question.settings[advised]
     rows = [_row(question, found, policy, advised) for policy in found.trials]
-    rows.sort(key=lambda row: (row.policy != advised, not row.is_setting, -row.carries.mean))
-    remarks = question.setup(tuple(found.trials), question.num_requests).training_remarks(question.rate)
+    rows.sort(key=lambda row: (row.policy != advised, not row.is_setting, -row.goodput.mean))
+    setup = question.setup(tuple(found.trials), question.num_requests)
     return Advice(
         config=question.to_dict(),
         config_hash=question.digest(),
         versions=versions(),
-        notes=(*remarks, *_beyond(question, advised)),
+        notes=(*setup.training_remarks(found.rates[0]), *_beyond(question, advised)),
+        traffic=setup.source.requests(_shown_rate(question, found, rows[0]), 0).source,
         rate=question.rate,
         bound=question.bound,
         rates=found.rates,
@@ -143,8 +145,13 @@ def judge(question: Question, found: Found) -> Advice:
     )
 
 
+def _shown_rate(question: Question, found: Found, advised: Row) -> float:
+    """The load of the requests that the result describes, requests/s: that which comes, or what is carried."""
+    return question.rate or float(f"{advised.carries.mean:.3g}") or found.rates[0]
+
+
 def choose(question: Question, found: Found) -> str:
-    """The setting to take: best at the load that is asked about, then the one that carries most, then the plainest."""
+    """The setting to take: best at the load that is asked about, then at the one that it carries, then the plainest."""
     left = [policy for policy in found.trials if policy in question.settings]
     if question.rate is not None:
         left = _best(left, [goodput_at(found.trials[policy], question.rate) for policy in left])
@@ -160,20 +167,20 @@ def _best(policies: Sequence[str], values: Sequence[float]) -> list[str]:
 
 def _row(question: Question, found: Found, policy: str, advised: str) -> Row:
     own = found.trials[policy]
-    by_seed, loads = [trial.goodput for trial in own], [trial.load for trial in own]
+    goodputs, loads = [trial.goodput for trial in own], [trial.load for trial in own]
     kept = [(trial.carried.slo_attainment or 0.0) if trial.carried else 0.0 for trial in own]
     rate = question.rate
     return Row(
         policy=policy,
         is_setting=policy in question.settings,
-        carries=mean_interval(by_seed),
-        by_seed=tuple(by_seed),
-        load=mean_interval(loads),
-        loads=tuple(loads),
+        carries=mean_interval(loads),
+        carries_by_seed=tuple(loads),
         attainment=float(np.mean(kept)),
-        gain=paired_interval(by_seed, [trial.goodput for trial in found.trials[advised]]),
-        goodput=None if rate is None else mean_interval(_goodputs(own, rate)),
-        at=tuple(mean_interval(_goodputs(own, one)) for one in found.rates),
+        goodput=mean_interval(goodputs),
+        goodput_by_seed=tuple(goodputs),
+        gain=paired_interval(goodputs, [trial.goodput for trial in found.trials[advised]]),
+        at_rate=None if rate is None else mean_interval(_goodputs(own, rate)),
+        at_rates=tuple(mean_interval(_goodputs(own, one)) for one in found.rates),
     )
 
 
@@ -201,7 +208,7 @@ def _grid_check(found: Found, advised: str) -> GridCheck:
     """Where the advised setting stands in the whole grid."""
     carried = {policy: trial_mean(trials) for policy, trials in found.grid.items()}
     best = max(carried, key=lambda policy: carried[policy])
-    share = carried[advised] / carried[best] - 1.0
+    share = carried[advised] / carried[best] - 1.0 if carried[best] else 0.0
     return GridCheck(len(carried), best, carried[best], carried[advised], share)
 
 

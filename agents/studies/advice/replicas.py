@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.demand.rate_profile import Stretch
+from engine.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,16 @@ def replicas(day: Sequence[Stretch], load: float, price: float | None) -> Replic
 
     Args:
         day: the rates; their hours sum to the day.
-        load: requests/s that one GPU is given at most, > 0.
+        load: requests/s that one GPU is given at most.
         price: of a GPU hour.
+
+    Raises:
+        InputError: one GPU carries nothing.
     """
+    if not load > 0.0:
+        raise InputError(
+            "replicas: expected a setting that meets the SLO on every trace, got one that carries 0 on some"
+        )
     staffed = tuple(Staffed(one.start_h, one.hours, one.rate, _needed(one.rate, load)) for one in day)
     hours, gpu_hours = sum(one.hours for one in staffed), sum(one.hours * one.gpus for one in staffed)
     peak = max(one.gpus for one in staffed)

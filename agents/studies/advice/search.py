@@ -255,7 +255,7 @@ def _looks(trial: Trial) -> tuple[tuple[float | None, ...], ...]:
 
 
 def trial_mean(trials: Sequence[Trial]) -> float:
-    """What a policy carries in the mean over its trials, requests/s."""
+    """Goodput at the load that it carries, mean over its trials, requests/s."""
     return float(np.mean([trial.goodput for trial in trials]))
 
 

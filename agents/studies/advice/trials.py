@@ -1,8 +1,8 @@
 """What a policy carries: served at common loads and at those between them where its SLO is met no longer.
 
 A load is met by the sound criterion (`engine.runs.metrics`), as in `agents.evaluation.capacity`. What a policy carries
-on a trace is the largest goodput, requests/s within every deadline of the SLO, at the loads before the first that is
-not met: so TTFT counts with the deadline that the SLO has.
+on a trace is the load with the largest goodput, requests/s within every deadline of the SLO, of those before the first
+that is not met: so TTFT counts with the deadline that the SLO has.
 """
 
 from collections.abc import Iterable
@@ -111,12 +111,12 @@ class Trial:
 
     @property
     def goodput(self) -> float:
-        """What it carries, requests/s within the SLO."""
+        """Its goodput at the load that it carries, requests/s."""
         return (self.carried.slo_goodput or 0.0) if self.carried else 0.0
 
     @property
     def load(self) -> float:
-        """The load at which it does, requests/s."""
+        """The load that it carries, requests/s."""
         return self.carried.rate if self.carried else 0.0
 
     def at(self, rate: float) -> Point:

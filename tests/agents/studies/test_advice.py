@@ -108,8 +108,8 @@ def test_the_search_is_as_good_as_the_whole_grid() -> None:
     carried = [np.mean([one.goodput for one in trials]) for trials in found.grid.values()]
     assert min(carried) < 0.8 * max(carried), "the settings do not differ: nothing was found"
     assert advice.row.policy == advice.advised
-    assert advice.row.carries.mean == pytest.approx(advice.grid.advised)
-    assert advice.row.load.mean <= asked.bound
+    assert advice.row.goodput.mean == pytest.approx(advice.grid.advised_goodput)
+    assert advice.row.goodput.mean < advice.row.carries.mean <= asked.bound
 
 
 def test_workers_and_resuming_change_nothing(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_workers_and_resuming_change_nothing(tmp_path: Path) -> None:
     assert judge(asked, again) == first
     assert len(done) == len(lines) - len(lines) // 2
     assert first.rate in first.rates
-    assert first.row.goodput is not None
+    assert first.row.at_rate is not None
     assert first.rows[-1].policy == "sarathi"
 
 
@@ -161,6 +161,8 @@ def test_gpus_are_counted_by_the_hour() -> None:
     assert (found.peak, found.gpu_hours, found.mean) == (3, 42.0, 1.75)
     assert (found.cost, found.peak_cost) == (105.0, 180.0)
     assert replicas(day, 2.0, None).cost is None
+    with pytest.raises(InputError, match="carries 0 on some"):
+        replicas(day, 0.0, None)
 
 
 def test_a_profile_of_rates_is_a_day(tmp_path: Path) -> None:
