@@ -24,8 +24,12 @@ from agents.work.records import part, picked
 from engine.config import EngineConfig
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
+from engine.ranges import whole
 from engine.runs.goodput import Goodput
 from engine.scenarios.suite import Suite
+
+UP_TO_MILLION = whole(1, 10**6)
+"""Seeds and settings, as commands take them."""
 
 
 class Again(NamedTuple):
@@ -138,7 +142,7 @@ def _setup(
     return limits | {
         "policies": tuple(policies),
         "source": Source.from_dict(stored.source, place.engine, trace, "config.source"),
-        "seeds": stored.seeds,
+        "seeds": UP_TO_MILLION.check(stored.seeds, "config: seeds"),
         "reference": reference,
         "profile": place.profile,
         "config": place.engine,
@@ -186,7 +190,8 @@ def _score(again: Again) -> object:
 
 def _headroom(again: Again) -> object:
     stored = picked(_Hindsight, again.data, "headroom")
-    search = HeadroomSearch(_suite(stored.config), _policies(stored.rows), stored.tries)
+    tries = UP_TO_MILLION.check(stored.tries, "headroom: tries")
+    search = HeadroomSearch(_suite(stored.config), _policies(stored.rows), tries)
     return search.judge(serve_contest(search.contest, again.how))
 
 

@@ -200,6 +200,10 @@ def test_differences_are_found_where_they_are(stored: Any, again: Any, expected:
         ('{"format": "llmsched-score/1", "scored": [], "config": {}}', "missing key 'suite'"),
         ('{"format": "llmsched-score/1", "scored": [], "config": {"suite": {}}}', "config.suite: expected a suite"),
         ('{"format": "llmsched-evaluation/2"}', "missing key"),
+        (
+            '{"format": "llmsched-headroom/1", "tries": 1e18, "rows": [], "config": {"suite": {}}}',
+            "headroom: tries: expected a whole number",
+        ),
     ],
 )
 def test_what_is_no_result_is_one_line(
