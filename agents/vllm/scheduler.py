@@ -1,0 +1,12 @@
+"""`PolicyScheduler`: one of our policies in a vLLM server, `vllm serve ... --scheduler-cls agents.vllm.scheduler.PolicyScheduler`.
+
+The environment variable LLMSCHED_VLLM names a file that says which policy (`agents.vllm.settings`).
+"""
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from agents.vllm.steering import Steering
+
+
+class PolicyScheduler(Steering, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler, steered by a policy."""
