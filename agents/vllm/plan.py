@@ -1,0 +1,115 @@
+"""What an A/B in a vLLM engine runs: policies, loads and seeds, on a model with random weights."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from engine.demand.requests import Requests
+from engine.demand.tiers import parse_tiers
+from engine.demand.workload import Workload
+from engine.device.latency import DEFAULT_PROFILE
+from engine.fields import from_mapping
+from engine.files.reading import read_json
+from engine.ranges import Count, Rate, Seconds, whole
+
+_MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 32768,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "mistral-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    },
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 1024,
+    },
+}
+"""Models whose weights are drawn at random: only their shapes matter."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy at one load, for one seed."""
+
+    policy: str
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An A/B."""
+
+    policies: tuple[str, ...]
+    """Specs of policies, and stock."""
+    rates: tuple[Rate, ...]
+    """Arrival rates, requests/s."""
+    seeds: tuple[Annotated[int, whole(0)], ...] = (0,)
+    """Each draws lengths, tiers and arrivals, the same for every policy."""
+    num_requests: Count = 200
+    """Requests of a cell."""
+    model: str = "mistral-7b"
+    """mistral-7b, tiny, or a folder with a config.json."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's AsyncEngineArgs."""
+    profile: str = DEFAULT_PROFILE
+    """Latency profile that the policies are told."""
+    lengths: str = "openchat_sharegpt4"
+    """Prompt and output lengths, as in a workload."""
+    tiers: tuple[dict[str, Any], ...] = ()
+    """Tiers of the users, as in a workload; the default ones if empty."""
+    limit_s: Seconds = 540.0
+    """The whole A/B ends by then; finished cells stay, and another run goes on behind them."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """The plan in a JSON file.
+
+        Raises:
+            InputError: it is not there, or has a key or a value that does not fit.
+        """
+        return from_mapping(cls, read_json(path, "plan of an A/B"), f"{path}")
+
+    def cells(self) -> list[Cell]:
+        """All cells, those that belong together one after the other."""
+        return [Cell(policy, rate, seed) for seed in self.seeds for rate in self.rates for policy in self.policies]
+
+    def workload(self, rate: float) -> Workload:
+        """The requests of one load."""
+        tiers = {"tiers": parse_tiers(self.tiers)} if self.tiers else {}
+        return Workload(rate=rate, num_requests=self.num_requests, lengths=self.lengths, **tiers)
+
+    def requests(self, cell: Cell) -> Requests:
+        """The requests of a cell, the same for each policy."""
+        return self.workload(cell.rate).generate(cell.seed)
+
+    def model_folder(self, scratch: Path) -> Path:
+        """The folder of the model, made if it is one of `SHAPES`."""
+        if self.model not in SHAPES:
+            return Path(self.model)
+        folder = scratch / self.model
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(_MISTRAL | SHAPES[self.model]))
+        return folder
