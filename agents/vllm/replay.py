@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,9 +67,9 @@ class Sent:
 class Replay:
     """Sends the requests of cells to an engine."""
 
-    def __init__(self, engine: Any, plan: Plan, out: Path, vocabulary: int) -> None:
+    def __init__(self, engine: Any, plan: Plan, out: Path, scratch: Path, vocabulary: int) -> None:
         self.engine, self.plan, self.out, self.vocabulary = engine, plan, out, vocabulary
-        self.settings, self.scratch = Path(os.environ[VARIABLE]), out / "scratch"
+        self.settings, self.scratch = Path(os.environ[VARIABLE]), scratch
         self._number = 0
 
     async def _send(self, prompt: list[int], sent: Sent, start: float) -> None:
@@ -143,17 +144,16 @@ class Replay:
             file.writelines(json.dumps(line) + "\n" for line in [head, *(one.line() for one in sent)])
 
 
-def _engine(plan: Plan, out: Path) -> Any:
-    """The engine, which reads its settings from a file in OUT."""
+def _engine(plan: Plan, scratch: Path) -> Any:
+    """The engine, which reads its settings from a file in `scratch`."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    settings = (out / "scratch" / "settings.json").absolute()
-    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings = scratch / "settings.json"
     os.environ[VARIABLE] = str(settings)
     Settings(profile=plan.profile, tiers=plan.tiers).write(settings)
     given = {
-        "model": str(plan.model_folder(out / "scratch").absolute()),
+        "model": str(plan.model_folder(scratch).absolute()),
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "dtype": "bfloat16",
@@ -177,9 +177,10 @@ async def _run(plan: Plan, out: Path) -> None:
     began = time.monotonic()
     until = began + plan.limit_s
     out.mkdir(parents=True, exist_ok=True)
-    engine = _engine(plan, out)
-    config = json.loads((plan.model_folder(out / "scratch") / "config.json").read_text())
-    replay = Replay(engine, plan, out, config["vocab_size"])
+    scratch = Path(tempfile.mkdtemp(prefix="llmsched-ab-"))
+    engine = _engine(plan, scratch)
+    config = json.loads((plan.model_folder(scratch) / "config.json").read_text())
+    replay = Replay(engine, plan, out, scratch, config["vocab_size"])
     print(f"engine up after {time.monotonic() - began:.0f} s", flush=True)
     try:
         await replay.warm()

@@ -92,6 +92,11 @@ class Shadow:
         """Whether no further request fits."""
         return bool(self.row[0]["next_arrival"] >= self.capacity)
 
+    @property
+    def leaving(self) -> int:
+        """Requests whose last token is under way: vLLM has them running, and passes them over."""
+        return int(self.row[0]["leaving"])
+
     def enter(self, name: str, arrival: float, prompt: int, most: int, tier: int) -> int:
         """A request has arrived: its name, time (s), prompt tokens, most output tokens and tier; returns its index."""
         t = self.tiers[tier]

@@ -19,6 +19,7 @@ The names used of vLLM's scheduler are the same in 0.24 and 0.32.
 import logging
 import time
 from collections import deque
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from agents.policies import resolve
@@ -91,6 +92,7 @@ class Steering:
         self._tier_names = [tier.name for tier in tiers]
         self._steered = policy is not None
         about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
+        about |= {"limits": asdict(self._shadow.config)}
         self._log = StepLog(settings.log, settings.counters, about)
 
     def _limits(self, watermark: float) -> EngineConfig:
@@ -178,7 +180,7 @@ class Steering:
             self._tell(error)
             return None, note
         count.decided += 1
-        note["planned"], note["held"] = arranged.budget, len(arranged.held)
+        note["planned"], note["held"] = arranged.budget, len(arranged.held) - self._shadow.leaving
         return arranged, note
 
     def _catch_up(self) -> None:
@@ -289,8 +291,8 @@ class Steering:
         except Exception as error:
             self._break(error)
         if arranged is not None:
-            count.holding += bool(arranged.held)
-            count.held += len(arranged.held)
+            count.holding += note["held"] > 0
+            count.held += note["held"]
             count.held_ran += sum(r.request_id in output.num_scheduled_tokens for r in arranged.held)
             count.over_budget += total > arranged.budget
             count.under_plan += total < arranged.budget
