@@ -33,6 +33,8 @@ class Steps(NamedTuple):
     """(index, tokens, tokens that it lacks) of each request of the batch, in the policy's order."""
     victims: list[int]
     """Indices of requests that are to lose their KV."""
+    is_everyone: bool
+    """Whether these are all that vLLM has running, and each decodes."""
 
 
 class Flight:
@@ -196,8 +198,9 @@ class Shadow:
         """
         empty(self.server)
         self.decode(self.view, self.memory, self.server.plan)
-        served, victims = state.read_plan(self.view, self.server.plan, self._steps)
+        served, victims, decodes, running = state.read_plan(self.view, self.server.plan, self._steps)
         if served < 0:
             raise ShadowError("a plan that cannot be read")
         rows = self._steps[: served + victims].tolist()
-        return Steps(rows[:served], [row[0] for row in rows[served:]])
+        is_everyone = victims == 0 and served == decodes == running
+        return Steps(rows[:served], [row[0] for row in rows[served:]], is_everyone)

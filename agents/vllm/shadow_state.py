@@ -194,7 +194,7 @@ def look(view: View, now: float, duration: float, free: int) -> tuple[int, int]:
 
 
 @hot
-def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int]:
+def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int, int]:
     """What a plan asks of vLLM.
 
     Args:
@@ -204,28 +204,30 @@ def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int]:
             (index, 0, 0) of each that is to lose its KV.
 
     Returns:
-        How many are served and how many lose their KV; (ILLEGAL, 0) for a plan that cannot be read.
+        How many are served, how many lose their KV, how many of those served decode, and how many vLLM has running;
+        ILLEGAL first for a plan that cannot be read.
     """
-    served, victims = 0, 0
+    served, victims, decodes = 0, 0, 0
     size, number = plan.size[0], view.row[0].next_arrival
     if size > plan.entry.shape[0]:
-        return ILLEGAL, 0
+        return ILLEGAL, 0, 0, 0
     for k in range(size):
         i, n = plan.entry[k].request, plan.entry[k].tokens
         if i < 0 or i >= number or n == 0:
-            return ILLEGAL, 0
+            return ILLEGAL, 0, 0, 0
         r = view.request[i]
         if n > 0:
             if r.status != RUNNING and r.status != WAITING:
-                return ILLEGAL, 0
+                return ILLEGAL, 0, 0, 0
             left = max(1, r.prompt - r.prefilled)
             steps[served, 0], steps[served, 1], steps[served, 2] = i, min(n, left), left
             served += 1
+            decodes += r.status == RUNNING and r.prefilled == r.prompt
         elif n != DROP and r.status != RUNNING:
-            return ILLEGAL, 0
+            return ILLEGAL, 0, 0, 0
     for k in range(size):
         if plan.entry[k].tokens < 0 and plan.entry[k].tokens != DROP:
             steps[served + victims, 0] = plan.entry[k].request
             steps[served + victims, 1], steps[served + victims, 2] = 0, 0
             victims += 1
-    return served, victims
+    return served, victims, decodes, view.row[0].num_running + view.row[0].leaving

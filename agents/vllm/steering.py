@@ -74,6 +74,7 @@ class Steering:
         self._in_flight: deque[tuple[Any, Flight]] = deque()
         self._cut: list[tuple[Any, int, int]] = []
         self._is_broken = False
+        self._own_s = 0.0
         self._watched.changed()
         self._configure(Settings.read(self._watched.path))
 
@@ -125,13 +126,20 @@ class Steering:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """The next batch: vLLM's own, among what the policy has chosen."""
         began = time.perf_counter()
+        self._own_s = 0.0
         arranged, note = self._choose()
         note["us"] = 1e6 * (time.perf_counter() - began)
         output = self._let_schedule(arranged, args, kwargs)
-        returned = time.perf_counter()
         self._follow(output, arranged, note)
-        after_us = 1e6 * (time.perf_counter() - returned)
-        self._log.decision(note["running"] + note["waiting"], note["us"], note["us"] + after_us)
+        all_us = 1e6 * (time.perf_counter() - began - self._own_s)
+        self._log.decision(note["running"] + note["waiting"], note["us"], all_us)
+        return output
+
+    def _own_schedule(self, args: Any, kwargs: Any) -> Any:
+        """vLLM's own `schedule`; how long it takes is kept."""
+        began = time.perf_counter()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        self._own_s = time.perf_counter() - began
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -206,6 +214,8 @@ class Steering:
     def _arrange(self, steps: Steps) -> _Arranged:
         """Sort vLLM's requests by what the policy has chosen."""
         s: Any = self
+        if steps.is_everyone:
+            return _Arranged(s.running, [], [], min(len(steps.served), s.max_num_scheduled_tokens))
         names, requests = self._shadow.names, s.requests
         served = {names[i]: (tokens, left) for i, tokens, left in steps.served}
         victims = {names[i] for i in steps.victims}
@@ -236,7 +246,7 @@ class Steering:
     def _let_schedule(self, arranged: _Arranged | None, args: Any, kwargs: Any) -> Any:
         """vLLM's own `schedule`; afterwards everything is where it was, but for what it has decided."""
         if arranged is None:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+            return self._own_schedule(args, kwargs)
         s: Any = self
         running, waiting, budget = s.running, s.waiting, s.max_num_scheduled_tokens
         seats = {name: getattr(self, name) for name in SEATS if hasattr(self, name)}
@@ -249,7 +259,7 @@ class Steering:
         for request, _, less in self._cut:
             request.num_output_placeholders = less
         try:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+            return self._own_schedule(args, kwargs)
         finally:
             self._uncut()
             for name, most in seats.items():
@@ -260,6 +270,8 @@ class Steering:
     def _put_back(self, running: list[Any], queue: Any, arranged: _Arranged) -> None:
         """Held requests run again, in the order of before; who was not admitted waits where it was."""
         s: Any = self
+        if s.running is running and not queue:
+            return
         left, admitted = set(queue), set(arranged.admitted)
         for request in arranged.admitted:
             if request not in left:
