@@ -81,7 +81,6 @@ class Replay:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=sent.output,
-            min_tokens=sent.output,
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
