@@ -1,0 +1,155 @@
+"""An A/B in a vLLM engine beside its simulation: errors of each number, and whether both put policies in one order."""
+
+import tempfile
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.device.importing import vllm_log
+from agents.device.importing.source import Importing
+from agents.policies import resolve
+from agents.vllm.results import METRICS, Measured, numbers_in, numbers_of
+from agents.vllm.settings import STOCK
+from engine.device import fitting
+from engine.device.latency import LatencyModel, load_profile
+from engine.runs.metrics import summarize
+from engine.runs.simulate import simulate
+from engine.server.policy import Policy
+
+DRAWS = 400
+"""Samples of requests for the interval of a rank correlation."""
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cell: what was measured, and what a simulation says."""
+
+    measured: Measured
+    real: Numbers
+    predicted: Numbers
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Kendall's tau between the measured and the predicted order of the policies."""
+
+    rate: float
+    metric: str
+    tau: float
+    low: float
+    """Of its 95 % interval over samples of the requests that were served, the same ones for every policy."""
+    high: float
+
+
+def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
+    """The profile of the engine, from what its scheduler logged where vLLM decided (everywhere, if it did nowhere).
+
+    Raises:
+        InputError: too few batches.
+    """
+    chosen = [cell for cell in cells if cell.cell.policy == STOCK] or list(cells)
+    head = chosen[0].steps[0]
+    lines = [line for cell in chosen for line in cell.steps[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "steps.csv"
+        log.write_text("\n".join([head, *lines]) + "\n")
+        imported = vllm_log.read(log, Importing())
+    return fitting.fit(imported.points, name, imported.provenance)
+
+
+def _told(policy: Policy, model: LatencyModel) -> Policy:
+    """The policy told this device for good, as it was in the engine; the simulated one does not change that."""
+    told = copy(policy.on(model))
+    object.__setattr__(told, "on", lambda _: told)
+    return told
+
+
+def _simulated(cell: Measured, model: LatencyModel, asynchronous: bool) -> Numbers:
+    config = cell.config(async_scheduling=asynchronous)
+    requests = cell.plan.requests(cell.cell)
+    if cell.cell.policy == STOCK:
+        limits = f"max_num_batched_tokens={config.max_batched_tokens},max_num_seqs={config.max_num_seqs}"
+        policy = resolve(f"vllm_v1:{limits}")
+        config = config.replace(watermark=0.0)
+    else:
+        policy = _told(resolve(cell.cell.policy), load_profile(cell.plan.profile))
+    return numbers_in(summarize(simulate(policy, requests, model, config)), float(requests.arrival[0]))
+
+
+def compare(cells: Sequence[Measured], model: LatencyModel) -> list[Pair]:
+    """Simulate the same cells on a profile.
+
+    Raises:
+        InputError: a policy that there is not here.
+    """
+    return [
+        Pair(
+            cell,
+            numbers_of(cell.served, cell.tiers()),
+            _simulated(cell, model, bool(cell.counters["limits"]["async_scheduling"])),
+        )
+        for cell in cells
+    ]
+
+
+def _tau(real: np.ndarray, predicted: np.ndarray) -> float:
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(real, predicted).statistic)
+
+
+def ranks(pairs: Sequence[Pair], seed: int = 0) -> list[Rank]:
+    """Agreement of the orders at each load where there are three or more policies that were served for every seed."""
+    found = []
+    for rate in sorted({pair.measured.cell.rate for pair in pairs}):
+        table = _table([pair for pair in pairs if pair.measured.cell.rate == rate])
+        if len(table) < 3:
+            continue
+        drawn = _drawn(table, np.random.default_rng(seed))
+        for metric in METRICS:
+            real, predicted = (_means(table, side, metric) for side in ("real", "predicted"))
+            taus = [_tau(np.array([one[metric] for one in sample]), predicted) for sample in drawn]
+            low, high = np.nanquantile(taus, (0.025, 0.975)) if np.isfinite(taus).any() else (np.nan, np.nan)
+            found.append(Rank(rate, metric, _tau(real, predicted), float(low), float(high)))
+    return found
+
+
+def _table(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """The pairs of each policy, by seed; of those with all seeds."""
+    seeds = sorted({pair.measured.cell.seed for pair in pairs})
+    by_policy: dict[str, dict[int, Pair]] = {}
+    for pair in pairs:
+        by_policy.setdefault(pair.measured.cell.policy, {})[pair.measured.cell.seed] = pair
+    return [[own[seed] for seed in seeds] for own in by_policy.values() if len(own) == len(seeds)]
+
+
+def _means(table: Sequence[Sequence[Pair]], side: str, metric: str) -> np.ndarray:
+    return np.array([np.mean([getattr(pair, side)[metric] for pair in own]) for own in table])
+
+
+def _drawn(table: Sequence[Sequence[Pair]], rng: np.random.Generator) -> list[list[Numbers]]:
+    """The measured numbers of each policy for samples of the requests of each seed, the same ones for all policies."""
+    samples = []
+    for _ in range(DRAWS):
+        chosen = [rng.integers(0, len(p.measured.served.ttft), len(p.measured.served.ttft)) for p in table[0]]
+        rows = []
+        for own in table:
+            each = [numbers_of(p.measured.served, p.measured.tiers(), c) for p, c in zip(own, chosen, strict=True)]
+            rows.append({metric: float(np.mean([numbers[metric] for numbers in each])) for metric in METRICS})
+        samples.append(rows)
+    return samples
+
+
+def to_dict(pairs: Sequence[Pair], found: Sequence[Rank], model: LatencyModel) -> dict[str, Any]:
+    """Everything, for a file."""
+    cells = [
+        {**vars(p.measured.cell), "measured": p.real, "predicted": p.predicted, "counters": p.measured.counters}
+        for p in pairs
+    ]
+    residuals = model.provenance.get("residuals")
+    return {"cells": cells, "ranks": [vars(one) for one in found], "profile": model.name, "residuals": residuals}
