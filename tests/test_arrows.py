@@ -52,7 +52,7 @@ ROOMS = {
     ),
     "agents": (
         *("work", "learning", "policies", "source", "options", "evaluation"),
-        *("device", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),
+        *("device", "vllm", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),
     ),
 }
 """Folders and single files of a package: each may import itself and those before it."""
@@ -82,6 +82,9 @@ EXTRA_FILES = {
 IMPORT_NAMES = {"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}
 """Distributions whose import name differs."""
 
+
+HOST, HOSTED = "vllm", "agents/vllm/"
+"""A server that is no extra, for it needs an environment of its own, and the room that only runs inside it."""
 
 ABSENT = {name for names in EXTRAS.values() for name in names}
 """Packages of the extras, which must load with no module that works without them."""
@@ -179,6 +182,8 @@ def third_party_fault(file: str, found: Import) -> str | None:
     package = file.split("/")[0]
     if package == "agents":
         if found.top in declared_imports():
+            return None
+        if found.top == HOST and file.startswith(HOSTED):
             return None
         if not any(found.top in names for names in EXTRAS.values()):
             return f"{found.top} is not a dependency in pyproject.toml"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from agents.options import TableOptions
@@ -54,14 +55,19 @@ class Command(TableOptions):
 
 def _both(pair: Pair, metric: str) -> str:
     real, predicted = pair.real[metric], pair.predicted[metric]
-    error = f" ({100 * (predicted / real - 1):+.0f} %)" if real else ""
+    error = f" ({100 * (predicted / real - 1):+.0f} %)" if real > 0 and np.isfinite(predicted) else ""
     return f"{figure(real, '.3g')} / {figure(predicted, '.3g')}{error}"
 
 
 def _cells_grid(pairs: Sequence[Pair]) -> Grid:
     heads = (Head("policy", "name"), Head("rate"), Head("seed"), *(Head(title) for title in _TITLES))
     rows = [
-        (p.measured.cell.policy, f"{p.measured.cell.rate:g}", str(p.measured.cell.seed), *(_both(p, m) for m in METRICS))
+        (
+            p.measured.cell.policy,
+            f"{p.measured.cell.rate:g}",
+            str(p.measured.cell.seed),
+            *(_both(p, m) for m in METRICS),
+        )
         for p in sorted(pairs, key=lambda p: (p.measured.cell.rate, p.measured.cell.seed))
     ]
     return Grid(heads, [Part(rows, "measured / predicted (error of the prediction)")])

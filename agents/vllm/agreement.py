@@ -16,11 +16,12 @@ from agents.vllm.results import METRICS, Measured, numbers_in, numbers_of
 from agents.vllm.settings import STOCK
 from engine.device import fitting
 from engine.device.latency import LatencyModel, load_profile
+from engine.runs.distribution import finite
 from engine.runs.metrics import summarize
 from engine.runs.simulate import simulate
 from engine.server.policy import Policy
 
-DRAWS = 400
+DRAWS = 200
 """Samples of requests for the interval of a rank correlation."""
 Numbers = dict[str, float]
 
@@ -148,8 +149,22 @@ def _drawn(table: Sequence[Sequence[Pair]], rng: np.random.Generator) -> list[li
 def to_dict(pairs: Sequence[Pair], found: Sequence[Rank], model: LatencyModel) -> dict[str, Any]:
     """Everything, for a file."""
     cells = [
-        {**vars(p.measured.cell), "measured": p.real, "predicted": p.predicted, "counters": p.measured.counters}
+        {
+            **vars(p.measured.cell),
+            "measured": _finite(p.real),
+            "predicted": _finite(p.predicted),
+            "counters": p.measured.counters,
+        }
         for p in pairs
     ]
+    orders = [
+        {"rate": one.rate, "metric": one.metric, **_finite({"tau": one.tau, "low": one.low, "high": one.high})}
+        for one in found
+    ]
     residuals = model.provenance.get("residuals")
-    return {"cells": cells, "ranks": [vars(one) for one in found], "profile": model.name, "residuals": residuals}
+    return {"cells": cells, "ranks": orders, "profile": model.name, "residuals": residuals}
+
+
+def _finite(numbers: Numbers) -> dict[str, float | None]:
+    """The numbers as JSON has them: null for what is none."""
+    return {name: finite(value) for name, value in numbers.items()}

@@ -98,8 +98,8 @@ class Plan:
 
     def workload(self, rate: float) -> Workload:
         """The requests of one load."""
-        tiers = {"tiers": parse_tiers(self.tiers)} if self.tiers else {}
-        return Workload(rate=rate, num_requests=self.num_requests, lengths=self.lengths, **tiers)
+        tiers = parse_tiers(self.tiers)
+        return Workload(rate=rate, num_requests=self.num_requests, lengths=self.lengths, tiers=tiers)
 
     def requests(self, cell: Cell) -> Requests:
         """The requests of a cell, the same for each policy."""

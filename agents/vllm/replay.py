@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,11 @@ class Replay:
         files = {kind: self.scratch / f"{number}.{kind}" for kind in ("csv", "json")}
         for file in files.values():
             file.unlink(missing_ok=True)
-        common = {"policy": cell.policy, "profile": self.plan.profile, "tiers": self.plan.tiers}
-        Settings(**common, label="warm-up").write(self.settings)
+        settings = Settings(cell.policy, self.plan.profile, self.plan.tiers, label="warm-up")
+        settings.write(self.settings)
         await self.warm()
-        Settings(**common, log=str(files["csv"]), counters=str(files["json"]), label=str(number)).write(self.settings)
+        files_named = {"log": str(files["csv"]), "counters": str(files["json"]), "label": str(number)}
+        replace(settings, **files_named).write(self.settings)
         rows = zip(requests.arrival, requests.prompt, requests.output, requests.tier, strict=True)
         sent = [Sent(float(a - requests.arrival[0]), 0.0, int(p), int(o), int(t), []) for a, p, o, t in rows]
         prompts = self._prompts(requests.prompt, cell.seed)

@@ -9,4 +9,4 @@ from agents.vllm.steering import Steering
 
 
 class PolicyScheduler(Steering, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's asynchronous scheduler, steered by a policy."""
+    """The asynchronous scheduler of vLLM, steered by a policy."""

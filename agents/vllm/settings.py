@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from engine.demand.requests import DEFAULT_TIERS, Tier
+from engine.demand.requests import Tier
 from engine.demand.tiers import parse_tiers
 from engine.device.latency import DEFAULT_PROFILE
 from engine.errors import InputError
@@ -55,7 +55,7 @@ class Settings:
         Raises:
             InputError: they do not fit.
         """
-        return parse_tiers(self.tiers) if self.tiers else DEFAULT_TIERS
+        return parse_tiers(self.tiers)
 
     @classmethod
     def read(cls, path: Path) -> "Settings":

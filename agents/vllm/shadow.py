@@ -114,11 +114,11 @@ class Shadow:
             state.leave(self.view, i)
 
     def evict(self, name: str) -> None:
-        """vLLM has preempted a request."""
+        """The server has preempted a request."""
         state.evict(self.view, self.index[name])
 
     def admit(self, name: str, computed: int) -> None:
-        """vLLM has admitted a request, whose first `computed` tokens it had in its cache."""
+        """The server has admitted a request, whose first `computed` tokens it had in its cache."""
         state.admit(self.view, self.index[name], computed)
 
     def restore(self, name: str, known: int, computed: int, output: int, coming: int) -> None:
@@ -155,7 +155,7 @@ class Shadow:
         self.view.queue[: len(names)] = [self.index[name] for name in names]
 
     def begin(self, scheduled: dict[str, int], start: float) -> Flight:
-        """vLLM has scheduled so many tokens of these requests, at `start` (s)."""
+        """The server has scheduled so many tokens of these requests, at `start` (s)."""
         batch = np.empty((len(scheduled), 2), np.int64)
         batch[:, 0] = [self.index[name] for name in scheduled]
         batch[:, 1] = list(scheduled.values())

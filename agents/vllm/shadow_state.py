@@ -71,7 +71,7 @@ def leave(view: View, i: int) -> None:
 
 @hot
 def evict(view: View, i: int) -> None:
-    """vLLM has preempted a request: it waits at the head of the queue, its prompt and output to be computed again."""
+    """The server has preempted a request: it waits at the head of the queue, its prompt and output to be computed again."""
     row, r = view.row[0], view.request[i]
     if r.status == FINISHED:
         row.leaving -= 1
@@ -102,7 +102,7 @@ def _start_running(view: View, i: int) -> None:
 
 @hot
 def admit(view: View, i: int, computed: int) -> None:
-    """vLLM has given a waiting request KV blocks, and has found so many of its tokens in the prefix cache."""
+    """The server has given a waiting request KV blocks, and has found so many of its tokens in the prefix cache."""
     _start_running(view, i)
     view.request[i].prefilled = computed
 

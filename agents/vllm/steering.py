@@ -19,6 +19,7 @@ The names used of vLLM's scheduler are the same in 0.24 and 0.32.
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def tier_of(request: Any, names: list[str]) -> int:
 
 
 class _Arranged(NamedTuple):
-    """vLLM's requests as the policy has sorted them."""
+    """The requests of vLLM as the policy has sorted them."""
 
     present: list[Any]
     """Those that are to run, then those that are to lose their KV."""
@@ -88,11 +89,12 @@ class Steering:
         tiers = settings.service_tiers()
         model = load_profile(settings.profile)
         policy = None if settings.policy == STOCK else resolve(settings.policy)
-        self._make_shadow = lambda: Shadow(self._limits(settings.watermark), tiers, model, policy, CAPACITY)
+        limits = self._limits(settings.watermark)
+        self._make_shadow: Callable[[], Shadow] = lambda: Shadow(limits, tiers, model, policy, CAPACITY)
         self._shadow = self._make_shadow()
         self._tier_names = [tier.name for tier in tiers]
         self._steered = policy is not None
-        about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
+        about: dict[str, Any] = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
         about |= {"limits": asdict(self._shadow.config)}
         self._log = StepLog(settings.log, settings.counters, about)
 
@@ -136,7 +138,7 @@ class Steering:
         return output
 
     def _own_schedule(self, args: Any, kwargs: Any) -> Any:
-        """vLLM's own `schedule`; how long it takes is kept."""
+        """The own `schedule` of vLLM; how long it takes is kept."""
         began = time.perf_counter()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         self._own_s = time.perf_counter() - began
@@ -244,7 +246,7 @@ class Steering:
     # vLLM's turn.
 
     def _let_schedule(self, arranged: _Arranged | None, args: Any, kwargs: Any) -> Any:
-        """vLLM's own `schedule`; afterwards everything is where it was, but for what it has decided."""
+        """The own `schedule` of vLLM; afterwards everything is where it was, but for what it has decided."""
         if arranged is None:
             return self._own_schedule(args, kwargs)
         s: Any = self

@@ -101,11 +101,12 @@ class StepLog:
             Path(self._counters).write_text(json.dumps(self.summary()) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """The counters, with quantiles of the decision times (us): before vLLM's own turn, and with what comes after."""
+        """The counters, and quantiles of decision times (us): before vLLM's own turn, and with what comes after."""
         found = {**self._about, **asdict(self.count), "last_error": self.last_error}
         times = np.array(self._decisions).reshape(-1, 3)
         for name, chosen in (("all", times), ("from_100_present", times[times[:, 0] >= 100])):
             if len(chosen):
                 deciding, total = (np.quantile(chosen[:, k], (0.5, 0.99)).round(1).tolist() for k in (1, 2))
-                found[f"decision_us_{name}"] = {"count": len(chosen), "before_p50_p99": deciding, "total_p50_p99": total}
+                times_us = {"before_p50_p99": deciding, "total_p50_p99": total}
+                found[f"decision_us_{name}"] = {"count": len(chosen)} | times_us
         return found

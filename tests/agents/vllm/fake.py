@@ -1,4 +1,4 @@
-"""What `Steering` touches of vLLM's `AsyncScheduler` (0.24), its rules written out again; and an engine core around it."""
+"""What `Steering` touches of vLLM's `AsyncScheduler` (0.24), its rules written out again, and an engine core."""
 
 import time
 from collections import deque
@@ -11,7 +11,7 @@ BLOCK = 16
 
 
 class FakeQueue(deque[Any]):
-    """vLLM's FCFSRequestQueue."""
+    """The FCFSRequestQueue of vLLM."""
 
     add_request = deque.append
     prepend_request = deque.appendleft
@@ -19,7 +19,7 @@ class FakeQueue(deque[Any]):
 
 
 class FakeRequest:
-    """vLLM's Request."""
+    """The Request of vLLM."""
 
     def __init__(self, name: str, prompt: int, output: int, tier: Any = None, priority: int = 0) -> None:
         self.request_id, self.num_prompt_tokens, self.max_tokens = name, prompt, output
@@ -35,7 +35,7 @@ class FakeRequest:
 
 
 class FakeScheduler:
-    """vLLM's AsyncScheduler, first come first served, without prefix cache."""
+    """The AsyncScheduler of vLLM, first come first served, without prefix cache."""
 
     def __init__(self, blocks: int = 1000, seats: int = 32, budget: int = 512, model_len: int = 2048) -> None:
         self.policy = SimpleNamespace(value="fcfs")
@@ -157,7 +157,7 @@ class FakePolicyScheduler(Steering, FakeScheduler):
 
 
 class Core:
-    """vLLM's engine core with a queue of two batches (`step_with_batch_queue`), which take no time at all."""
+    """VLLM's engine core with a queue of two batches (`step_with_batch_queue`), which take no time at all."""
 
     def __init__(self, scheduler: Any, depth: int = 2) -> None:
         self.scheduler, self.depth, self.queue = scheduler, depth, deque[Any]()
