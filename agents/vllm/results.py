@@ -1,4 +1,4 @@
-"""What an A/B in a vLLM engine left behind (`agents.vllm.replay`), and its numbers, as `engine.runs.metrics` has them."""
+"""What an A/B in a vLLM engine left behind (`agents.vllm.replay`), and its numbers (`engine.runs.metrics`)."""
 
 import gzip
 import json

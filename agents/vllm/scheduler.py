@@ -1,4 +1,6 @@
-"""`PolicyScheduler`: one of our policies in a vLLM server, `vllm serve ... --scheduler-cls agents.vllm.scheduler.PolicyScheduler`.
+"""`PolicyScheduler`: one of our policies in a vLLM server.
+
+    vllm serve MODEL --scheduler-cls agents.vllm.scheduler.PolicyScheduler
 
 The environment variable LLMSCHED_VLLM names a file that says which policy (`agents.vllm.settings`).
 """

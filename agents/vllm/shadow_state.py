@@ -71,7 +71,7 @@ def leave(view: View, i: int) -> None:
 
 @hot
 def evict(view: View, i: int) -> None:
-    """The server has preempted a request: it waits at the head of the queue, its prompt and output to be computed again."""
+    """The server has preempted a request: it is at the head of the queue, prompt and output to be computed again."""
     row, r = view.row[0], view.request[i]
     if r.status == FINISHED:
         row.leaving -= 1

@@ -10,8 +10,8 @@ finds when it comes, and puts everything back behind it:
 - `waiting` has those that the policy admits, in its order;
 - a started prompt that gets a part of what it lacks has as many tokens fewer to come (`num_output_placeholders`).
 
-What cannot be said in this way: chunks of several new prompts in one batch (vLLM gives all but the last what they lack),
-KV taken away that nobody needs, KV moved to the host, refusals. Where anything fails before vLLM's turn, vLLM decides.
+What cannot be said in this way: chunks of several new prompts in one batch (all but the last get what they lack), KV
+taken away that nobody needs, KV moved to the host, refusals. Where anything fails before vLLM's turn, vLLM decides.
 
 The names used of vLLM's scheduler are the same in 0.24 and 0.32.
 """

@@ -157,7 +157,7 @@ class FakePolicyScheduler(Steering, FakeScheduler):
 
 
 class Core:
-    """VLLM's engine core with a queue of two batches (`step_with_batch_queue`), which take no time at all."""
+    """The engine core of vLLM with a queue of two batches (`step_with_batch_queue`), which take no time at all."""
 
     def __init__(self, scheduler: Any, depth: int = 2) -> None:
         self.scheduler, self.depth, self.queue = scheduler, depth, deque[Any]()

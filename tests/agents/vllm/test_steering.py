@@ -1,0 +1,198 @@
+"""Policies steer vLLM's scheduler: what they plan runs, what they hold does not, and where they fail vLLM decides."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.device.importing.vllm_log import iterations
+from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.steering import tier_of
+from engine.errors import InputError
+from tests.agents.vllm.fake import Core, FakePolicyScheduler, FakeRequest, FakeScheduler
+
+POLICIES = ("sarathi:token_budget=128", "slai:token_budget=128", "slackfit", "pretrained")
+AMPLE, SHORT = 1000, 150
+
+RAISES = """
+from dataclasses import dataclass
+import baselines
+from engine import Policy
+
+@dataclass(frozen=True)
+class Raises(Policy):
+    name = "raises"
+    every: int = 3
+
+    def memory(self, config, num_requests):
+        return [baselines.make("sarathi"), baselines.make("sarathi").memory(config, num_requests), 0]
+
+    def plan(self, view, memory, plan):
+        memory[2] += 1
+        if memory[2] % self.every == 0:
+            raise ValueError("not this time")
+        memory[0].plan(view, memory[1], plan)
+"""
+
+
+class Watching(FakePolicyScheduler):
+    """Remembers what was held and planned in each step, and compares the shadow with the server."""
+
+    steps: list[tuple[set[str], int, Any]]
+
+    def _let_schedule(self, arranged: Any, args: Any, kwargs: Any) -> Any:
+        held = {request.request_id for request in arranged.held} if arranged else set()
+        output = super()._let_schedule(arranged, args, kwargs)
+        self.__dict__.setdefault("steps", []).append((held, arranged.budget if arranged else -1, output))
+        return output
+
+    def _plan(self) -> Any:
+        steps = super()._plan()
+        rows = self._shadow.view.request
+        for request in (*self.running, *self.waiting):
+            r, coming = rows[self._shadow.index[request.request_id]], request.num_output_placeholders
+            assert r["generated"] == request.num_output_tokens + coming
+            if request in self.running:
+                decodes = r["prefilled"] == r["prompt"]
+                assert (r["length"] - 1 if decodes else r["prefilled"]) == request.num_computed_tokens
+            else:
+                assert r["prefilled"] == 0
+        return steps
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a scheduler that runs a policy, with its files in `tmp_path`."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "settings.json"))
+
+    def make_one(policy: str, cls: type = Watching, **limits: int) -> Any:
+        log, counters = tmp_path / "steps.csv", tmp_path / "counters.json"
+        Settings(policy=policy, log=str(log), counters=str(counters)).write(tmp_path / "settings.json")
+        return cls(**limits)
+
+    return make_one
+
+
+def serve(scheduler: Any, count: int = 50, aborts: float = 0.0) -> tuple[list[FakeRequest], list[Any]]:
+    """Let requests come and be served to the end; some are aborted. Returns them and every batch."""
+    rng, core = random.Random(1), Core(scheduler)
+    requests = [FakeRequest(f"r{k}", rng.randint(1, 900), rng.randint(1, 60), tier=k % 2) for k in range(count)]
+    come, alive = 0, True
+    while alive or come < count:
+        if come < count and rng.random() < 0.3:
+            scheduler.add_request(requests[come])
+            come += 1
+        if scheduler.requests and rng.random() < aborts:
+            scheduler.finish(rng.choice(list(scheduler.requests)))
+        alive = core.step()
+        assert len(core.outputs) < 50_000
+    return requests, core.outputs
+
+
+def counters(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "counters.json").read_text()))
+
+
+@pytest.mark.parametrize("blocks", [AMPLE, SHORT])
+def test_stock_decides_as_vllm_does(make: Make, blocks: int) -> None:
+    ours, theirs = make("stock", blocks=blocks), FakeScheduler(blocks=blocks)
+    batches = [[one.num_scheduled_tokens for one in serve(scheduler)[1]] for scheduler in (ours, theirs)]
+    assert batches[0] == batches[1]
+
+
+@pytest.mark.parametrize("blocks", [AMPLE, SHORT])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_planned_runs_and_what_is_held_does_not(make: Make, tmp_path: Path, policy: str, blocks: int) -> None:
+    scheduler = make(policy, blocks=blocks)
+    requests, _ = serve(scheduler)
+    assert all(request.num_output_tokens == request.max_tokens for request in requests)
+    assert scheduler.free == blocks
+    for held, budget, output in scheduler.steps:
+        assert not held & set(output.num_scheduled_tokens)
+        assert output.total_num_scheduled_tokens <= budget
+    found = counters(tmp_path)
+    assert found["decided"] >= found["steps"] > 0
+    assert [found[name] for name in ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt")] == [0] * 6
+    if blocks == AMPLE:
+        assert found["under_plan"] == 0 == found["preemptions"]
+
+
+def test_decodes_are_held(make: Make, tmp_path: Path) -> None:
+    serve(make("slai:token_budget=128"))
+    assert counters(tmp_path)["held"] > 0
+
+
+def test_where_a_policy_raises_vllm_decides(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "raises.py"
+    file.write_text(RAISES)
+    requests, _ = serve(make(f"{file}:Raises"))
+    found = counters(tmp_path)
+    assert all(request.num_output_tokens == request.max_tokens for request in requests)
+    assert found["fallbacks"] == pytest.approx((found["fallbacks"] + found["decided"]) / 3, abs=1)
+    assert "not this time" in found["last_error"]
+    assert found["rebuilt"] == 0
+
+
+def test_aborted_requests_leave_nothing_behind(make: Make, tmp_path: Path) -> None:
+    scheduler = make("slackfit", blocks=SHORT)
+    requests, _ = serve(scheduler, 150, aborts=0.2)
+    assert sum(request.num_output_tokens < request.max_tokens for request in requests) > 50
+    assert scheduler.free == SHORT
+    assert not scheduler.running
+    found = counters(tmp_path)
+    assert (found["fallbacks"], found["rebuilt"], found["held_ran"]) == (0, 0, 0)
+
+
+def test_a_shadow_that_differs_is_made_anew(make: Make, tmp_path: Path) -> None:
+    scheduler = make("slackfit", cls=FakePolicyScheduler)
+    core, rng = Core(scheduler), random.Random(3)
+    requests = [FakeRequest(f"r{k}", rng.randint(1, 500), 30) for k in range(20)]
+    for request in requests:
+        scheduler.add_request(request)
+    for k in range(400):
+        if k in (5, 20):
+            scheduler._shadow.leave(rng.choice(list(scheduler._shadow.index)))
+        if not core.step():
+            break
+    assert all(request.num_output_tokens == 30 for request in requests)
+    found = counters(tmp_path)
+    assert (found["rebuilt"], found["fallbacks"]) == (2, 0)
+
+
+def test_policy_changes_while_nobody_is_there(make: Make, tmp_path: Path) -> None:
+    scheduler = make("stock")
+    serve(scheduler, 5)
+    for policy, refused in (("slackfit", 0), ("no-such-policy", 1)):
+        Settings(policy=policy, counters=str(tmp_path / "counters.json")).write(tmp_path / "settings.json")
+        serve(scheduler, 5)
+        found = counters(tmp_path)
+        assert (found["policy"], found["refused"], found["decided"] > 0) == ("slackfit", refused, True)
+
+
+def test_log_is_one_that_a_profile_can_be_fitted_to(make: Make, tmp_path: Path) -> None:
+    _, outputs = serve(make("slackfit"))
+    batches = [batch for batch, _ in iterations(tmp_path / "steps.csv")]
+    tokens = sum(one.total_num_scheduled_tokens for one in outputs)
+    assert sum(batch.tokens for batch in batches) == tokens
+
+
+@pytest.mark.parametrize(("tier", "priority", "expected"), [("strict", 0, 0), (1, -1, 1), (None, -1, 0), (None, 0, 1)])
+def test_tier_of_a_request(tier: Any, priority: int, expected: int) -> None:
+    assert tier_of(FakeRequest("a", 1, 1, tier, priority), ["strict", "relaxed"]) == expected
+
+
+def test_settings_that_do_not_fit_are_one_line(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no-such-policy"):
+        make("no-such-policy")
+    (tmp_path / "settings.json").write_text('{"polcy": "slai"}')
+    with pytest.raises(InputError, match="polcy"):
+        FakePolicyScheduler()
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(InputError, match=VARIABLE):
+        FakePolicyScheduler()
