@@ -1,6 +1,6 @@
 """`python -m agents.vllm.replay PLAN.json OUT`: serve the same arrivals with each policy in one vLLM engine.
 
-No HTTP: one `AsyncLLM` in this process, its engine core in another one, with random weights and prompts of random tokens.
+No HTTP: one `AsyncLLM` in this process, its engine core in another one, random weights, prompts of random tokens.
 Requests are sent when they are due, whatever has become of those before (open loop). In OUT afterwards:
 
 - `meta.json`: the plan, the machine, the versions.
