@@ -50,6 +50,9 @@ class Rank:
 def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
     """The profile of the engine, from what its scheduler logged where vLLM decided (everywhere, if it did nowhere).
 
+    A fit by relative errors takes little notice of batches that took far too long; scaled, it adds up to the time that
+    all of them took.
+
     Raises:
         InputError: too few batches.
     """
@@ -60,7 +63,9 @@ def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
         log = Path(folder) / "steps.csv"
         log.write_text("\n".join([head, *lines]) + "\n")
         imported = vllm_log.read(log, Importing())
-    return fitting.fit(imported.points, name, imported.provenance)
+    model = fitting.fit(imported.points, name, imported.provenance)
+    took = sum(point.seconds for point in imported.points)
+    return model.scaled(took / float(fitting.predicted(model, imported.points).sum()))
 
 
 def _told(policy: Policy, model: LatencyModel) -> Policy:

@@ -116,8 +116,8 @@ class Replay:
         settings = Settings(cell.policy, self.plan.profile, self.plan.tiers, label="warm-up")
         settings.write(self.settings)
         await self.warm()
-        files_named = {"log": str(files["csv"]), "counters": str(files["json"]), "label": str(number)}
-        replace(settings, **files_named).write(self.settings)
+        log, counters = str(files["csv"]), str(files["json"])
+        replace(settings, log=log, counters=counters, label=str(number)).write(self.settings)
         rows = zip(requests.arrival, requests.prompt, requests.output, requests.tier, strict=True)
         sent = [Sent(float(a - requests.arrival[0]), 0.0, int(p), int(o), int(t), []) for a, p, o, t in rows]
         prompts = self._prompts(requests.prompt, cell.seed)
