@@ -114,15 +114,18 @@ def ranks(pairs: Sequence[Pair], seed: int = 0) -> list[Rank]:
     found = []
     for rate in sorted({pair.measured.cell.rate for pair in pairs}):
         table = _table([pair for pair in pairs if pair.measured.cell.rate == rate])
-        if len(table) < 3:
-            continue
-        drawn = _drawn(table, np.random.default_rng(seed))
-        for metric in METRICS:
-            real, predicted = (_means(table, side, metric) for side in ("real", "predicted"))
-            taus = [_tau(np.array([one[metric] for one in sample]), predicted) for sample in drawn]
-            low, high = np.nanquantile(taus, (0.025, 0.975)) if np.isfinite(taus).any() else (np.nan, np.nan)
-            found.append(Rank(rate, metric, _tau(real, predicted), float(low), float(high)))
+        if len(table) > 2:
+            drawn = _drawn(table, np.random.default_rng(seed))
+            found += [_rank(rate, metric, table, drawn) for metric in METRICS]
     return found
+
+
+def _rank(rate: float, metric: str, table: Sequence[Sequence[Pair]], drawn: Sequence[Sequence[Numbers]]) -> Rank:
+    real, predicted = (_means(table, side, metric) for side in ("real", "predicted"))
+    taus = np.array([_tau(np.array([one[metric] for one in sample]), predicted) for sample in drawn])
+    taus = taus[np.isfinite(taus)]
+    low, high = np.quantile(taus, (0.025, 0.975)) if len(taus) else (np.nan, np.nan)
+    return Rank(rate, metric, _tau(real, predicted), float(low), float(high))
 
 
 def _table(pairs: Sequence[Pair]) -> list[list[Pair]]:

@@ -45,7 +45,6 @@ class Flight:
         self.has_prompt = bool(features[0]["requests"] > features[0]["decodes"])
         self.features = features.copy()
         self.predicted = 0.0
-        self.note: dict[str, Any] = {}
 
 
 class Shadow:

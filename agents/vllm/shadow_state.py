@@ -193,6 +193,21 @@ def look(view: View, now: float, duration: float, free: int) -> tuple[int, int]:
     return row.num_running + row.leaving, row.num_waiting
 
 
+@inner
+def _is_readable(view: View, plan: Plan) -> bool:
+    """Whether every entry of a plan is of a request that is there."""
+    if plan.size[0] > plan.entry.shape[0]:
+        return False
+    for k in range(plan.size[0]):
+        i, n = plan.entry[k].request, plan.entry[k].tokens
+        if i < 0 or i >= view.row[0].next_arrival or n == 0:
+            return False
+        status = view.request[i].status
+        if status != RUNNING and (status != WAITING or (n < 0 and n != DROP)):
+            return False
+    return True
+
+
 @hot
 def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int, int]:
     """What a plan asks of vLLM.
@@ -207,27 +222,19 @@ def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int,
         How many are served, how many lose their KV, how many of those served decode, and how many vLLM has running;
         ILLEGAL first for a plan that cannot be read.
     """
-    served, victims, decodes = 0, 0, 0
-    size, number = plan.size[0], view.row[0].next_arrival
-    if size > plan.entry.shape[0]:
+    if not _is_readable(view, plan):
         return ILLEGAL, 0, 0, 0
-    for k in range(size):
+    served, victims, decodes = 0, 0, 0
+    for k in range(plan.size[0]):
         i, n = plan.entry[k].request, plan.entry[k].tokens
-        if i < 0 or i >= number or n == 0:
-            return ILLEGAL, 0, 0, 0
-        r = view.request[i]
         if n > 0:
-            if r.status != RUNNING and r.status != WAITING:
-                return ILLEGAL, 0, 0, 0
-            left = max(1, r.prompt - r.prefilled)
-            steps[served, 0], steps[served, 1], steps[served, 2] = i, min(n, left), left
+            r = view.request[i]
+            lacks = max(1, r.prompt - r.prefilled)
+            steps[served, 0], steps[served, 1], steps[served, 2] = i, min(n, lacks), lacks
             served += 1
             decodes += r.status == RUNNING and r.prefilled == r.prompt
-        elif n != DROP and r.status != RUNNING:
-            return ILLEGAL, 0, 0, 0
-    for k in range(size):
+    for k in range(plan.size[0]):
         if plan.entry[k].tokens < 0 and plan.entry[k].tokens != DROP:
             steps[served + victims, 0] = plan.entry[k].request
-            steps[served + victims, 1], steps[served + victims, 2] = 0, 0
             victims += 1
     return served, victims, decodes, view.row[0].num_running + view.row[0].leaving

@@ -11,8 +11,24 @@ COLUMNS = (
     *("start", "seconds", "prompt_tokens", "decodes", "context", "prompts", "prompt_context"),
     *("running", "waiting", "held", "planned", "decide_us"),
 )
-"""Of the log; times in s, planned in tokens (-1: nobody planned), decide_us in microseconds."""
+"""Of the log, times in s; the second line of them: `Note`."""
 _KEPT = 100_000
+
+
+@dataclass
+class Note:
+    """What the log says of a step beside its batch."""
+
+    running: int
+    """Requests that had KV before it."""
+    waiting: int
+    """Requests that waited."""
+    held: int = 0
+    """Of the running ones those that were held back."""
+    planned: int = -1
+    """Tokens that the policy planned; -1: nobody planned."""
+    decide_us: float = 0.0
+    """Microseconds until vLLM's own turn."""
 
 
 @dataclass
@@ -68,12 +84,12 @@ class StepLog:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._lines.append(",".join(COLUMNS))
 
-    def decision(self, present: int, deciding_us: float, total_us: float) -> None:
-        """A decision with so many requests present took so long, until vLLM's own turn, and with what came after."""
+    def decision(self, note: Note, all_us: float) -> None:
+        """A step was decided; with all that steering does it took so long (microseconds, without vLLM's own turn)."""
         if len(self._decisions) < _KEPT:
-            self._decisions.append((present, deciding_us, total_us))
+            self._decisions.append((note.running + note.waiting, note.decide_us, all_us))
 
-    def batch(self, start: float, seconds: float, features: np.ndarray, note: dict[str, Any]) -> None:
+    def batch(self, start: float, seconds: float, features: np.ndarray, note: Note) -> None:
         """A batch has ended: its start and seconds, its FEATURES[1], and what was noted when it was scheduled."""
         if not self._path:
             return
@@ -82,7 +98,7 @@ class StepLog:
         tokens = int(f["tokens"] - f["decodes"])
         before = max(0, round(float(f["prefill_pairs"]) / tokens - (tokens / chunks + 1) / 2)) * chunks if tokens else 0
         numbers = (tokens, int(f["decodes"]), int(f["decode_context"]), max(1, chunks), before)
-        told = (note["running"], note["waiting"], note["held"], note["planned"], round(note["us"], 1))
+        told = (note.running, note.waiting, note.held, note.planned, round(note.decide_us, 1))
         self._lines.append(",".join(map(str, (f"{start:.6f}", f"{seconds:.6f}", *numbers, *told))))
         if len(self._lines) > 4096:
             self._write_lines()

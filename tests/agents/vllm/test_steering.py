@@ -43,11 +43,10 @@ class Watching(FakePolicyScheduler):
 
     steps: list[tuple[set[str], int, Any]]
 
-    def _let_schedule(self, arranged: Any, args: Any, kwargs: Any) -> Any:
-        held = {request.request_id for request in arranged.held} if arranged else set()
-        output = super()._let_schedule(arranged, args, kwargs)
-        self.__dict__.setdefault("steps", []).append((held, arranged.budget if arranged else -1, output))
-        return output
+    def _check(self, output: Any, arranged: Any, note: Any) -> None:
+        super()._check(output, arranged, note)
+        held = {request.request_id for request in arranged.held}
+        self.__dict__.setdefault("steps", []).append((held, arranged.budget, output))
 
     def _plan(self) -> Any:
         steps = super()._plan()
