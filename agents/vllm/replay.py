@@ -17,9 +17,10 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -64,10 +65,20 @@ class Sent:
         return found | ({"error": self.error} if self.error else {})
 
 
+class Engine(Protocol):
+    """What is used of `vllm.v1.engine.async_llm.AsyncLLM`."""
+
+    def generate(self, prompt: dict[str, list[int]], sampling_params: object, request_id: str) -> AsyncIterator[Any]:
+        """The outputs of a request as they come."""
+
+    def shutdown(self) -> None:
+        """The end."""
+
+
 class Replay:
     """Sends the requests of cells to an engine."""
 
-    def __init__(self, engine: Any, plan: Plan, out: Path, scratch: Path, vocabulary: int) -> None:
+    def __init__(self, engine: Engine, plan: Plan, out: Path, scratch: Path, vocabulary: int) -> None:
         self.engine, self.plan, self.out, self.vocabulary = engine, plan, out, vocabulary
         self.settings, self.scratch = Path(os.environ[VARIABLE]), scratch
         self._number = 0
@@ -144,7 +155,7 @@ class Replay:
             file.writelines(json.dumps(line) + "\n" for line in [head, *(one.line() for one in sent)])
 
 
-def _engine(plan: Plan, scratch: Path) -> Any:
+def _engine(plan: Plan, scratch: Path) -> Engine:
     """The engine, which reads its settings from a file in `scratch`."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -162,7 +173,8 @@ def _engine(plan: Plan, scratch: Path) -> Any:
         "scheduler_cls": "agents.vllm.scheduler.PolicyScheduler",
         "disable_log_stats": True,
     }
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**(given | plan.engine)))
+    engine: Engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**(given | plan.engine)))
+    return engine
 
 
 def _machine() -> dict[str, Any]:

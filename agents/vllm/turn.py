@@ -20,6 +20,8 @@ from typing import NamedTuple
 from agents.vllm.server import SEATS, Request, Scheduler
 from agents.vllm.shadow import Steps
 
+_NOTHING = (0, 0)
+
 
 class Arranged(NamedTuple):
     """The requests of vLLM as a policy has sorted them."""
@@ -46,15 +48,13 @@ def arrange(scheduler: Scheduler, steps: Steps, names: Mapping[int, str]) -> Arr
     victims = {names[i] for i in steps.victims}
     present, held, last, cut = [], [], [], []
     for request in scheduler.running:
-        tokens, lacks = served.pop(request.request_id, (0, 0))
+        tokens, lacks = served.pop(request.request_id, _NOTHING)
         if request.request_id in victims:
             last.append(request)
-        elif tokens == 0:
-            held.append(request)
-        else:
-            present.append(request)
-            if tokens < lacks:
-                cut.append((request, lacks - tokens))
+            continue
+        (present if tokens else held).append(request)
+        if tokens < lacks:
+            cut.append((request, lacks - tokens))
     admitted = [scheduler.requests[name] for name in served]
     apart = sum(tokens < lacks for tokens, lacks in list(served.values())[:-1])
     return Arranged(sum(step[1] for step in steps.served), present + last, held, admitted, cut, apart)

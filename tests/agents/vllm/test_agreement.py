@@ -1,0 +1,120 @@
+"""`llmsched ab`: an engine that does what the simulation says is predicted without an error, and in the same order."""
+
+import gzip
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from agents.policies import resolve
+from agents.vllm.agreement import compare, fit_profile, ranks
+from agents.vllm.plan import Cell, Plan
+from agents.vllm.replay import FORMAT, META, REQUESTS, STEPS, Sent, finished_cells
+from agents.vllm.results import METRICS, read_cells
+from agents.vllm.step_log import COLUMNS, Counters
+from engine.config import EngineConfig
+from engine.device.latency import load_profile
+from engine.runs.simulate import simulate
+
+PLAN = Plan(policies=("sarathi", "slai", "slackfit"), rates=(1.8,), num_requests=80, profile="rtx6000ada-mistral-7b")
+CONFIG = EngineConfig(max_num_seqs=64, max_batched_tokens=4096)
+MODEL = load_profile(PLAN.profile)
+
+
+def _sent(cell: Cell) -> list[Sent]:
+    """The requests of a cell as a simulation serves them."""
+    requests = PLAN.requests(cell)
+    record = simulate(resolve(cell.policy), requests, MODEL, CONFIG)
+    start, found = float(requests.arrival[0]), []
+    for k in range(len(requests)):
+        due, output, tier = float(requests.arrival[k]) - start, int(requests.output[k]), int(requests.tier[k])
+        first, last = (float(record.ledger[name][k]) - start for name in ("first_token", "completed"))
+        times = np.linspace(first, last, output)
+        if output > 2:  # the longest gap stands first, the others share what is left
+            gap = float(record.ledger["max_gap"][k])
+            times = np.concatenate([[first], np.linspace(first + gap, last, output - 1)])
+        found.append(Sent(due, due, int(requests.prompt[k]), output, tier, times.tolist()))
+    return found
+
+
+def _steps() -> list[str]:
+    """A step log of batches that take what the profile says."""
+    from engine.device.fitting import Batch, Point, predicted
+
+    rng, lines = np.random.default_rng(0), []
+    for _ in range(300):
+        prompt, decodes = int(rng.choice([0, 64, 512, 1500])), int(rng.integers(0, 60))
+        decodes = max(decodes, int(prompt == 0))
+        context = 700 * decodes
+        batch = Batch(((prompt, 0),) if prompt else (), (700,) * decodes)
+        seconds = float(predicted(MODEL, [Point("mixed", batch, 1.0)])[0])
+        lines.append(f"0.0,{seconds:.6f},{prompt},{decodes},{context},1,0,{decodes},0,0,-1,10.0")
+    return lines
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `agents.vllm.replay` would have written."""
+    out = tmp_path_factory.mktemp("ab")
+    counters: dict[str, Any] = asdict(Counters()) | {"limits": asdict(CONFIG)}
+    (out / META).write_text(json.dumps({"format": FORMAT, "plan": asdict(PLAN)}))
+    with gzip.open(out / REQUESTS, "wt") as file, gzip.open(out / STEPS, "wt") as steps:
+        steps.write(f"cell,{','.join(COLUMNS)}\n")
+        for number, cell in enumerate(PLAN.cells()):
+            sent = _sent(cell)
+            file.write(json.dumps({"cell": number, **asdict(cell), "requests": len(sent), "counters": counters}) + "\n")
+            file.writelines(json.dumps(one.line()) + "\n" for one in sent)
+            steps.writelines(f"{number},{line}\n" for line in _steps())
+    return out
+
+
+def test_an_engine_that_is_the_simulation_is_predicted_without_an_error(folder: Path) -> None:
+    pairs = compare(read_cells(folder), MODEL)
+    assert [pair.measured.cell for pair in pairs] == PLAN.cells()
+    for pair in pairs:
+        for metric in METRICS:
+            if metric != "p99_tbt_strict_s":  # the gaps between are not those of the simulation
+                assert pair.real[metric] == pytest.approx(pair.predicted[metric], rel=2e-3, abs=1e-9)
+
+
+def test_order_of_the_policies_is_the_same(folder: Path) -> None:
+    found = {one.metric: one for one in ranks(compare(read_cells(folder), MODEL))}
+    assert set(found) == set(METRICS)
+    for metric in ("median_ttft_s", "mean_ttft_s"):
+        assert found[metric].tau == 1.0
+        assert -1.0 <= found[metric].low <= found[metric].high <= 1.0
+
+
+def test_profile_comes_from_the_step_log(folder: Path) -> None:
+    model = fit_profile(read_cells(folder), "engine")
+    residuals = model.provenance["residuals"]
+    assert all(one["mape"] < 3.0 for one in residuals.values())
+
+
+def test_finished_cells_are_found_again(folder: Path) -> None:
+    assert [Cell(head["policy"], head["rate"], head["seed"]) for head in finished_cells(folder)] == PLAN.cells()
+
+
+def test_command_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ab.json"
+    assert main(["ab", str(folder), "--profile", PLAN.profile, "--json", str(out)]) == 0
+    assert "Kendall" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["cells"]) == len(PLAN.cells())
+
+
+def test_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / META).write_text('{"format": "other"}')
+    assert main(["ab", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_plan_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"policies": ["slai"], "rates": [2], "sedes": [1]}')
+    with pytest.raises(Exception, match="sedes"):
+        Plan.read(file)
+    assert replace(PLAN, seeds=(0, 1)).cells()[3] == Cell("sarathi", 1.8, 1)
