@@ -46,18 +46,24 @@ def arrange(scheduler: Scheduler, steps: Steps, names: Mapping[int, str]) -> Arr
         return Arranged(len(steps.served), scheduler.running, [], [], [], 0)
     served = {names[i]: (tokens, lacks) for i, tokens, lacks in steps.served}
     victims = {names[i] for i in steps.victims}
-    present, held, last, cut = [], [], [], []
+    present: list[Request] = []
+    held: list[Request] = []
+    cut = []
     for request in scheduler.running:
         tokens, lacks = served.pop(request.request_id, _NOTHING)
-        if request.request_id in victims:
-            last.append(request)
-            continue
         (present if tokens else held).append(request)
         if tokens < lacks:
             cut.append((request, lacks - tokens))
+    if victims:
+        present += [request for request in held if request.request_id in victims]
+        held = [request for request in held if request.request_id not in victims]
     admitted = [scheduler.requests[name] for name in served]
-    apart = sum(tokens < lacks for tokens, lacks in list(served.values())[:-1])
-    return Arranged(sum(step[1] for step in steps.served), present + last, held, admitted, cut, apart)
+    return Arranged(sum(step[1] for step in steps.served), present, held, admitted, cut, _apart(served))
+
+
+def _apart(new: Mapping[str, tuple[int, int]]) -> int:
+    """New prompts but the last that get fewer tokens than they lack."""
+    return sum(tokens < lacks for tokens, lacks in list(new.values())[:-1])
 
 
 class Turn:
