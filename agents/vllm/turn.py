@@ -46,27 +46,25 @@ def arrange(scheduler: Scheduler, steps: Steps, names: Mapping[int, str]) -> Arr
         return Arranged(len(steps.served), scheduler.running, [], [], [], 0)
     served = {names[i]: (tokens, lacks) for i, tokens, lacks in steps.served}
     victims = {names[i] for i in steps.victims}
-    present, held, cut = _sorted(scheduler.running, served)
-    if victims:
-        present += [request for request in held if request.request_id in victims]
-        held = [request for request in held if request.request_id not in victims]
+    present, held, cut = _sorted(scheduler.running, served, victims)
     admitted = [scheduler.requests[name] for name in served]
     return Arranged(sum(step[1] for step in steps.served), present, held, admitted, cut, _apart(served))
 
 
 def _sorted(
-    running: list[Request], served: dict[str, tuple[int, int]]
+    running: list[Request], served: dict[str, tuple[int, int]], victims: set[str]
 ) -> tuple[list[Request], list[Request], list[tuple[Request, int]]]:
-    """Who of the running requests is served, who is not, who is cut; only those to be admitted stay in `served`."""
+    """Who runs (victims last), who is held, whose prompt is cut; only those to be admitted stay in `served`."""
     present: list[Request] = []
+    last: list[Request] = []
     held: list[Request] = []
     cut = []
     for request in running:
         tokens, lacks = served.pop(request.request_id, _NOTHING)
-        (present if tokens else held).append(request)
+        (present if tokens else last if request.request_id in victims else held).append(request)
         if tokens < lacks:
             cut.append((request, lacks - tokens))
-    return present, held, cut
+    return present + last, held, cut
 
 
 def _apart(new: Mapping[str, tuple[int, int]]) -> int:
