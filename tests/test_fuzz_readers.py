@@ -45,6 +45,7 @@ from agents.work.files import json_text
 from engine.demand.length_models import parse_lengths
 from engine.demand.lengths import TABLE_FOLDER, JointQuantileTable
 from engine.demand.predictions import parse_channel
+from engine.demand.rate_profile import Stretch, read_rate_profile
 from engine.demand.requests import Requests
 from engine.demand.server_run import LOGGED, ServerRun, read_run
 from engine.demand.trace_options import AS_IT_IS, TraceOptions, parse_window
@@ -173,6 +174,12 @@ def _sound_policy(policy: Any) -> None:
     assert policy.spec.isprintable() or "\n" not in policy.spec
 
 
+def _sound_day(day: tuple[Stretch, ...]) -> None:
+    assert day[0].start_h == 0.0
+    assert sum(one.hours for one in day) == pytest.approx(24.0)
+    assert all(one.hours > 0.0 and math.isfinite(one.rate) and one.rate >= 0.0 for one in day)
+
+
 def _anything(value: Any) -> None:
     json.dumps(value, allow_nan=False, default=str)
 
@@ -284,6 +291,12 @@ HYPER = b"LLMSched-v0:\n  n_envs: 64\n  learning_rate: 3e-4\n  policy_kwargs: {n
     b"  env_kwargs: {rates: [1.4, 2], workload: {cv: 1.5, tiers: [{name: all, share: 1, tbt_s: 0.1}]},\n"
     b"    engine: {block_size: 8}}\n"
 )
+METRICS = b"# TYPE python_info gauge\npython_info 1.0\n" + b"".join(
+    b'vllm:request_%s_tokens_bucket{model_name="m",le="%s"} %d.0\n' % (kind, end, count)
+    for kind in (b"prompt", b"generation")
+    for end, count in ((b"10.0", 3), (b"100.0", 8), (b"+Inf", 9))
+)
+METRICS += b"vllm:request_prompt_tokens_sum 700.0\nvllm:request_generation_tokens_sum 600.0\n"
 READERS = {
     "profile": Reader(lambda path: load_profile(str(path)), _sound_profile, json.dumps(PROFILE).encode()),
     "length table": Reader(
@@ -302,6 +315,9 @@ READERS = {
     ),
     "chats": Reader(_trace(TraceOptions(tokenizer="words"), rate=1.0), _sound_requests, json.dumps(CHATS).encode()),
     "vllm result": Reader(_trace(), _sound_requests, json.dumps(VLLM).encode()),
+    "request log": Reader(_trace(), _sound_requests, RUN, ".jsonl"),
+    "prometheus": Reader(_trace(rate=1.0), _sound_requests, METRICS, ".txt"),
+    "day of rates": Reader(read_rate_profile, _sound_day, b"hour,rate\n0,1.5\n7.5,12\n20,0\n", ".csv"),
     "server run": Reader(read_run, _sound_run, RUN, ".jsonl"),
     "log of a server": Reader(_beside_a_run("timeseries.csv"), _sound_run, RUN_LOG, ".csv"),
     "limits of a server": Reader(_beside_a_run("meta.json"), _sound_run, json.dumps(RUN_META).encode()),
