@@ -88,7 +88,7 @@ def summarize_cluster(record: ClusterRecord, *, warmup_s: float = 0.0, goodput: 
 
     Args:
         record: what `simulate_cluster` returned.
-        warmup_s: requests that arrive before this time (s) are not counted.
+        warmup_s: requests that arrive before this time (s) are not counted in the fleet's numbers.
         goodput: limits of vLLM's `request_goodput`, which there is only with them.
 
     Raises:

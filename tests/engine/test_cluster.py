@@ -377,6 +377,32 @@ def test_faults_of_policies_and_routers_name_the_replica() -> None:
         simulate_cluster(_Broken(), [sarathi] * 2, requests, [device] * 2)
 
 
+@Kernel
+def _restless(view: View, memory: Memory, plan: Plan) -> None:
+    plan.wake[0] = view.row[0].now + 1.0
+
+
+def test_a_replica_that_is_only_ever_woken_is_stopped() -> None:
+    requests, policies = Requests.create([0.0], [4], [3]), [compiled("restless", _restless)]
+    with pytest.raises(
+        PolicyError, match=r"^replica 0: policy 'restless' made no end within 1056 decisions \(1 waiting"
+    ):
+        simulate_cluster(routers.make("jsq"), policies, requests, [constant(1.0)])
+
+
+@pytest.mark.parametrize("router", ["jsq:age=0.3", "watcher"])
+def test_pieces_of_the_loop_change_nothing(router: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def go() -> ClusterRecord:
+        made = _Watcher(age=0.3) if router == "watcher" else routers.make(router)
+        return simulate_cluster(made, [baselines.make("sarathi")] * 3, BUSY.generate(4), [DEVICE] * 3, [TIGHT] * 3)
+
+    whole = go()
+    monkeypatch.setattr("engine.cluster.simulate.FIRST_PIECE", 7)
+    pieces = go()
+    assert np.array_equal(whole.replica, pieces.replica)
+    assert [differences(a, b) for a, b in zip(whole.records, pieces.records, strict=True)] == [[], [], []]
+
+
 @dataclass(frozen=True)
 class _Astray(Router):
     """Somewhere else from the second request on."""

@@ -11,6 +11,7 @@ import baselines
 from agents.cli import main
 from agents.evaluation.setup import Setup
 from agents.evaluation.statistics import paired_interval
+from agents.policies import resolve
 from agents.reporting.route_tables import difference_grid, fleet_grid, html_text, markdown_text, replica_grid
 from agents.source import Source
 from agents.studies.route.fleet import Seat
@@ -23,6 +24,7 @@ from engine.config import EngineConfig
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
+from engine.runs.simulate import simulate
 
 SETUP = Setup(
     policies=("sarathi",),
@@ -57,6 +59,15 @@ def test_every_router_meets_the_same_arrivals_and_is_what_simulate_cluster_makes
                 assert cell.number("jain_replicas") == pytest.approx(report.jain_replicas)
                 assert [one.requests for one in cell.replicas] == record.sent.tolist()
                 assert sum(one.requests for one in cell.replicas) == 120
+
+
+def test_the_policy_that_ships_is_itself_at_each_replica() -> None:
+    requests, policy = Workload(rate=5.0, num_requests=150).generate(0), resolve("pretrained")
+    record = simulate_cluster(routers.make("least_tokens"), [policy] * 2, requests, [SETUP.profile] * 2)
+    for one in record.records:
+        alone = simulate(policy, one.requests, SETUP.profile)
+        assert np.array_equal(alone.ledger, one.ledger)
+        assert np.array_equal(alone.row, one.row)
 
 
 def test_differences_are_paired_with_the_first_router(result: Routes) -> None:
