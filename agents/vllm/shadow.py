@@ -99,7 +99,13 @@ class Shadow:
         return int(self.row[0]["leaving"])
 
     def enter(self, name: str, arrival: float, prompt: int, most: int, tier: int) -> int:
-        """A request has arrived: its name, time (s), prompt tokens, most output tokens and tier; returns its index."""
+        """A request has arrived: its name, time (s), prompt tokens, most output tokens and tier; returns its index.
+
+        Raises:
+            ShadowError: there is no room for it.
+        """
+        if self.is_full:
+            raise ShadowError(f"expected at most {self.capacity} requests since the shadow was made, got one more")
         t = self.tiers[tier]
         i = int(state.enter(self.view, arrival, prompt, tier, t.tbt_s, t.ttft_s, int(t.strict)))
         self.ends[i] = max(1, min(most, self.config.max_model_len - prompt))

@@ -164,6 +164,15 @@ def test_a_shadow_that_differs_is_made_anew(make: Make, tmp_path: Path) -> None:
     assert (found["rebuilt"], found["fallbacks"]) == (2, 0)
 
 
+def test_full_shadow_is_made_anew(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.vllm.steering.CAPACITY", 60)
+    requests, _ = serve(make("slackfit"), 300)
+    assert all(request.num_output_tokens == request.max_tokens for request in requests)
+    found = counters(tmp_path)
+    assert found["rebuilt"] > 3
+    assert found["decided"] > found["fallbacks"]
+
+
 def test_policy_changes_while_nobody_is_there(make: Make, tmp_path: Path) -> None:
     scheduler = make("stock")
     serve(scheduler, 5)
