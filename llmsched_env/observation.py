@@ -209,39 +209,12 @@ class Decodes(NamedTuple):
     tight: float  # how many have the shortest
 
 
-Above = tuple[int, int, int, int, int]
-"""How many decodes have more slack than each of SLACK_BUCKETS; kept in registers, which counting in place is not."""
-_NONE: Above = (0, 0, 0, 0, 0)
-
-
-@inner
-def _count(above: Above, units: float) -> Above:
-    a, b, c, d, e = SLACK_BUCKETS
-    return (
-        above[0] + (units > a),
-        above[1] + (units > b),
-        above[2] + (units > c),
-        above[3] + (units > d),
-        above[4] + (units > e),
-    )
-
-
-@inner
-def _show_slack(number: int, above: Above, most: int, shown: np.ndarray) -> None:
-    """Decodes of one tier by bucket, 4 x share of the seats."""
-    for bucket in range(_NUM_SLACK):
-        rest = above[bucket] if bucket < len(SLACK_BUCKETS) else 0
-        shown[bucket] = 4.0 * (number - rest) / most
-        number = rest
-
-
 @inner
 def _show_running(view: View, unit: float, o: np.record) -> Decodes:
     """The requests that hold KV: started prompts, decodes by slack in units of a recent batch; returns the latter."""
     row = view.row[0]
-    left, context, output, tight, strict_decodes = 0, 0, 0, 0, 0
+    left, context, output, tight = 0, 0, 0, 0
     relaxed, strict, tightest, loosest = 1.0, 1.0, np.inf, 0.0
-    above, strict_above = _NONE, _NONE
     per_unit = 1.0 / unit
     for j in range(row.num_running):
         r = view.request[view.running[j]]
@@ -249,20 +222,23 @@ def _show_running(view: View, unit: float, o: np.record) -> Decodes:
             left += r.prompt - r.prefilled
             continue
         slack = r.last_token + r.tbt - row.now
+        units = slack * per_unit
+        bucket = 0
+        for edge in SLACK_BUCKETS:
+            bucket += units > edge
+        o.decodes[r.strict, bucket] += 1.0
         context += r.length
         output += r.generated
         tight = 1 if r.tbt < tightest else tight + (r.tbt == tightest)
         tightest, loosest = min(tightest, r.tbt), max(loosest, r.tbt)
         if r.strict:
             strict = min(strict, slack / r.tbt)
-            strict_decodes += 1
-            strict_above = _count(strict_above, slack * per_unit)
         else:
             relaxed = min(relaxed, slack / r.tbt)
-            above = _count(above, slack * per_unit)
+    for tier in range(2):
+        for bucket in range(_NUM_SLACK):
+            o.decodes[tier, bucket] = 4.0 * o.decodes[tier, bucket] / row.max_num_seqs
     decodes = row.num_running - row.num_prefilling
-    _show_slack(decodes - strict_decodes, above, row.max_num_seqs, o.decodes[0])
-    _show_slack(strict_decodes, strict_above, row.max_num_seqs, o.decodes[1])
     o.started_prompts = np.sqrt(float(row.num_prefilling))
     o.started_tokens = np.sqrt(left / 512.0)
     o.least_slack_relaxed, o.least_slack_strict = relaxed, strict
