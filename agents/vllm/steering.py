@@ -122,11 +122,11 @@ class Steering:
         self._log.decision(note, 1e6 * (time.perf_counter() - began))
         return output
 
-    def _update_after_schedule(self, scheduler_output: Batch) -> None:
-        """Inside vLLM's `schedule`, once the batch is known."""
+    def _make_cached_request_data(self, *args: Any, **kwargs: Any) -> Any:
+        """Inside vLLM's `schedule`, once the batch is known: what the workers are told of requests with KV."""
         if self._turn:
             self._turn.uncut()
-        super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
+        return super()._make_cached_request_data(*args, **kwargs)  # type: ignore[misc]
 
     def update_from_output(self, scheduler_output: Batch, model_runner_output: object) -> Any:
         """The tokens of a batch are there."""

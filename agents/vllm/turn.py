@@ -96,7 +96,7 @@ class Turn:
             request.num_output_placeholders -= fewer
 
     def uncut(self) -> None:
-        """Started prompts have again as many tokens to come as before; once the batch is known."""
+        """Started prompts have again as many tokens to come as before: workers are told of them, too."""
         for request, coming in self._coming:
             request.num_output_placeholders = coming
         self._coming = []

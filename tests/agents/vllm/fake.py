@@ -108,18 +108,22 @@ class FakeScheduler:
             scheduled[r.request_id] = n
             budget -= n
         assert len(self.running) <= self.max_num_running_reqs
+        resumed = {name for name, status in new if status == "preempted"}
         output = SimpleNamespace(
             num_scheduled_tokens=scheduled,
             total_num_scheduled_tokens=sum(scheduled.values()),
             preempted_req_ids={r.request_id for r in preempted},
             scheduled_new_reqs=[SimpleNamespace(req_id=name) for name, status in new if status == "waiting"],
-            scheduled_cached_reqs=SimpleNamespace(
-                resumed_req_ids={name for name, status in new if status == "preempted"}
-            ),
+            scheduled_cached_reqs=self._make_cached_request_data(resumed),
             emits=[],
         )
         self._update_after_schedule(output)
         return output
+
+    def _make_cached_request_data(self, resumed: set[str]) -> Any:
+        told = {name: r.num_output_tokens + r.num_output_placeholders for name, r in self.requests.items()}
+        assert min(told.values(), default=0) >= 0  # the workers cut what they have to so many output tokens
+        return SimpleNamespace(resumed_req_ids=resumed)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         for name, n in scheduler_output.num_scheduled_tokens.items():
