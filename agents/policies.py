@@ -22,7 +22,9 @@ from engine.spec import Spec, read_settings, split_specs
 RANDOM = "random"
 """Name of the random-legal policy, the floor that every learner must beat."""
 PRETRAINED = "pretrained"
-"""Name of the learned policy that ships with the package."""
+"""Name of the learned policy that ships with the package and does best on what nobody was trained on."""
+SHIPPED = (PRETRAINED, "pretrained-ppo")
+"""Names of all learned policies that ship: found by evolution, and trained by PPO."""
 
 ADJUSTABLE = ("ageing", "close")
 """Settings that the spec of a learned policy may have."""
@@ -108,15 +110,15 @@ def with_setting(spec: str, key: str, value: str) -> str:
     return str(Spec(*baselines.base_of(baselines.expand(spec))).with_setting(key, value))
 
 
-def pretrained_folder() -> Path:
-    """Where the shipped policy and its model card are."""
-    return Path(str(resources.files("agents") / "learning" / "pretrained"))
+def pretrained_folder(name: str = PRETRAINED) -> Path:
+    """Where a shipped policy and its model card are."""
+    return Path(str(resources.files("agents") / "learning" / name))
 
 
 def _split(spec: str) -> tuple[Path, str]:
     """The folder of a learned policy and the settings behind it."""
     parsed = Spec(spec) if is_there(spec) else Spec.parse(spec)
-    return pretrained_folder() if parsed.name == PRETRAINED else Path(parsed.name), parsed.rest
+    return pretrained_folder(parsed.name) if parsed.name in SHIPPED else Path(parsed.name), parsed.rest
 
 
 def _is_folder(spec: str) -> bool:
@@ -142,7 +144,7 @@ def split_policies(text: str) -> tuple[str, ...]:
 
 
 def resolve(spec: str) -> Policy:
-    """The policy that a spec names: a baseline, `random`, `pretrained`, a folder with a learned one, a user's class.
+    """The policy that a spec names: a baseline, `random`, one that ships, a folder with a learned one, a user's class.
 
     A folder is that of a training run or of a bundle. A learned policy whose actions are slackfit's parameters takes
     two of its settings: ``pretrained:ageing=20``. A user's class is ``module:Class`` or ``path/file.py:Class``
@@ -166,7 +168,7 @@ def resolve(spec: str) -> Policy:
         from agents.learning.learned.load import load_policy, policy_of
 
         return policy_of(load_policy(folder).bundle.adjusted(**_numbers(spec, settings)), spec)
-    known = ", ".join([*baselines.POLICIES, RANDOM, PRETRAINED])
+    known = ", ".join([*baselines.POLICIES, RANDOM, *SHIPPED])
     raise InputError(
         f"policy: expected one of {known}, the folder of a trained policy, module:Class or FILE.py:Class, got {spec!r}"
     )

@@ -18,7 +18,7 @@ from engine.server.parametric import Parametric
 from engine.server.policy import Kernel, Policy
 from engine.spec import parse_value, read_settings
 
-RESERVED = ("random", "pretrained", "learned")
+RESERVED = ("random", "pretrained", "pretrained-ppo", "learned")
 """Names of policies that are no baselines."""
 
 

@@ -1,20 +1,20 @@
-"""The model card of the shipped policy: which loads and workloads it wins, ties and loses.
+"""The model card of a shipped policy: which loads and workloads it wins, ties and loses.
 
-    python3 -m agents.studies.model_card     # about 2 minutes on 2 cores
+    python3 -m agents.studies.model_card [--policy pretrained-ppo]     # about 2 minutes on 2 cores
 
 Compares it with SLAI and with slackfit tuned for each workload, and writes card.json and CARD.md beside the policy
-(agents/learning/pretrained).
+(agents/learning/pretrained, agents/learning/pretrained-ppo).
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.learning.search.evolution import EvolutionConfig, shipped_recipe
-from agents.policies import PRETRAINED, pretrained_folder
+from agents.policies import PRETRAINED, SHIPPED, pretrained_folder
 from agents.source import Source
 from agents.work.files import write_atomically, write_json
 from agents.work.processes import default_workers
@@ -60,12 +60,12 @@ SETTINGS = (
 )
 
 
-def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: int) -> list[dict[str, Any]]:
-    """Each load and metric of the shipped policy against a rival on the same traces."""
+def compare(policy: str, setting: Setting, rival: str, requests: int, workers: int) -> list[dict[str, Any]]:
+    """Each load and metric of a shipped policy against a rival on the same traces."""
     evaluation = Evaluation(
-        policies=(PRETRAINED, rival),
+        policies=(policy, rival),
         source=Source(workload=setting.workload, num_requests=requests),
-        seeds=seeds,
+        seeds=setting.seeds,
         reference=rival,
         profile=load_profile(setting.profile),
         config=EngineConfig(),
@@ -74,7 +74,7 @@ def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: in
     result = evaluate(evaluation, workers=workers, with_windows=False)
     found = []
     for row in result.paired:
-        if row.policy == PRETRAINED and row.metric in METRICS:
+        if row.policy == policy and row.metric in METRICS:
             difference = row.difference
             base = difference.mean / row.relative if row.relative else float("nan")
             found.append(
@@ -87,7 +87,7 @@ def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: in
                     "relative": row.relative,
                     "interval": [difference.low / base, difference.high / base],
                     "verdict": WORDS.get(row.judgement, "ties"),
-                    "seeds": seeds,
+                    "seeds": setting.seeds,
                 }
             )
     return found
@@ -96,15 +96,15 @@ def compare(setting: Setting, rival: str, requests: int, seeds: int, workers: in
 def markdown(card: dict[str, Any]) -> str:
     """The card for people."""
     lines = [
-        "# The shipped policy",
+        f"# {card['policy']}",
         "",
-        f"Trained by `{card['command']}` (`{card['recipe']}`: CMA-ES from slackfit:tuned on whole runs).",
+        f"Trained by `{card['command']}` (`{card['recipe']}`: {card['method']}).",
         f"One linear layer; a choice holds for {card['hold']} iterations. Training traces: {card['training']}.",
         "",
         "Differences to a rival on the same arrivals, 95 % paired intervals; it *wins* or *loses* where the interval",
         "excludes zero. None of these traces was used in training or for choosing the policy. Azure lengths, bursts,",
         "steps and the fast device were not trained on; other traces of them chose the recipe's `close`. Written by",
-        "`python3 -m agents.studies.model_card`.",
+        f"`python3 -m agents.studies.model_card --policy {card['policy']}`.",
         "",
         "| workload | requests/s | against | metric | difference | verdict |",
         "|---|---|---|---|---|---|",
@@ -120,37 +120,54 @@ def markdown(card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _origin(name: str) -> dict[str, Any]:
+    """How a shipped policy came about."""
+    about = json.loads((pretrained_folder(name) / "policy.json").read_text(encoding="utf-8"))
+    env = about["env"]
+    rates, others, recipe, method = env["rates"], "", "queue.yml", "PPO for queues"
+    if name == PRETRAINED:
+        searched = EvolutionConfig.from_yaml(shipped_recipe())
+        rates, others = searched.rates, "".join(f"; {one.name}" for one in searched.scenarios)
+        recipe, method = "evolution.yml", "CMA-ES from slackfit:tuned on whole runs"
+    return {
+        "policy": name,
+        "command": about["command"],
+        "recipe": f"agents/learning/hyperparams/{recipe}",
+        "method": method,
+        "hold": env["action"]["hold"],
+        "training": "Poisson arrivals at "
+        + ", ".join(f"{rate:g}" for rate in rates)
+        + f" requests/s, openchat_sharegpt4 lengths, profile {env['profile']}{others}",
+    }
+
+
 def main() -> None:
     """Evaluate, write the card."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=pretrained_folder(), help="folder for card.json and CARD.md")
+    parser.add_argument("--policy", choices=SHIPPED, default=PRETRAINED, help="which of those that ship")
+    parser.add_argument("--out", type=Path, help="folder for card.json and CARD.md (default: the policy's own)")
     parser.add_argument("--requests", type=int, default=4000, help="requests in each trace")
     parser.add_argument("--seeds", type=int, default=0, help="traces at each load, instead of 5 or 10")
     options = parser.parse_args()
-    policy = json.loads((pretrained_folder() / "policy.json").read_text(encoding="utf-8"))
-    recipe = EvolutionConfig.from_yaml(shipped_recipe())
     workers = default_workers()
     results = [
         row
         for setting in SETTINGS
         for rival in (setting.tuned, "slai")
-        for row in compare(setting, rival, options.requests, options.seeds or setting.seeds, workers)
+        for row in compare(
+            options.policy,
+            replace(setting, seeds=options.seeds or setting.seeds),
+            rival,
+            options.requests,
+            workers,
+        )
     ]
-    card = {
-        "format": "llmsched-card/1",
-        "command": policy["command"],
-        "recipe": "agents/learning/hyperparams/evolution.yml",
-        "hold": policy["env"]["action"]["hold"],
-        "training": "Poisson arrivals at "
-        + ", ".join(f"{rate:g}" for rate in recipe.rates)
-        + f" requests/s, openchat_sharegpt4 lengths, profile {policy['env']['profile']}"
-        + "".join(f"; {one.name}" for one in recipe.scenarios),
-        "results": results,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "card.json", card)
-    write_atomically(options.out / "CARD.md", markdown(card))
-    print(f"written: {options.out}/card.json, CARD.md ({len(results)} comparisons)")
+    card = {"format": "llmsched-card/1", **_origin(options.policy), "results": results}
+    out = options.out or pretrained_folder(options.policy)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "card.json", card)
+    write_atomically(out / "CARD.md", markdown(card))
+    print(f"written: {out}/card.json, CARD.md ({len(results)} comparisons)")
 
 
 if __name__ == "__main__":
