@@ -72,11 +72,12 @@ def compare(policy: str, setting: Setting, rival: str, requests: int, workers: i
         loads=setting.loads,
     )
     result = evaluate(evaluation, workers=workers, with_windows=False)
+    bases = {row.load: row.metrics for row in result.summary if row.policy == rival}
     found = []
     for row in result.paired:
         if row.policy == policy and row.metric in METRICS:
             difference = row.difference
-            base = difference.mean / row.relative if row.relative else float("nan")
+            base = bases[row.load][row.metric].mean
             found.append(
                 {
                     "workload": setting.workload,
