@@ -65,6 +65,9 @@ class Core:
         if s.has_requests():
             output = s.schedule()
             self.batches.append(dict(output.num_scheduled_tokens))
+            assert (
+                min(output.scheduled_cached_reqs.num_output_tokens, default=0) >= 0
+            )  # workers cut what they have to it
             emits = {name for name in output.num_scheduled_tokens if not s.requests[name].is_prefill_chunk}
             self.queue.appendleft((output, emits))
             if len(self.queue) < 2 and output.total_num_scheduled_tokens:
