@@ -14,6 +14,7 @@ from agents.vllm.agreement import Pair, Rank, compare, fit_profile, ranks, to_di
 from agents.vllm.results import METRICS, read_cells
 from agents.work.files import check_writable, write_json
 from engine.device.latency import load_profile
+from engine.errors import InputError
 
 _TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goodput, 1/s", "makespan, s")
 
@@ -22,8 +23,8 @@ _TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goo
 class Command(TableOptions):
     """Measured beside predicted: an A/B of `python -m agents.vllm.replay` in a vLLM engine, and its simulation."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that it wrote; all of one engine."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Its folders, of one engine."""
     profile: str = ""
     """Latency profile to predict with (default: one fitted to what the engine's scheduler logged in stock mode)."""
     fitted: Path | None = None
@@ -35,10 +36,15 @@ class Command(TableOptions):
         """Read, fit, simulate, compare, print, write.
 
         Raises:
-            InputError: no such folder, an unknown policy, or a file that cannot be written.
+            InputError: no folder, none that is there, no complete cell in them, an unknown policy, or a file that
+                cannot be written.
         """
+        if not self.folders:
+            raise InputError("folders: expected at least one that `agents.vllm.replay` wrote, got none")
         check_writable(self.json, self.fitted)
         cells = [cell for folder in self.folders for cell in read_cells(folder)]
+        if not cells:
+            raise InputError(f"{self.folders[0]}: expected a complete cell at least, got none")
         model = load_profile(self.profile) if self.profile else fit_profile(cells, "engine")
         if self.fitted:
             model.save(self.fitted)

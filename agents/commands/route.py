@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from agents.evaluation.setup import Setup
 from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion
@@ -16,7 +17,7 @@ from agents.reporting.route_tables import (
     remark_lines,
     replica_grid,
 )
-from agents.studies.route.fleet import Seat, equal, read_fleet
+from agents.studies.route.fleet import MOST_REPLICAS, Seat, equal, read_fleet
 from agents.studies.route.records import Routes
 from agents.studies.route.run import Routing, run_routing
 from agents.work.files import claimed
@@ -24,7 +25,7 @@ from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
 from engine.files.reading import is_there
-from engine.ranges import Rate
+from engine.ranges import Rate, whole
 from engine.spec import split_specs
 
 
@@ -39,7 +40,7 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
     routers: str = "random,least_tokens,jsq"
     """Routers, comma separated (`llmsched routers` lists them): jsq:age=5, power_of_d:d=3, classes of your own
     (module:Class or path/file.py:Class); the others are compared with the first."""
-    replicas: int | None = None
+    replicas: Annotated[int, whole(1, MOST_REPLICAS)] | None = None
     """How many replicas, all alike (default: 4)."""
     fleet: Path | None = None
     """YAML file with kinds of replicas instead: {replicas: [{count: 2}, {count: 2, profile: NAME:speed=3, server:

@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000, help="requests in each trace")
     parser.add_argument("--seeds", type=int, default=0, help="traces at each load, instead of 5 or 10")
     options = parser.parse_args()
+    if options.requests < 1 or options.seeds < 0:
+        parser.error(f"--requests, --seeds: expected 1 and 0 at least, got {options.requests} and {options.seeds}")
     workers = default_workers()
     results = [
         row

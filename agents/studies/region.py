@@ -68,10 +68,7 @@ class Kind:
     @property
     def model(self) -> LatencyModel:
         """Its device."""
-        per_token = self.per_tile / TILE
-        return LatencyModel(
-            overhead=self.fixed, floor=0.0, per_token=per_token, per_pair=0.0, per_context=0.0, tile=TILE
-        )
+        return LatencyModel(self.fixed, 0.0, self.per_tile / TILE, 0.0, 0.0, tile=TILE)
 
     @property
     def policy(self) -> str:

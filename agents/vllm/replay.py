@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ import numpy as np
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.settings import VARIABLE, Settings
 from engine.demand.requests import Requests
+from engine.errors import InputError
 
 FORMAT = "llmsched-ab/1"
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
@@ -222,7 +224,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("python -m agents.vllm.replay: expected PLAN.json OUT", file=sys.stderr)
         return 2
-    asyncio.run(_run(Plan.read(Path(arguments[0])), Path(arguments[1])))
+    try:
+        plan = Plan.read(Path(arguments[0]))
+        if find_spec("vllm") is None:
+            raise InputError("python -m agents.vllm.replay: expected an environment with vLLM, got one without it")
+    except InputError as error:
+        print(f"llmsched: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(_run(plan, Path(arguments[1])))
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.server.features import contents
+
 COLUMNS = (
     *("start", "seconds", "prompt_tokens", "decodes", "context", "prompts", "prompt_context"),
     *("running", "waiting", "held", "planned", "decide_us"),
@@ -93,11 +95,7 @@ class StepLog:
         """A batch has ended: its start and seconds, its FEATURES[1], and what was noted when it was scheduled."""
         if not self._path:
             return
-        f = features[0]
-        chunks = int(f["requests"] - f["decodes"])
-        tokens = int(f["tokens"] - f["decodes"])
-        before = max(0, round(float(f["prefill_pairs"]) / tokens - (tokens / chunks + 1) / 2)) * chunks if tokens else 0
-        numbers = (tokens, int(f["decodes"]), int(f["decode_context"]), max(1, chunks), before)
+        numbers = contents(features[0])
         told = (note.running, note.waiting, note.held, note.planned, round(note.decide_us, 1))
         self._lines.append(",".join(map(str, (f"{start:.6f}", f"{seconds:.6f}", *numbers, *told))))
         if len(self._lines) > 4096:

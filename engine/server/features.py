@@ -61,6 +61,18 @@ def add(f: Features, done: float, n: float, decode: bool) -> Features:
     )
 
 
+def contents(f: np.record) -> tuple[int, int, int, int, int]:
+    """What a batch consists of, as logs of servers have it, from one FEATURES record.
+
+    Returns:
+        Prompt tokens, decodes, KV tokens that these read, chunks (1 if there is none), KV tokens before the chunks, as
+        if these were of one length.
+    """
+    chunks, tokens = int(f["requests"] - f["decodes"]), int(f["tokens"] - f["decodes"])
+    before = max(0, round(float(f["prefill_pairs"]) / tokens - (tokens / chunks + 1) / 2)) * chunks if tokens else 0
+    return tokens, int(f["decodes"]), int(f["decode_context"]), max(1, chunks), before
+
+
 @inner
 def store(f: Features, swapped: float, features: np.ndarray) -> None:
     """Write the features of a batch, and the half KV blocks moved before it, into FEATURES[1]."""

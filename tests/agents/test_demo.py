@@ -11,7 +11,17 @@ from agents.commands.demo import MUST_BEAT, RIVALS
 
 @pytest.mark.slow
 def test_demo_ends_above_random_sarathi_and_slai(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--total-timesteps", "450_000", "--num-requests", "500", "--seeds", "4", "--workers", "1", "--no-progress"]
+    flags = [
+        "--total-timesteps",
+        "450_000",
+        "--num-requests",
+        "2000",
+        "--seeds",
+        "5",
+        "--workers",
+        "1",
+        "--no-progress",
+    ]
     assert agents.cli.main(["demo", *flags, "--out", str(tmp_path)]) == 0
     margins = json.loads((tmp_path / "reward.json").read_text())
     assert set(margins) == set(RIVALS)

@@ -14,6 +14,7 @@ from agents.policies import resolve
 from agents.vllm.agreement import compare, fit_profile, ranks
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.replay import FORMAT, META, REQUESTS, STEPS, Sent, finished_cells
+from agents.vllm.replay import main as replay
 from agents.vllm.results import METRICS, read_cells
 from agents.vllm.step_log import COLUMNS, Counters
 from engine.config import EngineConfig
@@ -109,6 +110,16 @@ def test_command_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.
 def test_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / META).write_text('{"format": "other"}')
     assert main(["ab", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ab"]) == 2
+    assert "folders: expected at least one" in capsys.readouterr().err
+
+
+def test_replay_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay([str(tmp_path / "none.json"), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
