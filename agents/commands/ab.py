@@ -27,7 +27,7 @@ class Command(TableOptions):
     """Its folders, of one engine."""
     profile: str = ""
     """Latency profile to predict with (default: one fitted to what the engine's scheduler logged in stock mode)."""
-    fitted: Path | None = None
+    fit: Path | None = None
     """Also write the fitted profile to this file."""
     json: Path | None = None
     """Also write every figure to this file."""
@@ -41,13 +41,13 @@ class Command(TableOptions):
         """
         if not self.folders:
             raise InputError("folders: expected at least one that `agents.vllm.replay` wrote, got none")
-        check_writable(self.json, self.fitted)
+        check_writable(self.json, self.fit)
         cells = [cell for folder in self.folders for cell in read_cells(folder)]
         if not cells:
             raise InputError(f"{self.folders[0]}: expected a complete cell at least, got none")
         model = load_profile(self.profile) if self.profile else fit_profile(cells, "engine")
-        if self.fitted:
-            model.save(self.fitted)
+        if self.fit:
+            model.save(self.fit)
         pairs = compare(cells, model)
         found = ranks(pairs)
         console = terminal_console()
