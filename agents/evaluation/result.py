@@ -54,8 +54,32 @@ def _check_word(word: object, known: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: expected one of {', '.join(known)}, got {kind_of(word)}")
 
 
+class Reported:
+    """A run with the numbers that `engine.runs.report.Report.to_dict` writes."""
+
+    report: dict[str, Any]
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the service tiers."""
+        return tuple(self.report["tiers"])
+
+    @property
+    def verdict(self) -> str:
+        """What the report says of the load, one of VERDICTS."""
+        return str(self.report["capacity"]["verdict"])
+
+    def number(self, key: str) -> float:
+        """A number of the report by its key; nan where there is none.
+
+        Raises:
+            InputError: the report has no such key.
+        """
+        return number_at(self.report, key)
+
+
 @dataclass(frozen=True)
-class Cell:
+class Cell(Reported):
     """One run: a policy at one load with one seed."""
 
     policy: str
@@ -96,27 +120,9 @@ class Cell:
         """What tells cells of one evaluation apart."""
         return self.policy, self.load, self.seed
 
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """Names of the service tiers."""
-        return tuple(self.report["tiers"])
-
-    @property
-    def verdict(self) -> str:
-        """One of VERDICTS."""
-        return str(self.report["capacity"]["verdict"])
-
     def meets(self, criterion: str) -> bool:
         """Whether the run meets the criterion `paper` or `sound`."""
         return bool(self.report["capacity"].get(criterion))
-
-    def number(self, key: str) -> float:
-        """A number of the report by its key; nan where there is none.
-
-        Raises:
-            InputError: the report has no such key.
-        """
-        return number_at(self.report, key)
 
 
 @dataclass(frozen=True)

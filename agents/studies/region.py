@@ -8,7 +8,7 @@ replica schedules by RAD with one prompt at a time, which on these devices waste
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +18,7 @@ import baselines
 from agents.evaluation.points import bisect
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import versions
-from agents.work.records import as_json
+from agents.work.records import as_file
 from baselines import routers
 from engine.cluster.prices import seconds_of_batch
 from engine.cluster.router import Router, drawn, router_kernel_of
@@ -240,7 +240,7 @@ class Region:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return as_file(self, FORMAT)
 
 
 class Contestant(NamedTuple):

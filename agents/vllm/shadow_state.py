@@ -10,7 +10,7 @@ import numpy as np
 from engine.compiled.jit import hot, inner
 from engine.device.latency import Latency, iteration_seconds
 from engine.server.features import EMPTY, add, store
-from engine.server.kv import blocks_for
+from engine.server.kv import blocks_for, join_running
 from engine.server.state import DROP, FINISHED, RUNNING, WAITING, Plan, View
 
 ILLEGAL = -1
@@ -90,12 +90,7 @@ def evict(view: View, i: int) -> None:
 def _start_running(view: View, i: int) -> None:
     row, r = view.row[0], view.request[i]
     row.num_waiting = _out_of(view.queue, row.num_waiting, i)
-    k = row.num_running
-    while k > 0 and view.running[k - 1] > i:
-        view.running[k] = view.running[k - 1]
-        k -= 1
-    view.running[k] = i
-    row.num_running += 1
+    join_running(view, i)
     row.num_prefilling += 1
     r.status = RUNNING
 

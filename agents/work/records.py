@@ -35,6 +35,12 @@ def as_json(value: object) -> Any:
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def as_file(record: object, form: str) -> dict[str, Any]:
+    """A whole result, a record, as its JSON file holds it: what form it has, then its fields."""
+    assert is_dataclass(record)
+    return {"format": form} | {own.name: as_json(getattr(record, own.name)) for own in fields(record)}
+
+
 def _is_left_out(own: "Field[Any]", value: object) -> bool:
     return bool(own.metadata.get(LATER)) and value == own.default
 

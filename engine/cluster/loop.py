@@ -37,7 +37,7 @@ from engine.compiled.jit import hot, inner
 from engine.device.latency import Latency, iteration_seconds
 from engine.runs.pieces import PAUSED, second
 from engine.runs.steps import KERNEL_TYPE, OVER, STALLED
-from engine.server.core import arrive, begin, empty, finish, idle
+from engine.server.core import arrive, begin, empty, finish, idle, plans_again
 from engine.server.kv import let_go
 from engine.server.plan import releases
 from engine.server.rows import row_of
@@ -78,7 +78,7 @@ def _set_clock(server: Server, latency: Latency, c: np.record) -> None:
     if server.features[0].requests > 0:
         c.doing, c.seconds = RUNNING, iteration_seconds(latency, server.features)
         c.due = row.now + c.seconds
-    elif row.leaving > 0 or (releases(server.plan) and row.replans_at_once):
+    elif plans_again(server):
         let_go(row)
         c.doing, c.due = PLANNING, row.now
     else:

@@ -306,15 +306,22 @@ def idle(server: Server) -> bool:
     return True
 
 
+@inner
+def plans_again(server: Server) -> bool:
+    """Whether the server plans again at once after a plan without a batch, with nothing to wait for."""
+    row = server.visible.row[0]
+    return bool(row.leaving > 0 or (row.replans_at_once and releases(server.plan)))
+
+
 @hot
 def pause(server: Server) -> bool:
     """Go on after a plan without a batch: plan again if it evicted or dropped somebody, else wait; False if stuck."""
-    row, changed = server.visible.row[0], releases(server.plan)
-    if row.leaving > 0 or (changed and row.replans_at_once):
+    row = server.visible.row[0]
+    if plans_again(server):
         let_go(row)
         arrive(server)  # who takes the place of a dropped request in a closed loop, who came while the last batch ran
         return True
-    return bool(idle(server)) or changed
+    return bool(idle(server)) or bool(releases(server.plan))
 
 
 @hot

@@ -230,18 +230,24 @@ def _find_again(view: View, i: int) -> None:
 
 
 @inner
+def join_running(view: View, i: int) -> None:
+    """Put request `i` among the running ones, which are in the order of their numbers."""
+    k = view.row[0].num_running
+    while k > 0 and view.running[k - 1] > i:
+        view.running[k] = view.running[k - 1]
+        k -= 1
+    view.running[k] = i
+    view.row[0].num_running += 1
+
+
+@inner
 def _admit(server: Server, i: int, blocks: int, reserve: int) -> None:
     view = server.visible
     row, r = view.row[0], view.request[i]
     if r.kept > 0:
         _find_again(view, i)
     _leave_queue(view, i)
-    k = row.num_running
-    while k > 0 and view.running[k - 1] > i:
-        view.running[k] = view.running[k - 1]
-        k -= 1
-    view.running[k] = i
-    row.num_running += 1
+    join_running(view, i)
     if r.prefilled < r.prompt:
         row.num_prefilling += 1
     row.free_blocks -= blocks

@@ -1,7 +1,7 @@
 """Which of the settings to take, what each carries, and from which load on another one is better."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +12,7 @@ from agents.evaluation.statistics import Interval, mean_interval, paired_interva
 from agents.studies.advice.search import Found, Question, goodput_at, trial_mean
 from agents.studies.advice.trials import Trial
 from agents.work.provenance import versions
-from agents.work.records import as_json
+from agents.work.records import as_file
 
 FORMAT = "llmsched-advice/1"
 CLOSE = 0.005
@@ -116,7 +116,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return as_file(self, FORMAT)
 
 
 def judge(question: Question, found: Found) -> Advice:

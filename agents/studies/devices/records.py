@@ -1,12 +1,12 @@
 """What a device matrix consists of, as records; their fields are the keys of devices.json."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from agents.evaluation import standing
 from agents.evaluation.points import Point
 from agents.evaluation.statistics import Interval
-from agents.work.records import as_json
+from agents.work.records import as_file
 
 FORMAT = "llmsched-devices/1"
 FULL = 0.995
@@ -153,4 +153,4 @@ class DeviceMatrix:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return as_file(self, FORMAT)

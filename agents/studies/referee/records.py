@@ -1,12 +1,12 @@
 """What a comparison of settings consists of, as records; their fields are the keys of compare.json."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from agents.evaluation.statistics import Interval
 from agents.studies.referee.variants import Variant
-from agents.work.records import as_json
+from agents.work.records import as_file
 
 FORMAT = "llmsched-compare/1"
 
@@ -154,4 +154,4 @@ class OptionComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return as_file(self, FORMAT)

@@ -1,11 +1,11 @@
 """What a comparison of routers consists of, as records; their fields are the keys of route.json."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from agents.evaluation.result import number_at
+from agents.evaluation.result import Reported
 from agents.evaluation.statistics import Interval
-from agents.work.records import OR_NAN, as_json
+from agents.work.records import OR_NAN, as_file
 
 FORMAT = "llmsched-route/1"
 
@@ -28,7 +28,7 @@ class ReplicaNumbers:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Reported):
     """One run: a router at one load with one seed."""
 
     router: str
@@ -45,24 +45,6 @@ class Cell:
     def key(self) -> tuple[str, float | None, int]:
         """What tells cells apart."""
         return self.router, self.load, self.seed
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """Names of the service tiers."""
-        return tuple(self.report["tiers"])
-
-    @property
-    def verdict(self) -> str:
-        """What the report says of the load."""
-        return str(self.report["capacity"]["verdict"])
-
-    def number(self, key: str) -> float:
-        """A number of the report by its key; nan where there is none.
-
-        Raises:
-            InputError: the report has no such key.
-        """
-        return number_at(self.report, key)
 
 
 @dataclass(frozen=True)
@@ -141,4 +123,4 @@ class Routes:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {own.name: as_json(getattr(self, own.name)) for own in fields(self)}
+        return as_file(self, FORMAT)

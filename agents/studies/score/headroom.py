@@ -21,7 +21,7 @@ from agents.evaluation.statistics import Interval, mean_interval, paired_interva
 from agents.studies.score.judging import by_scenario
 from agents.studies.score.records import PACE, Cell
 from agents.studies.score.run import Contest
-from agents.work.records import as_json
+from agents.work.records import as_file
 from engine.scenarios.suite import Suite
 from engine.spec import write_spec
 
@@ -82,7 +82,7 @@ class Headroom:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"format": FORMAT} | {name: as_json(value) for name, value in vars(self).items()}
+        return as_file(self, FORMAT)
 
 
 @dataclass(frozen=True)
