@@ -160,6 +160,7 @@ def shown(replicas: Replicas, seed: int) -> RouterView:
     for j, (model, config) in enumerate(zip(replicas.models, replicas.configs, strict=True)):
         replica = view.replica[j]
         replica["num_blocks"], replica["block_size"] = config.num_blocks, config.block_size
+        replica["seats"] = config.max_num_seqs
         replica["prefill_s"], replica["decode_s"] = prices_of(model, config)
     return view
 

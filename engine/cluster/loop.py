@@ -166,7 +166,7 @@ def _report(fleet: Fleet, view: RouterView, time: float) -> None:
     view.row[0].as_of = time
     for j in range(view.replica.shape[0]):
         r, load, row = view.replica[j], fleet.load[j], fleet.servers.visible.row[j, 0]
-        r.reported = load.sent
+        r.reported, r.unanswered_then = load.sent, load.unanswered
         r.running = row.num_running
         r.waiting = load.sent - row.finished - row.dropped - row.num_running
         r.prompt_left, r.blocks_wanted = load.prompt_left, load.blocks_wanted

@@ -58,6 +58,7 @@ REPLICA = np.dtype(
         ("unanswered", "i8"),  # prompt tokens of those without a first token
         # What the replica has reported, as old as the view says:
         ("reported", "i8"),  # requests sent to it when it reported
+        ("unanswered_then", "i8"),  # the router's count of `unanswered` when it did
         ("waiting", "i8"),  # requests without KV, those on their way included
         ("running", "i8"),  # requests that hold KV
         ("prompt_left", "i8"),  # prompt tokens to compute of all of them
@@ -70,6 +71,7 @@ REPLICA = np.dtype(
         # What it is:
         ("num_blocks", "i8"),  # KV
         ("block_size", "i8"),  # tokens
+        ("seats", "i8"),  # requests that may hold KV (max_num_seqs)
         ("prefill_s", "f8"),  # s per prompt token (`engine.cluster.prices`)
         ("decode_s", "f8"),  # s per output token
         ("label", "i8"),  # whose drawn numbers it has: ties do not go by the place in the list
