@@ -17,12 +17,12 @@ from agents.reporting.route_tables import (
     remark_lines,
     replica_grid,
 )
-from agents.studies.route.fleet import MOST_REPLICAS, Seat, equal, read_fleet
 from agents.studies.route.records import Routes
 from agents.studies.route.run import Routing, run_routing
 from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
+from engine.cluster.seats import MOST_REPLICAS, Seat, equal, read_fleet
 from engine.errors import InputError
 from engine.files.reading import is_there
 from engine.ranges import Rate, whole

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from agents.evaluation.comparison import common_verdict, compared, over_seeds
 from agents.evaluation.setup import Setup, requests_of, run_cells
-from agents.studies.route.fleet import Seat, described
 from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNumbers, Routes, Standing
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash, versions
 from baselines import routers
 from engine.cluster.record import ClusterRecord, ClusterReport, summarize_cluster
+from engine.cluster.seats import Seat, described
 from engine.cluster.simulate import simulate_cluster
 from engine.errors import InputError
 from engine.own_code import parse_place, source_digest

@@ -14,11 +14,11 @@ from agents.evaluation.statistics import paired_interval
 from agents.policies import resolve
 from agents.reporting.route_tables import difference_grid, fleet_grid, html_text, markdown_text, replica_grid
 from agents.source import Source
-from agents.studies.route.fleet import Seat
 from agents.studies.route.records import FORMAT, Routes
 from agents.studies.route.run import Routing, run_routing
 from baselines import routers
 from engine.cluster.record import summarize_cluster
+from engine.cluster.seats import Seat
 from engine.cluster.simulate import simulate_cluster
 from engine.config import EngineConfig
 from engine.demand.workload import Workload

@@ -1,4 +1,4 @@
-"""The replicas of a comparison of routers: equal ones, or kinds as a YAML file has them.
+"""The replicas in front of which routers stand: equal ones, or kinds as a YAML file has them.
 
     replicas:
       - count: 2
