@@ -2,8 +2,9 @@
 
 ``make("slai")`` or ``make("slai:token_budget=1024,offset=3")`` builds one; ``names()`` lists them. ``slai:tuned`` is
 its best setting on the default workload, ``slai:tuned=WORKLOAD`` on another one (`llmsched tune`, data/tuned.json), and
-``slai:tuned=FILE`` what `llmsched tune --save FILE` found. ``module:Class`` and ``path/file.py:Class`` are policies of
-users (`baselines.own`), with ``:parameter=value,...`` and ``:tuned=FILE`` behind them too.
+``slai:tuned=FILE`` what `llmsched tune --save FILE` found; ``rad:paper`` is a setting that its class names.
+``module:Class`` and ``path/file.py:Class`` are policies of users (`baselines.own`), with ``:parameter=value,...`` and
+``:tuned=FILE`` behind them too.
 """
 
 from functools import cache
@@ -97,7 +98,7 @@ def expand(spec: str) -> str:
     """``name:tuned``, ``name:tuned=WORKLOAD`` and ``name:tuned=FILE`` as the setting meant; other specs as they are.
 
     A file is what `llmsched tune --save` wrote; with the settings of several workloads in it, ``tuned=FILE:WORKLOAD``
-    says which.
+    says which. A setting that the class names (``rad:paper``) may have others behind it, which win.
 
     Raises:
         InputError: there is no such setting of this policy.
@@ -105,7 +106,7 @@ def expand(spec: str) -> str:
     name, settings = base_of(spec)
     setting = Spec.parse(settings, "=")
     if setting.name != TUNED:
-        return _with_present_names(spec, name)
+        return _spelled_out(_with_present_names(spec, name), name)
     which = setting.rest
     place = Spec.parse(which)
     if place.name and is_there(place.name):
@@ -116,6 +117,18 @@ def expand(spec: str) -> str:
     known = "".join(f"{name}:tuned={workload}, " for workload, row in tuned_settings().items() if name in row)
     files = f" (there is no file {which})" if "/" in which or "." in which else ""
     raise InputError(f"policy: expected one of the tuned settings {known}{name}:tuned=FILE, got {spec!r}{files}")
+
+
+def _spelled_out(spec: str, name: str) -> str:
+    """A spec of this policy with what a setting means whose name it begins with."""
+    first, *own = Spec.parse(spec).words or ("",)
+    named = POLICIES[name].named if name in POLICIES else {}
+    if first not in named:
+        return spec
+    meant = Spec(name, named[first])
+    for key, _, value in (part.partition("=") for part in own):
+        meant = meant.with_setting(key.strip(), value.strip())
+    return str(meant)
 
 
 def read_tuned(path: Path) -> dict[str, dict[str, str]]:

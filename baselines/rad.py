@@ -1,5 +1,9 @@
-"""RAD, reconstructed: prefill mode and decode mode in turn, batches as wide as GeMM tiles (arXiv 2508.01002)."""
+"""RAD, reconstructed: prefill mode and decode mode in turn, batches as wide as GeMM tiles (arXiv 2508.01002).
 
+A public formalisation of the paper states its Algorithm 1: github.com/servingQ/serQ, docs/use-cases/bari.md.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,13 +20,14 @@ from engine.server.policy import Policy, Space, kernel_of
 from engine.server.queue import first_waiting
 from engine.server.state import Memory, Plan, View
 
-CARRY, FULL = 0, 1
-"""When decode mode ends."""
+DRAINS = "carry", "full", "cycle"
+CARRY, FULL, CYCLE = range(3)
+"""When the decodes of a cycle must be finished."""
 
 MODE = np.dtype(
     [
         ("prefills", "i8"),  # 1 in prefill mode, 0 in decode mode
-        ("may_enter", "i8"),  # requests that this prefill mode may still admit
+        ("may_enter", "i8"),  # requests that this prefill mode (with drain=cycle: this cycle) may still admit
         ("turn", "i8"),  # request from which round robin goes on
     ],
     align=True,
@@ -32,18 +37,19 @@ MODE = np.dtype(
 
 @dataclass(frozen=True)
 class RAD(Policy):
-    """Prefill mode: chunks of up to N new prompts, no decodes. Decode mode: batches of exactly decode_batch tokens.
+    """Decode mode once decode_batch requests decode or no prompt is left; else prefill mode, a chunk of the oldest.
 
-    RECONSTRUCTED from third-party notes: the authors published no code of RAD, and the drain and idle rules are
-    ours. With drain=carry, decode mode ends when fewer than decode_batch decodes are left, and while no prompt can
-    be admitted these few run in a partial batch; with drain=full, it ends when none is left. Throughput-optimal
-    where an iteration costs its GeMM tiles and nothing else; blind to deadlines. Admission reserves KV for the prompt
-    and reserve_output tokens (what fits the model and the device, if less), so only outputs beyond that can run out
-    of blocks: then the youngest request is evicted.
+    RECONSTRUCTED: the authors published no code of RAD. Its rule is Algorithm 1 as a public formalisation states it
+    (servingQ/serQ, docs/use-cases/bari.md) for N = infinity, which is the default; what that leaves open is ours.
+    Throughput-optimal where an iteration costs its GeMM tiles and nothing else; blind to deadlines. `rad:paper` has
+    chunks and decode batches of one tile, as the paper; the default ones are for devices with fixed costs.
+    Admission reserves KV for the prompt and reserve_output tokens (what fits the model and the device, if less), so
+    only outputs beyond that can run out of blocks: then the youngest request is evicted.
     """
 
-    prefills: Requests = 64
-    """N: requests that one prefill mode admits at most."""
+    prefills: Requests = 1
+    """N: requests that a prefill mode (with drain=cycle: a cycle) admits at most. With drain=carry it may admit as many
+    as decode_batch lacks, and a larger N only lets more requests than that be present."""
     chunk: Tokens = 512
     """Prompt tokens per iteration; best a common multiple of the tile sides."""
     decode_batch: RequestsFrom0 = 0
@@ -51,8 +57,10 @@ class RAD(Policy):
     has the least time per token wherever an iteration has fixed costs; a purely tile-proportional cost wants tile."""
     tile: Tokens = 128
     """Columns of a GeMM tile in tokens, for decode_batch=0."""
-    drain: Literal["carry", "full"] = "carry"
-    """When decode mode ends: carry (fewer than decode_batch left) or full (none left)."""
+    drain: Literal["carry", "full", "cycle"] = "carry"
+    """carry: the paper's N = infinity, nobody waits for others to finish. cycle: the paper's finite N; the two modes
+    alternate until N requests have been admitted, then these finish before the next ones come. full: a prefill mode
+    of N requests, then a decode mode until none is left."""
     pack_tail: bool = False
     """Fill the last chunk of a prompt with the next prompt, instead of leaving it short."""
     reserve_output: TokensFrom0 = 1024
@@ -62,17 +70,14 @@ class RAD(Policy):
     paper: ClassVar[str] = "RAD, SIGMETRICS 2026, arXiv 2508.01002"
     knows: ClassVar[str] = "prompt length"
     eviction: ClassVar[str] = "none (KV reserved); beyond the reservation the youngest, recompute"
-    evidence: ClassVar[str] = "reconstructed from third-party notes, no public code"
+    evidence: ClassVar[str] = "reconstructed, no public code; Algorithm 1 as servingQ/serQ states it"
     row_memory: ClassVar[int] = cells_of(MODE)
-    space: ClassVar[Space] = {
-        "prefills": (2, 4, 8, 16, 64),
-        "chunk": (256, 512, 1024),
-        "reserve_output": (256, 512, 1024),
-    }
+    named: ClassVar[Mapping[str, str]] = {"paper": "prefills=1,chunk=128,decode_batch=128,tile=128,drain=carry"}
+    space: ClassVar[Space] = {"chunk": (256, 512, 1024), "reserve_output": (256, 512, 1024)}
 
     def encode(self, name: str, value: Any) -> float:
         """The drain rule as the number that the kernel compares."""
-        return float({"carry": CARRY, "full": FULL}[value] if name == "drain" else value)
+        return float(DRAINS.index(value) if name == "drain" else value)
 
     def params(self, config: EngineConfig) -> np.ndarray:
         """The parameters with the decode batch settled for this server."""
@@ -122,7 +127,6 @@ def _admit(view: View, plan: Plan, p: np.record, mode: np.record) -> None:
         reserve = _reservation(row, r, int(p.reserve_output))
         fits = draft.free - reserve >= row.watermark_blocks or (draft.seats == 0 and draft.free >= reserve)
         if not fits or draft.seats >= row.max_num_seqs:
-            mode.may_enter = 0
             break
         enter(view, plan, i, min(r.prompt, _room(row, draft, p)), reserve)
         mode.may_enter -= 1
@@ -167,15 +171,35 @@ def _decode(view: View, plan: Plan, mode: np.record, batch: int) -> None:
                 break
 
 
-@kernel_of(RAD)
-def _plan(view: View, memory: Memory, plan: Plan) -> None:
-    row, p, mode = view.row[0], _params(memory.params), _mode(memory.row)
-    batch = min(int(p.decode_batch), row.max_batched_tokens)
-    enough = 1 if p.drain == FULL else batch
+@inner
+def _modes(view: View, plan: Plan, p: np.record, mode: np.record, batch: int) -> None:
+    """Prefill mode until N requests are in or a batch is present; decode mode until fewer are left (full: none)."""
+    row, enough = view.row[0], 1 if p.drain == FULL else batch
     for _ in range(2):  # where a prefill mode ends short of a full batch, the next one follows at once
         if not mode.prefills and row.num_running < enough:
-            mode.prefills, mode.may_enter = 1, min(int(p.prefills), row.num_waiting)
+            most = max(int(p.prefills), enough - row.num_running)
+            mode.prefills, mode.may_enter = 1, min(most, row.num_waiting)
         if mode.prefills and _prefill(view, plan, p, mode):
             return
         mode.prefills = 0
     _decode(view, plan, mode, batch)
+
+
+@inner
+def _cycle(view: View, plan: Plan, p: np.record, mode: np.record, batch: int) -> None:
+    """A chunk while fewer than a batch decode and the cycle has prompts left, else decodes."""
+    row = view.row[0]
+    if row.num_running == 0 and mode.may_enter == 0:  # the last cycle has ended
+        mode.may_enter = int(p.prefills)
+    if row.num_running - row.num_prefilling >= batch or not _prefill(view, plan, p, mode):
+        _decode(view, plan, mode, batch)
+
+
+@kernel_of(RAD)
+def _plan(view: View, memory: Memory, plan: Plan) -> None:
+    p, mode = _params(memory.params), _mode(memory.row)
+    batch = min(int(p.decode_batch), view.row[0].max_batched_tokens)
+    if p.drain == CYCLE:
+        _cycle(view, plan, p, mode, batch)
+    else:
+        _modes(view, plan, p, mode, batch)

@@ -127,6 +127,8 @@ class Policy(Parametric):
     """The compiled form of `plan`, if there is one."""
     space: ClassVar[Space] = {}
     """What `llmsched tune` tries: parameter -> values."""
+    named: ClassVar[Mapping[str, str]] = {}
+    """Settings of a baseline that have a name, which a spec may begin with: name -> settings."""
 
     def plan(self, view: View, memory: Memory, plan: Plan) -> None:
         """Fill `plan` for the next iteration; it comes in empty.

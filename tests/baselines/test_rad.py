@@ -44,7 +44,7 @@ def iterations(spec: str, requests: Requests, config: EngineConfig | None = None
     ]
 
 
-@pytest.mark.parametrize("drain", ["carry", "full"])
+@pytest.mark.parametrize("drain", ["carry", "full", "cycle"])
 def test_iterations_are_prompts_or_decodes_never_both(drain: str) -> None:
     run = iterations(f"rad:prefills=3,chunk=64,decode_batch=4,drain={drain}", burst([100] * 20, [9] * 20))
     assert all(bool(it.prompts) != bool(it.decodes) for it in run)
@@ -66,6 +66,38 @@ def test_full_drain_empties_the_pool_before_the_next_prompts() -> None:
             assert after.running == 0
 
 
+def test_a_cycle_alternates_as_algorithm_1_and_ends_when_its_requests_have_finished() -> None:
+    """N = 3, b = 2, prompts of one chunk, 3 tokens each: decode at two, prefill below two, drain behind the third."""
+    run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=cycle", burst([64] * 6, [3] * 6))
+    modes = ["prompt" if it.prompts else len(it.decodes) for it in run]
+    assert modes == ["prompt", "prompt", 2, 2, "prompt", 1, 1] * 2
+    assert [sorted(it.prompts) for it in run if it.prompts] == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_an_endless_cycle_is_carry_and_never_more_than_a_batch_is_present() -> None:
+    requests = burst([100, 30, 500, 64] * 10, [9, 40, 3, 17] * 10)
+    carry = iterations("rad:chunk=64,decode_batch=4", requests)
+    assert carry == iterations("rad:prefills=1000000,chunk=64,decode_batch=4,drain=cycle", requests)
+    assert max(it.running for it in carry) == 4
+
+
+def test_n_only_adds_requests_to_carry_where_there_are_seats() -> None:
+    requests = burst([100] * 40, [9] * 40)
+    batches = iterations("rad:chunk=64,decode_batch=4,prefills=6", requests)
+    assert 4 < max(it.running for it in batches) <= 4 - 1 + 6
+    one, many = (
+        simulate(RAD(chunk=64, prefills=n), requests, MODEL, EngineConfig(max_num_seqs=16)).ledger for n in (1, 64)
+    )
+    assert (one == many).all()
+
+
+def test_the_papers_setting_has_a_name_and_others_behind_it_win() -> None:
+    assert baselines.make("rad:paper") == RAD(chunk=128, decode_batch=128, tile=128)
+    assert baselines.make("rad:paper,drain=cycle,prefills=16").spec == (
+        "rad:prefills=16,chunk=128,decode_batch=128,drain=cycle"
+    )
+
+
 def test_prefill_mode_admits_at_most_n_requests() -> None:
     run = iterations("rad:prefills=3,chunk=64,decode_batch=2,drain=full", burst([100] * 10, [5] * 10))
     modes: list[set[int]] = [set()]
@@ -84,8 +116,8 @@ def test_decodes_take_turns() -> None:
 
 
 def test_packed_tails_fill_every_chunk_but_the_last() -> None:
-    loose = iterations("rad:chunk=64,decode_batch=4", burst([100] * 8, [2] * 8))
-    packed = iterations("rad:chunk=64,decode_batch=4,pack_tail=true", burst([100] * 8, [2] * 8))
+    loose = iterations("rad:chunk=64,decode_batch=8", burst([100] * 8, [2] * 8))
+    packed = iterations("rad:chunk=64,decode_batch=8,pack_tail=true", burst([100] * 8, [2] * 8))
     chunks = [sum(it.prompts.values()) for it in packed if it.prompts]
     assert chunks == [64] * 12 + [32]
     assert [sum(it.prompts.values()) for it in loose if it.prompts] == [64, 36] * 8
@@ -139,7 +171,7 @@ def test_every_plan_is_legal_and_every_request_leaves(seed: int) -> None:
         prefills=int(rng.integers(1, 20)),
         chunk=int(rng.choice([16, 128, 2048])),
         decode_batch=int(rng.choice([0, 1, 4, 64])),
-        drain="full" if rng.random() < 0.5 else "carry",
+        drain=("carry", "full", "cycle")[seed // 2 % 3],
         pack_tail=bool(rng.random() < 0.5),
         reserve_output=int(rng.choice([0, 64, 1024])),
     )
@@ -154,7 +186,8 @@ def test_every_plan_is_legal_and_every_request_leaves(seed: int) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rad:drain=half", "drain: expected carry or full, got 'half'"),
+        ("rad:drain=half", "drain: expected carry, full or cycle, got 'half'"),
+        ("rad:paper,chunk=0", "chunk: expected tokens >= 1, got 0"),
         ("rad:prefills=0", "prefills: expected requests >= 1, got 0"),
         ("rad:chunk=0", "chunk: expected tokens >= 1, got 0"),
         ("rad:decode_batch=-1", "decode_batch: expected requests >= 0, got -1"),

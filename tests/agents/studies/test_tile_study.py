@@ -33,6 +33,15 @@ def test_full_drain_nears_the_bound_as_cycles_grow(result: tile_study.Tiles) -> 
     assert shares == pytest.approx([0.57, 0.86, 0.97], abs=0.04)
 
 
+def test_the_papers_cycles_near_the_bound_as_they_grow_and_without_an_end_they_reach_it(
+    result: tile_study.Tiles,
+) -> None:
+    shares = [share(result, f"RAD cycle, N = {n}") for n in (16, 64, 256, 1024)]
+    assert shares == sorted(shares)
+    assert shares == pytest.approx([0.27, 0.56, 0.845, 0.955], abs=0.02)
+    assert share(result, "RAD carry, N = 1") > 0.99
+
+
 @pytest.mark.parametrize("prefills", [1, 16, 64])
 def test_carry_reaches_the_bound_and_never_beats_it(result: tile_study.Tiles, prefills: int) -> None:
     assert 0.98 < share(result, f"RAD carry, N = {prefills}") <= 1.0
