@@ -110,32 +110,38 @@ def _check_digits(arguments: Sequence[str]) -> None:
 
 
 def _parse(name: str, arguments: Sequence[str]) -> Any:
-    """The command as its flags describe it; leaves with code 2 and one line if they cannot be read."""
+    """The command as its flags describe it; leaves with code 2 and one line if they cannot be read.
+
+    Some flags choose the defaults of others. They are read first: alone where they are a class `Choosing` of their own,
+    as the others may not fit the usual defaults, or with all others.
+    """
     import tyro
 
-    module = import_module(f"agents.commands.{name}")
-    command_class, registry = module.Command, getattr(module, "registry", None)
+    module, prog = import_module(f"agents.commands.{name}"), f"llmsched {name}"
+    registry, choosing = getattr(module, "registry", None), getattr(module, "Choosing", None)
+    asked = {"-h", "--help", ALL} & set(arguments)
+    given = [a for a in arguments if a not in asked]
 
-    def parse(default: Any, is_draft: bool = False) -> Any:
+    def parse(default: Any, flags: Sequence[str] = given) -> Any:
         options = {} if default is None else {"default": default}
         if registry:
-            options["registry"] = registry(is_draft)
-        return tyro.cli(command_class, prog=f"llmsched {name}", args=list(arguments), **options)
+            options["registry"] = registry()
+        return tyro.cli(module.Command, prog=prog, args=list(flags), **options)
 
-    if asked := {"-h", "--help", ALL} & set(arguments):
-        everything = ALL in asked
-        arguments = [a for a in arguments if a != ALL] + ["--help"] * everything
-        print_help(name, lambda: parse(None), everything)
-        raise SystemExit(0)
-    _check_digits(arguments)
+    _check_digits(given)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            command = parse(None, is_draft=registry is not None)
+            default = None
+            if choosing:
+                default = tyro.cli(choosing, prog=prog, args=given, return_unknown_args=True)[0].preset()
+            if asked:
+                print_help(name, lambda: parse(default, [*given, "--help"]), ALL in asked)
+                raise SystemExit(0)
+            command = parse(default)
             preset = getattr(command, "preset", None)
-            # Some flags choose the defaults of others.
             default = preset() if preset else None
-            return command if default is None and not registry else parse(default and _without_repeated(default))
+            return command if default is None else parse(_without_repeated(default))
     except SystemExit as leaving:
         if leaving.code:
             print(f"llmsched {name}: {_one_line(errors.getvalue())}", file=sys.stderr)

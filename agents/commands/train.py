@@ -1,7 +1,8 @@
 """`llmsched train`: PPO on one server."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,7 +15,7 @@ from engine.demand.trace_options import Unservable
 from engine.extras import need
 from engine.files.reading import file_digest
 
-__all__ = ["Command", "on_trace", "registry"]
+__all__ = ["Choosing", "Command", "on_trace", "registry"]
 
 DEFAULT = "LLMSched-v0"
 
@@ -34,6 +35,40 @@ def on_trace(config: TrainConfig, trace: str, unservable: Unservable = "refuse")
     env.workload.generate(0)
     env = replace(env, workload=replace(env.workload, trace_sha256=file_digest(trace)))
     return replace(config, env=env)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where the environment runs."""
+
+    profile: str | None = None
+    """Hardware profile, instead of the hyperparameters'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """The flags that choose the defaults of the others."""
+
+    hyperparams: str = DEFAULT
+    """An environment id or a file."""
+    run_dir: Path | None = None
+    """Folder of the run."""
+    resume: bool = False
+    """Whether the run in the folder goes on."""
+    env: Device = Device()
+    """The device, whose memory the server has."""
+
+    def preset(self) -> "Command":
+        """The command with other defaults: of the run to resume, or of a hyperparameter file on the device.
+
+        Raises:
+            InputError: no such run or file, or one that does not fit.
+        """
+        base = TrainConfig.from_yaml(self.hyperparams)
+        if self.hyperparams == DEFAULT and self.resume:
+            return Command(train=TrainConfig.of_run(self.run_dir or base.run_dir))
+        env = base.env if self.env.profile is None else base.env.on(self.env.profile)
+        return Command(train=replace(base, env=env))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +92,6 @@ class Command:
     tier: TierTexts = ()
     """A service tier of the training's requests, once for each, instead of those of the hyperparameters:
     name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; see `llmsched simulate --help`)."""
-
-    def preset(self) -> Self | None:
-        """The same command with other defaults: of the run to resume, or of a hyperparameter file on the device.
-
-        Raises:
-            InputError: no such run or file, or one that does not fit.
-        """
-        if self.hyperparams == DEFAULT and self.train.resume:
-            return replace(self, train=TrainConfig.of_run(self.train.run_dir))
-        base = TrainConfig.from_yaml(self.hyperparams)
-        # A server has the memory of the device that it is asked for.
-        return replace(self, train=replace(base, env=base.env.on(self.train.env.profile)))
 
     def config(self) -> TrainConfig:
         """The run with the tiers that were given.

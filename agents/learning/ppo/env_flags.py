@@ -14,7 +14,6 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from engine.errors import InputError
 from engine.scenarios.suite import suite_names
 from llmsched_env.actions import ACTIONS
 from llmsched_env.actions.reading import settings
@@ -61,21 +60,8 @@ def _action_flags(env: EnvConfig) -> Iterator[StructFieldSpec]:
         yield StructFieldSpec(name, hint, default, f"{field_docs(kind)[name]} (--env.action {' or '.join(owners)})")
 
 
-def _build(env: EnvConfig, changes: dict[str, Any], is_draft: bool) -> EnvConfig:
-    try:
-        return configure(env, changes, ())
-    except InputError:
-        if is_draft:
-            return env
-        raise
-
-
-def registry(is_draft: bool) -> ConstructorRegistry:
-    """How the command line reads an `EnvConfig`.
-
-    Args:
-        is_draft: whether another reading follows, with other defaults that the flags may fit better.
-    """
+def registry() -> ConstructorRegistry:
+    """How the command line reads an `EnvConfig`."""
 
     def flags(info: StructTypeInfo) -> StructConstructorSpec | None:
         if info.type is not EnvConfig:
@@ -85,7 +71,7 @@ def registry(is_draft: bool) -> ConstructorRegistry:
         shown = {flag.name: flag.default for flag in known}
 
         def build(**given: Any) -> EnvConfig:
-            return _build(env, {name: value for name, value in given.items() if value != shown[name]}, is_draft)
+            return configure(env, {name: value for name, value in given.items() if value != shown[name]}, ())
 
         return StructConstructorSpec(build, known)
 

@@ -23,13 +23,14 @@ from agents.learning.ppo.normalize import TimedNormalize
 from agents.learning.ppo.rollout import TimedPPO, TimedRolloutBuffer
 from agents.learning.ppo.snapshot import restore, snapshot
 from agents.learning.ppo.train import CHECKPOINTS, train
-from agents.learning.ppo.train_config import TrainConfig
+from agents.learning.ppo.train_config import TrainConfig, queue_recipe
 from agents.learning.ppo.vec_env import SB3VecEnv
 from agents.work.files import MARK
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.scenarios.suite import load_suite
 from llmsched_env import LLMSchedVectorEnv, Mixture
+from llmsched_env.config import EnvConfig
 from tests.agents.learning.training import Echo, small
 
 
@@ -371,3 +372,24 @@ def test_hyperparameters_on_a_device_have_its_memory(tmp_path: Path) -> None:
 def test_a_training_draws_its_worlds_from_a_suite() -> None:
     config = _parse("train", ["--env.scenarios", "training"]).config()
     assert config.env.scenarios == load_suite("training").scenarios
+
+
+DEVICES: tuple[list[str], ...] = ([], ["--env.profile", "l40s-mistral-7b"])
+
+
+def test_flags_are_checked_beside_the_values_of_the_file(tmp_path: Path) -> None:
+    """64 steps and batches of 5376 fit the rows of the recipe for queues, not those of the usual hyperparameters."""
+    recipe = str(queue_recipe())
+    config = _parse("train", ["--hyperparams", recipe, "--n-steps", "64", "--batch-size", "5376"]).config()
+    assert (config.n_steps, config.batch_size, config.queue.is_on) == (64, 5376, True)
+    path = tmp_path / "other.yml"
+    path.write_text("LLMSched-v0:\n  env_kwargs: {profile: h100-mistral-7b}\n")
+    kept, moved = (_parse("train", ["--hyperparams", str(path), *more]).config().env for more in DEVICES)
+    assert (kept.profile, moved.profile) == ("h100-mistral-7b", "l40s-mistral-7b")
+    assert kept.engine.num_blocks == EnvConfig().on("h100-mistral-7b").engine.num_blocks
+
+
+def test_help_shows_the_defaults_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse("train", ["--hyperparams", str(queue_recipe()), "--help"])
+    assert "(default: 12000000)" in capsys.readouterr().out
