@@ -196,8 +196,7 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
             import_module("agents.options").check_options(command)
             command.run()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        sys.stdout = io.TextIOWrapper(io.BytesIO())
+        raise
     except Exception as error:  # whatever else happens, a user sees one line
         if debug:
             traceback.print_exc()
@@ -225,6 +224,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for bad input and 70 for an error of ours (one line on stderr), 130 for Ctrl-C, 143 for SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answer(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        sys.stdout = io.TextIOWrapper(io.BytesIO())
+        return 0
+    except KeyboardInterrupt:
+        print("llmsched: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _answer(given: list[str]) -> int:
+    """Run what the arguments ask for; returns the exit code."""
     name, *rest = _asked([argument for argument in given if argument != DEBUG])
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -237,11 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in commands():
         print(f"llmsched: expected a command ({', '.join(commands())}), got {name!r}", file=sys.stderr)
         return INPUT_ERROR
-    try:
-        return _run_to_the_end(name, rest, DEBUG in given)
-    except KeyboardInterrupt:
-        print("llmsched: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return _run_to_the_end(name, rest, DEBUG in given)
 
 
 def _asked(arguments: list[str]) -> list[str]:

@@ -33,6 +33,7 @@ Seconds = Annotated[float, _measured(0.0, "seconds", above=True)]
 SecondsFrom0 = Annotated[float, _measured(0.0, "seconds")]
 Batches = Annotated[float, _measured(0.0, "batches", 1e6, above=True, below=True)]
 Share = Annotated[float, _measured(0.0, "a share", above=True)]
+PartFrom0 = Annotated[float, _measured(0.0, "a share", 1.0, below=True)]
 ShareFrom0 = Annotated[float, _measured(0.0, "a share")]
 NumberFrom0 = Annotated[float, _measured(0.0)]
 WeightFrom0 = Annotated[float, _measured(0.0, high=1e9, below=True)]
@@ -40,7 +41,7 @@ MarginTokens = Annotated[float, _measured(0.0, "tokens")]
 TokensPerSecond = Annotated[float, _measured(0.0, "tokens/s", 1e9, below=True)]
 PerSecond = Annotated[float, _measured(0.0, "1/s", 1e6, above=True)]
 Factor = Annotated[float, _measured(1.0, "a factor")]
-"""Numbers, above 0 unless the name says otherwise; a share of KV may be above 1."""
+"""Numbers, above 0 unless the name says otherwise; a share of KV may be above 1, a part of it is below."""
 Order = Literal["fcfs", "spf"]
 Variant = Literal["paper", "code"]
 """Words."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from baselines.grids import BATCH_CAPS, TOKEN_BUDGETS
-from baselines.parameters import RequestsFrom0, ShareFrom0, TokensFrom0
+from baselines.parameters import PartFrom0, RequestsFrom0, TokensFrom0
 from engine.compiled.jit import inner
 from engine.compiled.records import cells_of, params_of, record, records
 from engine.demand.requests import INT32_MAX
@@ -64,7 +64,7 @@ class VLLMV1(Policy):
     """Requests that hold KV at the same time (the server's max_num_seqs also applies); 0: as vLLM on such GPUs."""
     long_prefill_token_threshold: TokensFrom0 = 0
     """Prompt tokens of one request in one iteration at most, from 0.31 on unless it is alone; 0: no limit."""
-    watermark: ShareFrom0 = 0.0
+    watermark: PartFrom0 = 0.0
     """Share of the blocks that admission leaves free while anybody runs (from 0.24 on)."""
     scheduler_reserve_full_isl: bool = True
     """Admission asks for the blocks of the whole sequence; otherwise, and always before 0.19, for the first chunk's."""

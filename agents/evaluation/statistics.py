@@ -20,6 +20,11 @@ def t_quantile(degrees: int) -> float:
     return float(stdtrit(degrees, 0.975))
 
 
+def over_seeds(seeds: int) -> str:
+    """What a caption says of the intervals in a table, ``with 95 % intervals over 5 seeds``."""
+    return f"with 95 % intervals over {seeds} seeds" if seeds > 1 else "of one seed, which leaves no interval"
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over n values with a 95 % interval; the ends are nan where n < 2 leaves no interval."""

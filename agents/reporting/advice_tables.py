@@ -11,8 +11,8 @@ HEADS = (
     Head("policy", "name"),
     Head("carries, req/s"),
     Head("SLO kept, %", "number", 2),
-    Head("goodput"),
-    Head("gain"),
+    Head("goodput, req/s"),
+    Head("gain, req/s"),
     Head("at your load", "number", 1),
 )
 REGIME_HEADS = (
@@ -76,7 +76,7 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     yield f"Load: {asked}; no scheduler sustains more than {advice.bound:.3g} requests/s of this kind on this device."
     yield (
         f"Advised: {advice.advised} carries {_ranged(row.carries, '.3g')} requests/s, "
-        f"of which {row.attainment:.1%} keep the SLO: a goodput of {_ranged(row.goodput, '.3f')}."
+        f"of which {row.attainment:.1%} keep the SLO: a goodput of {_ranged(row.goodput, '.3f')} requests/s."
     )
     if advice.rate is not None and advice.rate > row.carries.mean:
         yield f"Your load is more than one GPU carries: {advice.rate:.4g} against {row.carries.mean:.4g} requests/s."
@@ -84,7 +84,7 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     if grid := advice.grid:
         yield (
             f"Of all {grid.settings} settings served in full {grid.best} has the best goodput, "
-            f"{grid.best_goodput:.3f}; the advised one has {grid.advised_goodput:.3f} ({grid.share:+.2%})."
+            f"{grid.best_goodput:.3f} requests/s; the advised one has {grid.advised_goodput:.3f} ({grid.share:+.2%})."
         )
     yield from advice.notes
     yield advice.command
@@ -99,7 +99,7 @@ def _better(advice: Advice) -> Iterator[str]:
         gain = _ranged(best.gain, "+.3f")
         yield (
             f"A better scheduler on the same server: {best.policy} carries {_ranged(best.carries, '.3g')} requests/s, "
-            f"a goodput {gain} ({share:+.0%}) beyond."
+            f"a goodput {gain} requests/s ({share:+.0%}) beyond."
         )
 
 

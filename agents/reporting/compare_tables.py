@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from agents.evaluation.result import JUDGEMENTS
-from agents.evaluation.statistics import Interval
+from agents.evaluation.statistics import Interval, over_seeds
 from agents.reporting.grid import Cell, Grid, Head, Part, figure, markdown_table
 from agents.reporting.page import page
 from agents.studies.referee.records import DECISIVE, MEASURES, Change, Measure, OptionComparison, Row, Total
@@ -47,7 +47,7 @@ def totals_grid(result: OptionComparison) -> Grid:
     rows = [(*_total(row), *_counts(row)) for row in result.totals if row.variant != result.baseline]
     caption = (
         f"Against {result.baseline} on the same requests: mean over {len(result.scenarios)} scenarios (geometric where "
-        f"in %) with 95 % intervals over {result.seeds} seeds. Better, worse: scenarios in which clearly more, or "
+        f"in %) {over_seeds(result.seeds)}. Better, worse: scenarios in which clearly more, or "
         "fewer, requests met every deadline"
     )
     return Grid(
@@ -102,7 +102,12 @@ def verdict_lines(result: OptionComparison) -> Iterator[str]:
         if row.variant != result.baseline:
             better, worse = (", ".join(names) or "none" for names in (row.better, row.worse))
             found = _change(row.changes[DECISIVE.key], DECISIVE)
-            yield f"{row.variant}: SLO met {found.plain} points; clearly better in {better}; clearly worse in {worse}."
+            clear = (
+                f"clearly better in {better}; clearly worse in {worse}"
+                if result.seeds > 1
+                else "one seed shows no more"
+            )
+            yield f"{row.variant}: SLO met {found.plain} points; {clear}."
     yield traces_line(result)
 
 

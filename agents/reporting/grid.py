@@ -67,16 +67,24 @@ def figure(value: float | None, form: str) -> str:
     return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
+class _Terminal(Console):
+    """A console whose reader may have seen enough, which `agents.cli` knows how to end."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through: it is being handled."""
+        raise
+
+
 def terminal_console() -> Console:
     """The console that tables are printed on: as wide as the terminal, without limit where there is none."""
-    console = Console()
+    console = _Terminal()
     if not console.is_terminal:
-        return Console(width=UNLIMITED)
+        return _Terminal(width=UNLIMITED)
     # Not rich's own measure: that takes 80 where TERM=dumb, and the width of stdin's terminal.
     if not sys.stdout.isatty():
         return console
     size = shutil.get_terminal_size()
-    return Console(width=max(1, size.columns), height=max(1, size.lines))
+    return _Terminal(width=max(1, size.columns), height=max(1, size.lines))
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:

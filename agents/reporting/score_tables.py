@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from agents.evaluation.standing import BEHIND, OUTCOMES
-from agents.evaluation.statistics import Interval
+from agents.evaluation.statistics import Interval, over_seeds
 from agents.reporting.grid import OUTCOME_STYLES, Cell, Grid, Head, Part, figure, markdown_table
 from agents.reporting.page import page
 from agents.studies.score.records import PACE, REFERENCES, SLOWER, Score, Standing, Total, World
@@ -25,7 +25,7 @@ def totals_grid(result: Score) -> Grid:
     rows = [_total(row) for row in sorted(result.totals, key=lambda row: -row.score.mean)]
     caption = (
         f"Score: 100 is the best goodput and the shortest mean TTFT of {', '.join(REFERENCES)} in every scenario; mean "
-        f"over {len(result.worlds)} scenarios with 95 % intervals over {result.seeds} seeds. Wins, ties, loses: "
+        f"over {len(result.worlds)} scenarios {over_seeds(result.seeds)}. Wins, ties, loses: "
         "goodput against the best of them other than the policy. Deadlines lost: p99 TBT over the tier's deadline, of "
         f"{result.deadlines} that SLAI or slackfit keeps. Slower: mean TTFT against {PACE}'s, below saturation"
     )

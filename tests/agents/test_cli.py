@@ -320,6 +320,16 @@ def test_comparing_baselines_loads_no_torch() -> None:
     assert "'engine.runs.metrics'" in modules
 
 
+@pytest.mark.parametrize("line", ["--help", "--version", "policies"])
+def test_a_reader_that_has_seen_enough_ends_it_in_silence(line: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(_python(line), stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupt_is_one_line_exit_code_130_and_leaves_finished_cells(workers: str) -> None:
     arguments = ["evaluate", "--rates", "1:3:0.02", "--policies", "sarathi", "--workers", workers, "--no-plots"]

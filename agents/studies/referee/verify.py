@@ -36,6 +36,8 @@ class Verification:
 
     runs: int
     """In the file."""
+    made: int
+    """That came out this time."""
     versions: tuple[Difference, ...]
     """What it was made with, where that is not what ran it again."""
     first: Difference | None
@@ -64,6 +66,8 @@ class Verification:
             return
         yield f"differs: {f'{self.run}: ' if self.run else ''}{self.first}"
         yield f"{self.runs_differ} of {self.runs} runs differ, {self.traces_differ} of them in their requests"
+        if self.made != self.runs:
+            yield f"the file holds {self.runs} runs, its configuration makes {self.made}"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -106,15 +110,25 @@ def compared(stored: Mapping[str, Any], made: Mapping[str, Any]) -> Verification
     found = chain.from_iterable(_part(stored, made, key) for key in _keys(stored, made))
     first = next(found, None)
     before, after = _runs(stored), _runs(made)
-    pairs = list(zip(before, after, strict=False))
+    pairs = list(_pairs(before, after))
     return Verification(
         runs=len(before),
+        made=len(after),
         versions=tuple(differences(stored.get(VERSIONS), made.get(VERSIONS), VERSIONS)),
         first=first,
         run=_run_name(first, before) if first else "",
-        runs_differ=sum(one != other for one, other in pairs) + abs(len(before) - len(after)),
+        runs_differ=sum(one != other for one, other in pairs),
         traces_differ=sum([*_traces(one)] != [*_traces(other)] for one, other in pairs),
     )
+
+
+def _pairs(before: Sequence[Any], after: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each run of the file with that which came out again, one by one or, where some are not there, by name."""
+    if len(before) == len(after):
+        yield from zip(before, after, strict=True)
+    else:
+        made = {_name(run): run for run in after}
+        yield from ((run, made.get(_name(run))) for run in before)
 
 
 def _keys(stored: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:
@@ -151,9 +165,13 @@ def _traces(run: object) -> Iterator[object]:
 
 
 def _run_name(difference: Difference, runs: Sequence[Any]) -> str:
-    """The run that a place is in: scenario or load, policy or setting, seed; empty if it is in none."""
+    """The run that a place is in; empty if it is in none."""
     found = PLACE.match(difference.place)
-    run = runs[int(found[1])] if found else None
+    return _name(runs[int(found[1])]) if found else ""
+
+
+def _name(run: object) -> str:
+    """What tells a run from the others: scenario or load, policy or setting, seed."""
     if not isinstance(run, Mapping):
         return ""
     words = [run.get(key) for key in ("scenario", "profile", "load", "share", "rate", "policy", "variant")]

@@ -132,6 +132,13 @@ def test_a_setting_of_the_server_is_what_its_runs_have() -> None:
     assert len({cell.trace for cell in seats.cells}) == 1
 
 
+def test_one_seed_is_said_to_leave_no_interval() -> None:
+    suite = Suite(name="one", seeds=1, requests=40, scenarios=(read_scenario("poisson:rate=3"),))
+    found = compare_options(OptionStudy(suite, "vllm_v1", parse_options(["watermark=0,0.3"])))
+    assert "of one seed, which leaves no interval" in totals_grid(found).caption
+    assert next(verdict_lines(found)).endswith("points; one seed shows no more.")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [(None, "watermark=0,max_num_seqs=8"), ("max_num_seqs=16", "watermark=0,max_num_seqs=16")],
@@ -235,20 +242,21 @@ def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Capt
         ("--option watermark=", "option: expected NAME=VALUE,VALUE, got 'watermark='"),
         ("--option watermark=0", "option: expected two settings to compare at least, got 'watermark=0' alone"),
         ("--option watermark=0,0", "option: watermark: expected each value once, got '0' twice"),
-        ("--option watermark=0,1 --option watermark=2", "option: expected each name once, got 'watermark' twice"),
+        ("--option watermark=0,.1 --option watermark=2", "option: expected each name once, got 'watermark' twice"),
         ("--option watermark=0,x", "policy 'vllm_v1': watermark: expected a number, got 'x'"),
         ("--option watermarks=0,1", "policy 'vllm_v1': expected one of max_num_batched_tokens"),
+        ("--option watermark=0,2", "watermark: expected a share >= 0 and < 1, got 2"),
         ("--option prefix_cache=none,all", "prefix_cache: expected none or own, got 'all'"),
         ("--option version=0.12,0.32", "version: expected a version of vLLM from 0.13 to 0.32, got '0.12'"),
         ("--option version=latest,0.32", "version: expected a version of vLLM from 0.13 to 0.32, got 'latest'"),
-        ("--option watermark=0,1 --baseline watermark=2", "baseline: watermark: expected one of 0, 1, got '2'"),
-        ("--option watermark=0,1 --baseline seats=2", "baseline: expected key=value with a key among watermark"),
-        ("--option watermark=0,1 --engine tgi", "engine: expected one of vllm, sglang, trtllm, lightllm, got 'tgi'"),
-        ("--option watermark=0,1 --engine vllm --policy orca", "engine, policy: expected one of them, got both"),
-        ("--option watermark=0,1 --policy gone", "policy: expected one of"),
-        ("--option watermark=0,1 --suite gone", "suite: expected one of"),
-        ("--option watermark=0,1 --seeds 0", "seeds: expected a whole number"),
-        ("--option watermark=0,1 --resume", "cells to resume"),
+        ("--option watermark=0,.1 --baseline watermark=2", "baseline: watermark: expected one of 0, .1, got '2'"),
+        ("--option watermark=0,.1 --baseline seats=2", "baseline: expected key=value with a key among watermark"),
+        ("--option watermark=0,.1 --engine tgi", "engine: expected one of vllm, sglang, trtllm, lightllm, got 'tgi'"),
+        ("--option watermark=0,.1 --engine vllm --policy orca", "engine, policy: expected one of them, got both"),
+        ("--option watermark=0,.1 --policy gone", "policy: expected one of"),
+        ("--option watermark=0,.1 --suite gone", "suite: expected one of"),
+        ("--option watermark=0,.1 --seeds 0", "seeds: expected a whole number"),
+        ("--option watermark=0,.1 --resume", "cells to resume"),
     ],
 )
 def test_a_wrong_line_is_one_line(

@@ -158,6 +158,15 @@ def test_a_point_of_a_search_is_named_by_policy_and_seed(results: dict[str, Path
     assert counts == "1 of 8 runs differ, 1 of them in their requests"
 
 
+def test_runs_that_were_cut_out_are_counted_for_themselves(results: dict[str, Path]) -> None:
+    made = json.loads(results[SCORE].read_text())
+    stored = deepcopy(made)
+    stored["cells"] = stored["cells"][1:3]
+    _, counts, missing = compared(stored, made).lines()
+    assert counts == "0 of 2 runs differ, 0 of them in their requests"
+    assert missing == f"the file holds 2 runs, its configuration makes {len(made['cells'])}"
+
+
 def test_times_of_decisions_are_no_difference(results: dict[str, Path]) -> None:
     stored = json.loads(results[EVALUATE].read_text())
     made = deepcopy(stored)
