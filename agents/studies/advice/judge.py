@@ -130,7 +130,11 @@ def judge(question: Question, found: Found) -> Advice:
         config=question.to_dict(),
         config_hash=question.digest(),
         versions=versions(),
-        notes=(*setup.training_remarks(found.rates[0]), *_beyond(question, advised)),
+        notes=(
+            *setup.training_remarks(found.rates[0]),
+            *_beyond(question, advised),
+            *_too_short(question, rows[0].carries.mean),
+        ),
         traffic=setup.source.requests(_shown_rate(question, found, rows[0]), 0).source,
         rate=question.rate,
         bound=question.bound,
@@ -231,3 +235,12 @@ def _beyond(question: Question, advised: str) -> Iterator[str]:
     if measured is not None and question.settings[advised].max_num_batched_tokens > measured:
         name = question.profile.name
         yield f"Batches of more than {measured} tokens are beyond what profile {name} was measured for."
+
+
+def _too_short(question: Question, carried: float) -> Iterator[str]:
+    """A line where more is carried than anybody sustains: the queue has had no time to grow."""
+    if carried > question.bound:
+        yield (
+            f"{carried:.3g} requests/s is more than the bound of {question.bound:.3g}: with {question.num_requests} "
+            "requests a run ends before its queue has grown; ask for more of them (--num-requests)."
+        )

@@ -154,6 +154,16 @@ def test_regimes_name_who_is_better_from_which_load_on() -> None:
     assert high.setting_gain.mean == pytest.approx(1.5)
 
 
+def test_who_carries_more_than_anybody_sustains_was_served_for_too_short_a_time() -> None:
+    asked = replace(question(), config=SMALL.replace(max_num_seqs=256))
+    fast = replace(asked, profile=replace(DEVICE, per_token=1e-2))
+    found = found_of(plain=(1.0, 1.8, 0.5))
+    assert fast.bound < 2.0 < asked.bound
+    assert not [note for note in judge(asked, found).notes if "bound" in note]
+    (note,) = (note for note in judge(fast, found).notes if "bound" in note)
+    assert note.startswith(f"2 requests/s is more than the bound of {fast.bound:.3g}: with 400 requests")
+
+
 def test_gpus_are_counted_by_the_hour() -> None:
     day = (Stretch(0.0, 6.0, 0.0), Stretch(6.0, 12.0, 4.0), Stretch(18.0, 6.0, 4.1))
     found = replicas(day, 2.0, 2.5)
