@@ -26,6 +26,7 @@ from baselines.routers.sglang import SGLang as SGLang
 from baselines.routers.llm_d import LLMD as LLMD
 from baselines.routers.dynamo_kv import DynamoKV as DynamoKV
 from baselines.routers.lmetric import LMetric as LMetric
+from baselines.routers.aibrix import AIBrix as AIBrix
 from baselines.routers.llumnix import Llumnix as Llumnix
 from baselines.routers.session_hash import SessionHash as SessionHash
 # isort: on

@@ -28,6 +28,12 @@ class PowerOfD(Router):
     sees: ClassVar[str] = "requests at some replicas"
     evidence: ClassVar[str] = "public code"
 
+    def remark(self, replicas: int) -> str:
+        """That all are drawn, where that was not the default."""
+        if self.d <= max(replicas, type(self).d):
+            return ""
+        return f"{self.spec}: draws all of the {replicas} replicas there are, as jsq does"
+
 
 _params = record(params_of(PowerOfD))
 

@@ -86,6 +86,10 @@ class Router(Parametric):
             np.zeros(max(1, self.row_memory)),
         )
 
+    def remark(self, replicas: int) -> str:
+        """A line on parameters that so many replicas leave without effect; empty: there are none."""
+        return ""
+
     @property
     def report_s(self) -> float:
         """Seconds from one report of the replicas to the next, 0: reports are as of now."""

@@ -75,6 +75,12 @@ CHOICES = {
     "dynamo_kv:prefill_scale=0": 0,
     "dynamo_kv:in_flight_weight=1000": 1,
     "dynamo_kv:prefill_scale=10": 2,
+    # Nobody holds a prefix: in flight 8, 5, 9. KV use 0.3, 0.1, 0.7.
+    "aibrix": 1,
+    "aibrix:strategy=least_request": 1,
+    "aibrix:strategy=least_kv": 1,
+    # Nothing sent yet; output tokens per request 400 / 8 = 50, 20, 200.
+    "aibrix:strategy=throughput": 1,
     # 4000 x 431, 8000 x 531, 1600 x 713 = 1.72, 4.25, 1.14 million.
     "lmetric": 2,
     "lmetric:form=sglang": 1,
@@ -201,6 +207,48 @@ def test_sglang_fills_the_smallest_tree_while_loads_are_in_balance() -> None:
     view.replica["in_flight"] = [200, 270]  # 70 apart, but less than 1.5 times as many
     memory.replica.view(np.int64)[:, 0] = [900, 300]
     assert router.route(view, memory) == 1
+
+
+def aibrix_choice(spec: str, in_flight: tuple[int, int, int], holder: int) -> int:
+    """Where a request goes whose prefix one of three replicas holds."""
+    router, view = routers.make(spec), hand()
+    memory = router.memory(3)
+    view.replica["in_flight"], memory.row[:] = in_flight, holder + 1
+    return router.route(view, memory)
+
+
+def test_aibrix_keeps_to_the_holder_of_a_prefix_while_loads_allow_it() -> None:
+    """Mean 7 and deviation 2.65 of 5, 6, 10: at most 9.65; of 6, 6, 9 at most 7 + 1.73; 1 apart from 9 is too much."""
+    spec = "aibrix:sessions=1"
+    assert aibrix_choice(spec, (5, 6, 10), holder=1) == 1
+    assert aibrix_choice(spec, (5, 6, 10), holder=2) == 0
+    assert aibrix_choice("aibrix:sessions=1,deviations=2", (5, 6, 10), holder=2) == 2
+    assert aibrix_choice(spec, (2, 3, 10), holder=1) == 1  # 8 apart are in balance
+    assert aibrix_choice(spec, (1, 2, 10), holder=1) == 0  # 9 apart are not: only the least loaded one may hold it
+    assert aibrix_choice(spec, (1, 2, 10), holder=0) == 0
+    assert aibrix_choice("aibrix:sessions=1,gap=9", (1, 2, 10), holder=1) == 1
+
+
+def test_aibrix_remembers_who_got_a_session_and_what_was_sent() -> None:
+    view, router = hand(), routers.make("aibrix:sessions=1")
+    memory = router.memory(3)
+    assert router.route(view, memory) == 1
+    view.replica["in_flight"] = [5, 6, 7]
+    assert router.route(view, memory) == 1
+    view.replica["generated"], view.replica["sent"] = 0, [2, 1, 4]
+    throughput = routers.make("aibrix:strategy=throughput")
+    memory = throughput.memory(3)
+    memory.replica.view(np.int64)[:, 0] = [2000, 1001, 4001]  # 2 x 1000, 1001, 1000.25
+    assert throughput.route(view, memory) == 0
+    assert memory.replica.view(np.int64)[0, 0] == 3000
+
+
+def test_more_choices_than_replicas_are_worth_a_line() -> None:
+    assert routers.make("power_of_d:d=100").remark(2) == (
+        "power_of_d:d=100: draws all of the 2 replicas there are, as jsq does"
+    )
+    assert not routers.make("power_of_d").remark(1)
+    assert not routers.make("power_of_d:d=3").remark(3)
 
 
 def test_dynamo_draws_by_the_softmax_of_its_costs() -> None:
@@ -343,4 +391,6 @@ def test_a_user_brings_a_router_in_a_file(tmp_path: Path) -> None:
 
 def test_the_registry_holds_routers_only() -> None:
     assert list(ROUTERS) == routers.names()
+    by_hand = {spec.partition(":")[0] for spec in CHOICES}
+    assert by_hand | {"random", "weighted_random", "round_robin", "session_hash"} == set(ROUTERS)  # those above
     assert all(issubclass(cls, Router) and cls.kernel is not None for cls in ROUTERS.values())
