@@ -1,4 +1,4 @@
-"""One LLM server as a Gymnasium environment; importing registers ``LLMSched-v0`` and its presets.
+"""LLM servers as Gymnasium environments; importing registers ``LLMSched-v0``, its presets and ``LLMSchedRouter-v0``.
 
 ``gymnasium.make("llmsched_env:LLMSched-v0")`` and ``gymnasium.make_vec("llmsched_env:LLMSched-v0", num_envs=256)``.
 """
@@ -11,12 +11,18 @@ from llmsched_env.env import LLMSchedEnv
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 from llmsched_env.presets import PRESETS
 from llmsched_env.reward import REWARD_TERMS, RewardWeights
+from llmsched_env.routing.clusters import observation_names, split
+from llmsched_env.routing.config import Drain, RouterConfig
+from llmsched_env.routing.env import LLMSchedRouterEnv
+from llmsched_env.routing.vector import LLMSchedRouterVectorEnv
 from llmsched_env.state import EnvState
 from llmsched_env.vector import LLMSchedVectorEnv
 
+ROUTER = "LLMSchedRouter-v0"
+
 
 def register_envs() -> None:
-    """Register the presets with Gymnasium (importing this package has done it)."""
+    """Register the environments with Gymnasium (importing this package has done it)."""
     for name in PRESETS:
         if name not in registry:
             register(
@@ -25,6 +31,12 @@ def register_envs() -> None:
                 vector_entry_point="llmsched_env.vector:LLMSchedVectorEnv",
                 kwargs={"config": name},
             )
+    if ROUTER not in registry:
+        register(
+            id=ROUTER,
+            entry_point="llmsched_env.routing.env:LLMSchedRouterEnv",
+            vector_entry_point="llmsched_env.routing.vector:LLMSchedRouterVectorEnv",
+        )
 
 
 register_envs()
@@ -38,12 +50,18 @@ __all__ = [
     "Action",
     "Allocation",
     "Codec",
+    "Drain",
     "EnvConfig",
     "EnvState",
     "LLMSchedEnv",
+    "LLMSchedRouterEnv",
+    "LLMSchedRouterVectorEnv",
     "LLMSchedVectorEnv",
     "Mixture",
     "RewardWeights",
+    "RouterConfig",
     "Slackfit",
+    "observation_names",
     "register_envs",
+    "split",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.demand.predictions import predict
 from engine.demand.requests import Requests
+from engine.demand.workload import Workload
 from engine.device.latency import COEFFICIENTS, LatencyModel, load_profile
 from engine.errors import InputError
 from engine.server.policy import Policy
@@ -38,19 +39,8 @@ class World:
 
     def draw(self, rng: np.random.Generator) -> Requests:
         """The trace of one episode: rate, backlog, lengths, tiers and arrivals from one generator."""
-        workload = self.config.workload
-        if self.config.rates:
-            rate = float(rng.choice(np.asarray(self.config.rates)))
-            workload = workload if rate == workload.rate else type(workload)(**{**vars(workload), "rate": rate})
-        requests = workload.generate(rng)
-        if self.config.backlog:
-            present = int(rng.integers(self.config.backlog + 1))
-            if present:
-                arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
-                requests = requests.replace(arrival=arrival)
-        if self.config.prediction:
-            requests = predict(requests, self.config.prediction, int(rng.integers(2**32)))
-        return requests
+        config = self.config
+        return draw(rng, config.workload, config.rates, config.prediction, config.backlog)
 
     def check_trace(self, requests: Requests) -> None:
         """Check that a row can serve a trace here.
@@ -67,6 +57,32 @@ class World:
         if requests.forecast.every:
             raise InputError("reset: expected a trace with one prediction per request, got refreshed ones")
         requests.check_servable(self.config.engine)
+
+
+def draw(
+    rng: np.random.Generator, workload: Workload, rates: Sequence[float], prediction: str, backlog: int = 0
+) -> Requests:
+    """Draw the trace of one episode.
+
+    Args:
+        rng: draws everything.
+        workload: its arrivals, lengths and tiers.
+        rates: requests/s of which one is drawn (none: the workload's own).
+        prediction: channel of predictions ("": none).
+        backlog: up to so many requests are present at time 0.
+    """
+    if len(rates) > 0:
+        rate = float(rng.choice(np.asarray(rates)))
+        workload = workload if rate == workload.rate else type(workload)(**{**vars(workload), "rate": rate})
+    requests = workload.generate(rng)
+    if backlog:
+        present = int(rng.integers(backlog + 1))
+        if present:
+            arrival = np.maximum(requests.arrival - requests.arrival[present - 1], 0.0)
+            requests = requests.replace(arrival=arrival)
+    if prediction:
+        requests = predict(requests, prediction, int(rng.integers(2**32)))
+    return requests
 
 
 def worlds_of(config: EnvConfig) -> tuple[World, ...]:

@@ -48,7 +48,7 @@ ROOMS = {
             "step",
             "episode",
         ),
-        *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "__init__"),
+        *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "routing", "__init__"),
     ),
     "agents": (
         *("work", "learning", "policies", "source", "options", "evaluation"),

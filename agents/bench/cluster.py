@@ -1,9 +1,12 @@
-"""What a router costs: several replicas beside one server, per iteration, and the memory of many."""
+"""What a router costs: several replicas beside one server, per iteration, the memory of many, the environment."""
 
 import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 import baselines
 from agents.bench.timing import alternate, peak_mib
@@ -17,6 +20,8 @@ from engine.runs.simulate import simulate
 ROUTER, POLICY = "least_tokens", "sarathi"
 RATE, REQUESTS = 1.6, 4000
 """Requests/s and requests of each replica."""
+ENVS = 64
+"""Clusters of the vector environment."""
 
 
 def _requests(replicas: int, each: int) -> Requests:
@@ -62,3 +67,21 @@ def cluster_peak(scale: float) -> dict[str, Any]:
     """Largest resident size of a process with 64 replicas and 1000 requests for each, warm cache (MiB)."""
     _several(_requests(64, max(10, int(1000 * scale))), 64)
     return {"cluster_peak_mib": peak_mib()}
+
+
+def router_env(scale: float) -> dict[str, Any]:
+    """Decisions per second of CPU time of 64 clusters of 4 replicas, with observations, rewards, reports and resets."""
+    import llmsched_env
+
+    envs = llmsched_env.LLMSchedRouterVectorEnv(ENVS, policy=POLICY)
+    envs.reset(seed=0)
+    in_turn = np.arange(ENVS)
+
+    def decide() -> float:
+        start, steps = time.process_time(), max(20, int(400 * scale))
+        for k in range(steps):
+            envs.step((in_turn + k) % 4)
+        return ENVS * steps / (time.process_time() - start)
+
+    decide()
+    return {"router_env_decisions_per_s": median(decide() for _ in range(7))}

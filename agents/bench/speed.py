@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import baselines
-from agents.bench.cluster import cluster, cluster_peak
+from agents.bench.cluster import cluster, cluster_peak, router_env
 from agents.bench.timing import alternate, peak_mib
 from agents.work.processes import child_environment, end_with_parent
 from agents.work.progress import OnProgress, unseen
@@ -267,6 +267,7 @@ MEASUREMENTS: dict[str, Callable[[float], Result]] = {
     "policies": policies,
     "cluster": cluster,
     "cluster_peak": cluster_peak,
+    "router": router_env,
 }
 """Measurements by name: function of the scale (1 = the full size), returning JSON entries."""
 

@@ -26,6 +26,7 @@ GOALS: dict[str, tuple[str, float]] = {
     "cluster_16_to_simulate": ("<=", 1.4),
     "routing_decisions_per_s": (">=", 60_000),
     "cluster_peak_mib": ("<=", 1536.0),
+    "router_env_decisions_per_s": (">=", 40_000),
 }
 """What each figure must reach on a quiet machine."""
 
@@ -36,7 +37,7 @@ class Command(TableOptions, ProgressOptions):
 
     only: str | None = None
     """Comma-separated measurements: simulate, capacity, vector, scalar, ppo, start, peak, growth, policies, cluster,
-    cluster_peak (default: all)."""
+    cluster_peak, router (default: all)."""
     scale: float = 1.0
     """Size of the measurements; below 1 they are quicker and less exact."""
     json: Path | None = None

@@ -150,7 +150,7 @@ def _reach(kernels: tuple[Any, ...], fleet: Fleet, j: int, time: float) -> int:
 
 
 @inner
-def _reach_all(kernels: tuple[Any, ...], fleet: Fleet, time: float) -> int:
+def reach_all(kernels: tuple[Any, ...], fleet: Fleet, time: float) -> int:
     """Let every replica go on until `time`; the first code that is not OVER stops it."""
     for j in range(fleet.clock.shape[0]):
         if fleet.clock[j].due < time or time == np.inf:
@@ -161,7 +161,7 @@ def _reach_all(kernels: tuple[Any, ...], fleet: Fleet, time: float) -> int:
 
 
 @inner
-def _report(fleet: Fleet, view: RouterView, time: float) -> None:
+def report_all(fleet: Fleet, view: RouterView, time: float) -> None:
     """Let the replicas report what they are like."""
     view.row[0].as_of = time
     for j in range(view.replica.shape[0]):
@@ -175,7 +175,7 @@ def _report(fleet: Fleet, view: RouterView, time: float) -> None:
 
 
 @inner
-def _end_of_trace(fleet: Fleet) -> None:
+def end_of_trace(fleet: Fleet) -> None:
     """No request will come any more."""
     for j in range(fleet.clock.shape[0]):
         row = fleet.servers.visible.row[j, 0]
@@ -190,7 +190,7 @@ def _next_stop(fleet: Fleet, trace: Arrivals) -> tuple[float, bool]:
     """
     course = fleet.course[0]
     if course.next == trace.request.shape[0]:
-        _end_of_trace(fleet)
+        end_of_trace(fleet)
         return np.inf, False
     arrival = trace.request[course.next].arrival
     if course.age == 0.0:
@@ -201,11 +201,9 @@ def _next_stop(fleet: Fleet, trace: Arrivals) -> tuple[float, bool]:
 
 
 @inner
-def _look(fleet: Fleet, trace: Arrivals, view: RouterView) -> None:
-    """Show the router the request that arrives, and its own counts as they are now."""
-    i = fleet.course[0].next
-    view.request[0] = trace.request[i]
-    view.row[0].now, view.row[0].index = trace.request[i].arrival, i
+def look(fleet: Fleet, view: RouterView, time: float) -> None:
+    """Show the router its own counts as they are now."""
+    view.row[0].now = time
     for j in range(view.replica.shape[0]):
         r, load, row = view.replica[j], fleet.load[j], fleet.servers.visible.row[j, 0]
         r.sent, r.in_flight = load.sent, load.sent - row.finished - row.dropped
@@ -213,7 +211,7 @@ def _look(fleet: Fleet, trace: Arrivals, view: RouterView) -> None:
 
 
 @inner
-def _send(fleet: Fleet, trace: Arrivals, j: int) -> None:
+def send(fleet: Fleet, trace: Arrivals, j: int) -> None:
     """Send the next request to replica `j`."""
     course, load, c = fleet.course[0], fleet.load[j], fleet.clock[j]
     i, k, servers = course.next, load.sent, fleet.servers
@@ -234,6 +232,24 @@ def _send(fleet: Fleet, trace: Arrivals, j: int) -> None:
         c.due = min(c.due, request[j, k].arrival)
 
 
+@inner
+def to_arrival(kernels: tuple[Any, ...], fleet: Fleet, trace: Arrivals, view: RouterView) -> int:
+    """Go on until a request arrives and show it to the router (ASKS), or to the end or whatever else stops it."""
+    course = fleet.course[0]
+    while True:
+        time, reports = _next_stop(fleet, trace)
+        code = reach_all(kernels, fleet, time)
+        if code != OVER or time == np.inf:
+            return code
+        if reports:
+            report_all(fleet, view, time)
+            course.reported = time
+        if time == trace.request[course.next].arrival:
+            view.request[0], view.row[0].index = trace.request[course.next], course.next
+            look(fleet, view, time)
+            return ASKS
+
+
 def _run(
     route: Callable[..., int],
     kernels: tuple[Any, ...],
@@ -250,24 +266,15 @@ def _run(
     course = fleet.course[0]
     course.second, course.before = second(0), course.decisions
     while True:
-        time, reports = _next_stop(fleet, trace)
-        code = _reach_all(kernels, fleet, time)
-        if code != OVER or time == np.inf:
-            return code
-        if reports:
-            _report(fleet, view, time)
-            course.reported = time
-        if time < trace.request[course.next].arrival:
-            continue
         if course.choice < 0:
-            _look(fleet, trace, view)
-            if asks:
-                return ASKS
+            code = to_arrival(kernels, fleet, trace, view)
+            if code != ASKS or asks:
+                return code
             course.replica = -1
             course.choice = route(view, memory)
         if not 0 <= course.choice < fleet.clock.shape[0]:
             return NOWHERE
-        _send(fleet, trace, course.choice)
+        send(fleet, trace, course.choice)
         course.choice = -1
 
 

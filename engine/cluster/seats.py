@@ -95,13 +95,35 @@ def read_fleet(path: Path, other: Seat) -> tuple[Seat, ...]:
     Raises:
         InputError: no such file, or something else in it.
     """
+    return seats_of(read_kinds(path), other, str(path))
+
+
+def read_kinds(path: str | Path) -> tuple[Kind, ...]:
+    """The kinds of replicas in a file.
+
+    Raises:
+        InputError: no such file, or something else in it.
+    """
     data = read_yaml(path, "a fleet")
     if not isinstance(data, Mapping) or not isinstance(data.get("replicas"), list) or len(data) > 1:
         raise InputError(f"{path}: expected a mapping with a list of replicas, got {kind_of(data)}")
-    kinds = [from_mapping(Kind, one, f"{path}: replicas[{k}]") for k, one in enumerate(data["replicas"])]
+    return tuple(from_mapping(Kind, one, f"{path}: replicas[{k}]") for k, one in enumerate(data["replicas"]))
+
+
+def seats_of(kinds: Sequence[Kind], other: Seat, where: str) -> tuple[Seat, ...]:
+    """The replicas of these kinds, one by one.
+
+    Args:
+        kinds: in order.
+        other: says what they do not.
+        where: what a message calls them.
+
+    Raises:
+        InputError: none, too many, or a kind that cannot be.
+    """
     fleet = tuple(seat for kind in kinds for seat in (kind.seat(other),) * kind.count)
     if not 1 <= len(fleet) <= MOST_REPLICAS:
-        raise InputError(f"{path}: expected 1 to {MOST_REPLICAS} replicas, got {len(fleet) or 'none'}")
+        raise InputError(f"{where}: expected 1 to {MOST_REPLICAS} replicas, got {len(fleet) or 'none'}")
     return fleet
 
 

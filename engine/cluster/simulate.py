@@ -71,7 +71,7 @@ def simulate_cluster(
     code = _run(router, replicas, (fleet, trace, view), limit)
     if code != OVER:
         raise _fault(code, router, replicas, (fleet, trace, view), limit)
-    return _record(router, replicas, requests, fleet, trace)
+    return record_of(router.spec, replicas, requests, fleet, trace)
 
 
 @RouterKernel
@@ -156,14 +156,22 @@ def _memory_of(router: Router, replicas: int) -> RouterMemory:
     return memory
 
 
-def _record(router: Router, replicas: Replicas, requests: Requests, fleet: Fleet, trace: Arrivals) -> ClusterRecord:
-    """What came of it, replica by replica."""
+def record_of(router: str, replicas: Replicas, requests: Requests, fleet: Fleet, trace: Arrivals) -> ClusterRecord:
+    """What came of a run, replica by replica; completes the ledgers, once.
+
+    Args:
+        router: its spec.
+        replicas: that served.
+        requests: all that were sent.
+        fleet: as the loop left it.
+        trace: with the replica of each request.
+    """
     records = []
     for j, server in enumerate(each_server(fleet)):
         close(server)
         index = np.flatnonzero(trace.replica == j)
         records.append(_one(replicas.policies[j], replicas.configs[j], requests.take(index), server))
-    return ClusterRecord(router.spec, requests, trace.replica, tuple(records))
+    return ClusterRecord(router, requests, trace.replica, tuple(records))
 
 
 def _one(policy: Policy, config: EngineConfig, requests: Requests, server: Server) -> Record:

@@ -1,0 +1,147 @@
+"""`LLMSchedRouterEnv`: a fleet of servers behind a router as a `gymnasium.Env`."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from engine.cluster.record import ClusterRecord
+from engine.cluster.state import RouterView
+from engine.errors import InputError
+from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
+from llmsched_env.reward import REWARD_TERMS
+from llmsched_env.routing.clusters import Clusters
+from llmsched_env.routing.config import RouterConfig, configured
+
+KEYWORDS = ("config", "render_mode", "max_episode_steps")
+"""What the constructor takes besides the fields of `RouterConfig`."""
+
+
+class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
+    """Several servers: which of them gets the request that arrives?
+
+    ## Description
+    Requests arrive over time; each is sent to one of J replicas at once and stays there. Each replica batches by a
+    scheduler of its own, which the agent does not touch. One decision per arrival.
+
+    ## Action
+    Discrete(J): the replica. ``env.action_masks()`` and ``info["action_mask"]`` say which ones may be chosen: those
+    that drain may not, and are refused.
+
+    ## Observation
+    Box float32[J * k + r]: k features of each replica in turn, then r of the request and the moment
+    (`engine.cluster.features`; `split` gives the parts). They are the same function of each replica, so that permuting
+    replicas permutes lines; the age of the reports is among them. What is reported is as old as `ages` makes it, what
+    the router has counted itself is exact.
+
+    ## Rewards
+    Weighted sum of the terms of `LLMSched-v0` (`llmsched_env.reward`) between one arrival and the next: by default
+    minus the request-seconds without a first token, which sum to minus the total TTFT of the episode. The two terms
+    that are seconds are exact at any time; the others count what a batch does when it ends. ``info["reward_terms"]``
+    has each term, ``info["elapsed_s"]`` the seconds of the step, by which to discount.
+
+    ## Starting state
+    The first arrival, all replicas idle. The seed determines the episode: the age of its reports, its rate, its
+    requests.
+
+    ## Episode end
+    Terminated when every request has been sent and served: the last step lasts until then. Truncated at `horizon_s`
+    or after `max_steps` decisions. The last observation shows the replicas as they are then, beside the request that
+    would be next at a truncation by steps, else the last one. ``info["report"]`` holds TTFT, gaps and goodput of the
+    episode.
+
+    ## Arguments
+    `config`: a `RouterConfig`; other keywords replace its fields (``replicas=8``, ``fleet="mixed.yml"``,
+    ``policy="sarathi"``, ``ages=(0.0, 1.0)``). `max_episode_steps` truncates as `gymnasium.wrappers.TimeLimit` does.
+    ``reset(options={"requests": requests})`` plays a given trace. `view` is what a router sees, live: a baseline acts
+    by ``router.route(env.unwrapped.view, memory)``.
+
+        import gymnasium
+        env = gymnasium.make("llmsched_env:LLMSchedRouter-v0")
+        observation, info = env.reset(seed=0)
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
+
+    def __init__(
+        self,
+        config: RouterConfig | None = None,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+        **changes: Any,
+    ) -> None:
+        """Build the fleet.
+
+        Raises:
+            InputError: an unknown keyword, a render mode, or a configuration that cannot be run.
+        """
+        if render_mode is not None:
+            raise InputError(f"render_mode: this environment draws nothing, got {show(render_mode)}")
+        self.config = configured(config, changes, KEYWORDS)
+        self.render_mode = None
+        self.clusters = Clusters(1, self.config, step_limit(max_episode_steps))
+        self.action_space = self.clusters.single_action_space
+        self.observation_space = self.clusters.single_observation_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; ``options["requests"]`` may give the trace.
+
+        Raises:
+            InputError: a seed that is no whole number >= 0, an unknown option, or a trace that does not fit.
+        """
+        seed, given = check_seed(seed), check_options(options, ("requests",)).get("requests")
+        if given is not None:
+            given = check_requests(given, "options['requests']")
+            self.clusters.check_trace(given)
+        super().reset(seed=seed)
+        self.clusters.begin(0, self.np_random, given)
+        return self.clusters.outcome.observation[0].copy(), {"action_mask": self.clusters.outcome.mask[0].copy()}
+
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Send the request to a replica.
+
+        Raises:
+            ResetNeeded: there is no episode.
+            InputError: no replica, or one that drains; nothing has happened then.
+        """
+        outcome = self.clusters.outcome
+        self.clusters.step(action)
+        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
+        info: dict[str, Any] = {
+            "elapsed_s": float(outcome.elapsed_s[0]),
+            "reward_terms": dict(zip(REWARD_TERMS, outcome.terms[0].tolist(), strict=True)),
+            "action_mask": outcome.mask[0].copy(),
+        }
+        if terminated or truncated:
+            info["report"] = self.clusters.report(0)
+        return outcome.observation[0].copy(), float(outcome.reward[0]), terminated, truncated, info
+
+    def action_masks(self) -> np.ndarray:
+        """Which replicas may get the request: bool[J]."""
+        return self.clusters.outcome.mask[0] > 0
+
+    @property
+    def view(self) -> RouterView:
+        """What a router may see now; live: read it, never write."""
+        return self.clusters.view(0)
+
+    def report(self) -> dict[str, Any]:
+        """The numbers of the episode so far, as ``info["report"]`` has them at its end.
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        if not self.clusters.has_episode(0):
+            raise needs_reset("env.report()")
+        return self.clusters.report(0)
+
+    def record(self, router: str = "agent") -> ClusterRecord:
+        """What happened to every request so far, as `simulate_cluster` has it.
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        return self.clusters.record(0, router)
