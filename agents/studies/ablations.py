@@ -2,6 +2,7 @@
 
     python3 -m agents.studies.ablations                  # all variants, three seeds each: some three hours on 2 cores
     python3 -m agents.studies.ablations --only evolution --seeds 1
+    python3 -m agents.studies.ablations --only queue queue-last --total-timesteps 3_000_000
     python3 -m agents.studies.ablations --trained               # only compare what was trained
 
 Trains into OUT/VARIANT-SEED what is not there yet, then prints a Markdown table: difference to slackfit:tuned, mean
@@ -66,15 +67,28 @@ VARIANTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 """Name -> what it is, command, changes of the recipe."""
 RATES = (1.4, 1.6, 1.8, 2.0)
 BASE = "slackfit:tuned"
+SHORT = 8192
+"""Decisions of a PPO that only tries the script."""
 METRICS = {"mean_ttft_ms": "mean TTFT", "median_ttft_ms": "median TTFT", "slo_goodput": "goodput"}
 
 
-def command_of(name: str, seed: int, folder: Path, short: bool) -> list[str]:
-    """The command that trains a variant with one seed into a folder."""
+def command_of(name: str, seed: int, folder: Path, short: bool, timesteps: int | None) -> list[str]:
+    """The command that trains a variant with one seed into a folder.
+
+    Args:
+        name: of the variant.
+        seed: of the training.
+        folder: where it goes.
+        short: train next to nothing.
+        timesteps: decisions of each training by PPO, instead of the recipe's.
+    """
     _, words, changes = VARIANTS[name]
     command = [sys.executable, "-m", "agents.cli", *words, "--run-dir", str(folder), "--seed", str(seed)]
     if words[0] == "train":
-        return [*command, *(["--total-timesteps", "8192", "--eval-every", "0"] if short else []), "--no-progress"]
+        budget = SHORT if short else timesteps
+        # The last policy is compared, so none is evaluated on the way.
+        command += ["--eval-every", "0", "--no-progress"]
+        return [*command, *(["--total-timesteps", str(budget)] if budget else [])]
     command += ["--workers", "1"]
     if words[0] == "evolve":
         recipe = yaml.safe_load(shipped_recipe().read_text(encoding="utf-8")) | changes
@@ -86,14 +100,12 @@ def command_of(name: str, seed: int, folder: Path, short: bool) -> list[str]:
     return [*command, *(["--updates", "1", "--pairs", "1", "--requests", "50"] if short else [])]
 
 
-def train(name: str, seed: int, folder: Path, short: bool) -> None:
-    """Train one variant, unless that is done already."""
+def train(folder: Path, command: Sequence[str]) -> None:
+    """Train one variant into its folder, unless that is done already."""
     if (folder / "final" / "policy.json").exists():
         return
     with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
-        subprocess.run(
-            command_of(name, seed, folder, short), stdout=log, stderr=log, check=True, env=child_environment()
-        )
+        subprocess.run(command, stdout=log, stderr=log, check=True, env=child_environment())
     print(f"trained: {folder}", file=sys.stderr, flush=True)
 
 
@@ -154,11 +166,11 @@ def folders_of(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {name: folders for name, folders in runs.items() if folders}
 
 
-def train_all(runs: dict[str, list[Path]], short: bool, workers: int) -> None:
-    """Train what is not there yet, so many at a time."""
+def train_all(runs: dict[str, list[Path]], short: bool, timesteps: int | None, workers: int) -> None:
+    """Train what is not there yet, so many at a time; `short` and `timesteps` are those of `command_of`."""
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
-            pool.submit(train, name, seed, folder, short)
+            pool.submit(train, folder, command_of(name, seed, folder, short, timesteps))
             for name, folders in runs.items()
             for seed, folder in enumerate(folders)
         ]
@@ -176,11 +188,12 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=10, help="held-out traces at each load")
     parser.add_argument("--requests", type=int, default=4000, help="requests in each of them")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--total-timesteps", type=int, help="decisions of each PPO (default: its recipe's)")
     parser.add_argument("--short", action="store_true", help="train next to nothing: to try the script")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = folders_of(options)
-    train_all(runs, options.short, options.workers)
+    train_all(runs, options.short, options.total_timesteps, options.workers)
     finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
     policies = [final for trained in finals.values() for final in trained]
     evaluation = against_base(policies, options.traces, options.requests)
