@@ -1,6 +1,7 @@
 """From a training configuration to a `QueuePPO` in front of its worlds, and from one to a bundle."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -129,17 +130,31 @@ def _pace(config: TrainConfig, setting: Setting) -> np.ndarray:
     return np.array([one.price["unit"][0] / USUAL_REQUEST_S for one in setting.watched])
 
 
+Layer = tuple[np.ndarray, np.ndarray]
+"""Weight [out, in] and bias [out]."""
+
+
+def exported_layers(layers: Sequence[Layer], sizes: Sequence[int]) -> tuple[Layer, ...]:
+    """The layers of an actor of levels as a bundle has them.
+
+    Args:
+        layers: the actor's; the last one gives a level for each head, and its first input is the constant 1.
+        sizes: levels of each head.
+    """
+    *hidden, (weight, bias) = layers
+    weight, bias = weight.astype(np.float64), bias.astype(np.float64)
+    return (*hidden, level_layer(weight[:, 1:], bias + weight[:, 0], sizes))
+
+
 def export_levels(model: QueuePPO, config: TrainConfig, command: str) -> Bundle:
     """The actor's running mean as a bundle: its levels as logits (`agents.learning.learned.levels`)."""
     policy = model.policy
     frame = policy.frame
     parts: Any = policy.averaged.module
     hidden, last = parts
-    layers = [(numbers(m.weight), numbers(m.bias)) for m in hidden if isinstance(m, th.nn.Linear)]
-    weight, bias = numbers(last.weight).astype(np.float64), numbers(last.bias).astype(np.float64)
-    layers.append(level_layer(weight[:, 1:], bias + weight[:, 0], config.env.action.sizes))
+    layers = [(numbers(m.weight), numbers(m.bias)) for m in (*hidden, last) if isinstance(m, th.nn.Linear)]
     return Bundle(
-        layers=tuple(layers),
+        layers=exported_layers(layers, config.env.action.sizes),
         activation="tanh",
         mean=frame.mean[frame.columns].astype(np.float32).astype(np.float64),
         std=frame.std[frame.columns].astype(np.float32).astype(np.float64),
