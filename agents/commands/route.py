@@ -9,6 +9,7 @@ from agents.evaluation.setup import Setup
 from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
+from agents.reporting.route_plots import draw_all
 from agents.reporting.route_tables import (
     difference_grid,
     fleet_grid,
@@ -58,7 +59,7 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/route")
-    """Folder of the results (route.json, table.md, report.html, cells.jsonl)."""
+    """Folder of the results (route.json, table.md, report.html, its plots, cells.jsonl)."""
     json: Path | None = None
     """Also write the whole result to this file."""
     report: Path | None = None
@@ -111,7 +112,8 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
         places.check()
         with claimed(self.out, "route"), bars(self.progress) as progress:
             result = self._run(routing, progress)
-            places.write(result, markdown_text(result), partial(html_text, result))
+            images = draw_all(result)
+            places.write(result, markdown_text(result), partial(html_text, result, images), images)
         console = terminal_console()
         for grid in (fleet_grid(result), difference_grid(result), replica_grid(result)):
             if grid is not None:

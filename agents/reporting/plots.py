@@ -3,26 +3,15 @@
 import io
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agents.evaluation.result import CDF_SHARES, Comparison
 from agents.reporting.grid import folded
+from agents.reporting.lines import draw_means, fit_scale, from_zero, new_panels, span
 from agents.reporting.look_plots import plot_behaviour, plot_timeline
-from agents.reporting.plot_style import (
-    ABOVE,
-    LIMIT,
-    add_legend,
-    has_one_load,
-    name_rows,
-    new_figure,
-    plain,
-    plain_log_ticks,
-    rows_height,
-    style_of,
-    used,
-)
+from agents.reporting.plot_style import LIMIT, add_legend, has_one_load, new_figure, plain, plain_log_ticks, style_of
 from agents.reporting.tables import load_label, load_rate
 from agents.work.progress import OnProgress, unseen
 from engine.runs.report import MEDIAN_TTFT_LIMIT_S, P99_TTFT_LIMIT_S
@@ -45,52 +34,25 @@ _LYING: dict[str, Any] = {
 
 
 def _panels(result: Comparison, count: int = 2) -> "tuple[Figure, list[Axes]]":
-    """A figure with panels side by side, four at most, as high as the names of the policies need."""
-    columns = min(4, count)
-    rows = -(-count // columns)
-    if not has_one_load(result):
-        figure = new_figure(4.5 * columns, 3.8 * rows)
-        return figure, used(list(figure.subplots(rows, columns, squeeze=False).flat), count)
-    figure = new_figure(4.2 * columns + 1.5, rows * max(2.4, rows_height(result.labels)))
-    panels = used(list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat), count)
-    name_rows(panels[0], result.labels)
-    return figure, panels
+    """Panels for so many numbers of its policies."""
+    return new_panels(result.labels, has_one_load(result), count)
 
 
 def _against_load(axes: "Axes", result: Comparison, key: str, scale: float) -> None:
     """Mean over seeds of one number against the load, the 95 % interval as a band; of one load, a row per policy."""
     loads = result.setting.loads
-    rates = np.array([load_rate(result, load) for load in loads])
-    for index, policy in enumerate(result.labels):
-        rows = [row[key] for row in result.of(policy)]
-        mean, low, high = scale * np.array([(row.mean, row.low, row.high) for row in rows]).T
-        style = style_of(index)
-        if has_one_load(result):
-            reach = np.nan_to_num(np.array([mean - low, high - mean]))
-            axes.errorbar(mean, [index], xerr=reach, capsize=3, markersize=6, **(style | {"linestyle": "none"}))
-            continue
-        axes.plot(rates, mean, label=policy, markersize=4.5, linewidth=1.6, **style)
-        if len(result.labels) <= ABOVE:  # the bands of many hide each other
-            axes.fill_between(rates, np.maximum(low, 0.0), high, color=style["color"], alpha=0.12, linewidth=0)
+    rates = [load_rate(result, load) for load in loads]
+    values = {name: list(zip(rates, [row[key] for row in result.of(name)], strict=True)) for name in result.labels}
+    draw_means(axes, values, has_one_load(result), scale)
     axes.set_xlabel(load_label(result, loads[0]) if has_one_load(result) else "arrival rate, requests/s")
-    plain(axes)
-
-
-def _span(axes: "Axes", result: Comparison, low: float | None = None, high: float | None = None) -> tuple[float, float]:
-    """Limits of the axis of values, set where given."""
-    if has_one_load(result):
-        axes.set_xlim(low, high)
-        return axes.get_xlim()
-    axes.set_ylim(low, high)
-    return axes.get_ylim()
 
 
 def _limit(axes: "Axes", result: Comparison, value: float, text: str) -> None:
     """A dashed line at a limit, if the data comes anywhere near it."""
-    bottom, top = _span(axes, result)
+    bottom, top = span(axes, has_one_load(result))
     if value > 2.0 * top:
         return
-    _span(axes, result, bottom, max(top, 1.15 * value))
+    span(axes, has_one_load(result), bottom, max(top, 1.15 * value))
     if has_one_load(result):
         axes.axvline(value, **LIMIT)
         axes.annotate(text, (value, 0.01), **NOTE, **_UPRIGHT)
@@ -110,31 +72,11 @@ def plot_ttft(result: Comparison) -> "Figure":
     figure, (left, right) = _panels(result)
     for axes, key, title in ((left, "median_ttft_ms", "median TTFT, s"), (right, "p99_ttft_ms", "p99 TTFT, s")):
         _against_load(axes, result, key, 1e-3)
-        _fit_scale(axes, result, key)
+        fit_scale(axes, has_one_load(result), [row[key].mean / 1000.0 for row in result.summary])
         axes.set_title(title, loc="left", fontsize=10)
     _limit(left, result, MEDIAN_TTFT_LIMIT_S, "capacity: median < 0.5 s")
     _limit(right, result, P99_TTFT_LIMIT_S, "sound capacity: p99 < 10 s")
     return _finish(figure, left, result)
-
-
-def _fit_scale(axes: "Axes", result: Comparison, key: str) -> None:
-    """From zero where that shows the differences, logarithmic where one value would hide the others."""
-    known = [row[key].mean for row in result.summary if row[key].mean > 0.0]
-    if not (known and max(known) > 8.0 * min(known)):
-        _from_zero(axes, result)
-        return
-    axis: Literal["x", "y"] = "x" if has_one_load(result) else "y"
-    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
-    plain_log_ticks(axes, axis)
-    # A band may reach down to zero: the means alone set the range.
-    _span(axes, result, 0.6 * min(known) / 1000.0, 1.8 * max(known) / 1000.0)
-
-
-def _from_zero(axes: "Axes", result: Comparison) -> None:
-    """Room from zero to above the largest value."""
-    top = _span(axes, result)[1]
-    if top > 0.0:
-        _span(axes, result, 0.0, 1.08 * top)
 
 
 def plot_tbt(result: Comparison) -> "Figure":
@@ -143,7 +85,7 @@ def plot_tbt(result: Comparison) -> "Figure":
     figure, panels = _panels(result, len(cell.tiers))
     for axes, name in zip(panels, cell.tiers, strict=True):
         _against_load(axes, result, f"tiers.{name}.p99_itl_ms", 1e-3)
-        _from_zero(axes, result)
+        from_zero(axes, has_one_load(result))
         deadline = cell.number(f"tiers.{name}.tbt_deadline_ms") / 1000.0
         _limit(axes, result, deadline, f"deadline {deadline:g} s")
         axes.set_title(folded(f"p99 TBT of tier {name}, s", 44), loc="left", fontsize=10)
@@ -155,11 +97,11 @@ def plot_goodput(result: Comparison) -> "Figure":
     figure, (left, right) = _panels(result)
     _against_load(left, result, "slo_goodput", 1.0)
     left.set_title("goodput, requests/s", loc="left", fontsize=10)
-    _from_zero(left, result)
+    from_zero(left, has_one_load(result))
     if not has_one_load(result):
         _draw_offered(left, [load_rate(result, load) for load in result.setting.loads])
     _against_load(right, result, "slo_attainment", 100.0)
-    _span(right, result, 0.0, 104.0)
+    span(right, has_one_load(result), 0.0, 104.0)
     right.set_title("requests within every deadline, %", loc="left", fontsize=10)
     return _finish(figure, left, result)
 

@@ -1,6 +1,6 @@
 """Where a command that fills a folder puts its result: NAME.json, table.md and report.html, or elsewhere as asked."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,16 @@ class ResultFolder:
         if self.report is not None:
             need("report", "report")
 
-    def write(self, result: object, table: str, html: Callable[[], str]) -> None:
+    def write(
+        self, result: object, table: str, html: Callable[[], str], images: Mapping[str, bytes] | None = None
+    ) -> None:
         """Write everything; no HTML where what draws it is not installed.
 
         Args:
             result: what the JSON holds.
             table: Markdown for a page of documentation.
             html: makes the page.
+            images: plots by name; each becomes NAME.png.
 
         Raises:
             InputError: a place that cannot be written.
@@ -44,6 +47,8 @@ class ResultFolder:
         for path in (self.folder / f"{self.name}.json", self.json):
             write_json(path, result)
         write_atomically(self.folder / "table.md", table)
+        for name, image in (images or {}).items():
+            write_atomically(self.folder / f"{name}.png", image)
         if missing("report") is None:
             write_atomically(self.report or self.folder / "report.html", html())
 

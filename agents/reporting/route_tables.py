@@ -1,6 +1,7 @@
 """A comparison of routers as tables, for the terminal, for a page and as one HTML file."""
 
-from collections.abc import Iterator, Sequence
+import base64
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from rich.text import Text
@@ -8,6 +9,8 @@ from rich.text import Text
 from agents.evaluation.statistics import Interval
 from agents.reporting.grid import Cell, Grid, Head, Part, figure, markdown_table
 from agents.reporting.page import page
+from agents.reporting.route_plots import MOST_LINES, captions, load_text
+from agents.studies.route.records import Cell as Run
 from agents.studies.route.records import Difference, Routes, Standing
 
 _COLOURS = {"stable": "green", "starving": "yellow", "late": "yellow", "saturated": "red", "unknown": ""}
@@ -23,12 +26,17 @@ _SHOWN = (
     ("imbalance", "imbalance", 1.0, ".2f", 4),
 )
 """Columns: key, title, scale, format, order in which a narrow terminal leaves them out."""
+_OF_REPLICAS = (
+    ("requests", "requests", 1.0, ".0f"),
+    ("busy_share", "busy, %", 100.0, ".1f"),
+    ("kv_use", "KV use, %", 100.0, ".1f"),
+    ("mean_ttft_ms", "TTFT mean, s", 1e-3, ".3f"),
+    ("p99_ttft_ms", "TTFT p99, s", 1e-3, ".2f"),
+    ("max_waiting", "longest queue", 1.0, ".0f"),
+)
+"""Columns of replicas: field, title, scale, format."""
 HEADLINE = ("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "slo_attainment", "slo_goodput")
 """Differences that the tables show."""
-
-
-def _load(load: float | None) -> str:
-    return "recorded times" if load is None else f"{load:g} requests/s"
 
 
 def fleet_grid(result: Routes) -> Grid:
@@ -45,7 +53,7 @@ def fleet_grid(result: Routes) -> Grid:
 
 
 def _title(result: Routes, load: float | None) -> str:
-    return f"{_load(load)} in front of {result.fleet}"
+    return f"{load_text(load)} in front of {result.fleet}"
 
 
 def _row(row: Standing, tiers: Sequence[str]) -> tuple[Cell, ...]:
@@ -61,7 +69,11 @@ def difference_grid(result: Routes) -> Grid | None:
     shown = [(key, title, scale, form) for key, title, scale, form, _ in _SHOWN if key in HEADLINE]
     found = {(row.load, row.router, row.metric): row for row in result.differences}
     rows: list[tuple[Cell, ...]] = [
-        (_load(load), router, *(_difference(found[load, router, key], scale, form) for key, _, scale, form in shown))
+        (
+            load_text(load),
+            router,
+            *(_difference(found[load, router, key], scale, form) for key, _, scale, form in shown),
+        )
         for load, router in dict.fromkeys((row.load, row.router) for row in result.differences)
     ]
     heads = (Head("load", "name"), Head("router", "name"), *(Head(title) for _, title, _, _ in shown))
@@ -82,16 +94,16 @@ def _ends(value: Interval, scale: float, form: str) -> str:
 
 def replica_grid(result: Routes) -> Grid:
     """How far the replicas are apart: the least and the most of them, means over the seeds."""
-    heads = (
-        *(Head("load", "name"), Head("router", "name"), Head("requests"), Head("busy, %")),
-        *(Head("KV use, %"), Head("TTFT mean, s"), Head("TTFT p99, s", "number", 1), Head("longest queue")),
-    )
-    names = (("requests", 1.0, ".0f"), ("busy_share", 100.0, ".1f"), ("kv_use", 100.0, ".1f"))
-    times = (("mean_ttft_ms", 1e-3, ".3f"), ("p99_ttft_ms", 1e-3, ".2f"), ("max_waiting", 1.0, ".0f"))
+    ends = [Head(title, "number", 1 if name == "p99_ttft_ms" else 0) for name, title, _, _ in _OF_REPLICAS]
     rows = [
-        (_load(row.load), row.router, *(_range(result, row, *column) for column in (*names, *times)))
+        (
+            load_text(row.load),
+            row.router,
+            *(_range(result, row, name, scale, form) for name, _, scale, form in _OF_REPLICAS),
+        )
         for row in result.standings
     ]
+    heads = (Head("load", "name"), Head("router", "name"), *ends)
     return Grid(heads, [Part(rows, "Replicas, the least to the most of them")])
 
 
@@ -108,18 +120,48 @@ def remark_lines(result: Routes) -> Iterator[str]:
     yield from result.notes
 
 
+def each_replica_grid(result: Routes) -> Grid | None:
+    """Each replica at the load in the middle, a part for each router; None where there are many."""
+    if result.replicas > MOST_LINES:
+        return None
+    heads = (Head("replica"), Head("policy", "name"), *(Head(title) for _, title, _, _ in _OF_REPLICAS))
+    parts = [
+        Part(list(_replica_rows(result.of(router.label, result.watched))), router.label) for router in result.routers
+    ]
+    return Grid(heads, parts, f"Each replica at {load_text(result.watched)}, means over {result.seeds} seeds")
+
+
+def _replica_rows(cells: Sequence[Run]) -> Iterator[tuple[Cell, ...]]:
+    for j, first in enumerate(cells[0].replicas):
+        means = (
+            (float(np.mean([getattr(cell.replicas[j], name) for cell in cells])) * scale, form)
+            for name, _, scale, form in _OF_REPLICAS
+        )
+        yield (str(j), first.policy, *(figure(mean, form) for mean, form in means))
+
+
+def _grids(result: Routes) -> list[Grid]:
+    """The tables of a page."""
+    grids = (fleet_grid(result), difference_grid(result), replica_grid(result), each_replica_grid(result))
+    return [grid for grid in grids if grid]
+
+
 def markdown_text(result: Routes) -> str:
     """The tables for a page."""
-    grids = [grid for grid in (fleet_grid(result), difference_grid(result), replica_grid(result)) if grid]
-    titled = ((part, [head.title for head in grid.heads]) for grid in grids for part in grid.parts)
+    titled = ((part, [head.title for head in grid.heads]) for grid in _grids(result) for part in grid.parts)
     return "\n\n".join(f"{part.title}:\n\n{markdown_table(heads, part.rows)}" for part, heads in titled) + "\n"
 
 
-def html_text(result: Routes) -> str:
+def html_text(result: Routes, images: Mapping[str, bytes]) -> str:
     """The comparison as one HTML file without outside references.
+
+    Args:
+        result: of `run_routing`.
+        images: of `agents.reporting.route_plots.draw_all`.
 
     Raises:
         InputError: what draws reports is not installed.
     """
-    grids = [grid for grid in (fleet_grid(result), difference_grid(result), replica_grid(result)) if grid]
-    return page("route.html", result=result, grids=grids, notes=list(remark_lines(result)))
+    texts = captions(result)
+    plots = [(texts[name], base64.b64encode(image).decode()) for name, image in images.items()]
+    return page("route.html", result=result, grids=_grids(result), plots=plots, notes=list(remark_lines(result)))

@@ -1,13 +1,20 @@
 """What a comparison of routers consists of, as records; their fields are the keys of route.json."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents.evaluation.result import Reported
 from agents.evaluation.statistics import Interval
-from agents.work.records import OR_NAN, as_file
+from agents.studies.route.presence import Presence
+from agents.work.records import LATER, OR_NAN, as_file
 
 FORMAT = "llmsched-route/1"
+
+
+def middle(loads: Sequence[float | None]) -> float | None:
+    """Of several loads the one in the middle, in their order."""
+    return loads[len(loads) // 2]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Cell(Reported):
     report: dict[str, Any]
     """The fleet's numbers as `Report.to_dict` writes them, with `jain_replicas` and `imbalance`."""
     replicas: tuple[ReplicaNumbers, ...]
+    presence: Presence | None = field(default=None, metadata={LATER: True})
+    """Of the first seed at the middle load."""
 
     @property
     def key(self) -> tuple[str, float | None, int]:
@@ -112,6 +121,11 @@ class Routes:
     def loads(self) -> tuple[float | None, ...]:
         """The loads, in the order in which they were asked for."""
         return tuple(dict.fromkeys(row.load for row in self.standings))
+
+    @property
+    def watched(self) -> float | None:
+        """The load in the middle, of which each replica is shown."""
+        return middle(self.loads)
 
     def at(self, load: float | None) -> list[Standing]:
         """The standings at one load, router by router."""

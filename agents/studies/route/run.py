@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from agents.evaluation.comparison import common_verdict, compared, over_seeds
 from agents.evaluation.setup import Setup, requests_of, run_cells
-from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNumbers, Routes, Standing
+from agents.studies.route.presence import presence_of
+from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNumbers, Routes, Standing, middle
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash, versions
@@ -133,6 +134,7 @@ def run_task(task: Task) -> Cell:
         trace=requests_of(task.routing.setup.source, task.load, task.seed).digest(),
         report=report.fleet.to_dict() | own,
         replicas=tuple(_replicas(record, report)),
+        presence=presence_of(record) if (task.load, task.seed) == (middle(task.routing.loads), 0) else None,
     )
 
 

@@ -12,8 +12,17 @@ from agents.cli import main
 from agents.evaluation.setup import Setup
 from agents.evaluation.statistics import paired_interval
 from agents.policies import resolve
-from agents.reporting.route_tables import difference_grid, fleet_grid, html_text, markdown_text, replica_grid
+from agents.reporting.route_plots import by_age, captions, draw_all, plot_age
+from agents.reporting.route_tables import (
+    difference_grid,
+    each_replica_grid,
+    fleet_grid,
+    html_text,
+    markdown_text,
+    replica_grid,
+)
 from agents.source import Source
+from agents.studies.route.presence import presence_of
 from agents.studies.route.records import FORMAT, Routes
 from agents.studies.route.run import Routing, run_routing
 from baselines import routers
@@ -89,7 +98,56 @@ def test_tables_have_a_row_for_each_router_and_load(result: Routes) -> None:
     assert len(differences.parts[0].rows) == 4
     assert len(replicas.parts[0].rows) == 6
     assert markdown_text(result).count("| jsq |") == 2 + 2 + 2  # fleet, differences, replicas
-    assert "least_tokens:age=0.5" in html_text(result)
+    assert "least_tokens:age=0.5" in html_text(result, {})
+
+
+def test_each_replica_has_a_row_at_the_load_in_the_middle(result: Routes) -> None:
+    assert result.watched == 6.0
+    grid = each_replica_grid(result)
+    assert grid is not None
+    assert [part.title for part in grid.parts] == list(ROUTING.routers)
+    assert [row[:2] for row in grid.parts[1].rows] == [(str(j), "sarathi") for j in range(3)]
+    means = [np.mean([cell.replicas[1].requests for cell in result.of("jsq", 6.0)])]
+    assert grid.parts[1].rows[1][2] == f"{means[0]:.0f}"
+    assert each_replica_grid(replace(result, replicas=40)) is None
+
+
+def test_requests_at_each_replica_are_those_that_came_and_did_not_end(result: Routes) -> None:
+    watched = {cell.router: cell.presence for cell in result.cells if cell.presence is not None}
+    assert list(watched) == list(ROUTING.routers)
+    record, _ = ROUTING.serve("jsq", 6.0, 0)
+    presence = watched["jsq"]
+    assert presence is not None
+    assert len(presence.counts) == 3
+    for k in (0, 17, 100, 239):
+        time = presence.step_s * k
+        for one, counts in zip(record.records, presence.counts, strict=True):
+            here = [a <= time < c for a, c in zip(one.requests.arrival, one.ledger["completed"], strict=True)]
+            assert counts[k] == sum(here)
+    assert presence.step_s * 239 == pytest.approx(float(record.requests.arrival[-1]))
+
+
+def test_a_cluster_of_many_replicas_is_looked_at_less_often() -> None:
+    requests = Workload(rate=20.0, num_requests=50).generate(0)
+    policies, devices = [baselines.make("sarathi")] * 200, [SETUP.profile] * 200
+    presence = presence_of(simulate_cluster(routers.make("round_robin"), policies, requests, devices))
+    assert (len(presence.counts), len(presence.counts[0])) == (200, 80)
+
+
+def test_plots_show_what_there_is_to_show(result: Routes) -> None:
+    assert list(captions(result)) == ["load", "presence"]
+    with_ages = run_routing(replace(ROUTING, routers=("random", "jsq", "jsq:age=1"), loads=(4.0,)))
+    assert by_age(with_ages) == {"jsq": [(0.0, "jsq"), (1.0, "jsq:age=1")]}
+    for one in (result, with_ages):
+        images = draw_all(one)
+        assert list(images) == list(captions(one))
+        assert all(image.startswith(b"\x89PNG") for image in images.values())
+        assert html_text(one, images).count("<figure>") == len(images)
+    assert list(captions(with_ages)) == ["load", "age", "presence"]
+    lines = plot_age(with_ages).axes[0].lines[0]
+    assert np.asarray(lines.get_xdata()).tolist() == [0.0, 1.0]
+    means = [np.mean([c.number("mean_ttft_ms") for c in with_ages.of(name, 4.0)]) for name in ("jsq", "jsq:age=1")]
+    assert np.asarray(lines.get_ydata()).tolist() == pytest.approx([mean / 1000.0 for mean in means])
 
 
 def test_workers_and_interruptions_change_nothing(result: Routes, tmp_path: Path) -> None:
@@ -133,7 +191,13 @@ def test_the_command_prints_tables_and_writes_the_folder(
     assert data == json.loads(Path("out/route/route.json").read_text())
     assert (data["format"], data["reference"], data["replicas"]) == (FORMAT, "round_robin", 2)
     assert [router["label"] for router in data["routers"]] == ["round_robin", "power_of_d:d=2,age=0.5"]
-    assert {path.name for path in Path("out/route").iterdir()} >= {"route.json", "table.md", "report.html"}
+    assert {path.name for path in Path("out/route").iterdir()} >= {
+        "route.json",
+        "table.md",
+        "report.html",
+        "load.png",
+        "presence.png",
+    }
 
 
 def test_a_user_compares_a_router_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
