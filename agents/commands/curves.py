@@ -75,7 +75,8 @@ class Command(TableOptions, ProgressOptions):
         for suite in suites:
             folder = self.out / Path(suite.name).stem
             with claimed(folder, "curves of a suite"), bars(self.progress) as progress:
-                found.append(suite_panel(suite, past, self.others, RunOptions(workers, folder, self.resume, progress)))
+                begun = self.resume and (folder / "cells.jsonl").exists()  # the interruption may have come before it
+                found.append(suite_panel(suite, past, self.others, RunOptions(workers, folder, begun, progress)))
         return found
 
 
