@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,32 +73,38 @@ SHORT = 8192
 METRICS = {"mean_ttft_ms": "mean TTFT", "median_ttft_ms": "median TTFT", "slo_goodput": "goodput"}
 
 
-def command_of(name: str, seed: int, folder: Path, short: bool, timesteps: int | None) -> list[str]:
-    """The command that trains a variant with one seed into a folder.
+@dataclass(frozen=True)
+class Budget:
+    """How long each training is."""
 
-    Args:
-        name: of the variant.
-        seed: of the training.
-        folder: where it goes.
-        short: train next to nothing.
-        timesteps: decisions of each training by PPO, instead of the recipe's.
-    """
+    short: bool = False
+    """Next to nothing, to try the script."""
+    timesteps: int | None = None
+    """Decisions of a PPO, instead of its recipe's."""
+    generations: int | None = None
+    """Generations of an evolution, instead of its recipe's."""
+
+
+def command_of(name: str, seed: int, folder: Path, budget: Budget) -> list[str]:
+    """The command that trains a variant with one seed into a folder."""
     _, words, changes = VARIANTS[name]
     command = [sys.executable, "-m", "agents.cli", *words, "--run-dir", str(folder), "--seed", str(seed)]
     if words[0] == "train":
-        budget = SHORT if short else timesteps
+        decisions = SHORT if budget.short else budget.timesteps
         # The last policy is compared, so none is evaluated on the way.
         command += ["--eval-every", "0", "--no-progress"]
-        return [*command, *(["--total-timesteps", str(budget)] if budget else [])]
+        return [*command, *(["--total-timesteps", str(decisions)] if decisions else [])]
     command += ["--workers", "1"]
     if words[0] == "evolve":
         recipe = yaml.safe_load(shipped_recipe().read_text(encoding="utf-8")) | changes
-        if short:
+        if budget.generations:
+            recipe["generations"] = budget.generations
+        if budget.short:
             recipe |= {"rates": [1.4], "requests": 50, "traces": 1, "generations": 1, "population": 4}
         path = folder.with_suffix(".yml")
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return [*command, "--recipe", str(path)]
-    return [*command, *(["--updates", "1", "--pairs", "1", "--requests", "50"] if short else [])]
+    return [*command, *(["--updates", "1", "--pairs", "1", "--requests", "50"] if budget.short else [])]
 
 
 def train(folder: Path, command: Sequence[str]) -> None:
@@ -166,11 +173,11 @@ def folders_of(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {name: folders for name, folders in runs.items() if folders}
 
 
-def train_all(runs: dict[str, list[Path]], short: bool, timesteps: int | None, workers: int) -> None:
-    """Train what is not there yet, so many at a time; `short` and `timesteps` are those of `command_of`."""
+def train_all(runs: dict[str, list[Path]], budget: Budget, workers: int) -> None:
+    """Train what is not there yet, so many at a time."""
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
-            pool.submit(train, folder, command_of(name, seed, folder, short, timesteps))
+            pool.submit(train, folder, command_of(name, seed, folder, budget))
             for name, folders in runs.items()
             for seed, folder in enumerate(folders)
         ]
@@ -189,11 +196,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000, help="requests in each of them")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--total-timesteps", type=int, help="decisions of each PPO (default: its recipe's)")
+    parser.add_argument("--generations", type=int, help="generations of each evolution (default: its recipe's)")
     parser.add_argument("--short", action="store_true", help="train next to nothing: to try the script")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = folders_of(options)
-    train_all(runs, options.short, options.total_timesteps, options.workers)
+    train_all(runs, Budget(options.short, options.total_timesteps, options.generations), options.workers)
     finals = {name: [f"{folder}/final" for folder in folders] for name, folders in runs.items()}
     policies = [final for trained in finals.values() for final in trained]
     evaluation = against_base(policies, options.traces, options.requests)
