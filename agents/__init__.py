@@ -12,17 +12,22 @@ if TYPE_CHECKING:
     from agents.learning.learned.bundle import Bundle
     from agents.learning.learned.load import load_policy
     from agents.learning.learned.policy import LearnedPolicy, RandomLegal
+    from agents.learning.learned.router import LearnedRouter, load_router
+    from agents.learning.learned.router_bundle import RouterBundle
     from agents.learning.ppo.train import train
     from agents.learning.ppo.train_config import TrainConfig
     from agents.learning.ppo.vec_env import SB3VecEnv
     from agents.reporting.report import load_result, write_report
+    from agents.routers import resolve_router
     from agents.source import Source
 
 __all__ = [
     "Bundle",
     "Evaluation",
     "LearnedPolicy",
+    "LearnedRouter",
     "RandomLegal",
+    "RouterBundle",
     "SB3VecEnv",
     "Search",
     "Source",
@@ -30,6 +35,8 @@ __all__ = [
     "evaluate",
     "load_policy",
     "load_result",
+    "load_router",
+    "resolve_router",
     "search_capacity",
     "train",
     "write_report",
@@ -39,7 +46,9 @@ _MODULES = {
     "Bundle": "learning.learned.bundle",
     "Evaluation": "evaluation.evaluate",
     "LearnedPolicy": "learning.learned.policy",
+    "LearnedRouter": "learning.learned.router",
     "RandomLegal": "learning.learned.policy",
+    "RouterBundle": "learning.learned.router_bundle",
     "SB3VecEnv": "learning.ppo.vec_env",
     "Search": "evaluation.capacity",
     "Source": "source",
@@ -47,6 +56,8 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "load_policy": "learning.learned.load",
     "load_result": "reporting.report",
+    "load_router": "learning.learned.router",
+    "resolve_router": "routers",
     "search_capacity": "evaluation.capacity",
     "train": "learning.ppo.train",
     "write_report": "reporting.report",

@@ -51,7 +51,7 @@ ROOMS = {
         *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "routing", "__init__"),
     ),
     "agents": (
-        *("work", "learning", "policies", "source", "options", "evaluation"),
+        *("work", "learning", "policies", "routers", "source", "options", "evaluation"),
         *("device", "vllm", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),
     ),
 }

@@ -18,6 +18,7 @@ from agents.reporting.route_tables import (
     remark_lines,
     replica_grid,
 )
+from agents.routers import is_router_folder
 from agents.studies.route.records import Routes
 from agents.studies.route.run import Routing, run_routing
 from agents.work.files import claimed
@@ -25,7 +26,6 @@ from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.cluster.seats import MOST_REPLICAS, Seat, equal, read_fleet
 from engine.errors import InputError
-from engine.files.reading import is_there
 from engine.ranges import Rate, whole
 from engine.spec import split_specs
 
@@ -39,8 +39,9 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
     """
 
     routers: str = "random,least_tokens,jsq"
-    """Routers, comma separated (`llmsched routers` lists them): jsq:age=5, power_of_d:d=3, classes of your own
-    (module:Class or path/file.py:Class); the others are compared with the first."""
+    """Routers, comma separated (`llmsched routers` lists them): jsq:age=5, power_of_d:d=3, pretrained-router:age=1, the
+    folder of a trained one, classes of your own (module:Class or path/file.py:Class); the others are compared with the
+    first."""
     replicas: Annotated[int, whole(1, MOST_REPLICAS)] | None = None
     """How many replicas, all alike (default: 4)."""
     fleet: Path | None = None
@@ -83,7 +84,7 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
             warmup_s=self.warmup,
             goodput=self.limits(),
         )
-        specs = split_specs(self.routers, is_there)
+        specs = split_specs(self.routers, is_router_folder)
         return Routing(routers=specs, fleet=fleet, setup=setup, loads=self._loads(len(fleet)))
 
     def _fleet(self) -> tuple[Seat, ...]:

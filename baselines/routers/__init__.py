@@ -39,6 +39,10 @@ ROUTERS: dict[str, type[Router]] = {
 """Every router by name: the classes that are imported above."""
 
 
+RESERVED = ("learned", "pretrained-router")
+"""Names of learned routers, which are made elsewhere."""
+
+
 def names() -> list[str]:
     """Names of the routers."""
     return list(ROUTERS)
@@ -54,7 +58,7 @@ def make(spec: str) -> Router:
     if parsed.name in ROUTERS:
         cls = ROUTERS[parsed.name]
         return cls(**parse_settings(cls, parsed.rest, f"router {parsed.name!r}"))
-    own = own_object(spec, tuple(ROUTERS), Router) if parse_place(spec) else None
+    own = own_object(spec, (*ROUTERS, *RESERVED), Router) if parse_place(spec) else None
     if own is None:
         raise InputError(f"router: expected one of {', '.join(ROUTERS)}, module:Class or FILE.py:Class, got {spec!r}")
     return own

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.learned.layers import Layers, check_layers, check_numbers, layers_of, tensors_of
 from agents.learning.learned.stored_env import from_stored, to_stored
-from agents.learning.learned.stored_policy import CODEC, MAX_LAYERS, MAX_WIDTH, own_names, read_policy, write_policy
+from agents.learning.learned.stored_policy import CODEC, own_names, read_policy, write_policy
 from engine.compiled.records import cells_of
 from engine.errors import InputError
 from engine.fields import convert
@@ -21,7 +22,6 @@ from llmsched_env.actions import Codec, Mixture, Slackfit
 from llmsched_env.config import EnvConfig
 from llmsched_env.observation import OBSERVATION_NAMES
 
-ACTIVATIONS = ("tanh", "relu")
 MAX_ARMS = 64
 
 
@@ -29,7 +29,7 @@ MAX_ARMS = 64
 class Bundle:
     """Everything that a trained policy is."""
 
-    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    layers: Layers
     """Weight float32[out, in] and bias float32[out] of each layer; the last one gives the logits."""
     activation: str
     """Between the layers: tanh or relu."""
@@ -74,29 +74,15 @@ class Bundle:
             raise InputError(f"bundle: expected at most {MAX_ARMS} arms, got {len(action.arms)}")
 
     def _check_layers(self) -> None:
-        if not 1 <= len(self.layers) <= MAX_LAYERS or self.activation not in ACTIVATIONS:
-            raise InputError(f"bundle: expected 1 to {MAX_LAYERS} layers with tanh or relu between them")
-        width = len(self.observation)
-        for k, (weight, bias) in enumerate(self.layers):
-            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
-                raise InputError(f"bundle: layer {k}: expected {width} inputs, got weights {weight.shape}")
-            width = weight.shape[0]
-            if not 1 <= width <= MAX_WIDTH:
-                raise InputError(f"bundle: layer {k}: expected a width of 1 to {MAX_WIDTH}, got {width}")
+        width = check_layers(self, len(self.observation))
         if width != sum(self.heads):
             raise InputError(f"bundle: expected {sum(self.heads)} logits (heads {list(self.heads)}), got {width}")
 
     def _check_numbers(self) -> None:
         codec, inputs = self.env.action.codec, len(self.observation)
-        for name, size in (("mean", inputs), ("std", inputs), ("codec", cells_of(codec.PARAMS))):
-            if getattr(self, name).shape != (size,):
-                raise InputError(f"bundle: {name}: expected {size} numbers, got {getattr(self, name).shape}")
+        sizes = {"mean": (self.mean, inputs), "std": (self.std, inputs), "codec": (self.codec, cells_of(codec.PARAMS))}
+        check_numbers(self, sizes)
         codec.check_params(self.codec)
-        for name, array in self._network_tensors().items():
-            if not np.isfinite(array).all():
-                raise InputError(f"bundle: {name}: expected finite numbers")
-        if not (self.std > 0.0).all() or not 0.0 < self.clip < float("inf"):
-            raise InputError("bundle: expected positive normalisation scales and a positive clip")
 
     @property
     def columns(self) -> np.ndarray:
@@ -130,12 +116,6 @@ class Bundle:
         codec = action.from_names(action.to_names(self.codec) | named)
         return replace(self, codec=codec, env=replace(self.env, action=action))
 
-    def _network_tensors(self) -> dict[str, np.ndarray]:
-        found = {"mean": self.mean, "std": self.std}
-        for k, (weight, bias) in enumerate(self.layers):
-            found |= {f"layer_{k}.weight": weight, f"layer_{k}.bias": bias}
-        return found
-
     def save(self, folder: Path) -> None:
         """Write the bundle; an older one in this place is replaced at once, never half.
 
@@ -144,7 +124,7 @@ class Bundle:
             OSError: the place cannot be written.
         """
         codec = {CODEC + name: numbers for name, numbers in self.env.action.codec.to_names(self.codec).items()}
-        write_policy(Path(folder), self._describe(), codec | self._network_tensors())
+        write_policy(Path(folder), self._describe(), codec | tensors_of(self))
 
     def _describe(self) -> dict[str, Any]:
         env, table = to_stored(self.env)
@@ -170,9 +150,8 @@ class Bundle:
             if about["action"].get("heads") != list(env.action.sizes):
                 raise InputError(f"made for actions {about['action'].get('heads')}, expected {list(env.action.sizes)}")
             codec = {name.removeprefix(CODEC): a for name, a in tensors.items() if name.startswith(CODEC)}
-            layers = range(len(about["network"]["widths"]))
             return cls(
-                layers=tuple((tensors[f"layer_{k}.weight"], tensors[f"layer_{k}.bias"]) for k in layers),
+                layers=layers_of(tensors, about["network"]["widths"]),
                 mean=tensors["mean"],
                 std=tensors["std"],
                 codec=env.action.codec.from_names(codec),

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from agents.learning.learned.bundle import ACTIVATIONS, Bundle
-from agents.learning.learned.stored_policy import MAX_LAYERS
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.layers import ACTIVATIONS, MAX_LAYERS, Network
 from engine.compiled.kept import kept
 from engine.compiled.records import cells_of, record
 
@@ -26,20 +26,32 @@ NETWORK, header_of = cells_of(HEADER), record(HEADER)
 
 def network_params(bundle: Bundle) -> np.ndarray:
     """A bundle as the parameters of `forward`, float64."""
+    return packed(bundle, bundle.columns, bundle.env.skip_decode_only, bundle.env.action.holds)
+
+
+def packed(network: Network, columns: np.ndarray, skips: bool = False, hold: int = 1) -> np.ndarray:
+    """A network as the parameters of `forward`, float64.
+
+    Args:
+        network: layers and normalisation.
+        columns: int64[inputs], where its inputs stand in what it is shown.
+        skips: whether nobody is asked about iterations without any prompt work.
+        hold: iterations for which a choice holds.
+    """
     header = np.zeros(1, HEADER)
-    header["skips"], header["hold"] = bundle.env.skip_decode_only, bundle.env.action.holds
-    header["relu"], header["clips_at"] = ACTIVATIONS.index(bundle.activation), bundle.clip
-    header["inputs"], header["layers"] = len(bundle.mean), len(bundle.layers)
-    header["widths"][0, : len(bundle.layers)] = [len(bias) for _, bias in bundle.layers]
-    parts = [header.view(np.float64), bundle.columns.astype(np.float64), bundle.mean, bundle.std]
-    for weight, bias in bundle.layers:
+    header["skips"], header["hold"] = skips, hold
+    header["relu"], header["clips_at"] = ACTIVATIONS.index(network.activation), network.clip
+    header["inputs"], header["layers"] = len(network.mean), len(network.layers)
+    header["widths"][0, : len(network.layers)] = [len(bias) for _, bias in network.layers]
+    parts = [header.view(np.float64), columns.astype(np.float64), network.mean, network.std]
+    for weight, bias in network.layers:
         parts += [weight.T.astype(np.float64).ravel(), bias.astype(np.float64)]
     return np.concatenate(parts)
 
 
-def scratch_cells(bundle: Bundle) -> int:
+def scratch_cells(network: Network) -> int:
     """float64 cells that `forward` needs beside the parameters: twice the largest width, that of the input included."""
-    return 2 * max(len(bundle.mean), *(len(bias) for _, bias in bundle.layers))
+    return 2 * max(len(network.mean), *(len(bias) for _, bias in network.layers))
 
 
 @kept
@@ -67,7 +79,7 @@ def forward(p: np.ndarray, observation: np.ndarray, scratch: np.ndarray) -> int:
 
     Args:
         p: float64, the network's parameters (layout: see HEADER).
-        observation: float32[OBSERVATION_SIZE].
+        observation: float32, of which `columns` says what it sees.
         scratch: float64[scratch_cells].
     """
     header, inputs = header_of(p), _read(p, observation, scratch)

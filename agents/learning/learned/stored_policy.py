@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.learned.layers import MAX_LAYERS, MAX_WIDTH
 from agents.learning.learned.old_codec import named_codec
 from agents.work.files import new_folder, replace_folder
 from engine.errors import InputError
@@ -28,14 +29,13 @@ FORMAT, FIRST_FORMAT = "llmsched-policy/2", "llmsched-policy/1"
 WEIGHTS_FILE, POLICY_FILE = "weights.safetensors", "policy.json"
 CODEC = "codec."
 """How the names of the codec's parameters begin."""
-MAX_LAYERS, MAX_WIDTH = 8, 4096
 MOST_OBSERVATIONS = 1 << 16
 """Numbers that an observation function of a user may make of a server."""
 
 _KEYS = frozenset(
-    "format observation action network clip sampled env versions command timesteps sources weights_sha256".split()
+    "observation action network clip sampled env versions command timesteps sources weights_sha256".split()
 )
-_OPTIONAL = {"length_table"}
+_OPTIONAL = frozenset({"length_table"})
 _HEADER = 1 << 20
 """Largest part of the weights file beside network and normalisation, bytes."""
 
@@ -47,13 +47,14 @@ def own_names(size: int) -> tuple[str, ...]:
     return tuple(f"own_{k}" for k in range(size))
 
 
-def write_policy(folder: Path, about: dict[str, Any], tensors: Tensors) -> None:
+def write_policy(folder: Path, about: dict[str, Any], tensors: Tensors, kind: str = FORMAT) -> None:
     """Write the files; an older policy in this place is replaced at once, never half.
 
     Args:
         folder: where they go.
         about: what policy.json has, without format and hash.
         tensors: all arrays by their names.
+        kind: the format.
 
     Raises:
         InputError: the folder holds something else than a policy.
@@ -64,7 +65,7 @@ def write_policy(folder: Path, about: dict[str, Any], tensors: Tensors) -> None:
     if folder.exists() and not (folder / POLICY_FILE).exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: expected a new or empty folder or an older bundle to replace")
     weights = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
-    about = {"format": FORMAT, **about, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    about = {"format": kind, **about, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     new = new_folder(folder)
     try:
         (new / WEIGHTS_FILE).write_bytes(weights)
@@ -87,13 +88,42 @@ def read_policy(folder: Path) -> tuple[dict[str, Any], Tensors]:
     widths = about["network"]["widths"]
     tensors = _read_tensors(where, about["weights_sha256"], _bytes(len(about["observation"]), widths) + _HEADER)
     is_first = about["format"] == FIRST_FORMAT
-    names = {"mean", "std", *(f"layer_{k}.{part}" for k in range(len(widths)) for part in ("weight", "bias"))}
-    names |= {"codec"} if is_first else {name for name in tensors if name.startswith(CODEC)}
-    if set(tensors) != names:
-        raise InputError(f"{where}: expected tensors {sorted(names)}, got {sorted(tensors)}")
+    codec = {"codec"} if is_first else {name for name in tensors if name.startswith(CODEC)}
+    _check_names(tensors, len(widths), codec, where)
     if is_first:
         tensors |= _named(tensors.pop("codec"), about["env"], where)
     return about, tensors
+
+
+def read_network(folder: Path, kind: str, keys: frozenset[str], inputs: str) -> tuple[dict[str, Any], Tensors]:
+    """The files of what is a network and nothing else, as `write_policy` writes them.
+
+    Args:
+        folder: where they are.
+        kind: the format.
+        keys: what policy.json has, without format and hash.
+        inputs: the key under which the names of the inputs stand.
+
+    Returns:
+        What policy.json has, its network and the kind of the inputs' names checked; the arrays by their names.
+
+    Raises:
+        InputError: files are missing or damaged, or of another format.
+    """
+    path, where = folder / POLICY_FILE, folder / WEIGHTS_FILE
+    about = _read_mapping(path, (kind,), keys | {"weights_sha256"}, frozenset())
+    widths = _check_network(about["network"], path)
+    names = convert(about[inputs], list[str], f"{path}: {inputs}")
+    tensors = _read_tensors(where, about["weights_sha256"], _bytes(len(names), widths) + _HEADER)
+    _check_names(tensors, len(widths), set(), where)
+    return about, tensors
+
+
+def _check_names(tensors: Tensors, layers: int, further: set[str], where: Path) -> None:
+    """Whether the arrays are those of a network with so many layers, and these further ones."""
+    names = {"mean", "std", *(f"layer_{k}.{part}" for k in range(layers) for part in ("weight", "bias")), *further}
+    if set(tensors) != names:
+        raise InputError(f"{where}: expected tensors {sorted(names)}, got {sorted(tensors)}")
 
 
 def _named(codec: np.ndarray, env: dict[str, Any], where: Path) -> Tensors:
@@ -111,12 +141,18 @@ def _bytes(observations: int, widths: list[int]) -> int:
     return 16 * observations + 4 * sum((n + 1) * m for n, m in zip(inputs, widths, strict=False))
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path, formats: tuple[str, ...], keys: frozenset[str], optional: frozenset[str]) -> Any:
+    """What is in policy.json, its format and keys checked."""
     about = read_json(path, "a policy bundle")
-    if not isinstance(about, dict) or about.get("format") not in (FORMAT, FIRST_FORMAT):
-        raise InputError(f"{path}: expected a policy bundle with format {FORMAT!r} or {FIRST_FORMAT!r}")
-    if strange := sorted((set(about) - _OPTIONAL) ^ _KEYS):
+    if not isinstance(about, dict) or about.get("format") not in formats:
+        raise InputError(f"{path}: expected a policy bundle with format {' or '.join(map(repr, formats))}")
+    if strange := sorted((set(about) - optional - {"format"}) ^ keys):
         raise InputError(f"{path}: {'unknown' if strange[0] in about else 'missing'} key {strange[0]!r}")
+    return about
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    about: dict[str, Any] = _read_mapping(path, (FORMAT, FIRST_FORMAT), _KEYS, _OPTIONAL)
     for key in ("action", "env"):
         if not isinstance(about[key], dict):
             raise InputError(f"{path}: action, env: expected mappings, got {key} {kind_of(about[key])}")
@@ -125,12 +161,14 @@ def _read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _check_network(network: object, path: Path) -> None:
+def _check_network(network: object, path: Path) -> list[int]:
+    """Check the description of a network; returns the widths of its layers."""
     if not isinstance(network, dict) or set(network) != {"widths", "activation"}:
         raise InputError(f"{path}: network: expected widths and activation")
     widths = convert(network["widths"], list[int], f"{path}: network.widths")
     if not 1 <= len(widths) <= MAX_LAYERS or not all(1 <= width <= MAX_WIDTH for width in widths):
         raise InputError(f"{path}: network.widths: expected 1 to {MAX_LAYERS} numbers from 1 to {MAX_WIDTH}")
+    return widths
 
 
 def _check_observation(names: Any, is_own: bool, path: Path) -> None:

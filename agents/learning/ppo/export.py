@@ -7,7 +7,8 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.learning.learned.bundle import ACTIVATIONS, Bundle
+from agents.learning.learned.bundle import Bundle
+from agents.learning.learned.layers import ACTIVATIONS
 from agents.learning.ppo.normalize import TimedNormalize
 from agents.work.provenance import TRAINS, source_hash, versions
 from engine.device.latency import load_profile

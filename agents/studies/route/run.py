@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 from agents.evaluation.comparison import common_verdict, compared, over_seeds
 from agents.evaluation.setup import Setup, requests_of, run_cells
+from agents.routers import resolve_router, router_fingerprint
 from agents.studies.route.presence import presence_of
 from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNumbers, Routes, Standing, middle
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash, versions
-from baselines import routers
 from engine.cluster.record import ClusterRecord, ClusterReport, summarize_cluster
 from engine.cluster.seats import Seat, described
 from engine.cluster.simulate import simulate_cluster
 from engine.errors import InputError
-from engine.own_code import parse_place, source_digest
 
 COMPARED = (
     *("median_ttft_ms", "mean_ttft_ms", "p99_ttft_ms", "max_wait_s", "mean_e2el_ms", "slo_attainment", "slo_goodput"),
@@ -52,7 +51,7 @@ class Routing:
         if not self.routers:
             raise InputError("routers: expected at least one, got none")
         for router in self.routers:
-            routers.make(router)
+            resolve_router(router)
             if self.routers.count(router) > 1:
                 raise InputError(f"routers: expected each once, got {router!r} twice")
         if not self.loads or len(set(self.loads)) < len(self.loads):
@@ -74,7 +73,7 @@ class Routing:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; two with the same form have the same cells."""
         fingerprints = dict(zip(self.setup.labels, self.setup.to_dict()["policies"], strict=True))
-        own: dict[str, Any] = {"routers": [fingerprint(r) for r in self.routers], "loads": list(self.loads)}
+        own: dict[str, Any] = {"routers": [router_fingerprint(r) for r in self.routers], "loads": list(self.loads)}
         own["fleet"] = [seat.to_dict() | {"policy": fingerprints[seat.policy]} for seat in self.fleet]
         return self.setup.to_dict() | own
 
@@ -91,7 +90,7 @@ class Routing:
         """
         setup = self.setup
         record = simulate_cluster(
-            routers.make(router),
+            resolve_router(router),
             [setup.policy(seat.policy) for seat in self.fleet],
             setup.requests_for(self._told, load, seed),
             [seat.profile for seat in self.fleet],
@@ -100,13 +99,6 @@ class Routing:
             horizon_s=setup.horizon_s,
         )
         return record, summarize_cluster(record, warmup_s=setup.warmup_s, goodput=setup.goodput)
-
-
-def fingerprint(router: str) -> str:
-    """What makes results of a router comparable: its spec, with the digest of a user's file."""
-    made = routers.make(router)
-    is_own = parse_place(router) is not None and type(made) not in routers.ROUTERS.values()
-    return f"{router}@{source_digest(type(made))}" if is_own else made.spec
 
 
 class Task(NamedTuple):
@@ -226,8 +218,8 @@ def _standing(cells: list[Cell], keys: list[str]) -> Standing:
 
 
 def _described(router: str) -> Contestant:
-    made = routers.make(router)
-    return Contestant(router, made.source, made.sees, made.evidence, made.report_s, fingerprint(router))
+    made = resolve_router(router)
+    return Contestant(router, made.source, made.sees, made.evidence, made.report_s, router_fingerprint(router))
 
 
 def _notes(routing: Routing) -> Iterator[str]:
@@ -236,6 +228,6 @@ def _notes(routing: Routing) -> Iterator[str]:
     yield from setup.training_remarks(routing.loads[0])
     if setup.seeds == 1:
         yield "One seed: there are no intervals; run more seeds before believing a difference."
-    if aged := [f"{router} {age:g} s" for router in routing.routers if (age := routers.make(router).report_s) > 0.0]:
+    if aged := [f"{router} {age:g} s" for router in routing.routers if (age := resolve_router(router).report_s) > 0.0]:
         yield f"Reports of the replicas as old as up to: {', '.join(aged)}; the other routers see them as they are."
     yield from filter(None, (routers.make(router).remark(len(routing.fleet)) for router in routing.routers))
