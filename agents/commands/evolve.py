@@ -15,10 +15,11 @@ from engine.ranges import Seed, whole
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ProgressOptions):
-    """Search a small policy by evolution on common traces, from a baseline on; the recipe of the shipped policy."""
+    """Search a small policy by evolution on common traces, from a baseline on; the recipes of what ships."""
 
     recipe: str = "pretrained"
-    """The shipped recipe (pretrained) or a YAML file: a mapping of the fields of `EvolutionConfig`."""
+    """A shipped recipe (pretrained: of the policy, pretrained-router: of the router) or a YAML file: a mapping of the
+    fields of `EvolutionConfig`, or of `RouterEvolutionConfig` with `kind: router` among them."""
     run_dir: Path = Path("runs/evolution")
     """Folder of the run: the policy in final, log.csv."""
     seed: Seed = 0
@@ -38,11 +39,11 @@ class Command(ProgressOptions):
         Raises:
             InputError: there is none.
         """
-        from agents.learning.search.evolution import EvolutionConfig
+        from agents.learning.search.recipes import saved_search
 
         if not self.resume:
             return None
-        saved = EvolutionConfig.of_run(self.run_dir)
+        saved = saved_search(self.run_dir)
         return replace(self, seed=saved.seed, generations=saved.generations)
 
     def run(self) -> None:
@@ -51,7 +52,7 @@ class Command(ProgressOptions):
         Raises:
             InputError: no such recipe, a value that does not fit, or a folder that holds another run.
         """
-        from agents.learning.search.evolution import EvolutionConfig, evolve, shipped_recipe
+        from agents.learning.search.recipes import next_command, read_search, run_search, saved_search
         from agents.learning.search.rounds import going_on
 
         need("train", "evolve")
@@ -60,13 +61,12 @@ class Command(ProgressOptions):
             changes["tiers"] = parse_tiers(self.tier, "tier")
         changes |= {"run_dir": self.run_dir, "seed": self.seed, "workers": workers_for(self.workers)}
         if self.resume and self.recipe == "pretrained":
-            config = replace(EvolutionConfig.of_run(self.run_dir), **changes)
+            config = saved_search(self.run_dir, **changes)
         else:
-            path = shipped_recipe() if self.recipe == "pretrained" else Path(self.recipe)
-            config = EvolutionConfig.from_yaml(path, **changes)
+            config = read_search(self.recipe, **changes)
         with bars(self.progress) as bar, going_on(self.run_dir, "evolve"):
-            folder = evolve(config, bar.counting("generations", config.generations), _command(), self.resume)
-        print(f"found: {folder}/final (llmsched evaluate --policies slai,slackfit:tuned,{folder}/final)")
+            folder = run_search(config, bar.counting("generations", config.generations), _command(), self.resume)
+        print(f"found: {folder}/final ({next_command(config)})")
 
 
 def _command() -> str:

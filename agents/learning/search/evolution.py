@@ -22,6 +22,7 @@ from agents.learning.learned.levels import level_layer
 from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.search.rounds import Kind, Rounds, Search
+from agents.learning.search.strategy import MARKS, marks, new_search, repeat
 from agents.learning.search.whole_runs import Trial, measure
 from agents.learning.teachers import as_taught, teacher
 from agents.work.files import claimed
@@ -263,12 +264,13 @@ def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command:
     names = [f"{rate:g}" for rate in config.rates]
     names += [f"scenario_{k}" for k in range(len(config.scenarios))]
     heading = ("generation", "seconds", "sigma", *(f"relative_{name}" for name in names))
-    kind = Kind(heading, width=config.population + _MARKS, counter="generations", free=NOT_COMPARED)
+    kind = Kind(heading, width=config.population + MARKS, counter="generations", free=NOT_COMPARED)
     rounds = Rounds(config, kind, command, resume)
     shared = frame(config, rounds.command)
-    search = _search(config)
+    start = np.zeros(len(SIZES) * (1 + len(config.features)))
+    search = new_search(start, config.sigma, config.population, config.seed)
     for numbers in rounds.finished:
-        _repeat(search, numbers, config.run_dir)
+        repeat(search, numbers, config.run_dir)
     for generation in range(len(rounds.finished), config.generations):
         points = search.ask()
         candidates = [shared.policy(np.array(x)) for x in [*points, search.result.xfavorite]]
@@ -276,7 +278,7 @@ def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command:
         costs = score(found, config.loss_weight)[:-1].tolist()
         search.tell(points, costs)
         relative = found[-1, :, 0] / found[0, :, 0]
-        rounds.add([*costs, *_marks(points)], [search.sigma, *relative])
+        rounds.add([*costs, *marks(points)], [search.sigma, *relative])
         progress(
             f"{generation + 1:4d}  sigma {search.sigma:.3f}  cost / teacher's "
             + " ".join(f"{value:.3f}" for value in relative)
@@ -285,33 +287,3 @@ def _evolve(config: EvolutionConfig, progress: Callable[[str], object], command:
             shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
     shared.policy(np.array(search.result.xfavorite)).bundle.save(config.run_dir / "final")
     return config.run_dir
-
-
-def _search(config: EvolutionConfig) -> Any:
-    import cma
-
-    options = {"popsize": config.population, "seed": config.seed + 1, "verbose": -9, "tolfun": 0.0, "tolx": 0.0}
-    return cma.CMAEvolutionStrategy(np.zeros(len(SIZES) * (1 + len(config.features))), config.sigma, options)
-
-
-_MARKS = 2
-"""Numbers by which the points of a generation are known again."""
-
-
-def _marks(points: list[np.ndarray]) -> list[float]:
-    flat = np.concatenate(points)
-    return [float(flat.sum()), float(np.abs(flat).sum())]
-
-
-def _repeat(search: Any, numbers: list[float], folder: Path) -> None:
-    """Ask for the points of a finished generation again and tell what they cost: no state of the search is kept.
-
-    Raises:
-        InputError: these are other points, so the search would not be the same.
-    """
-    points, (*costs, total, size) = search.ask(), numbers
-    if _marks(points) != [total, size]:
-        raise InputError(
-            f"resume: {folder}: the search does not repeat here (made with other versions of cma or numpy, or changed)"
-        )
-    search.tell(points, costs)
