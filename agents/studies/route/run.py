@@ -230,4 +230,4 @@ def _notes(routing: Routing) -> Iterator[str]:
         yield "One seed: there are no intervals; run more seeds before believing a difference."
     if aged := [f"{router} {age:g} s" for router in routing.routers if (age := resolve_router(router).report_s) > 0.0]:
         yield f"Reports of the replicas as old as up to: {', '.join(aged)}; the other routers see them as they are."
-    yield from filter(None, (routers.make(router).remark(len(routing.fleet)) for router in routing.routers))
+    yield from filter(None, (resolve_router(router).remark(len(routing.fleet)) for router in routing.routers))
