@@ -13,6 +13,7 @@ from engine.server.policy import Policy
 from engine.server.rows import new_rows, row_of
 from engine.server.state import Server, load
 from llmsched_env.config import EnvConfig
+from llmsched_env.crew import ALONE, Crew
 from llmsched_env.episode import episode_report
 from llmsched_env.inputs import Actions, needs_reset
 from llmsched_env.live import Live
@@ -60,7 +61,7 @@ class Fleet:
         self,
         rows: int,
         config: EnvConfig,
-        threads: int = 1,
+        crew: Crew = ALONE,
         live: Live | None = None,
         batched: bool = True,
         max_episode_steps: int = 0,
@@ -70,7 +71,7 @@ class Fleet:
         Args:
             rows: servers.
             config: of all of them.
-            threads: > 1 spreads rows over numba's threads.
+            crew: the threads that step the rows.
             live: steps the only row with an executor instead of the profile.
             batched: whether actions come with a leading axis for the rows.
             max_episode_steps: truncates an episode as `gymnasium.wrappers.TimeLimit` does (0: no limit).
@@ -79,12 +80,13 @@ class Fleet:
             InputError: an unknown profile or arm, a workload that the server can never serve, or rows for which there
                 is no memory.
         """
-        self._options = (rows, config, threads, live, batched, max_episode_steps)
+        self._options = (rows, config, crew, live, batched, max_episode_steps)
         self._build(worlds_of(config))
 
     def _build(self, worlds: tuple[World, ...]) -> None:
-        rows, config, threads, live, batched, max_episode_steps = self._options
+        rows, config, crew, live, batched, max_episode_steps = self._options
         self.config = config
+        self.crew = crew
         self.live = live
         self.rows = rows
         self.worlds = worlds
@@ -115,20 +117,14 @@ class Fleet:
         self._codec = StateCodec(self.servers, self.memories, self.outcome, sums, codec)
         arrays = Rows(self.servers, self.memories, self.latency, self.rules, self.outcome, self.world)
         self._arrays = bundle_arrays(len(self.kernels))(self.kernels, arrays)
-        self._step = self._stepper(threads > 1)
+        self._step = self._stepper()
 
     def _prepare_own(self) -> None:
         """Find the functions of the user, if the configuration names any."""
         config, outcome = self.config, self.outcome
         seen = seen_by(outcome.observation, self.servers.visible)
-        self._told = Step(
-            sealed(outcome.terms),
-            sealed(outcome.elapsed_s),
-            sealed(outcome.reward),
-            sealed(outcome.terminated),
-            sealed(outcome.truncated),
-            seen,
-        )
+        numbers = sealed(outcome.terms), sealed(outcome.elapsed_s), sealed(outcome.reward)
+        self._told = Step(*numbers, sealed(outcome.terminated), sealed(outcome.truncated), seen)
         reward, sha256 = config.reward.function, config.reward.function_sha256
         self._reward = OwnFunction(reward, sha256, "env.reward.function") if reward else None
         self._observe: OwnFunction | None = None
@@ -295,11 +291,11 @@ class Fleet:
         """Whether row `e` has been reset."""
         return bool(self._has_episode[e])
 
-    def _stepper(self, parallel: bool) -> Callable[[Any, int, int, bool], int]:
+    def _stepper(self) -> Callable[[Any, int, int, bool], int]:
         arrays, live = self._arrays, self.live
         if live:
             return lambda action, first, last, opens: live.step(self, action, opens)
-        step = compiled_step(len(self.kernels), parallel)
+        step = compiled_step(len(self.kernels))
         return lambda action, first, last, opens: step(action, arrays, first, last, opens)
 
     def step(self, given: object) -> None:
@@ -316,7 +312,7 @@ class Fleet:
         if not self.started:
             raise needs_reset("env.step()")
         action = self.actions.take(given) if self.live is None else given
-        bad = self._step(action, 0, self.rows, False)
+        bad = self._step(action, 0, self.rows, False) if self.crew.is_alone else self._share()
         if bad >= 0:
             raise self.actions.refused(given, bad)
         if self._reward is not None:
@@ -325,6 +321,15 @@ class Fleet:
             self._look(0, self.rows)
         self.returns += self.outcome.reward
         self.term_sums += self.outcome.terms
+
+    def _share(self) -> int:
+        """As the compiled step of all rows, by the whole crew."""
+        action = self.actions.array
+        outside = ((action < 0) | (action >= self.rules.sizes)).any(1)
+        if outside.any():
+            return int(outside.argmax())
+        self.crew.share(self.rows, lambda first, last: self._step(action, first, last, False))
+        return -1
 
     def advance(self, e: int, choice: np.ndarray) -> None:
         """Take one decision in row `e` alone: int64[heads], known to be in the space."""

@@ -9,6 +9,7 @@ All entries are free of scale: work is in units of the mean request of the workl
 profile that grow with tokens (`Prices`), windows are in the time that a device needs for so many of them.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,21 +197,28 @@ def _show_arriving(view: View, e: int, work: np.ndarray, p: np.record, o: np.rec
         o.arriving[k] = more / (p.spread * np.sqrt(p.rate * window))
 
 
-@hot
-def foresee(
-    view: View, output: np.ndarray, work: np.ndarray, price: np.ndarray, world: np.ndarray, out: np.ndarray
-) -> None:
-    """Write the privileged entries of rows of servers.
+class Known(NamedTuple):
+    """What the simulator knows of rows of servers."""
+
+    view: View  # arrays with a leading axis
+    output: np.ndarray  # int32[rows, requests], true output tokens
+    work: np.ndarray  # float64[rows, requests + 1], `work_until` of each row's trace
+    price: np.ndarray  # float64[worlds, cells of PRICES], what tokens cost
+    world: np.ndarray  # int64[rows], the world that each row is in
+
+
+@functools.partial(hot, nogil=True)
+def foresee(known: Known, out: np.ndarray, first: int, last: int) -> None:
+    """Write the privileged entries of some rows; threads may call it at the same time for different ones.
 
     Args:
-        view: of the rows, arrays with a leading axis.
-        output: int32[rows, requests], true output tokens.
-        work: float64[rows, requests + 1], `work_until` of each row's trace.
-        price: float64[worlds, cells of PRICES], what tokens cost.
-        world: int64[rows], the world that each row is in.
-        out: float32[rows, PRIVILEGED_SIZE], overwritten.
+        known: of all rows.
+        out: float32[rows, PRIVILEGED_SIZE], of which rows `first` to `last` - 1 are overwritten.
+        first: of the rows.
+        last: the one behind them.
     """
-    for e in range(out.shape[0]):
+    view, output, work, price, world = known
+    for e in range(first, last):
         p = prices_of(price[world[e]])
         row, o = view.row[e, 0], out[e].view(PRIVILEGED)[0]
         out[e] = 0.0

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import prange, typeof, types
+from numba import typeof, types
 from numba.experimental import structref
 
 from engine.compiled.jit import inner
@@ -194,8 +194,6 @@ _FIELDS = {
     "world": typeof(np.zeros(1, np.int64)),
 }
 _KERNEL = types.FunctionType(KERNEL_SIGNATURE)
-PARTS = 64
-"""Parts of the rows that threads share out among themselves."""
 _ACTION = typeof(np.zeros((1, 1), np.int64))
 
 
@@ -218,14 +216,6 @@ def _first_outside(action: np.ndarray, sizes: np.ndarray, first: int, last: int)
     return -1
 
 
-@functools.partial(kept, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def _step_rows(action: Any, fleet: Any, first: int, last: int, opens: bool) -> None:
-    kernels, latency, world = fleet.kernels, fleet.latency, fleet.world
-    rows = Rows(fleet.servers, fleet.memories, latency, fleet.rules, fleet.outcome, world)
-    for e in range(first, last):
-        step_row(kernels, action, rows, e, opens)
-
-
 def _step(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
     bad = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last)
     if bad < 0:
@@ -233,15 +223,6 @@ def _step(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
         rows = Rows(fleet.servers, fleet.memories, latency, fleet.rules, fleet.outcome, world)
         for e in range(first, last):
             step_row(kernels, action, rows, e, opens)
-    return bad
-
-
-# Numba's parallel loops cannot take tuples of tuples from outside: each part of the rows unpacks the fleet itself.
-def _step_in_parallel(action: Any, fleet: Any, first: int, last: int, opens: bool) -> int:
-    bad, rows = -1 if opens else _first_outside(action, fleet.rules.sizes, first, last), last - first
-    if bad < 0:
-        for k in prange(PARTS):
-            _step_rows(action, fleet, first + k * rows // PARTS, first + (k + 1) * rows // PARTS, opens)
     return bad
 
 
@@ -272,14 +253,14 @@ def bundle_arrays(kernels: int) -> Any:
 
 
 @functools.cache
-def compiled_step(kernels: int, parallel: bool) -> Any:
+def compiled_step(kernels: int) -> Any:
     """``f(action, fleet, first, last, opens)`` for rows `first` to `last` - 1, with action int64[rows, d].
 
     Returns the first row whose action is outside the space, having done nothing, or -1; `opens` is as for `step_row`.
+    Threads may call it at the same time for different rows.
 
     Args:
         kernels: how many the fleet has.
-        parallel: spreads the rows over numba's threads, with the same results.
     """
     signature = types.int64(_ACTION, _fleet_type(kernels), types.int64, types.int64, types.boolean)
-    return kept(_step_in_parallel, signature, parallel=True) if parallel else kept(_step, signature)
+    return kept(_step, signature, nogil=True)

@@ -10,6 +10,7 @@ from gymnasium.vector.utils import batch_space
 from engine.errors import InputError
 from engine.ranges import COUNT
 from llmsched_env.config import EnvConfig, configure
+from llmsched_env.crew import THREADS, Crew
 from llmsched_env.fleet import Fleet
 from llmsched_env.inputs import (
     check_options,
@@ -37,10 +38,10 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     draws that of each episode from its generator, as `LLMSchedEnv` does, and ``infos["scenario"]`` (int64[rows]) says
     which it was in the step.
 
-    Args of the constructor: `num_envs` rows; `config` (an `EnvConfig`, or the id of a registered one); `threads` > 1
-    spreads rows over numba's threads; other keywords as those of `LLMSchedEnv`: fields of `EnvConfig`, and
-    `max_episode_steps`, which truncates every row as `gymnasium.wrappers.TimeLimit` does. `executor` is refused: it
-    serves one environment.
+    Args of the constructor: `num_envs` rows; `config` (an `EnvConfig`, or the id of a registered one); `threads`, which
+    share the rows out among themselves, with the same bits (`llmsched_env.crew`); other keywords as those of
+    `LLMSchedEnv`: fields of `EnvConfig`, and `max_episode_steps`, which truncates every row as
+    `gymnasium.wrappers.TimeLimit` does. `executor` is refused: it serves one environment.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
@@ -68,8 +69,8 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.render_mode = None
         self.single_action_space = self.config.action.space()
         limit = step_limit(max_episode_steps)
-        threads = int(COUNT.check(threads, "threads"))
-        self.fleet = Fleet(self.num_envs, self.config, threads, max_episode_steps=limit)
+        crew = Crew(int(THREADS.check(threads, "threads")))
+        self.fleet = Fleet(self.num_envs, self.config, crew, max_episode_steps=limit)
         self.single_observation_space = self.fleet.observation_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

@@ -43,6 +43,7 @@ ROOMS = {
             "asking",
             "inputs",
             "config",
+            "crew",
             "rows",
             "worlds",
             "step",

@@ -55,9 +55,15 @@ def _inner_again(module: str, name: str, closed: tuple[Any, ...]) -> Any:
     return getattr(import_module(module), name)
 
 
-def hot(function: Callable[..., Any], signature: object = None) -> Any:
-    """Compile without reference counting, cached on disk: at first call, or at once for a given signature."""
-    return kept(function, signature, **_OPTIONS)
+def hot(function: Callable[..., Any], signature: object = None, **options: Any) -> Any:
+    """Compile without reference counting, cached on disk: at first call, or at once for a given signature.
+
+    Args:
+        function: what to compile.
+        signature: numba's.
+        options: further ones of `numba.njit`: with `nogil` other threads of Python go on while it runs.
+    """
+    return kept(function, signature, **_OPTIONS, **options)
 
 
 def hot_inlined(function: Callable[..., Any]) -> Any:

@@ -384,7 +384,8 @@ def test_fields_that_do_not_fit_are_one_line_in_both_faces(changes: Any) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_envs": 0}, {"num_envs": 1.5}, {"num_envs": True}, {"num_envs": 10**12}, {"threads": 0}]
+    "changes",
+    [{"num_envs": 0}, {"num_envs": 1.5}, {"num_envs": True}, {"num_envs": 10**12}, {"threads": 0}, {"threads": 1025}],
 )
 def test_rows_that_do_not_fit_are_one_line(changes: Any) -> None:
     with pytest.raises(InputError) as error:

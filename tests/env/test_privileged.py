@@ -15,6 +15,7 @@ from llmsched_env.privileged import (
     PRIVILEGED,
     PRIVILEGED_SIZE,
     TOKENS_LEFT,
+    Known,
     describe,
     foresee,
     prices,
@@ -35,7 +36,8 @@ def look(fleet: Fleet, price: np.ndarray, trace: Requests) -> np.ndarray:
     work = np.tile(work_until(price, trace.prompt.astype(float), trace.output.astype(float)), (fleet.rows, 1))
     cells = price.view(np.float64).reshape(1, -1)
     servers = fleet.servers
-    foresee(servers.visible, servers.hidden.output, work, cells, np.zeros(fleet.rows, np.int64), out)
+    known = Known(servers.visible, servers.hidden.output, work, cells, np.zeros(fleet.rows, np.int64))
+    foresee(known, out, 0, fleet.rows)
     return out
 
 

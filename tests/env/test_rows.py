@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from engine.demand.workload import Workload
+from engine.errors import InputError
 from llmsched_env import Allocation, EnvConfig, LLMSchedEnv, LLMSchedVectorEnv, Mixture, RewardWeights
+from llmsched_env.crew import Crew
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Workload(rate=3.0, num_requests=24)
@@ -157,11 +160,49 @@ for action in ("allocation", "mixture"):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_threads_do_not_change_a_bit() -> None:
+@pytest.mark.parametrize("rows", [1, 6, 50])
+def test_threads_do_not_change_a_bit(rows: int) -> None:
     config = CONFIGS["allocation"]
-    one, two = LLMSchedVectorEnv(6, config), LLMSchedVectorEnv(6, config, threads=2)
+    one, two = LLMSchedVectorEnv(rows, config), LLMSchedVectorEnv(rows, config, threads=3)
     a, b = one.reset(seed=9)[0], two.reset(seed=9)[0]
     for k in range(150):
         assert same(a, b)
-        action = np.array([[(k + e) % 9, (k * e) % 5, (k + e) % 4] for e in range(6)])
+        action = np.array([[(k + e) % 9, (k * e) % 5, (k + e) % 4] for e in range(rows)])
         a, b = one.step(action)[0], two.step(action)[0]
+
+
+def test_threads_step_no_row_if_one_has_an_action_outside() -> None:
+    rows = LLMSchedVectorEnv(40, CONFIGS["allocation"], threads=2)
+    rows.reset(seed=0)
+    before, wrong = rows.fleet.servers.visible.row.tobytes(), np.zeros((40, 3), np.int64)
+    wrong[37, 1] = 9
+    with pytest.raises(InputError, match=r"^action of row 37: "):
+        rows.step(wrong)
+    assert rows.fleet.servers.visible.row.tobytes() == before
+
+
+def test_a_crew_does_every_row_once_whoever_is_busy() -> None:
+    crew, goes_on = Crew(3), threading.Event()
+    busy = [crew.start(goes_on.wait) for _ in range(2)]
+    alone: list[int] = []
+    crew.share(100, lambda first, last: alone.extend(range(first, last)))
+    assert alone == [*range(100)]
+    goes_on.set()
+    assert all(one.result() for one in busy)
+    done: list[int] = []
+    crew.share(100, lambda first, last: done.extend(range(first, last)))
+    assert sorted(done) == [*range(100)]
+
+
+def test_what_a_crew_raises_is_raised() -> None:
+    def fail(first: int, last: int) -> None:
+        if first > 0:
+            raise InputError("a line")
+
+    crew = Crew(2)
+    with pytest.raises(InputError, match="a line"):
+        crew.share(40, fail)
+    with pytest.raises(InputError, match="a line"):
+        crew.start(lambda: fail(1, 2)).result()
+    with pytest.raises(InputError, match="a line"):
+        Crew().start(lambda: fail(1, 2))

@@ -21,10 +21,11 @@ from agents.learning.ppo.queues.config import QueueConfig
 from agents.learning.ppo.queues.worlds import Setting
 from engine.errors import InputError
 from llmsched_env.config import EnvConfig
+from llmsched_env.crew import ALONE, Crew
 from llmsched_env.fleet import Fleet
 from llmsched_env.inputs import check_seeds
 from llmsched_env.observation import OBSERVATION_SIZE
-from llmsched_env.privileged import PRIVILEGED_SIZE, foresee, work_until
+from llmsched_env.privileged import PRIVILEGED_SIZE, Known, foresee, work_until
 
 RESERVE = 1.5
 """A group begins another trace when fewer requests are left than so many times what a rollout takes."""
@@ -46,7 +47,9 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     environment, then the privileged entries, if wanted. `new_round` must come before each rollout.
     """
 
-    def __init__(self, env: EnvConfig, setting: Setting, queue: QueueConfig, groups: int, rollout: int) -> None:
+    def __init__(
+        self, env: EnvConfig, setting: Setting, queue: QueueConfig, groups: int, rollout: int, crew: Crew = ALONE
+    ) -> None:
         """Allocate everything.
 
         Args:
@@ -55,6 +58,7 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             queue: size of the groups, burn-in, whether the privileged entries are wanted.
             groups: how many there are.
             rollout: decisions of a row in one rollout.
+            crew: the threads that step the rows.
 
         Raises:
             InputError: traces that are too short for burn-in and two rollouts.
@@ -63,7 +67,7 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.render_mode = None
         self.worlds, self.choose = setting.worlds, setting.choose
         self.size, self.burn_in, self.num_envs = queue.group_size, queue.burn_in, groups * queue.group_size
-        self.fleet = Fleet(self.num_envs, replace(env, rates=(), backlog=0, max_steps=0, horizon_s=0.0))
+        self.fleet = Fleet(self.num_envs, replace(env, rates=(), backlog=0, max_steps=0, horizon_s=0.0), crew)
         of_group = np.repeat(np.arange(len(self.worlds)), [world.groups for world in self.worlds]).tolist()
         self.groups = tuple(Group(g, w, g * self.size, (g + 1) * self.size) for g, w in enumerate(of_group))
         self.world_of_row = np.repeat(of_group, self.size)
@@ -162,6 +166,7 @@ class GroupedServers(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         own[:, :OBSERVATION_SIZE] = self.fleet.outcome.observation
         if own.shape[1] > OBSERVATION_SIZE:
             price = self.prices.view(np.float64).reshape(len(self.prices), -1)
+            known = Known(servers.visible, servers.hidden.output, self.work, price, self.world_of_row)
             out = own[:, OBSERVATION_SIZE:]
-            foresee(servers.visible, servers.hidden.output, self.work, price, self.world_of_row, out)
+            self.fleet.crew.share(self.num_envs, lambda first, last: foresee(known, out, first, last))
         return own.copy()
