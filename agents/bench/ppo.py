@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from agents.bench.timing import alternate
 from agents.learning.ppo.queues.build import build_queue_model
 from agents.learning.ppo.queues.groups import GroupedServers
+from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.train import build_model
 from agents.learning.ppo.train_config import TrainConfig, queue_recipe
 from agents.learning.ppo.vec_env import SB3VecEnv
@@ -84,17 +85,27 @@ def _plain_model(config: TrainConfig) -> BaseAlgorithm:
 
 
 def _fps(model: Any, rollouts: int) -> Callable[[], float]:
-    """Decisions per second over whole iterations of PPO: collect, then update."""
+    """Decisions per second over whole iterations of PPO: collect, then update.
+
+    One that is not timed comes before: what an update leaves to other threads is then under way at both ends.
+    """
     steps = rollouts * model.n_steps * model.n_envs
     callback = _Silent()
     env: VecEnv = model.get_env()
 
+    def iterate() -> None:
+        model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+        model.train()
+
     def once() -> float:
+        iterate()
         start = time.perf_counter()
         for _ in range(rollouts):
-            model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
-            model.train()
-        return steps / (time.perf_counter() - start)
+            iterate()
+        seconds = time.perf_counter() - start
+        if isinstance(model, TimedPPO):
+            model.settle()
+        return steps / seconds
 
     model._setup_learn(steps, callback)
     callback.init_callback(model)
@@ -102,27 +113,30 @@ def _fps(model: Any, rollouts: int) -> Callable[[], float]:
 
 
 def fps(rounds: int, rollouts: int) -> dict[str, Any]:
-    """Training speed with the shipped hyperparameters, one thread, rounds in turn.
+    """Training speed with the shipped hyperparameters, rounds in turn.
 
     Returns:
         ``ppo_fps`` (ours), ``ppo_null_env_fps`` (the same learner, null environment), ``ppo_plain_sb3_null_env_fps``
         (SB3's PPO and VecNormalize, null environment), in decisions per second, and ``ppo_to_null_env``; ``queue_fps``,
-        ``queue_null_env_fps`` and ``queue_to_null_env``, the same of the trainer for queues with its recipe.
+        ``queue_null_env_fps`` and ``queue_to_null_env``, the same of the trainer for queues with its recipe, and the
+        same again as ``queue_two_threads...``, with `row_threads` of both learners at 2; all else has one thread.
     """
     th.set_num_threads(1)
     th.distributions.Distribution.set_default_validate_args(False)
     config, queue = TrainConfig.from_yaml(), TrainConfig.from_yaml(queue_recipe())
     queue = replace(queue, queue=replace(queue.queue, warm_up=0))
+    two = replace(queue, row_threads=2)
     models: dict[str, Any] = {
         "ppo_fps": build_model(config),
         "ppo_null_env_fps": _null_model(config),
         "ppo_plain_sb3_null_env_fps": _plain_model(config),
         "queue_fps": build_model(queue),
         "queue_null_env_fps": build_queue_model(queue, queue.learning_rate, NullGroups),
+        "queue_two_threads_fps": build_queue_model(two, two.learning_rate),
+        "queue_two_threads_null_env_fps": build_queue_model(two, two.learning_rate, NullGroups),
     }
     rates = {name: _fps(model, rollouts) for name, model in models.items()}
     alternate(1, rates)
     found = alternate(rounds, rates)
-    return found | {
-        f"{name}_to_null_env": found[f"{name}_fps"] / found[f"{name}_null_env_fps"] for name in ("ppo", "queue")
-    }
+    kinds = ("ppo", "queue", "queue_two_threads")
+    return found | {f"{name}_to_null_env": found[f"{name}_fps"] / found[f"{name}_null_env_fps"] for name in kinds}

@@ -29,7 +29,7 @@ from engine.runs.simulate import simulate
 from llmsched_env.actions import Action
 from llmsched_env.reward import REWARD_TERMS
 
-NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "env_id")
+NOT_HYPERPARAMETERS = ("eval_", "checkpoint_", "keep_", "device", "threads", "row_threads", "env_id")
 """How the names of fields begin that say how to run, not what is learned."""
 TIMELINE_REQUESTS = 40
 COPY_EVERY, COPY_FREE_S = 100.0, 0.005

@@ -103,6 +103,7 @@ def capture(model: TimedPPO, run: dict[str, Any]) -> Checkpoint:
         model: the learner; its environment is an `SB3VecEnv`, inside a `TimedNormalize` or not.
         run: plain data of the run to keep with it (JSON).
     """
+    model.settle()
     environment = snapshot(_base(model).envs)
     rows = {name: value for name, value in environment.items() if isinstance(value, np.ndarray)}
     arrays = _learner_arrays(model) | {f"{ENVIRONMENT}{name}": value for name, value in rows.items()}

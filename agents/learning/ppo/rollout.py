@@ -111,6 +111,7 @@ class TimedPPO(PPO):
             starts: Any = self._last_episode_starts
             rollout_buffer.add(self._last_obs, actions, rewards, starts, values, log_probs)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self.settle()
         with th.no_grad():
             values = self.policy.predict_values(th.as_tensor(self._last_obs, device=self.device))
         self.estimate(rollout_buffer, values, dones)
@@ -120,6 +121,9 @@ class TimedPPO(PPO):
 
     def begin_rollout(self) -> None:
         """What comes between a checkpoint and the first step of a rollout."""
+
+    def settle(self) -> None:
+        """Wait for what still runs of the last update, and take it over."""
 
     def note_step(self, buffer: TimedRolloutBuffer, step: int, base: VecEnv) -> None:
         """Keep what else the estimate needs of a step: here its discount."""
@@ -149,10 +153,10 @@ class TimedPPO(PPO):
             InputError: it did not; the last checkpoint is from before.
         """
         super().train()
-        self.check_finite()
+        self.check_finite(self.num_timesteps)
 
-    def check_finite(self) -> None:
-        """Check what an update has left.
+    def check_finite(self, after: int) -> None:
+        """Check what the update after so many decisions has left.
 
         Raises:
             InputError: a parameter of the networks is not finite.
@@ -160,7 +164,7 @@ class TimedPPO(PPO):
         for name, parameter in self.policy.named_parameters():
             if not bool(th.isfinite(parameter).all()):
                 raise InputError(
-                    f"train: expected finite networks, got {name} with others after {self.num_timesteps} decisions: "
+                    f"train: expected finite networks, got {name} with others after {after} decisions: "
                     "try a smaller learning rate; the last checkpoint can be resumed"
                 )
 

@@ -83,7 +83,8 @@ def build_model(
     if config.env_id not in gymnasium.registry:
         raise InputError(f"env_id: expected a registered environment, got {config.env_id!r}")
     try:
-        envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env)
+        threads: dict[str, Any] = {"threads": config.row_threads} if config.row_threads > 1 else {}
+        envs = gymnasium.make_vec(config.env_id, config.n_envs, config=config.env, **threads)
     except TypeError as error:
         raise InputError(f"env_id: expected an environment like ours, got {config.env_id!r} ({error})") from None
     env: Any = SB3VecEnv(envs)

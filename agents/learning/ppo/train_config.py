@@ -24,6 +24,7 @@ from engine.machine import check_memory
 from engine.ranges import MOST_SECONDS, Share, number, parse_number, whole
 from llmsched_env import PRESETS
 from llmsched_env.config import EnvConfig
+from llmsched_env.crew import THREADS
 
 NOT_COMPARED = (
     "total_timesteps",
@@ -33,6 +34,7 @@ NOT_COMPARED = (
     "checkpoint_every",
     "keep_checkpoints",
     "eval_every",
+    "row_threads",
 )
 """Fields that may differ when a run is resumed."""
 
@@ -101,6 +103,9 @@ class TrainConfig:
     """Where the networks live: cpu, cuda or auto."""
     threads: Annotated[int, whole(1, 1024)] = 1
     """Threads of torch; two are slower than one whenever another process is busy."""
+    row_threads: Annotated[int, THREADS] = 1
+    """Threads that step the rows; beside the first one, the critic of the trainer for queues is fitted while the next
+    rollout is collected. The results are the same bit for bit. Leave it at 1 where several runs share the cores."""
     checkpoint_every: Many = 500_000
     """Decisions between checkpoints."""
     keep_checkpoints: Some = 3

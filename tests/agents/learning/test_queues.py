@@ -1,5 +1,6 @@
 """The trainer for queues: groups on common arrivals, advantages, the actor that is exported, exact resume."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.learning.learned.load import load_policy, policy_of
 from agents.learning.learned.policy import LearnedPolicy
 from agents.learning.ppo.checkpoint import checkpoints
+from agents.learning.ppo.queues import learner
 from agents.learning.ppo.queues.advantages import balanced, clock, differential, less_others, timed_advantages
 from agents.learning.ppo.queues.build import build_queue_model, export_levels, setting_of
 from agents.learning.ppo.queues.config import QueueConfig
+from agents.learning.ppo.queues.critic import fit
 from agents.learning.ppo.queues.diagnosis import (
     Gradient,
     at_rate,
@@ -286,8 +290,53 @@ def test_interrupted_and_resumed_is_the_same_as_in_one_go(tmp_path: Path) -> Non
     assert_same(learner_state(tmp_path / "parts"), learner_state(tmp_path / "whole"))
 
 
-def test_numbers_that_are_not_finite_stop_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = queue_run(tmp_path / "run", checkpoint_every=32, eval_every=0)
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a run has logged, but for times."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
+
+
+def test_threads_do_not_change_what_is_learned(tmp_path: Path) -> None:
+    changes = {"checkpoint_every": 96, "eval_every": 64, "queue": replace(QUEUE, actor=(8,), late_limit=0.1)}
+    one, two = (queue_run(tmp_path / name, **changes) for name in ("one", "two"))
+    train(one)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(two, row_threads=3), StopAfter(37))
+    train(replace(two, row_threads=2, resume=True))
+    assert_same(learner_state(tmp_path / "one"), learner_state(tmp_path / "two"))
+    logged, again = scalars(tmp_path / "one"), scalars(tmp_path / "two")
+    assert logged == again
+    assert len(logged["train/value_loss"]) == 8
+
+
+def test_the_critic_is_fitted_while_the_next_rollout_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit waits for a step of the next rollout: it would wait for ever if it came before or after."""
+    steps, fitted = threading.Event(), []
+
+    def waiting(*arguments: Any) -> float:
+        fitted.append(steps.wait(60.0))
+        return fit(*arguments)
+
+    model = build_queue_model(queue_run(tmp_path, row_threads=2), 1e-2)
+    env: Any = model.get_env()
+    _, callback = model._setup_learn(1, None)
+    monkeypatch.setattr(learner, "fit", waiting)
+    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    model.train()
+    monkeypatch.setattr(model, "note_step", lambda *_: steps.set())
+    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    assert fitted == [True]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numbers_that_are_not_finite_stop_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    config = queue_run(tmp_path / "run", checkpoint_every=32, eval_every=0, row_threads=threads)
     before = QueuePPO.estimate
 
     def broken(self: QueuePPO, buffer: Any, last_values: th.Tensor, dones: np.ndarray) -> None:
@@ -296,7 +345,7 @@ def test_numbers_that_are_not_finite_stop_with_a_line(tmp_path: Path, monkeypatc
             buffer.returns[:] = np.nan
 
     monkeypatch.setattr(QueuePPO, "estimate", broken)
-    with pytest.raises(InputError, match="train: expected finite networks"):
+    with pytest.raises(InputError, match=r"train: expected finite networks, got .* after 128 decisions"):
         train(config)
     monkeypatch.setattr(QueuePPO, "estimate", before)
     assert checkpoints(config.run_dir / CHECKPOINTS)

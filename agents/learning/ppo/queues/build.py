@@ -33,6 +33,7 @@ from agents.work.provenance import TRAINS, source_hash, versions
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from llmsched_env.config import EnvConfig
+from llmsched_env.crew import Crew
 from llmsched_env.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 WATCHED_SEED = TRAINING_SEED - (1 << 20)
@@ -100,7 +101,8 @@ def build_queue_model(
         InputError: worlds, a reference or a teacher that do not fit.
     """
     queue, setting = config.queue, setting_of(config)
-    servers = kind(config.env, setting, queue, config.n_envs // queue.group_size, config.n_steps)
+    groups, crew = config.n_envs // queue.group_size, Crew(config.row_threads)
+    servers = kind(config.env, setting, queue, groups, config.n_steps, crew)
     model = QueuePPO(
         LevelPolicy,
         SB3VecEnv(servers),

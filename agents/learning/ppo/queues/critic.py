@@ -4,14 +4,15 @@ The actor learns from differences between rows on the same arrivals, and these a
 so a critic that explains returns well may still rank states badly. The second loss is on differences alone.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from agents.learning.ppo.queues.advantages import clock
-from agents.learning.ppo.queues.policy import LevelPolicy
 
 PLACES = 24
 """Times in a rollout at which the rows of a group are compared."""
@@ -38,7 +39,7 @@ class Differences(NamedTuple):
     targets: th.Tensor  # float32[PLACES, groups, size], less the mean of the group
 
 
-def differences(policy: LevelPolicy, rollout: Rollout, size: int, discount_s: float) -> Differences:
+def differences(critic: nn.Module, rollout: Rollout, size: int, discount_s: float) -> Differences:
     """What the rest of the rollout brings, and the value at its end, until the first row of a group is through."""
     rewards, elapsed = rollout.rewards, rollout.elapsed
     steps, rows = rewards.shape
@@ -52,42 +53,53 @@ def differences(policy: LevelPolicy, rollout: Rollout, size: int, discount_s: fl
         brought[:, e] = np.interp(end[e], times[:, e], total[:, e]) - np.interp(grid[:, e], times[:, e], total[:, e])
     every = np.arange(rows)
     with th.no_grad():
-        behind = policy.predict_values(th.from_numpy(rollout.observations[last, every])).numpy()[:, 0]
+        behind = critic(th.from_numpy(rollout.observations[last, every])).numpy()[:, 0]
     found = (brought + np.exp((grid - end) / discount_s) * behind).reshape(PLACES, -1, size)
     targets = th.from_numpy((found - found.mean(2, keepdims=True)).astype(np.float32))
     seen = rollout.observations[place, every].reshape(*found.shape, -1)
     return Differences(th.from_numpy(seen), targets)
 
 
+def draw(steps: int, batch: int, decisions: int, compared: int) -> list[tuple[th.Tensor, th.Tensor]]:
+    """What each gradient step looks at, int64[batch] decisions and int64[compared] places, drawn before the first one.
+
+    So the generator goes on at once, whoever takes the steps.
+
+    Args:
+        steps: gradient steps.
+        batch: decisions in each.
+        decisions: of a rollout.
+        compared: times in each at which rows of a group are compared.
+    """
+    return [(th.randint(decisions, (batch,)), th.randint(PLACES, (compared,))) for _ in range(steps)]
+
+
 def fit(
-    policy: LevelPolicy,
+    critic: nn.Module,
     optimizer: th.optim.Optimizer,
     rollout: Rollout,
     compared: Differences | None,
-    steps: int,
-    batch: int,
+    drawn: Sequence[tuple[th.Tensor, th.Tensor]],
     weight: float,
 ) -> float:
     """Some gradient steps of the critic; returns the last loss.
 
     Args:
-        policy: whose critic it is.
+        critic: float32[n, entries] -> float32[n, 1].
         optimizer: of its parameters.
         rollout: what to fit.
         compared: differences within groups, if they count.
-        steps: gradient steps.
-        batch: decisions in each.
+        drawn: what each step looks at (`draw`).
         weight: of the loss on differences.
     """
     seen = th.from_numpy(rollout.observations.reshape(-1, rollout.observations.shape[-1]))
     returns = th.from_numpy(rollout.returns.reshape(-1).astype(np.float32))
-    parameters = policy.critic_parameters()
+    parameters = [*critic.parameters()]
     loss = th.zeros(())
-    for _ in range(steps):
-        chosen = th.randint(len(seen), (batch,))
-        loss = smooth_l1_loss(policy.predict_values(seen[chosen])[:, 0], returns[chosen], beta=RETURN_SCALE)
+    for chosen, places in drawn:
+        loss = smooth_l1_loss(critic(seen[chosen])[:, 0], returns[chosen], beta=RETURN_SCALE)
         if compared is not None:
-            loss = loss + weight * _of_differences(policy, compared)
+            loss = loss + weight * _of_differences(critic, compared, places)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         th.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
@@ -95,8 +107,7 @@ def fit(
     return float(loss.detach())
 
 
-def _of_differences(policy: LevelPolicy, compared: Differences) -> th.Tensor:
-    chosen = th.randint(len(compared.targets), (COMPARED,))
-    seen, target = compared.observations[chosen], compared.targets[chosen]
-    values = policy.predict_values(seen.flatten(0, 2)).view(target.shape)
+def _of_differences(critic: nn.Module, compared: Differences, places: th.Tensor) -> th.Tensor:
+    seen, target = compared.observations[places], compared.targets[places]
+    values = critic(seen.flatten(0, 2)).view(target.shape)
     return smooth_l1_loss(values - values.mean(2, keepdim=True), target, beta=DIFFERENCE_SCALE)

@@ -141,7 +141,7 @@ def estimated_gradients(config: TrainConfig, warm_up: int, rollouts: int) -> Ite
         model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
         if k >= warm_up:
             yield offset_gradient(model)
-        model.fit_critic()
+        model.begin_fit()
 
 
 def offset_gradient(model: QueuePPO) -> np.ndarray:

@@ -1,6 +1,12 @@
-"""`QueuePPO`: SB3's PPO on `GroupedServers`, with the pieces of this folder around its rollouts and updates."""
+"""`QueuePPO`: SB3's PPO on `GroupedServers`, with the pieces of this folder around its rollouts and updates.
 
-from typing import Any
+No action depends on the critic, so its fit to one rollout may go on while the next one is collected: a copy is fitted,
+which takes the critic's place when the next rollout is there to be valued (or a checkpoint to be made).
+"""
+
+import copy
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -8,15 +14,23 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.learning.ppo.queues.advantages import balanced, clock, differential, less_others, timed_advantages
 from agents.learning.ppo.queues.config import QueueConfig
-from agents.learning.ppo.queues.critic import Rollout, differences, fit
+from agents.learning.ppo.queues.critic import COMPARED, Rollout, differences, draw, fit
 from agents.learning.ppo.queues.groups import GroupedServers
 from agents.learning.ppo.queues.multipliers import Multipliers
 from agents.learning.ppo.queues.policy import LevelPolicy
 from agents.learning.ppo.rollout import TimedPPO, TimedRolloutBuffer
+from agents.learning.ppo.tensorboard import writers
 from agents.learning.ppo.vec_env import SB3VecEnv
 
 FORGET = 0.05
 """Weight of the latest rollout in the running mean cost of a world."""
+
+
+class _Fitting(NamedTuple):
+    """A fit of the critic that may not be over yet."""
+
+    loss: Future[float]  # the last one
+    after: int  # decisions before it
 
 
 class QueuePPO(TimedPPO):
@@ -36,7 +50,9 @@ class QueuePPO(TimedPPO):
         super().__init__(
             *args, normalize_advantage=False, vf_coef=0.0, use_sde=queue.exploration == "rollout", **kwargs
         )
-        self.critic_optimizer = th.optim.Adam(self.policy.critic_parameters(), lr=queue.critic_rate, eps=1e-5)
+        self.fitted = copy.deepcopy(self.policy.critic())
+        self.critic_optimizer = th.optim.Adam(self.fitted.parameters(), lr=queue.critic_rate, eps=1e-5)
+        self._fitting: _Fitting | None = None
         shape, tiers = (self.n_steps, self.n_envs), self.servers.fleet.rules.tier_weight.shape[1]
         self.elapsed, self.costs, self.rewards = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         self.late, self.finished = np.zeros(tiers), np.zeros(tiers)
@@ -71,6 +87,7 @@ class QueuePPO(TimedPPO):
     def estimate(self, buffer: TimedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """Write advantages and returns as `agents.learning.ppo.queues.advantages` has them."""
         queue, world = self.queue, self.servers.world_of_row
+        self.servers.fleet.crew.share(len(buffer.values), lambda first, last: self._value(buffer, first, last))
         paid = np.bincount(world, self.costs.sum(0)) / np.bincount(world, self.elapsed.sum(0))
         self.mean_cost += FORGET * (paid - self.mean_cost)
         unit = self.usual if queue.relative_costs else np.full_like(self.usual, self.usual.mean())
@@ -83,6 +100,14 @@ class QueuePPO(TimedPPO):
         paired = less_others(raw, clock(self.elapsed)[:-1], queue.group_size) if queue.paired else raw
         buffer.advantages = balanced(paired, world, len(self.usual), queue.equal_deviations).astype(np.float32)
         self._log_rollout(paid, raw, paired, buffer)
+
+    def _value(self, buffer: TimedRolloutBuffer, first: int, last: int) -> None:
+        """Write the values of some steps into the buffer."""
+        critic = self.policy.critic()
+        with th.no_grad():
+            for step in range(first, last):
+                seen = th.as_tensor(buffer.observations[step], device=self.device)
+                buffer.values[step] = critic(seen)[:, 0].cpu().numpy()
 
     def _decay(self) -> tuple[np.ndarray, np.ndarray]:
         """How much of the value and of the trace is left after each decision."""
@@ -116,12 +141,12 @@ class QueuePPO(TimedPPO):
         self.logger.record("rollout/seconds", float(self.elapsed.sum(0).mean()))
 
     def train(self) -> None:
-        """Fit the critic, then, once it is warm, SB3's update of the actor.
+        """Begin to fit the critic, and, once it is warm, let SB3 update the actor.
 
         Raises:
             InputError: networks that are not finite.
         """
-        loss = self.fit_critic()
+        self.begin_fit()
         self.rollouts += 1
         if self.queue.late_limit > 0.0:
             self.multipliers.ascend(self.late, self.finished)
@@ -129,24 +154,38 @@ class QueuePPO(TimedPPO):
             super().train()
             self.policy.clamp_std(self.queue.least_std)
             self.policy.averaged.update_parameters(self.policy.actor_parts)
-        self.check_finite()
-        self.logger.record("train/value_loss", loss)
+            self.logger.record("train/value_loss", 0.0, exclude="tensorboard")  # SB3's, which has not seen the critic
+        if self.servers.fleet.crew.is_alone:
+            self.settle()
 
-    def fit_critic(self) -> float:
-        """Fit the critic to the rollout in the buffer; returns the last loss."""
+    def begin_fit(self) -> None:
+        """Let a copy of the critic be fitted to the rollout in the buffer; `settle` takes it over."""
         queue, buffer = self.queue, self.rollout_buffer
         rollout = Rollout(buffer.observations, buffer.returns, self.rewards, self.paced)
         pairs = queue.differences > 0.0 and queue.group_size > 1
-        compared = differences(self.policy, rollout, queue.group_size, self.discount_s) if pairs else None
-        return fit(
-            self.policy,
-            self.critic_optimizer,
-            rollout,
-            compared,
-            queue.critic_steps,
-            queue.critic_batch,
-            queue.differences,
-        )
+        drawn = draw(queue.critic_steps, queue.critic_batch, buffer.returns.size, COMPARED if pairs else 0)
+        self.fitted.load_state_dict(self.policy.critic().state_dict())
+
+        def task() -> float:
+            compared = differences(self.fitted, rollout, queue.group_size, self.discount_s) if pairs else None
+            return fit(self.fitted, self.critic_optimizer, rollout, compared, drawn, queue.differences)
+
+        self._fitting = _Fitting(self.servers.fleet.crew.start(task), self.num_timesteps)
+
+    def settle(self) -> None:
+        """Wait for the fit of the critic, if there is one, and put the copy in its place.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        if self._fitting is None:
+            return
+        (loss, after), self._fitting = self._fitting, None
+        value_loss = loss.result()
+        self.policy.critic().load_state_dict(self.fitted.state_dict())
+        self.check_finite(after)
+        for writer in writers(self.logger):
+            writer.add_scalar("train/value_loss", value_loss, after)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """SB3's, then each part of the actor at its own rate."""

@@ -145,9 +145,16 @@ class LevelPolicy(ActorCriticPolicy):
             parts.append({"params": hidden, "part": self.rates[1]})
         self.optimizer = self.optimizer_class(parts, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """Those that the critic alone has."""
-        return [*self.mlp_extractor.value_net.parameters(), *self.value_net.parameters()]
+    def critic(self) -> nn.Sequential:
+        """The critic alone, float32[n, entries] -> float32[n, 1]; its parameters are the policy's."""
+        parts = self.mlp_extractor
+        return nn.Sequential(parts.normalized, parts.value_net, self.value_net)
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """As SB3's, without the values, which no action depends on: they are 0."""
+        found = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(obs))
+        actions = found.get_actions(deterministic)
+        return actions, th.zeros(len(obs), 1, device=obs.device), found.log_prob(actions)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: th.Tensor, actions: th.Tensor
