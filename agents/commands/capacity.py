@@ -6,28 +6,36 @@ from pathlib import Path
 from typing import Annotated
 
 from agents.evaluation.capacity import CapacityResult, Search, search_capacity
+from agents.evaluation.fleet import Fleet
+from agents.fleet_options import FleetOptions
 from agents.options import ComparisonOptions, parse_rates
 from agents.reporting.capacity_tables import capacity_grids, capacity_remarks
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.work.files import check_writable, claimed, write_json
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
+from engine.cluster.seats import Seat
 from engine.errors import InputError
 from engine.ranges import Rate, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ComparisonOptions):
-    """Find the largest arrival rate that each policy sustains, by the paper's and by the sound criterion."""
+class Command(ComparisonOptions, FleetOptions):
+    """Find the largest arrival rate that each policy sustains, by the paper's and by the sound criterion.
+
+    With --replicas or --fleet that of several servers behind a router, each with the policy.
+    """
 
     rates: str | None = None
     """Grid instead of bisection: 1.0,1.4,1.8 or 1.0:2.0:0.1."""
-    low: Rate = 0.1
-    """Bisection starts between this rate ..."""
-    high: Rate = 4.0
-    """... and this one, requests/s,"""
-    tolerance: Annotated[float, number(0.0, 1e6, above=True)] = 0.01
-    """and ends when they are this close."""
+    low: Rate | None = None
+    """Bisection starts between this rate (default: 0.1 for each replica) ..."""
+    high: Rate | None = None
+    """... and this one, requests/s (default: 4 for each replica),"""
+    tolerance: Annotated[float, number(0.0, 1e6, above=True)] | None = None
+    """and ends when they are this close (default: 0.01 for each replica)."""
+    router: str | None = None
+    """Router in front of the replicas (`llmsched routers`; default: least_tokens)."""
     out: Path = Path("out/capacity")
     """Folder of the results (capacity.json, cells.jsonl)."""
 
@@ -39,8 +47,28 @@ class Command(ComparisonOptions):
         """
         if self.rate_scale != 1.0:
             raise InputError("rate_scale: expected 1, since the capacity search sets the rate itself")
-        rates = None if self.rates is None else parse_rates(self.rates)
-        return Search(rates=rates, low=self.low, high=self.high, tolerance=self.tolerance, **self.setup())
+        rates, fleet = None if self.rates is None else parse_rates(self.rates), self.behind()
+        replicas = 1 if fleet is None else len(fleet.seats(""))
+        return Search(
+            rates=rates,
+            low=0.1 * replicas if self.low is None else self.low,
+            high=4.0 * replicas if self.high is None else self.high,
+            tolerance=0.01 * replicas if self.tolerance is None else self.tolerance,
+            fleet=fleet,
+            **self.setup(),
+        )
+
+    def behind(self) -> Fleet | None:
+        """The replicas behind their router; None: one server.
+
+        Raises:
+            InputError: a router without replicas, or replicas that cannot be.
+        """
+        if self.replicas is None and self.fleet is None:
+            if self.router is not None:
+                raise InputError("router: expected --replicas or --fleet beside it, got neither")
+            return None
+        return Fleet.of(self.router or "least_tokens", self.seats(Seat("", self.model(), self.engine)))
 
     def run(self) -> None:
         """Search, print, write.

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from agents.evaluation.setup import Setup
+from agents.fleet_options import FleetOptions
 from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
@@ -24,29 +24,25 @@ from agents.studies.route.run import Routing, run_routing
 from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
-from engine.cluster.seats import MOST_REPLICAS, Seat, equal, read_fleet
-from engine.errors import InputError
-from engine.ranges import Rate, whole
+from engine.cluster.seats import Seat
+from engine.ranges import Rate
 from engine.spec import split_specs
+
+USUAL_REPLICAS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions):
+class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions, FleetOptions):
     """Compare routers in front of a fleet of replicas: the fleet, paired differences, how far replicas are apart.
 
-    Every replica is the same server with the same policy, unless --fleet says otherwise. Finished runs are kept in
-    OUT/cells.jsonl: after an interruption --resume goes on from there.
+    Four replicas, unless --replicas or --fleet says otherwise, each the same server with the same policy. Finished
+    runs are kept in OUT/cells.jsonl: after an interruption --resume goes on from there.
     """
 
     routers: str = "random,least_tokens,jsq"
     """Routers, comma separated (`llmsched routers` lists them): jsq:age=5, power_of_d:d=3, pretrained-router:age=1, the
     folder of a trained one, classes of your own (module:Class or path/file.py:Class); the others are compared with the
     first."""
-    replicas: Annotated[int, whole(1, MOST_REPLICAS)] | None = None
-    """How many replicas, all alike (default: 4)."""
-    fleet: Path | None = None
-    """YAML file with kinds of replicas instead: {replicas: [{count: 2}, {count: 2, profile: NAME:speed=3, server:
-    num_blocks=2x, policy: sarathi}]}; what a kind does not say is as in the options."""
     policy: str = "slai"
     """Policy of each replica: a baseline, pretrained, the folder of a trained one, a class of your own."""
     rate: Rate | None = None
@@ -72,7 +68,7 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
         Raises:
             InputError: options that do not fit.
         """
-        fleet = self._fleet()
+        fleet = self.seats(Seat(self.policy, self.model(), self.engine), USUAL_REPLICAS)
         setup = Setup(
             policies=tuple(dict.fromkeys(seat.policy for seat in fleet)),
             source=self.source(),
@@ -86,15 +82,6 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
         )
         specs = split_specs(self.routers, is_router_folder)
         return Routing(routers=specs, fleet=fleet, setup=setup, loads=self._loads(len(fleet)))
-
-    def _fleet(self) -> tuple[Seat, ...]:
-        """The replicas."""
-        seat = Seat(self.policy, self.model(), self.engine)
-        if self.fleet is None:
-            return equal(4 if self.replicas is None else self.replicas, seat)
-        if self.replicas is not None:
-            raise InputError("replicas, fleet: expected one of them, got both")
-        return read_fleet(self.fleet, seat)
 
     def _loads(self, replicas: int) -> tuple[float | None, ...]:
         """The loads of the fleet; where none is said, that of one server for each replica."""

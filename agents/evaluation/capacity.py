@@ -11,13 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from agents.evaluation.fleet import Fleet, channel_of, serve_fleet
 from agents.evaluation.points import Point, bisect, measure
 from agents.evaluation.setup import OnCell, Setup, run_cells
 from agents.evaluation.statistics import Interval, mean_interval, paired_interval
+from agents.policies import fingerprint
+from agents.routers import resolve_router, router_fingerprint
 from agents.work.cells import kept_cells
 from agents.work.provenance import versions
 from agents.work.records import as_json
+from engine.demand.requests import Requests
 from engine.errors import InputError
+from engine.runs.serve import Run
 
 FORMAT = "llmsched-capacity/2"
 CRITERIA = ("paper", "sound")
@@ -35,6 +42,8 @@ class Search(Setup):
     """Bisection: highest rate, requests/s."""
     tolerance: float = 0.01
     """Bisection: width of the last bracket, requests/s."""
+    fleet: Fleet | None = None
+    """Replicas behind a router, of which rates are those of all together; None: one server."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -58,7 +67,45 @@ class Search(Setup):
         return super().to_dict() | {
             "rates": None if self.rates is None else list(self.rates),
             "bisection": None if self.rates is not None else [self.low, self.high, self.tolerance],
+            **self._fleet_as_json(),
         }
+
+    def _fleet_as_json(self) -> dict[str, Any]:
+        """The fleet as data, with what its own policies and its router were made from; nothing of one server."""
+        if self.fleet is None:
+            return {}
+        own = sorted({kind.policy for kind in self.fleet.kinds} - {""})
+        sources = [router_fingerprint(self.fleet.router), *map(fingerprint, own)]
+        return {"fleet": as_json(self.fleet), "fleet_sources": sources}
+
+    def check(self, load: float | None) -> None:
+        """Find bad input before anything is written.
+
+        Raises:
+            InputError: a policy or a router that cannot be resolved, or requests that cannot be made at this load.
+        """
+        super().check(load)
+        if self.fleet is not None:
+            resolve_router(self.fleet.router)
+            for policy in self.policies:
+                channel_of(self, [seat.policy for seat in self.fleet.seats(policy)])
+
+    def serve(self, policy: str, load: float | None, seed: int) -> Run:
+        """Serve the requests of one load and seed with one policy, on each replica that has none of its own.
+
+        Raises:
+            InputError: the requests do not fit the server.
+            PolicyError: the policy or the router broke the rules.
+        """
+        if self.fleet is None:
+            return super().serve(policy, load, seed)
+        router, seats = resolve_router(self.fleet.router), self.fleet.seats(policy)
+        record, report = serve_fleet(self, router, seats, load, seed)
+        return Run(record.fleet(), report.fleet)
+
+    def least_seconds(self, requests: Requests) -> np.ndarray:
+        """Seconds of what serves that each request takes at least, float64[requests]."""
+        return super().least_seconds(requests) if self.fleet is None else self.fleet.least_seconds(requests)
 
 
 class Task(NamedTuple):
@@ -240,10 +287,17 @@ def search_capacity(
         reference=str(search.reference),
         bound=search.bound(lowest),
         versions=versions(),
-        notes=tuple(search.training_remarks(lowest)),
+        notes=tuple(_notes(search, lowest)),
         rows=tuple(row for policy in search.labels for row in _rows(search, cells, policy)),
         points=tuple(cells),
     )
+
+
+def _notes(search: Search, lowest: float) -> Iterator[str]:
+    """What there is to say before the numbers."""
+    if search.fleet is not None:
+        yield f"Rates are those of the whole fleet: {search.fleet.text()}."
+    yield from search.training_remarks(lowest)
 
 
 def _limits(search: Search, cells: Sequence[Points], policy: str, criterion: str) -> list[Limit]:

@@ -200,8 +200,12 @@ class Setup:
 
     def bound(self, load: float | None) -> float | None:
         """Requests/s that nobody sustains (`engine.device.bounds`), over the requests of all seeds; None: no bound."""
-        work = [least_seconds(self.profile, self.config, requests_of(self.source, load, s)) for s in range(self.seeds)]
+        work = [self.least_seconds(requests_of(self.source, load, seed)) for seed in range(self.seeds)]
         return capacity_bound(np.concatenate(work))
+
+    def least_seconds(self, requests: Requests) -> np.ndarray:
+        """Seconds of what serves that each request takes at least, float64[requests]."""
+        return least_seconds(self.profile, self.config, requests)
 
     def training_remarks(self, load: float | None) -> list[str]:
         """A line for each learned policy that was trained for something else (`agents.evaluation.trained_for`)."""

@@ -97,7 +97,7 @@ def capacity_remarks(result: CapacityResult) -> Iterator[str]:
     yield from result.notes
     if came := came_of_asked(result):
         yield came
-    yield bound_note(result.bound)
+    yield bound_note(result.bound, "this fleet" if "fleet" in result.config else "this device")
     yield f"Gain over {result.reference}, same traces, with a 95 % paired interval."
     if any(set(row.bounds) != {"exact"} for row in result.rows):
         yield AT_LIMIT

@@ -65,7 +65,7 @@ class Kind:
         Raises:
             InputError: it is out of range.
         """
-        checked(self, "replicas: ")
+        checked(self, "")
 
     def seat(self, other: Seat) -> Seat:
         """One of them, where another one says what they do not."""
@@ -105,8 +105,11 @@ def read_kinds(path: str | Path) -> tuple[Kind, ...]:
         InputError: no such file, or something else in it.
     """
     data = read_yaml(path, "a fleet")
-    if not isinstance(data, Mapping) or not isinstance(data.get("replicas"), list) or len(data) > 1:
-        raise InputError(f"{path}: expected a mapping with a list of replicas, got {kind_of(data)}")
+    if not isinstance(data, Mapping) or set(data) != {"replicas"}:
+        got = f"the keys {', '.join(map(str, data)) or 'none'}" if isinstance(data, Mapping) else kind_of(data)
+        raise InputError(f"{path}: expected a mapping with one key, replicas, got {got}")
+    if not isinstance(data["replicas"], list):
+        raise InputError(f"{path}: replicas: expected a list of kinds, got {kind_of(data['replicas'])}")
     return tuple(from_mapping(Kind, one, f"{path}: replicas[{k}]") for k, one in enumerate(data["replicas"]))
 
 
@@ -121,10 +124,20 @@ def seats_of(kinds: Sequence[Kind], other: Seat, where: str) -> tuple[Seat, ...]
     Raises:
         InputError: none, too many, or a kind that cannot be.
     """
-    fleet = tuple(seat for kind in kinds for seat in (kind.seat(other),) * kind.count)
+    fleet = tuple(
+        seat for k, kind in enumerate(kinds) for seat in (_seat(kind, other, f"{where}: replicas[{k}]"),) * kind.count
+    )
     if not 1 <= len(fleet) <= MOST_REPLICAS:
         raise InputError(f"{where}: expected 1 to {MOST_REPLICAS} replicas, got {len(fleet) or 'none'}")
     return fleet
+
+
+def _seat(kind: Kind, other: Seat, where: str) -> Seat:
+    """A replica of a kind; what cannot be is said to be there."""
+    try:
+        return kind.seat(other)
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).removeprefix('scenario: ')}") from None
 
 
 def described(fleet: Sequence[Seat]) -> str:

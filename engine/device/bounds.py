@@ -19,11 +19,11 @@ def capacity_bound(seconds: np.ndarray) -> float | None:
     return 1.0 / mean if mean > 0.0 and math.isfinite(1.0 / mean) else None
 
 
-def bound_note(bound: float | None) -> str:
-    """The bound in words."""
+def bound_note(bound: float | None, place: str = "this device") -> str:
+    """The bound in words; `place` is what serves."""
     if bound is None:
         return "No bound on the load that a scheduler sustains: on this profile iterations may take no time."
-    return f"No scheduler sustains more than {bound:.2f} requests/s of this kind on this device (1/E(w))."
+    return f"No scheduler sustains more than {bound:.2f} requests/s of this kind on {place} (1/E(w))."
 
 
 def least_seconds(model: LatencyModel, config: EngineConfig, requests: Requests) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from agents.evaluation.capacity import FORMAT as CAPACITY
 from agents.evaluation.capacity import Search, search_capacity
 from agents.evaluation.evaluate import Evaluation, evaluate
+from agents.evaluation.fleet import Fleet
 from agents.evaluation.result import FORMAT as EVALUATION
 from agents.evaluation.result import Comparison
 from agents.evaluation.setup import Setup
@@ -94,6 +95,7 @@ class _Loads:
 class _Searched:
     rates: tuple[float, ...] | None
     bisection: tuple[float, float, float] | None
+    fleet: Fleet | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _capacity(again: Again) -> object:
     setup = _setup(stored.config, place, _policies(stored.rows), stored.reference, again.trace)
     if where.bisection is not None:
         setup |= dict(zip(("low", "high", "tolerance"), where.bisection, strict=True))
-    return search_capacity(Search(rates=where.rates, **setup), workers=again.how.workers)
+    return search_capacity(Search(rates=where.rates, fleet=where.fleet, **setup), workers=again.how.workers)
 
 
 def _devices(again: Again) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.evaluation.comparison import common_verdict, compared, over_seeds
+from agents.evaluation.fleet import channel_of, serve_fleet
 from agents.evaluation.setup import Setup, requests_of, run_cells
 from agents.routers import resolve_router, router_fingerprint
 from agents.studies.route.presence import presence_of
@@ -14,9 +15,8 @@ from agents.studies.route.records import Cell, Contestant, Difference, ReplicaNu
 from agents.work.cells import kept_cells
 from agents.work.progress import OnProgress, unseen
 from agents.work.provenance import config_hash, versions
-from engine.cluster.record import ClusterRecord, ClusterReport, summarize_cluster
+from engine.cluster.record import ClusterRecord, ClusterReport
 from engine.cluster.seats import Seat, described
-from engine.cluster.simulate import simulate_cluster
 from engine.errors import InputError
 
 COMPARED = (
@@ -58,17 +58,7 @@ class Routing:
             raise InputError(f"rates: expected each load once, got {self.loads}")
         if self.setup.source.closed_loop:
             raise InputError(f"route: expected an open loop, got {self.setup.source.closed_loop}")
-        channels = dict.fromkeys(filter(None, map(self._channel, self.setup.policies)))
-        if len(channels) > 1:
-            raise InputError(f"route: expected policies with the same predictions, got {', '.join(channels)}")
-
-    def _channel(self, policy: str) -> str:
-        return self.setup.source.channel(self.setup.policy(policy))
-
-    @property
-    def _told(self) -> str:
-        """The policy whose predictions the requests have."""
-        return next((policy for policy in self.setup.policies if self._channel(policy)), self.setup.policies[0])
+        channel_of(self.setup, self.setup.policies)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; two with the same form have the same cells."""
@@ -88,17 +78,7 @@ class Routing:
             InputError: the requests do not fit the servers.
             PolicyError: the policy or the router broke the rules.
         """
-        setup = self.setup
-        record = simulate_cluster(
-            resolve_router(router),
-            [setup.policy(seat.policy) for seat in self.fleet],
-            setup.requests_for(self._told, load, seed),
-            [seat.profile for seat in self.fleet],
-            [seat.config for seat in self.fleet],
-            seed=seed,
-            horizon_s=setup.horizon_s,
-        )
-        return record, summarize_cluster(record, warmup_s=setup.warmup_s, goodput=setup.goodput)
+        return serve_fleet(self.setup, resolve_router(router), self.fleet, load, seed)
 
 
 class Task(NamedTuple):

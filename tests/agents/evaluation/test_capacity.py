@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from agents.cli import main
 from agents.evaluation.capacity import Limit, Search, capacity_of, gain_bound, search_capacity
+from agents.evaluation.fleet import Alike, Fleet
 from agents.evaluation.points import NOBODY_SERVED, Point
 from agents.evaluation.statistics import Interval
 from agents.reporting.capacity_tables import capacity_grids
@@ -129,3 +131,56 @@ def test_capacities_beyond_the_rates_that_were_tried_say_which_side_they_are_on(
 def test_searches_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         search(**changes)
+
+
+def fleet(router: str, *counts_and_seconds: tuple[int, float], policy: str = "") -> Fleet:
+    config = EngineConfig(num_blocks=5000)
+    kinds = tuple(Alike(count, policy, constant(seconds), config) for count, seconds in counts_and_seconds)
+    return Fleet(router, kinds)
+
+
+def test_one_replica_behind_any_router_has_the_capacity_of_the_server() -> None:
+    alone, behind = search_capacity(search()), search_capacity(search(fleet=fleet("jsq", (1, 0.1))))
+    assert behind.points == alone.points
+    assert behind.rows == alone.rows
+    assert behind.bound == alone.bound
+    assert alone.config_hash != behind.config_hash
+
+
+def test_a_fleet_carries_what_its_replicas_carry_together() -> None:
+    """Ten requests/s each: two behind JSQ carry near 20 of them, and behind lots drawn less."""
+    low_and_high = {"low": 10.0, "high": 30.0, "tolerance": 0.5}
+    jsq, drawn = (search_capacity(search(fleet=fleet(name, (2, 0.1)), **low_and_high)) for name in ("jsq", "random"))
+    assert jsq.bound == pytest.approx(2.0 * (search().bound(None) or 0.0))
+    assert 17.0 < drawn.rows[0].capacity.mean < jsq.rows[0].capacity.mean < 21.0
+    assert "2 replicas, each with the policy, behind jsq" in jsq.notes[0]
+
+
+def test_the_bound_of_a_mixed_fleet_is_that_of_its_fastest_and_its_own_policies_stay() -> None:
+    own = Fleet("jsq", (*fleet("", (2, 0.1)).kinds, *fleet("", (1, 0.05), policy="vllm").kinds))
+    assert search(fleet=own).bound(None) == pytest.approx(3 * 2.0 * (search().bound(None) or 0.0))
+    assert [seat.policy for seat in own.seats("slai")] == ["slai", "slai", "vllm"]
+    assert search(fleet=own).to_dict()["fleet_sources"] == ["jsq", "vllm"]
+    assert Fleet.of("jsq", own.seats("")) == own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--router jsq", "router: expected --replicas or --fleet beside it, got neither"),
+        ("--replicas 0", "replicas: expected a whole number >= 1, got 0"),
+        ("--replicas 2 --router joiner", "router: expected one of random, "),
+        ("--replicas 2 --fleet x.yml", "replicas, fleet: expected one of them, got both"),
+        ("--fleet x.yml", "x.yml: cannot read a fleet"),
+        ("--replicas 2 --engine.num-blocks 20", "replica 0: request 0: expected prompt + output"),
+    ],
+)
+def test_bad_fleets_are_one_line(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rest = "--policies sarathi --num-requests 30 --seeds 1 --workers 1 --no-progress"
+    assert main(["capacity", *rest.split(), *arguments.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llmsched: {message}"), said
+    assert said.count("\n") == 1

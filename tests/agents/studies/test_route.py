@@ -241,11 +241,16 @@ def test_a_fleet_of_kinds_comes_from_a_file(
     ("text", "message"),
     [
         ("replicas: []", "mixed.yml: expected 1 to 4096 replicas, got none"),
-        ("fleet: 3", "mixed.yml: expected a mapping with a list of replicas, got "),
-        ("replicas: [{count: 0}]", "mixed.yml: replicas[0]"),
+        ("fleet: 3", "mixed.yml: expected a mapping with one key, replicas, got the keys fleet"),
+        ("{}", "mixed.yml: expected a mapping with one key, replicas, got the keys none"),
+        ("- 3", "mixed.yml: expected a mapping with one key, replicas, got a list"),
+        ("replicas: 3", "mixed.yml: replicas: expected a list of kinds, got 3"),
+        ("replicas: [{count: 0}]", "mixed.yml: replicas[0]: count: expected a whole number >= 1, got 0"),
         ("replicas: [{speed: 3}]", "mixed.yml: replicas[0]"),
-        ("replicas: [{profile: moon}]", "profile: expected one of "),
-        ("replicas: [{policy: trail}, {policy: ltr}]", "route: expected policies with the same predictions, got "),
+        ("replicas: [{count: 1}, {profile: moon}]", "mixed.yml: replicas[1]: profile: expected one of "),
+        ("replicas: [{server: num_blocks=-3}]", "mixed.yml: replicas[0]: server: num_blocks: expected a whole number"),
+        ("replicas: [{policy: nobody}]", "mixed.yml: policy: expected one of "),
+        ("replicas: [{policy: trail}, {policy: ltr}]", "replicas: expected policies with the same predictions, got "),
     ],
 )
 def test_a_bad_fleet_is_one_line(
