@@ -21,7 +21,7 @@ _TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goo
 
 @dataclass(frozen=True, kw_only=True)
 class Command(TableOptions):
-    """Measured beside predicted: an A/B of `python -m agents.vllm.replay` in a vLLM engine, and its simulation."""
+    """Measured beside predicted: an A/B of `python -m agents.vllm replay` in a vLLM engine, and its simulation."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Its folders, of one engine."""

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from agents.policies import resolve
+from agents.vllm.settings import STOCK
 from engine.demand.requests import Requests
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
-from engine.device.latency import DEFAULT_PROFILE
+from engine.device.latency import DEFAULT_PROFILE, load_profile
+from engine.errors import InputError
 from engine.fields import from_mapping
-from engine.files.reading import read_json
+from engine.files.reading import read_json, read_mapping
 from engine.ranges import Count, Rate, Seconds, whole
 
 _MISTRAL = {
@@ -91,6 +94,24 @@ class Plan:
             InputError: it is not there, or has a key or a value that does not fit.
         """
         return from_mapping(cls, read_json(path, "plan of an A/B"), f"{path}")
+
+    def check(self) -> None:
+        """Make sure that every cell can be run, before a server starts.
+
+        Raises:
+            InputError: no policy, no load, an unknown policy or one that needs predictions, lengths, tiers, profile or
+                model that there are not.
+        """
+        for name in ("policies", "rates", "seeds"):
+            if not getattr(self, name):
+                raise InputError(f"{name}: expected at least one, got none")
+        for spec in self.policies:
+            if spec != STOCK and resolve(spec).channel:
+                raise InputError(f"policy {spec!r}: expected one without predictions, got one that needs them")
+        load_profile(self.profile)
+        self.workload(self.rates[0])
+        if self.model not in SHAPES:
+            read_mapping(Path(self.model) / "config.json", "the shape of a model")
 
     def cells(self) -> list[Cell]:
         """All cells, those that belong together one after the other."""

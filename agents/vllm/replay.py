@@ -1,4 +1,4 @@
-"""`python -m agents.vllm.replay PLAN.json OUT`: serve the same arrivals with each policy in one vLLM engine.
+"""`python -m agents.vllm replay PLAN.json OUT`: serve the same arrivals with each policy in one vLLM engine.
 
 No HTTP: one `AsyncLLM` in this process, its engine core in another one, random weights, prompts of random tokens.
 Requests are sent when they are due, whatever has become of those before (open loop). In OUT afterwards:
@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +26,13 @@ import numpy as np
 
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
 from engine.errors import InputError
 
 FORMAT = "llmsched-ab/1"
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
+_COMMAND = "python -m agents.vllm replay"
 _SPARE_S = 15.0
 """No cell begins that would not have as much time left as its arrivals take, and so many seconds."""
 
@@ -221,19 +222,14 @@ async def _run(plan: Plan, out: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a plan; returns the exit code."""
-    if len(arguments) != 2:
-        print("python -m agents.vllm.replay: expected PLAN.json OUT", file=sys.stderr)
-        return 2
     try:
+        if len(arguments) != 2:
+            raise InputError(f"{_COMMAND}: expected PLAN.json OUT, got {len(arguments)} arguments")
         plan = Plan.read(Path(arguments[0]))
-        if find_spec("vllm") is None:
-            raise InputError("python -m agents.vllm.replay: expected an environment with vLLM, got one without it")
+        plan.check()
+        check_version(_COMMAND)
     except InputError as error:
         print(f"llmsched: {error}", file=sys.stderr)
         return 2
     asyncio.run(_run(plan, Path(arguments[1])))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

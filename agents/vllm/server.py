@@ -1,6 +1,6 @@
 """What of vLLM's scheduler is used, the same in 0.24 and 0.32; nothing else of vLLM is touched."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 SEATS = ("max_num_running_reqs", "max_num_active_reqs")
@@ -90,8 +90,7 @@ class Scheduler(Protocol):
 
 def others(scheduler: Scheduler) -> bool:
     """Whether requests are there that policies do not know: grammars, KV of other servers."""
-    queues: Iterable[Sized] = (getattr(scheduler, name, ()) for name in OTHER_QUEUES)
-    return any(map(len, queues))
+    return any(len(getattr(scheduler, name, ())) for name in OTHER_QUEUES)
 
 
 def free_blocks(scheduler: Scheduler) -> int:

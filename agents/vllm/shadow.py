@@ -1,17 +1,17 @@
 """The shadow of a vLLM server: its requests as a policy sees them, and the plan of a policy for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.vllm import shadow_state as state
+from engine.compiled.entry import entry
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.driving import memory_of
-from engine.server.core import empty
 from engine.server.features import new_features
 from engine.server.policy import Policy
 from engine.server.state import new_server, set_limits
@@ -27,14 +27,20 @@ class ShadowError(RuntimeError):
 
 
 class Steps(NamedTuple):
-    """What a policy asks of the server."""
+    """What a policy asks of the server; requests by their index. Who has KV and is not named goes on."""
 
-    served: list[list[int]]
-    """(index, tokens, tokens that it lacks) of each request of the batch, in the policy's order."""
+    budget: int
+    """Tokens of the batch."""
+    admitted: list[int]
+    """Waiting requests to be admitted, in the policy's order."""
+    cut: list[list[int]]
+    """Started prompts that get a part of what they lack, and how many tokens fewer."""
+    held: list[int]
+    """Requests with KV that are not to run."""
     victims: list[int]
-    """Indices of requests that are to lose their KV."""
-    is_everyone: bool
-    """Whether these are all that vLLM has running, and each decodes."""
+    """Requests that are to lose their KV."""
+    apart: int
+    """New prompts that get fewer tokens than they lack though others come behind them: vLLM gives them all."""
 
 
 class Flight:
@@ -44,7 +50,7 @@ class Flight:
         self.batch, self.iteration, self.start = batch, iteration, start
         self.has_prompt = bool(features[0]["requests"] > features[0]["decodes"])
         self.features = features.copy()
-        self.predicted = 0.0
+        self.predicted = 0.0  # s, set by `Shadow.begin`
 
 
 class Shadow:
@@ -73,30 +79,32 @@ class Shadow:
         self.index: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self._latency, self._features = model.compiled(), new_features()
-        self._steps = np.zeros((2 * capacity + 1, 3), np.int64)
-        self._ratio = [0.0, 0.0]
+        self._steps = np.zeros((2 * capacity + 1, 2), np.int64)
+        self._ratio = np.zeros(2)
+        self._entered = self._begun = 0  # counts that the row has too, where reading them takes ten times as long
         self._duration = 0.0
         self.last_end = 0.0
-        self.decode = self._decider()
+        self._ready()
 
-    def _decider(self) -> Any:
-        """The policy's plan function, compiled now."""
-        if self.policy is None:
-            return None
-        if self.policy.runs_compiled:
+    def _ready(self) -> None:
+        """Compile now what every batch needs."""
+        view, plan, batch = self.view, self.server.plan, np.zeros((0, 2), np.int64)
+        self._look = entry(state.look, view, plan, 0.0, 0.0, 0)
+        self._read_plan = entry(state.read_plan, view, plan, self._steps)
+        given = self._features, batch, self.ends, self._latency, self._ratio
+        self._begin = entry(state.begin, view, *given, 0.0)
+        self._end = entry(state.end, view, batch, 0, 0.0)
+        self.decode: Callable[..., Any] | None = None
+        if self.policy is not None and self.policy.runs_compiled:
             assert self.policy.kernel is not None
-            return self.policy.kernel.compiled
-        return self.policy.plan
+            self.decode = entry(self.policy.kernel.compiled, view, self.memory, plan)
+        elif self.policy is not None:
+            self.decode = self.policy.plan
 
     @property
     def is_full(self) -> bool:
         """Whether no further request fits."""
-        return bool(self.row[0]["next_arrival"] >= self.capacity)
-
-    @property
-    def leaving(self) -> int:
-        """Requests whose last token is under way: vLLM has them running, and passes them over."""
-        return int(self.row[0]["leaving"])
+        return self._entered >= self.capacity
 
     def enter(self, name: str, arrival: float, prompt: int, most: int, tier: int) -> int:
         """A request has arrived: its name, time (s), prompt tokens, most output tokens and tier; returns its index.
@@ -108,6 +116,7 @@ class Shadow:
             raise ShadowError(f"expected at most {self.capacity} requests since the shadow was made, got one more")
         t = self.tiers[tier]
         i = int(state.enter(self.view, arrival, prompt, tier, t.tbt_s, t.ttft_s, int(t.strict)))
+        self._entered = i + 1
         self.ends[i] = max(1, min(most, self.config.max_model_len - prompt))
         self.index[name], self.names[i] = i, name
         return i
@@ -162,14 +171,13 @@ class Shadow:
     def begin(self, scheduled: dict[str, int], start: float) -> Flight:
         """The server has scheduled so many tokens of these requests, at `start` (s)."""
         batch = np.empty((len(scheduled), 2), np.int64)
-        batch[:, 0] = [self.index[name] for name in scheduled]
-        batch[:, 1] = list(scheduled.values())
-        state.begin(self.view, self._features, batch, len(batch), self.ends)
-        flight = Flight(batch, int(self.row[0]["iterations"]) - 1, start, self._features)
-        flight.predicted = float(state.expect(self.view, self._latency, self._features))
-        ratio = self._ratio[flight.has_prompt]
-        self._duration = flight.predicted * (ratio or 1.0)
-        state.set_times(self.view, batch, len(batch), flight.iteration, max(start, self.last_end) + self._duration)
+        batch[:, 0] = np.fromiter(map(self.index.__getitem__, scheduled), np.int64, len(scheduled))
+        batch[:, 1] = np.fromiter(scheduled.values(), np.int64, len(scheduled))
+        begins, given = max(start, self.last_end), (self._latency, self._ratio)
+        predicted, self._duration = self._begin(self.view, self._features, batch, self.ends, *given, begins)
+        flight = Flight(batch, self._begun, start, self._features)
+        flight.predicted = predicted
+        self._begun += 1
         return flight
 
     def end(self, flight: Flight, now: float) -> float:
@@ -177,10 +185,11 @@ class Shadow:
         seconds = now - max(flight.start, self.last_end)
         self.last_end = now
         seen = min(max(seconds / flight.predicted, _LEAST), _MOST)
-        old = self._ratio[flight.has_prompt]
-        self._ratio[flight.has_prompt] = old + _WEIGHT * (seen - old) if old else seen
-        state.set_times(self.view, flight.batch, len(flight.batch), flight.iteration, now)
-        if flight.iteration == int(self.row[0]["iterations"]) - 1:
+        kind = int(flight.has_prompt)
+        old = self._ratio[kind]
+        self._ratio[kind] = old + _WEIGHT * (seen - old) if old else seen
+        self._end(self.view, flight.batch, flight.iteration, now)
+        if flight.iteration == self._begun - 1:
             self._duration = seconds
         return seconds
 
@@ -191,21 +200,24 @@ class Shadow:
             Requests that vLLM should have running, and waiting.
         """
         begins = now if under_way == np.inf else max(now, max(under_way, self.last_end) + self._duration)
-        running, waiting = state.look(self.view, begins, self._duration, free)
-        return int(running), int(waiting)
+        found: tuple[int, int] = self._look(self.view, self.server.plan, begins, self._duration, free)
+        return found
 
     def plan(self) -> Steps:
-        """What the policy asks for.
+        """What the policy asks for, after `look`.
 
         Raises:
             ShadowError: its plan names nobody who is there.
             Exception: whatever the policy raises.
         """
-        empty(self.server)
+        assert self.decode is not None
         self.decode(self.view, self.memory, self.server.plan)
-        served, victims, decodes, running = state.read_plan(self.view, self.server.plan, self._steps)
-        if served < 0:
+        admitted, cut, held, victims, budget, apart = self._read_plan(self.view, self.server.plan, self._steps)
+        if budget < 0:
             raise ShadowError("a plan that cannot be read")
-        rows = self._steps[: served + victims].tolist()
-        is_everyone = victims == 0 and served == decodes == running
-        return Steps(rows[:served], [row[0] for row in rows[served:]], is_everyone)
+        if not admitted + cut + held + victims:
+            return Steps(budget, [], [], [], [], 0)
+        rows = self._steps[: admitted + cut + held + victims].tolist()
+        indices, behind = [row[0] for row in rows], admitted + cut
+        left_out = indices[behind : behind + held], indices[behind + held :]
+        return Steps(budget, indices[:admitted], rows[admitted:behind], *left_out, apart)

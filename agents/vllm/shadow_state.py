@@ -11,6 +11,7 @@ from engine.compiled.jit import hot, inner
 from engine.device.latency import Latency, iteration_seconds
 from engine.server.features import EMPTY, add, store
 from engine.server.kv import blocks_for, join_running
+from engine.server.plan import clear, is_named, name
 from engine.server.state import DROP, FINISHED, RUNNING, WAITING, Plan, View
 
 ILLEGAL = -1
@@ -102,20 +103,12 @@ def admit(view: View, i: int, computed: int) -> None:
     view.request[i].prefilled = computed
 
 
-@hot
-def begin(view: View, features: np.ndarray, batch: np.ndarray, size: int, ends: np.ndarray) -> None:
-    """Count a batch that vLLM has scheduled as computed, but for its times.
-
-    Args:
-        view: the shadow.
-        features: FEATURES[1], set to those of the batch.
-        batch: int64[.., 2], index and tokens of each request.
-        size: filled part of it.
-        ends: int32[requests], output tokens at which a request is certain to end.
-    """
+@inner
+def _compute(view: View, features: np.ndarray, batch: np.ndarray, ends: np.ndarray) -> None:
+    """Count a batch as computed, but for its times; sets its features."""
     row, f = view.row[0], EMPTY
     tokens = 0
-    for k in range(size):
+    for k in range(batch.shape[0]):
         i, n = batch[k, 0], batch[k, 1]
         r = view.request[i]
         r.last_run = row.iterations
@@ -141,31 +134,63 @@ def begin(view: View, features: np.ndarray, batch: np.ndarray, size: int, ends: 
             row.leaving += 1
     store(f, 0.0, features)
     row.batch_tokens = tokens
-    row.batch_requests += size
+    row.batch_requests += batch.shape[0]
     row.iterations += 1
 
 
-@hot
-def expect(view: View, latency: Latency, features: np.ndarray) -> float:
-    """Seconds that the profile predicts for a batch."""
-    return iteration_seconds(latency, features)
-
-
-@hot
-def set_times(view: View, batch: np.ndarray, size: int, iteration: int, end: float) -> None:
-    """Say when a batch ended, or will: that is when its tokens came, where a request has had none since."""
-    for k in range(size):
+@inner
+def _set_times(view: View, batch: np.ndarray, iteration: int, end: float) -> None:
+    for k in range(batch.shape[0]):
         r = view.request[batch[k, 0]]
         if r.last_run == iteration and r.status != WAITING and r.prefilled == r.prompt:
             r.last_token = end
 
 
 @hot
-def look(view: View, now: float, duration: float, free: int) -> tuple[int, int]:
-    """Bring the shadow to the time of a decision.
+def begin(
+    view: View,
+    features: np.ndarray,
+    batch: np.ndarray,
+    ends: np.ndarray,
+    latency: Latency,
+    ratio: np.ndarray,
+    start: float,
+) -> tuple[float, float]:
+    """Count a batch that vLLM has scheduled as computed, at the time at which it is expected to end.
 
     Args:
         view: the shadow.
+        features: FEATURES[1], set to those of the batch.
+        batch: int64[requests, 2], index and tokens of each request.
+        ends: int32[requests], output tokens at which a request is certain to end.
+        latency: predicts its seconds.
+        ratio: float64[2], seconds of batches over predicted ones, without prompts and with; 0: not known.
+        start: s, when it begins.
+
+    Returns:
+        Seconds that the profile predicts, and those that are expected.
+    """
+    _compute(view, features, batch, ends)
+    predicted = iteration_seconds(latency, features)
+    seen = ratio[int(features[0].requests > features[0].decodes)]
+    expected = predicted * (seen if seen > 0.0 else 1.0)
+    _set_times(view, batch, view.row[0].iterations - 1, start + expected)
+    return predicted, expected
+
+
+@hot
+def end(view: View, batch: np.ndarray, iteration: int, now: float) -> None:
+    """Say when a batch has ended: that is when its tokens came, where a request has had none since."""
+    _set_times(view, batch, iteration, now)
+
+
+@hot
+def look(view: View, plan: Plan, now: float, duration: float, free: int) -> tuple[int, int]:
+    """Bring the shadow to the time of a decision, and open an empty plan.
+
+    Args:
+        view: the shadow.
+        plan: emptied.
         now: s, when the batch to be planned can begin.
         duration: s, of the batch before.
         free: KV blocks that vLLM has free.
@@ -185,6 +210,7 @@ def look(view: View, now: float, duration: float, free: int) -> tuple[int, int]:
     row.free_blocks = max(0, free - reserved)
     row.now = max(row.now, now)
     row.last_duration = duration
+    clear(view, plan)
     return row.num_running + row.leaving, row.num_waiting
 
 
@@ -203,33 +229,75 @@ def _is_readable(view: View, plan: Plan) -> bool:
     return True
 
 
+@inner
+def _taken(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int]:
+    """Those to be admitted, into `steps`: how many, tokens of the batch, new prompts cut though others follow."""
+    admitted, budget, apart, cut = 0, 0, 0, 0
+    for k in range(plan.size[0]):
+        i, n = plan.entry[k].request, plan.entry[k].tokens
+        if n > 0:
+            name(plan, i)
+            r = view.request[i]
+            lacks = max(1, r.prompt - r.prefilled)
+            budget += min(n, lacks)
+            if r.status == WAITING:
+                steps[admitted, 0] = i
+                admitted += 1
+                apart += cut
+                cut = int(n < lacks)
+    return admitted, budget, apart
+
+
+@inner
+def _shortened(view: View, plan: Plan, steps: np.ndarray, filled: int) -> int:
+    """Started prompts that get a part of what they lack, into `steps` behind what is filled; returns how many."""
+    count = 0
+    for k in range(plan.size[0]):
+        i, n = plan.entry[k].request, plan.entry[k].tokens
+        fewer = view.request[i].prompt - view.request[i].prefilled - n
+        if n > 0 and fewer > 0 and view.request[i].status == RUNNING:
+            steps[filled + count, 0], steps[filled + count, 1] = i, fewer
+            count += 1
+    return count
+
+
+@inner
+def _left_out(view: View, plan: Plan, steps: np.ndarray, filled: int) -> tuple[int, int]:
+    """Those held back and those that lose their KV, into `steps` behind what is filled; returns how many."""
+    held, victims, is_victim = 0, 0, -plan.draft[0].number
+    for k in range(plan.size[0]):
+        if plan.entry[k].tokens < 0 and plan.entry[k].tokens != DROP:
+            plan.named[plan.entry[k].request] = is_victim
+    for k in range(view.row[0].num_running):
+        i = view.running[k]
+        if not is_named(plan, i) and plan.named[i] != is_victim:
+            steps[filled + held, 0] = i
+            held += 1
+    for k in range(plan.size[0]):
+        if plan.entry[k].tokens < 0 and plan.entry[k].tokens != DROP:
+            steps[filled + held + victims, 0] = plan.entry[k].request
+            victims += 1
+    return held, victims
+
+
 @hot
-def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int, int]:
+def read_plan(view: View, plan: Plan, steps: np.ndarray) -> tuple[int, int, int, int, int, int]:
     """What a plan asks of vLLM.
 
     Args:
         view: the shadow.
         plan: made by a policy.
-        steps: int64[.., 3], set to (index, tokens, tokens that the request lacks) of each request that is served, then
-            (index, 0, 0) of each that is to lose its KV.
+        steps: int64[.., 2], set to what differs from everyone going on: indices of the requests to be admitted, of the
+            started prompts that get a part of what they lack (and how many tokens fewer), of those with KV that are
+            held back, and of those that are to lose it.
 
     Returns:
-        How many are served, how many lose their KV, how many of those served decode, and how many vLLM has running;
-        ILLEGAL first for a plan that cannot be read.
+        How many of each kind; tokens of the batch (ILLEGAL: a plan that cannot be read); how many new prompts get fewer
+        than they lack though others come behind them.
     """
     if not _is_readable(view, plan):
-        return ILLEGAL, 0, 0, 0
-    served, victims, decodes = 0, 0, 0
-    for k in range(plan.size[0]):
-        i, n = plan.entry[k].request, plan.entry[k].tokens
-        if n > 0:
-            r = view.request[i]
-            lacks = max(1, r.prompt - r.prefilled)
-            steps[served, 0], steps[served, 1], steps[served, 2] = i, min(n, lacks), lacks
-            served += 1
-            decodes += r.status == RUNNING and r.prefilled == r.prompt
-    for k in range(plan.size[0]):
-        if plan.entry[k].tokens < 0 and plan.entry[k].tokens != DROP:
-            steps[served + victims, 0] = plan.entry[k].request
-            victims += 1
-    return served, victims, decodes, view.row[0].num_running + view.row[0].leaving
+        return 0, 0, 0, 0, ILLEGAL, 0
+    admitted, budget, apart = _taken(view, plan, steps)
+    cut = _shortened(view, plan, steps, admitted)
+    held, victims = _left_out(view, plan, steps, admitted + cut)
+    return admitted, cut, held, victims, budget, apart

@@ -76,6 +76,7 @@ class Steering:
         self._shadow = self._make_shadow()
         self._tier_names = [tier.name for tier in tiers]
         self._steered = policy is not None
+        self._is_shadowed = self._steered or bool(settings.log)
         about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
         self._log = StepLog(settings.log, settings.counters, about | {"limits": asdict(limits)})
 
@@ -99,6 +100,8 @@ class Steering:
         if not self._vllm.requests and self._watched.changed():
             self._read_again()
         super().add_request(request)  # type: ignore[misc]
+        if not self._is_shadowed:
+            return
         try:
             if request.request_id not in self._shadow.index:
                 self._enter(request)
@@ -107,6 +110,10 @@ class Steering:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """The next batch: vLLM's own, among what the policy has chosen."""
+        if not self._is_shadowed:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+            self._log.count.steps += output.total_num_scheduled_tokens > 0
+            return output
         began = time.perf_counter()
         note = Note(len(self._vllm.running), len(self._vllm.waiting))
         arranged = self._choose(note)
@@ -136,6 +143,7 @@ class Steering:
             _, flight, note = self._under_way.popleft()
             try:
                 self._log.batch(flight.start, self._shadow.end(flight, now), flight.features, note)
+                self._let_go()
             except Exception as error:
                 self._break(error)
         if not self._vllm.requests:
@@ -155,7 +163,7 @@ class Steering:
                 count.passed += 1
                 return None
             steps = self._plan()
-            if not steps.served and not self._under_way and note.running + note.waiting:
+            if not steps.budget and not self._under_way and note.running + note.waiting:
                 count.stalled += 1
                 return None
             arranged = arrange(self._vllm, steps, self._shadow.names)
@@ -164,15 +172,21 @@ class Steering:
             self._tell(error)
             return None
         count.decided += 1
-        note.planned, note.held = arranged.budget, len(arranged.held) - self._shadow.leaving
+        note.planned, note.held = arranged.budget, len(arranged.held)
         return arranged
 
     def _catch_up(self) -> None:
         """Let the shadow know who has gone since the last batch."""
-        for name in self._vllm.finished_req_ids:
-            self._shadow.leave(name)
+        self._let_go()
         if self._is_broken or self._shadow.is_full:
             self._rebuild()
+
+    def _let_go(self) -> None:
+        """Let the shadow forget who has gone."""
+        requests = self._vllm.requests
+        for name in self._vllm.finished_req_ids:
+            if name not in requests:
+                self._shadow.leave(name)
 
     def _plan(self) -> Steps:
         """What the policy asks for.

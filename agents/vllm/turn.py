@@ -20,8 +20,6 @@ from typing import NamedTuple
 from agents.vllm.server import SEATS, Request, Scheduler
 from agents.vllm.shadow import Steps
 
-_NOTHING = (0, 0)
-
 
 class Arranged(NamedTuple):
     """The requests of vLLM as a policy has sorted them."""
@@ -37,39 +35,21 @@ class Arranged(NamedTuple):
     cut: list[tuple[Request, int]]
     """Started prompts that get fewer tokens than they lack, and how many fewer."""
     apart: int
-    """New prompts that get fewer than they lack though others come behind them: vLLM gives them all."""
+    """Of `Steps`."""
 
 
 def arrange(scheduler: Scheduler, steps: Steps, names: Mapping[int, str]) -> Arranged:
     """Sort the requests of vLLM by what a policy asks for; `names` has those of its indices."""
-    if steps.is_everyone:
-        return Arranged(len(steps.served), scheduler.running, [], [], [], 0)
-    served = {names[i]: (tokens, lacks) for i, tokens, lacks in steps.served}
-    victims = {names[i] for i in steps.victims}
-    present, held, cut = _sorted(scheduler.running, served, victims)
-    admitted = [scheduler.requests[name] for name in served]
-    return Arranged(sum(step[1] for step in steps.served), present, held, admitted, cut, _apart(served))
-
-
-def _sorted(
-    running: list[Request], served: dict[str, tuple[int, int]], victims: set[str]
-) -> tuple[list[Request], list[Request], list[tuple[Request, int]]]:
-    """Who runs (victims last), who is held, whose prompt is cut; only those to be admitted stay in `served`."""
-    present: list[Request] = []
-    last: list[Request] = []
-    held: list[Request] = []
-    cut = []
-    for request in running:
-        tokens, lacks = served.pop(request.request_id, _NOTHING)
-        (present if tokens else last if request.request_id in victims else held).append(request)
-        if tokens < lacks:
-            cut.append((request, lacks - tokens))
-    return present + last, held, cut
-
-
-def _apart(new: Mapping[str, tuple[int, int]]) -> int:
-    """New prompts but the last that get fewer tokens than they lack."""
-    return sum(tokens < lacks for tokens, lacks in list(new.values())[:-1])
+    requests = scheduler.requests
+    admitted, held, victims = (
+        [requests[names[i]] for i in some] for some in (steps.admitted, steps.held, steps.victims)
+    )
+    cut = [(requests[names[i]], fewer) for i, fewer in steps.cut]
+    present = scheduler.running
+    if held or victims:
+        away = {id(request) for request in (*held, *victims)}
+        present = [request for request in present if id(request) not in away] + victims
+    return Arranged(steps.budget, present, held, admitted, cut, steps.apart)
 
 
 class Turn:
@@ -108,7 +88,7 @@ class Turn:
         s.max_num_scheduled_tokens, s.waiting = self._most, self._waiting
         for name, most in self._seats.items():
             setattr(s, name, most)
-        if s.running is not self._running or len(self._queue):
+        if self._arranged.admitted or s.running is not self._running or len(self._queue):
             self._put_back()
 
     def _put_back(self) -> None:

@@ -19,6 +19,7 @@ from agents.vllm.results import METRICS, read_cells
 from agents.vllm.step_log import COLUMNS, Counters
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
+from engine.errors import InputError
 from engine.runs.simulate import simulate
 
 PLAN = Plan(policies=("sarathi", "slai", "slackfit"), rates=(1.8,), num_requests=80, profile="rtx6000ada-mistral-7b")
@@ -121,6 +122,26 @@ def test_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_replay_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay([str(tmp_path / "none.json"), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"policies": ("stock", "no-such")}, "no-such"),
+        ({"policies": ()}, "policies: expected at least one"),
+        ({"policies": ("trail",)}, "without predictions"),
+        ({"rates": ()}, "rates: expected at least one"),
+        ({"profile": "no-such"}, "no-such"),
+        ({"lengths": "no-such"}, "no-such"),
+        ({"tiers": ({"name": "a", "share": 2.0, "tbt": 0.1},)}, "share"),
+        ({"model": "no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_plan_that_cannot_be_run_is_refused_before_a_server_starts(changes: dict[str, Any], expected: str) -> None:
+    PLAN.check()
+    with pytest.raises(InputError, match=expected) as refused:
+        replace(PLAN, **changes).check()
+    assert "\n" not in str(refused.value)
 
 
 def test_plan_that_does_not_fit_is_refused(tmp_path: Path) -> None:
