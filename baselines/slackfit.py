@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from baselines.families.aims import PHASES, RULE, Rule
+from baselines.families.aims import FEW_SEATS, PHASES, RULE, Rule
 from baselines.families.filling import FILLING, Filling, fill_by_rule
 from baselines.families.profiled import Profiled
 from baselines.parameters import Batches, NumberFrom0, Share, ShareFrom0, TokensPerSecond, WeightFrom0
@@ -51,6 +51,8 @@ class Slackfit(Profiled):
     close: WeightFrom0 = 0.0
     """A batch ends early with a finished prompt if this many times the seconds that its user saves are more than what
     another iteration costs those behind (0: never); not while KV is short (eager_from)."""
+    close_until: Share = FEW_SEATS
+    """Share of the seats in use up to which batches end early: decodes that they leave out keep seats."""
     phases: Literal["auto", "mixed", "exclusive"] = "auto"
     """Prompts and decodes in one batch (mixed), apart (exclusive), or as the profile says is shorter (auto)."""
 
@@ -92,6 +94,7 @@ class Slackfit(Profiled):
             memory_limit=self.memory_limit,
             ageing=self.ageing,
             close=self.close,
+            close_until=self.close_until,
             foresight=self._foresight,
             phases=PHASES[self.phases],
         )

@@ -15,7 +15,7 @@ from llmsched_env.actions.allocation import ORDERS, TOKEN_LEVELS
 from llmsched_env.actions.slackfit import LIMITS, SHARES, SLACKS
 from llmsched_env.config import EnvConfig
 
-SETTINGS = ("ageing", "close", "longest", "phases")
+SETTINGS = ("ageing", "close", "close_until", "longest", "phases")
 """What slackfit and its action both have, and what is no choice there."""
 
 Teacher = Callable[[np.ndarray], np.ndarray]

@@ -43,6 +43,7 @@ class Rule(NamedTuple):
     memory_limit: float  # share of the KV blocks
     ageing: float  # tokens/s
     close: float
+    close_until: float  # share of the seats
     foresight: float
     phases: float  # AUTO, MIXED or EXCLUSIVE
 
@@ -137,6 +138,8 @@ def aim_of(view: View, found: Decoding, rule: np.record) -> Aim:
         near_s, close = np.inf, 0.0
     elif use > rule.eager_from:
         times_mean, close = 2.0 * (rule.memory_limit - use) / (rule.memory_limit - rule.eager_from), 0.0
+    if seats > rule.close_until:
+        close = 0.0
     if row.num_waiting + row.num_prefilling == 0:
         near_s, near_limit_s = np.inf, max(in_time_s, (1.0 - MARGIN) * found.tightest_s)
     must_s = near_s if found.seconds <= near_limit_s else min(near_s, limit_s + next_s)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from baselines.families.aims import PHASES, Rule
+from baselines.families.aims import FEW_SEATS, PHASES, Rule
 from baselines.families.filling import FILLING, Filling, fill_by_rule
 from engine.compiled.records import cells_of, record, records
 from engine.device.latency import LatencyModel
@@ -39,6 +39,7 @@ PARAMS = np.dtype(
         ("longest", "f8"),  # shortest batches
         ("ageing", "f8"),  # tokens/s
         ("close", "f8"),
+        ("close_until", "f8"),  # share of the seats
         ("phases", "f8"),  # AUTO, MIXED or EXCLUSIVE
         ("shares", "f8", (len(SHARES), 2)),
     ],
@@ -79,6 +80,7 @@ def fill_batch(view: View, memory: Memory, plan: Plan) -> None:
         memory_limit=shares[1],
         ageing=p.ageing,
         close=p.close,
+        close_until=p.close_until,
         foresight=0.0,
         phases=p.phases,
     )
@@ -93,7 +95,12 @@ class Slackfit(QueueCodec):
     name: ClassVar[str] = "slackfit"
     PARAMS: ClassVar[np.dtype] = PARAMS
     ENDLESS: ClassVar[tuple[str, ...]] = ("slacks", "longest", "longest_s")
-    BEFORE: ClassVar[Mapping[str, float]] = {"ageing": 0.0, "close": 0.0, "phases": PHASES["auto"]}
+    BEFORE: ClassVar[Mapping[str, float]] = {
+        "ageing": 0.0,
+        "close": 0.0,
+        "close_until": FEW_SEATS,
+        "phases": PHASES["auto"],
+    }
     kernel: ClassVar[Kernel] = fill_batch
     own_cells: ClassVar[int] = cells_of(FILLING)
     DECODES: ClassVar[tuple[int, ...]] = (0, 0, 0)
@@ -104,6 +111,8 @@ class Slackfit(QueueCodec):
     """Tokens that a prompt counts less for each second since its arrival: against starvation."""
     close: Weight = 0.0
     """When a batch ends early with a finished prompt (`baselines.slackfit`)."""
+    close_until: Annotated[float, number(0.0, 1.0)] = FEW_SEATS
+    """Share of the seats in use up to which batches end early (`baselines.slackfit`)."""
     longest: Annotated[float, number(0.0, 1e6, above=True, below=True)] = 6.0
     """Longest batch, in the shortest ones of the device (`baselines.slackfit`)."""
     phases: Literal["auto", "mixed", "exclusive"] = "auto"
@@ -123,6 +132,7 @@ class Slackfit(QueueCodec):
             "longest": self.longest,
             "ageing": self.ageing,
             "close": self.close,
+            "close_until": self.close_until,
             "phases": PHASES[self.phases],
             "shares": SHARES,
         }

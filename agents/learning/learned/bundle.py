@@ -96,13 +96,15 @@ class Bundle:
         """Choices of each action head."""
         return self.env.action.sizes
 
-    def adjusted(self, ageing: float | None = None, close: float | None = None) -> "Bundle":
-        """The same policy with another `ageing` or `close` (`llmsched_env.Slackfit`).
+    def adjusted(
+        self, ageing: float | None = None, close: float | None = None, close_until: float | None = None
+    ) -> "Bundle":
+        """The same policy with another `ageing`, `close` or `close_until` (`llmsched_env.Slackfit`).
 
         Raises:
             InputError: a value that does not fit, or a policy whose actions are not slackfit's parameters.
         """
-        given = (("ageing", ageing), ("close", close))
+        given = (("ageing", ageing), ("close", close), ("close_until", close_until))
         changes: dict[str, Any] = {name: value for name, value in given if value is not None}
         if not changes:
             return self

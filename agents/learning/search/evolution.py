@@ -28,6 +28,7 @@ from agents.learning.teachers import as_taught, teacher
 from agents.work.files import claimed
 from agents.work.processes import run_tasks
 from agents.work.provenance import TRAINS, source_hash, versions
+from baselines.families.aims import FEW_SEATS
 from engine.demand.requests import DEFAULT_TIERS
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
@@ -35,7 +36,7 @@ from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.fields import checked, from_mapping
 from engine.files.yaml_text import read_yaml
-from engine.ranges import Rate, number, whole
+from engine.ranges import Rate, Share, number, whole
 from engine.scenarios.scenario import Scenario
 from engine.scenarios.suite import read_scenarios
 from llmsched_env.actions import Slackfit
@@ -99,6 +100,8 @@ class EvolutionConfig(Search):
     """Tokens that a prompt counts less for each second since its arrival (`llmsched_env.Slackfit`)."""
     close: Weight = 1.0
     """When a batch ends early with a finished prompt (`llmsched_env.Slackfit`)."""
+    close_until: Share = FEW_SEATS
+    """Share of the seats in use up to which batches end early (`llmsched_env.Slackfit`)."""
     features: tuple[str, ...] = FEATURES
     """Observations that the levels depend on (none: constant levels)."""
     loss_weight: Weight = 2.0
@@ -147,7 +150,7 @@ class EvolutionConfig(Search):
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""
         return EnvConfig(
-            action=Slackfit(hold=self.hold, ageing=self.ageing, close=self.close),
+            action=Slackfit(hold=self.hold, ageing=self.ageing, close=self.close, close_until=self.close_until),
             skip_decode_only=True,
             rates=self.rates,
             workload=self.loads[0],
