@@ -174,6 +174,15 @@ def test_a_batch_is_not_ended_where_that_costs_others_more() -> None:
     assert first == pytest.approx(6.0 * SHORTEST_S, abs=0.002)
 
 
+@pytest.mark.parametrize(("until", "batches"), [(0.3, 6.0), (0.4, 1.08)])
+def test_no_batch_ends_early_beyond_a_share_of_the_seats(until: float, batches: float) -> None:
+    """One of three seats is taken by a decode when 200 and 6000 tokens come."""
+    requests = Requests.create([0.0, 1.0, 1.0], [10, 200, 6000], [200, 2, 2], tiers=(Tier("only", 1.0, 0.5),))
+    policy = baselines.make(f"slackfit:close=1,close_until={until}")
+    found = simulate(policy, requests, DEVICE, EngineConfig(max_num_seqs=3)).ledger["first_token"]
+    assert (found[1] - 1.0) / SHORTEST_S == pytest.approx(batches, abs=0.02)
+
+
 def test_decodes_wait_while_they_have_slack_and_run_where_memory_is_short() -> None:
     """Beside a queue of prompts a relaxed decode is held for a part of its slack; with few blocks all decodes run."""
     requests = Workload(rate=4.0, num_requests=200, lengths="fixed:2000,200").generate(0)
@@ -251,6 +260,7 @@ def test_tuned_settings_are_named_after_their_workload() -> None:
         "eager_from=nan",
         "ageing=-1",
         "close=nan",
+        "close_until=0",
         "profile=none",
     ],
 )

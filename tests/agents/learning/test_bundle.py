@@ -404,11 +404,11 @@ def test_network_finds_its_entries_by_name_in_any_order(folder: Path) -> None:
 
 
 def test_codec_without_a_knob_is_as_it_was_before_there_was_one() -> None:
-    codec = Slackfit(ageing=3.0, close=0.5)
+    codec = Slackfit(ageing=3.0, close=0.5, close_until=0.4)
     params = codec.params(MODEL)
     named = codec.to_names(params)
     np.testing.assert_array_equal(codec.from_names(named), params)
-    del named["ageing"], named["close"]
+    del named["ageing"], named["close"], named["close_until"]
     np.testing.assert_array_equal(codec.from_names(named), Slackfit().params(MODEL))
 
 
