@@ -192,7 +192,7 @@ def _explain(error: Exception) -> int:
 def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
     try:
         command = _parse(name, arguments)
-        with _output(command):
+        with _output(command), _done_by(command):
             import_module("agents.options").check_options(command)
             command.run()
     except BrokenPipeError:
@@ -212,6 +212,14 @@ def _output(command: object) -> AbstractContextManager[None]:
     check_apart(given)
     results = [value for value in given.values() if isinstance(value, Path) and is_stdout(value)]
     return text_to_stderr() if results else contextlib.nullcontext()
+
+
+def _done_by(command: object) -> AbstractContextManager[None]:
+    """What does the runs of a command that can be done elsewhere (`agents.options.WorkerOptions`)."""
+    from agents.work.processes import done_by
+
+    place = getattr(command, "place_of_work", None)
+    return done_by(place() if place else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import tyro
 
 from agents.policies import split_policies
 from agents.source import DEFAULT_NUM_REQUESTS, DEFAULT_RATE, Source
+from agents.work.processes import Backend
 from engine.config import EngineConfig
 from engine.demand.predictions import parse_channel
 from engine.demand.tiers import parse_tiers
@@ -84,6 +85,35 @@ class ProgressOptions:
 
     progress: bool = True
     """Show progress bars on stderr, if that is a terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Options of the commands whose runs do not wait for each other."""
+
+    workers: UpToMillion | None = None
+    """Processes (default: one per core), or runs at once on a Ray cluster (default: as many as there is room for); the
+    result does not depend on it."""
+    backend: Literal["processes", "ray"] = "processes"
+    """What does the runs: processes of this machine, or a Ray cluster (extra: ray), on which a run whose machine is
+    lost is done again elsewhere. The result does not depend on it."""
+    address: str | None = None
+    """The Ray cluster: HOST:PORT of its head, auto (that of RAY_ADDRESS, else the one that runs on this machine; the
+    default), or local (one on this machine for this command only)."""
+
+    def place_of_work(self) -> Backend | None:
+        """What does the runs in the place of processes of this machine; None: they do.
+
+        Raises:
+            InputError: an address without Ray, or no Ray.
+        """
+        if self.backend == "ray":
+            from agents.work.ray_backend import Ray
+
+            return Ray(self.address or "auto")
+        if self.address is not None:
+            raise InputError("address: expected --backend ray beside it, got none")
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +297,7 @@ class GoodputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOptions):
+class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOptions, WorkerOptions):
     """Options of the commands that compare policies over seeds."""
 
     policies: str = "slai,sarathi"
@@ -277,8 +307,6 @@ class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOpti
     """Seeds 0 ... N-1, each a common trace for all policies."""
     reference: str | None = None
     """Policy that the others are compared with (default: sarathi if it is there, else the first)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     json: Path | None = None
     """Also write the whole result to this file."""
     resume: bool = False

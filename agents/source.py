@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from agents.work.carried import CarriedFile, takes_files
 from agents.work.records import picked
 from engine.config import EngineConfig
 from engine.demand.requests import DEFAULT_TIERS, Requests, Tier
@@ -43,6 +44,16 @@ class Source(RequestSource):
     """Service tiers with their shares and deadlines; each request's is drawn by share."""
     max_concurrency: int = 0
     """Most requests in flight (0: no limit)."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, where files go along the trace as a file."""
+        carried = self.trace is not None and takes_files()
+        return vars(self) | ({"trace": CarriedFile.of(str(self.trace), "a trace")} if carried else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the fields; a trace that came along is where this machine has it."""
+        trace = state["trace"]
+        vars(self).update(state | {"trace": trace.here() if isinstance(trace, CarriedFile) else trace})
 
     @property
     def closed_loop(self) -> str:

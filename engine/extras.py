@@ -13,6 +13,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "real": ("torch", "transformers", "tokenizers"),
     "aiconfigurator": ("aiconfigurator_core",),
+    "ray": ("ray",),
 }
 """Packages of each extra by the names under which they are imported."""
 

@@ -86,6 +86,7 @@ def test_the_environment_is_made_and_stepped_without_extras(tmp_path: Path) -> N
         ("validate --against run.jsonl --plot out.png", "plot", "report"),
         ("profile --executor transformers:tiny", "executor", "real"),
         ("fit --from aiconfigurator", "fit --from aiconfigurator", "aiconfigurator"),
+        ("evaluate --backend ray", "backend", "ray"),
     ],
 )
 def test_what_needs_an_extra_says_which_in_one_line(arguments: str, what: str, extra: str, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_names_of_agents_say_which_extra_they_need(tmp_path: Path) -> None:
 
 
 def test_what_is_installed_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [missing(extra) for extra in EXTRAS if extra != "aiconfigurator"] == [None] * (len(EXTRAS) - 1)
+    assert [missing(extra) for extra in EXTRAS if extra not in ("aiconfigurator", "ray")] == [None] * (len(EXTRAS) - 2)
     monkeypatch.setitem(EXTRAS, "moon", ("numpy", "nothing"))
     with pytest.raises(InputError, match=r"^x: expected the packages of llmsched\[moon\], found no nothing: pip"):
         need("moon", "x")

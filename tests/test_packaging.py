@@ -78,7 +78,9 @@ def test_wheel_metadata_names_licence_command_and_extras(wheel: Path) -> None:
         assert "llmsched = agents.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert b"Apache License" in archive.read(f"{info}/licenses/LICENSE")
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_all("Provides-Extra") == [*("train", "report", "real", "aiconfigurator", "all", "docs", "dev")]
+    assert metadata.get_all("Provides-Extra") == [
+        *("train", "report", "real", "aiconfigurator", "ray", "all", "docs", "dev")
+    ]
 
 
 def test_installed_wheel_runs_the_command(installed: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.reporting.compare_tables import html_text, markdown_text, scenario_grids, totals_grid, verdict_lines
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
@@ -27,7 +27,7 @@ OptionTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Compare settings of an engine on a frozen suite: one table for a pull request.
 
     Every setting serves the same requests, 5 workloads at 3 loads with 10 seeds, identified by digests; the others are
@@ -50,8 +50,6 @@ class Command(TableOptions, ProgressOptions):
     """Seeds 0 ... N-1 (default: as many as the suite says); 3 are enough for a first look."""
     num_requests: Count | None = None
     """Requests of each run (default: as the suite says; with others it is not the frozen suite)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/compare")

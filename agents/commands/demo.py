@@ -9,7 +9,7 @@ from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.result import Comparison
 from agents.evaluation.statistics import Interval, paired_interval
 from agents.learning.ppo.train_config import TrainConfig, queue_recipe
-from agents.options import ProgressOptions, TableOptions, TierTexts, UpToMillion
+from agents.options import ProgressOptions, TableOptions, TierTexts, UpToMillion, WorkerOptions
 from agents.reporting.report import write_report
 from agents.source import Source
 from agents.work.files import claimed, empty_folder, write_json
@@ -28,7 +28,7 @@ LOOKS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Train a PPO scheduler, compare it with others on unseen traces, write a report (2 to 3 minutes).
 
     The training is a short run of the recipe for queues (agents/learning/hyperparams/queue.yml): it begins with the
@@ -48,8 +48,6 @@ class Command(TableOptions, ProgressOptions):
     """Seed of the training."""
     out: Path = Path("out/demo")
     """Folder of the results; a demo that is there already is replaced."""
-    workers: UpToMillion | None = None
-    """Processes of the comparison (default: one per core)."""
     tier: TierTexts = ()
     """A service tier of training and comparison, once for each: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; default:
     those of the hyperparameters)."""

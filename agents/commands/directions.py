@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.reporting.grid import show, terminal_console
 from agents.reporting.study_tables import directions_grid
 from agents.studies import directions
@@ -13,15 +13,13 @@ from agents.work.progress import bars
 
 
 @dataclass(frozen=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Published comparisons of schedulers again, in their own settings: measured figures beside the published ones."""
 
     only: str | None = None
     """Comma-separated studies: ltr, trail, elis, wait, alise, past_future (default: all)."""
     seeds: UpToMillion = 5
     """Number of seeds."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     json: Path | None = None
     """Also write every figure to this file."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from agents.options import ProgressOptions, TierTexts, UpToMillion
+from agents.options import ProgressOptions, TierTexts, WorkerOptions
 from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
@@ -14,7 +14,7 @@ from engine.ranges import Seed, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ProgressOptions):
+class Command(ProgressOptions, WorkerOptions):
     """Search a small policy by evolution on common traces, from a baseline on; the recipes of what ships."""
 
     recipe: str = "pretrained"
@@ -28,8 +28,6 @@ class Command(ProgressOptions):
     """Sets of candidates, instead of the recipe's."""
     tier: TierTexts = ()
     """A service tier, once for each, instead of the recipe's: name=paid,share=0.05,tbt=0.1,ttft=2 (seconds)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with the search in the run folder, from which all other options are taken (--generations may be more)."""
 

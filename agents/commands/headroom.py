@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies.score.headroom import Headroom, Reach, Search
@@ -26,7 +26,7 @@ HEADS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Measure what is left to win: mean TTFT against slackfit with the best of many settings for each single trace.
 
     The settings are chosen after the fact, with and without the true output lengths; those that lose a deadline or 1 %
@@ -44,8 +44,6 @@ class Command(TableOptions, ProgressOptions):
     """Seeds 0 ... N-1 (default: as many as the suite says)."""
     num_requests: Count | None = None
     """Requests of each run (default: as the suite says)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/headroom")

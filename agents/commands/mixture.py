@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from agents.options import ProgressOptions, TierTexts, UpToMillion, parse_rates
+from agents.options import ProgressOptions, TierTexts, UpToMillion, WorkerOptions, parse_rates
 from agents.policies import split_policies
 from agents.work.processes import workers_for
 from agents.work.progress import bars
@@ -14,7 +14,7 @@ from engine.ranges import Count, Seed, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ProgressOptions):
+class Command(ProgressOptions, WorkerOptions):
     """Learn with which odds to draw the baseline that builds the next batch, the same odds in every state.
 
     Its contextual form, a network that chooses by state, is `llmsched train --hyperparams LLMSchedMixture-v0`.
@@ -36,8 +36,6 @@ class Command(ProgressOptions):
     """Requests in each trace."""
     seed: Seed = 0
     """Seed of the perturbations and of the training traces."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with the search in the run folder, from which all other options are taken (--updates may be more)."""
 

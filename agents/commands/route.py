@@ -6,7 +6,15 @@ from pathlib import Path
 
 from agents.evaluation.setup import Setup
 from agents.fleet_options import FleetOptions
-from agents.options import GoodputOptions, ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion
+from agents.options import (
+    GoodputOptions,
+    ProgressOptions,
+    ServerOptions,
+    SourceOptions,
+    TableOptions,
+    UpToMillion,
+    WorkerOptions,
+)
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
 from agents.reporting.route_plots import draw_all
@@ -32,7 +40,7 @@ USUAL_REPLICAS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions, FleetOptions):
+class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions, FleetOptions, WorkerOptions):
     """Compare routers in front of a fleet of replicas: the fleet, paired differences, how far replicas are apart.
 
     Four replicas, unless --replicas or --fleet says otherwise, each the same server with the same policy. Finished
@@ -51,8 +59,6 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
     """Several of them: 4,8 or 4:8:1 (both ends included)."""
     seeds: UpToMillion = 3
     """Seeds 0 ... N-1, each a common trace for all routers."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/route")

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.policies import split_policies
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
@@ -24,7 +24,7 @@ from engine.scenarios.suite import load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Score policies over a suite: a table for each scenario, the totals, and what each breaks that others keep.
 
     Beside the policies the references run (sarathi, slai, vllm_v1, slackfit): 100 is the best goodput and the shortest
@@ -42,8 +42,6 @@ class Command(TableOptions, ProgressOptions):
     """Seeds 0 ... N-1 (default: as many as the suite says)."""
     num_requests: Count | None = None
     """Requests of each run (default: as the suite says)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/score")

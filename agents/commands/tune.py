@@ -8,7 +8,15 @@ import tyro
 
 import baselines
 from agents.evaluation.arrivals import arrivals_note, by_load
-from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion, parse_rates
+from agents.options import (
+    ProgressOptions,
+    ServerOptions,
+    SourceOptions,
+    TableOptions,
+    UpToMillion,
+    WorkerOptions,
+    parse_rates,
+)
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.studies import tuning
@@ -22,7 +30,7 @@ HEADS = (Head("policy", "name"), Head("default"), Head("tuned"), Head("setting",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
+class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions, WorkerOptions):
     """Find the best setting of baselines on training traces (what ships is called NAME:tuned)."""
 
     policies: Annotated[str, tyro.conf.Positional]
@@ -34,8 +42,6 @@ class Command(SourceOptions, ServerOptions, ProgressOptions, TableOptions):
     """Training traces at each rate; none of them is ever used in an evaluation."""
     save: Path = Path("out/tuned.json")
     """Note the best settings in this table: workload (@ profile, if not the default one) -> policy -> setting."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core)."""
     resume: bool = False
     """Go on with an interrupted run with the same requests and server: what it measured is in NAME.cells.jsonl beside
     the table NAME.json."""

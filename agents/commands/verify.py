@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, UpToMillion
+from agents.options import ProgressOptions, WorkerOptions
 from agents.studies.referee.verify import read_result, verify
 from agents.work.processes import workers_for
 from agents.work.progress import bars
@@ -17,7 +17,7 @@ DIFFERS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ProgressOptions):
+class Command(ProgressOptions, WorkerOptions):
     """Run a result again and compare it to the last bit: of compare, evaluate, score, capacity, devices, headroom.
 
     Prints "identical", or the first number that differs with the run that it is in, the versions that differ, and how
@@ -28,8 +28,6 @@ class Command(ProgressOptions):
     """The JSON file, or the folder of the command."""
     trace: str | None = None
     """The trace file, if one was served; its digest must be that in the result."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
 
     def run(self) -> None:
         """Read, run, print.

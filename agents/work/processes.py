@@ -1,4 +1,4 @@
-"""Independent pieces of work in processes; the results do not depend on how many there are.
+"""Independent pieces of work in processes, or where a `Backend` does them; the results do not depend on how many.
 
 Only the parent decides what signals mean: workers ignore them, are killed when the parent gives up, and end by
 themselves when it is gone, however it went.
@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from engine.errors import InputError
 
@@ -138,14 +139,46 @@ def termination_as_interrupt() -> Iterator[None]:
             signal.signal(number, before[number] or signal.SIG_DFL)
 
 
+class Backend(Protocol):
+    """What does pieces of work in the place of processes of this machine."""
+
+    most: int
+    """Pieces of work at once where nobody says how many."""
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    ) -> Iterator[tuple[int, Result]]:
+        """As `run_tasks`, for at least one task."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+_backend: ContextVar[Backend | None] = ContextVar("backend", default=None)
+
+
+@contextmanager
+def done_by(backend: Backend | None) -> Iterator[None]:
+    """Inside, this does the tasks of `run_tasks`; None: processes of this machine."""
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+        if backend:
+            backend.close()
+
+
 def default_workers() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_for(asked: int | None) -> int:
-    """As many workers as somebody asked for; who does not say gets one for each core."""
-    return default_workers() if asked is None else asked
+    """As many workers as somebody asked for; who does not say gets one for each core, or as the backend has it."""
+    backend = _backend.get()
+    most = backend.most if backend else default_workers()
+    return most if asked is None else asked
 
 
 def start_method() -> str:
@@ -215,13 +248,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _number_of_processes(workers: int, tasks: int) -> int:
-    """Not more than there are tasks, and not more than twice the cores; says so once.
-
-    Raises:
-        InputError: workers < 1.
-    """
-    if workers < 1:
-        raise InputError(f"workers: expected a whole number >= 1, got {workers}")
+    """Not more than there are tasks, and not more than twice the cores; says so once."""
     most = 2 * default_workers()
     if min(workers, tasks) > most and workers not in _said:
         _said.add(workers)
@@ -235,16 +262,25 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     Args:
         function: module-level function of one task.
         tasks: what to work on; picklable if workers > 1.
-        workers: processes, at most two for each core; 1 works in this one.
+        workers: processes, at most two for each core; 1 works in this one. What a backend does at once (`done_by`).
 
     Raises:
         InputError: workers < 1, or a worker died.
     """
-    number = _number_of_processes(workers, len(tasks))
-    if number <= 1:
+    if workers < 1:
+        raise InputError(f"workers: expected a whole number >= 1, got {workers}")
+    if (backend := _backend.get()) and tasks:
+        yield from backend.run(function, tasks, workers)
+    elif (number := _number_of_processes(workers, len(tasks))) > 1:
+        yield from _in_processes(function, tasks, number)
+    else:
         for index, task in enumerate(tasks):
             yield index, function(task)
-        return
+
+
+def _in_processes(
+    function: Callable[[Task], Result], tasks: Sequence[Task], number: int
+) -> Iterator[tuple[int, Result]]:
     context = multiprocessing.get_context(start_method())
     before = set(multiprocessing.active_children())
     by_kernel = threading.current_thread() is threading.main_thread()
