@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion
+from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.reporting.curve_plots import plot_curves
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.reporting.study_plots import check_plot, write_plot
@@ -21,7 +21,7 @@ from engine.scenarios.suite import load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions):
+class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Show how trainings by the recipe for queues went: on their held-out traces, and over suites by checkpoint.
 
     Folders that differ only in a number at the end (runs/queue-0, runs/queue-1) are seeds of one recipe, whose mean is
@@ -37,8 +37,6 @@ class Command(TableOptions, ProgressOptions):
     """Policies that are scored beside them."""
     seeds: UpToMillion | None = None
     """Seeds 0 ... N-1 of the suites (default: as many as each says)."""
-    workers: UpToMillion | None = None
-    """Processes (default: one per core); the result does not depend on it."""
     resume: bool = False
     """Go on with interrupted runs of the same configuration."""
     out: Path = Path("out/curves")

@@ -8,12 +8,17 @@ import tyro
 
 from agents.learning.ppo.env_flags import registry
 from agents.learning.ppo.train_config import TrainConfig
-from agents.options import TierTexts
+from agents.learning.run_folder import CONFIG_FILE
+from agents.options import TierTexts, WorkerOptions
+from agents.work.processes import workers_for
+from agents.work.progress import bars
 from engine.demand.tiers import parse_tiers
 from engine.demand.trace_files import has_times
 from engine.demand.trace_options import Unservable
+from engine.errors import InputError
 from engine.extras import need
 from engine.files.reading import file_digest
+from engine.ranges import SEED
 
 __all__ = ["Choosing", "Command", "on_trace", "registry"]
 
@@ -37,6 +42,15 @@ def on_trace(config: TrainConfig, trace: str, unservable: Unservable = "refuse")
     return replace(config, env=env)
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from a list such as 0,1,2.
+
+    Raises:
+        InputError: one is no seed.
+    """
+    return tuple(int(SEED.parse(part.strip(), "seeds")) for part in text.split(","))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """Where the environment runs."""
@@ -55,6 +69,8 @@ class Choosing:
     """Folder of the run."""
     resume: bool = False
     """Whether the run in the folder goes on."""
+    seeds: str = ""
+    """Seeds of several runs, each in its folder in that one."""
     env: Device = Device()
     """The device, whose memory the server has."""
 
@@ -66,13 +82,21 @@ class Choosing:
         """
         base = TrainConfig.from_yaml(self.hyperparams)
         if self.hyperparams == DEFAULT and self.resume:
-            return Command(train=TrainConfig.of_run(self.run_dir or base.run_dir))
+            return Command(train=self._resumed(self.run_dir or base.run_dir))
         env = base.env if self.env.profile is None else base.env.on(self.env.profile)
         return Command(train=replace(base, env=env))
 
+    def _resumed(self, folder: Path) -> TrainConfig:
+        """The configuration of the run to go on with; of several, that of the first one that began."""
+        if not self.seeds:
+            return TrainConfig.of_run(folder)
+        runs = [folder / f"seed-{seed}" for seed in parse_seeds(self.seeds)]
+        began = next((run for run in runs if (run / CONFIG_FILE).exists()), runs[0])
+        return replace(TrainConfig.of_run(began), run_dir=folder)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(WorkerOptions):
     """Train a scheduler with PPO into a run folder (checkpoints, TensorBoard, policy bundles).
 
     Ctrl-C stops it; llmsched train --resume --run-dir RUN_DIR goes on from there, exactly: everything else is in the
@@ -89,6 +113,9 @@ class Command:
     """Rows of the trace that cannot be served (too long, without tokens, out of order): refuse or skip them."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig.from_yaml)
     """The run."""
+    seeds: str = ""
+    """Several runs that differ in their seed, such as 0,1,2, side by side (--workers, --backend), each in its folder
+    RUN_DIR/seed-N."""
     tier: TierTexts = ()
     """A service tier of the training's requests, once for each, instead of those of the hyperparameters:
     name=paid,share=0.05,tbt=0.1,ttft=2 (seconds; see `llmsched simulate --help`)."""
@@ -112,13 +139,39 @@ class Command:
             KeyboardInterrupt: stopped; says how to go on.
         """
         need("train", "train")
+        config = self.config()
+        config = config if self.trace is None else on_trace(config, self.trace, self.unservable)
+        if self.seeds:
+            return self._run_seeds(config)
+        if self.workers is not None or self.backend != "processes":
+            raise InputError("workers, backend: expected --seeds beside them, got none: one run is one process")
+        self._run_one(config)
+
+    def _run_seeds(self, config: TrainConfig) -> None:
+        """Train with each seed and say where the results are."""
+        from agents.learning.ppo.train_seeds import train_seeds
+
+        folder = config.run_dir
+        try:
+            with bars(config.progress) as progress:
+                found = train_seeds(config, parse_seeds(self.seeds), workers_for(self.workers), progress)
+        except KeyboardInterrupt:
+            print(
+                f"interrupted; llmsched train --resume --seeds {self.seeds} --run-dir {folder} goes on from "
+                "the last checkpoint of each"
+            )
+            raise
+        names = ",".join(map(str, found))
+        print(f"trained: {folder} (tensorboard --logdir {folder}; llmsched evaluate --policies sarathi,{names})")
+
+    def _run_one(self, config: TrainConfig) -> None:
+        """Train and say where the result is."""
         from agents.learning.ppo.checkpoint import checkpoints
         from agents.learning.ppo.train import CHECKPOINTS, train
 
-        folder = self.train.run_dir
+        folder = config.run_dir
         try:
-            config = self.config()
-            train(config if self.trace is None else on_trace(config, self.trace, self.unservable))
+            train(config)
         except KeyboardInterrupt:
             kept = checkpoints(folder / CHECKPOINTS)
             what = f"goes on from {kept[-1].name}" if kept else "begins anew: nothing was learned yet"

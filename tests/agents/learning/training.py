@@ -12,6 +12,11 @@ from agents.learning.ppo.train_config import TrainConfig
 from engine.demand.workload import Workload
 from llmsched_env import EnvConfig
 
+SMALL = """LLMSched-v0:
+  {n_envs: 4, n_steps: 16, batch_size: 32, n_epochs: 1, eval_every: 0, progress: false,
+   env_kwargs: {backlog: 0, workload: {num_requests: 5}}}"""
+"""The same as a file of hyperparameters."""
+
 
 class Echo(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """The observation shows, for each head, which choice is right; reward is the share of right heads.
