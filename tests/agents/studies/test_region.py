@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.studies.region import UNFINISHED, WORLDS, Planned, contestants, study, unfinished
+from agents.studies.region import UNFINISHED, Planned, _largest, contestants, study, unfinished
+from agents.studies.theorems import run
+from agents.studies.worlds import WORLDS
 from engine.cluster.router import Router
 from engine.errors import InputError
 
@@ -66,10 +68,39 @@ def test_the_planned_split_is_drawn_by_class() -> None:
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "region.json"
     assert main(["region", "--worlds", "kinds", "--num-requests", "300", "--no-progress", "--json", str(file)]) == 0
-    assert "kinds: at most 0.3938 requests/unit" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kinds: at most 0.3938 requests/unit" in printed
+    assert "< 20.0" in printed  # no load at which 75 requests are 98.75 % finished: the end of the search, no result
+    assert "equal replicas" not in printed
     data = json.loads(file.read_text())
+    assert {one["bound"] for one in data["carried"]} == {"below"}
     assert data["carried"][0]["router"] == "random"
     assert len(data["carried"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"), [(0.0, (0.2, "below")), (0.6, (0.6, "exact")), (1.04, (1.04, "exact")), (2.0, (1.1, "above"))]
+)
+def test_the_ends_of_the_search_are_no_results(limit: float, found: tuple[float, str]) -> None:
+    share, bound = _largest(lambda load: 0.0 if load <= limit else 1.0)
+    assert share == pytest.approx(found[0], abs=0.006)
+    assert bound == found[1]
+
+
+def test_above_the_bound_requests_pile_up_behind_any_router_and_scheduler() -> None:
+    for router, scheduler in (("random", "RAD"), ("jsq", "RAD"), ("jsq", "Sarathi")):
+        one = run(1.1, router, scheduler, 32_000)
+        assert 1.5 < one.unfinished / one.unfinished_half_way < 2.6
+        assert one.share > one.undone == pytest.approx(1.0 - 1.0 / 1.1)
+
+
+def test_below_the_bound_rad_keeps_up_behind_a_random_router_and_not_in_short_cycles() -> None:
+    one, cycles = (run(0.97, "random", scheduler, 32_000) for scheduler in ("RAD", "RAD, cycles of 64"))
+    assert one.undone == 0.0
+    assert one.share < 0.02
+    assert one.share < 0.6 * run(0.97, "random", "RAD", 8_000).share
+    assert cycles.unfinished > 1.7 * cycles.unfinished_half_way
+    assert cycles.share > 0.3
 
 
 def test_an_unknown_world_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
