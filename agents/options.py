@@ -117,6 +117,24 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunsOptions(TableOptions, ProgressOptions, WorkerOptions):
+    """Options of the commands that keep finished runs in a folder, show tables and write a result."""
+
+    resume: bool = False
+    """Go on with an interrupted run of the same configuration."""
+    json: Path | None = None
+    """Also write the whole result to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of the commands that also write an HTML report into their folder."""
+
+    report: Path | None = None
+    """Put the HTML report here (default: report.html in OUT)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Options that say which requests to serve."""
 
@@ -297,7 +315,7 @@ class GoodputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOptions, WorkerOptions):
+class ComparisonOptions(SourceOptions, ServerOptions, RunsOptions):
     """Options of the commands that compare policies over seeds."""
 
     policies: str = "slai,sarathi"
@@ -307,10 +325,6 @@ class ComparisonOptions(SourceOptions, ServerOptions, TableOptions, ProgressOpti
     """Seeds 0 ... N-1, each a common trace for all policies."""
     reference: str | None = None
     """Policy that the others are compared with (default: sarathi if it is there, else the first)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
 
     def setup(self) -> dict[str, Any]:
         """The arguments of `agents.evaluation.setup.Setup`.

@@ -52,7 +52,17 @@ ROOMS = {
         *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "routing", "__init__"),
     ),
     "agents": (
-        *("work", "learning", "policies", "routers", "source", "options", "fleet_options", "evaluation"),
+        *(
+            "work",
+            "learning",
+            "policies",
+            "routers",
+            "source",
+            "options",
+            "fleet_options",
+            "suite_options",
+            "evaluation",
+        ),
         *("device", "vllm", "bench", "studies", "reporting", "commands", "help", "cli", "__init__"),
     ),
 }

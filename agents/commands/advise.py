@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.options import ProgressOptions, ServerOptions, SourceOptions, TableOptions, UpToMillion, WorkerOptions
+from agents.options import RunsOptions, ServerOptions, SourceOptions, UpToMillion
 from agents.policies import split_policies
 from agents.reporting.advice_tables import advice_grids, advice_lines, replica_grid, replica_lines
 from agents.reporting.grid import print_lines, show, terminal_console
@@ -34,7 +34,7 @@ LEAST_PIECE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, WorkerOptions):
+class Command(SourceOptions, ServerOptions, RunsOptions):
     """Advise settings of vLLM for your traffic: token budget, sequences, watermark, long-prefill threshold.
 
     Says what they carry within an SLO, from which load on another setting or scheduler is better, and the command line
@@ -65,12 +65,8 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Worke
     grid: bool = False
     """Also serve in full with every setting that is tried (many minutes), and say how far the advised one is from the
     best."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/advise")
     """Folder of the results (advice.json, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
 
     def usual_server(self) -> EngineConfig:
         """VLLM's."""

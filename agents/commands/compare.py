@@ -8,26 +8,25 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
+from agents.options import ReportOptions
 from agents.reporting.compare_tables import html_text, markdown_text, scenario_grids, totals_grid, verdict_lines
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
 from agents.studies.referee.records import OptionComparison
 from agents.studies.referee.run import OptionStudy, compare_options
 from agents.studies.referee.variants import DEFAULT_ENGINE, ENGINES, parse_options
+from agents.suite_options import SuiteOptions
 from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
-from engine.ranges import Count
-from engine.scenarios.suite import load_suite
 
 OptionTexts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The option --option, which is given once for each name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions, WorkerOptions):
+class Command(SuiteOptions, ReportOptions):
     """Compare settings of an engine on a frozen suite: one table for a pull request.
 
     Every setting serves the same requests, 5 workloads at 3 loads with 10 seeds, identified by digests; the others are
@@ -46,18 +45,8 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
     """Setting that the others are compared with, such as watermark=0.02 (default: the first value of each option)."""
     suite: str = "referee"
     """Scenarios: referee, another suite that ships (see `llmsched score`), or a .yml file of yours."""
-    seeds: UpToMillion | None = None
-    """Seeds 0 ... N-1 (default: as many as the suite says); 3 are enough for a first look."""
-    num_requests: Count | None = None
-    """Requests of each run (default: as the suite says; with others it is not the frozen suite)."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/compare")
     """Folder of the results (compare.json, report.html, table.md, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
-    report: Path | None = None
-    """Put the HTML report here (default: report.html in OUT)."""
 
     def study(self) -> OptionStudy:
         """Which settings are compared on what.
@@ -72,7 +61,7 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
             raise InputError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r} (any policy: --policy)")
         policy = self.policy or ENGINES[engine]
         options = parse_options(self.option)
-        suite = load_suite(self.suite, self.seeds, self.num_requests)
+        suite = self.scenarios()
         study = OptionStudy(suite, policy, options, self.baseline)
         if len(study.variants) < 2:
             raise InputError(f"option: expected two settings to compare at least, got {study.variants[0].name!r} alone")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.setup import Setup
-from agents.options import ComparisonOptions, ServerOptions, UpToMillion, parse_rates
+from agents.options import ComparisonOptions, ReportOptions, ServerOptions, UpToMillion, parse_rates
 from agents.policies import split_policies
 from agents.reporting.device_tables import balance_grid, balance_lines, html_text, markdown_text, matrix_grid
 from agents.reporting.grid import print_lines, show, terminal_console
@@ -29,7 +29,7 @@ RIVALS = ("slai", "sarathi", "vllm_v1", "slackfit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ComparisonOptions):
+class Command(ComparisonOptions, ReportOptions):
     """Run policies on many devices at loads relative to what each can carry: who wins, ties, loses and is late where.
 
     The capacity of a device is the largest rate at which the best of the policies meets the sound criterion. Finished
@@ -52,8 +52,6 @@ class Command(ComparisonOptions):
     run, else the reference)."""
     out: Path = Path("out/devices")
     """Folder of the results (devices.json, report.html, table.md, ceilings.jsonl, cells.jsonl)."""
-    report: Path | None = None
-    """Put the HTML report here (default: report.html in OUT)."""
 
     def setup(self) -> dict[str, Any]:
         """What is common to all devices."""

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from agents.evaluation.evaluate import Evaluation, evaluate
 from agents.evaluation.result import Comparison
-from agents.options import ComparisonOptions, GoodputOptions
+from agents.options import ComparisonOptions, GoodputOptions, ReportOptions
 from agents.reporting.grid import terminal_console
 from agents.reporting.report import write_report
 from agents.reporting.tables import print_tables
@@ -19,7 +19,7 @@ from engine.ranges import Rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(ComparisonOptions, GoodputOptions):
+class Command(ComparisonOptions, GoodputOptions, ReportOptions):
     """Compare policies on the same arrivals: tables, intervals, plots, one HTML file.
 
     Finished cells are kept in OUT/cells.jsonl: after an interruption --resume goes on from there.
@@ -33,8 +33,6 @@ class Command(ComparisonOptions, GoodputOptions):
     """Several of them: 1.0,1.4,1.8 or 1.0:2.0:0.2 (both ends included)."""
     out: Path = Path("out/evaluate")
     """Folder of the results."""
-    report: Path | None = None
-    """Put the HTML report here (default: report.html in OUT)."""
     plots: bool = True
     """Draw plots and the HTML report (extra: report); without them, what only they show (behaviour) is not measured
     either."""

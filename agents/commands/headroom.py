@@ -7,16 +7,15 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, show, terminal_console
 from agents.studies.score.headroom import Headroom, Reach, Search
 from agents.studies.score.run import serve_contest
+from agents.suite_options import SuiteOptions
 from agents.work.files import check_writable, claimed, write_json
 from agents.work.processes import workers_for
 from agents.work.progress import bars
 from engine.ranges import Count
-from engine.scenarios.suite import load_suite
 
 HEADS = (
     *(Head("scenario", "name"), Head("req/s", "number", 2), Head("policy", "name"), Head("slackfit, s")),
@@ -26,7 +25,7 @@ HEADS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions, WorkerOptions):
+class Command(SuiteOptions):
     """Measure what is left to win: mean TTFT against slackfit with the best of many settings for each single trace.
 
     The settings are chosen after the fact, with and without the true output lengths; those that lose a deadline or 1 %
@@ -36,20 +35,10 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional] = ("slackfit:tuned", "pretrained")
     """Policies; several also with commas between them."""
-    suite: str = "default"
-    """Scenarios: a suite that ships, or a .yml file of yours (`engine.scenarios.suite`)."""
     tries: Count = 100
     """Settings that are tried of slackfit, and as many of it with the output lengths told."""
-    seeds: UpToMillion | None = None
-    """Seeds 0 ... N-1 (default: as many as the suite says)."""
-    num_requests: Count | None = None
-    """Requests of each run (default: as the suite says)."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/headroom")
     """Folder of the results (headroom.json, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
 
     def search(self) -> Search:
         """What to run.
@@ -57,7 +46,7 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
         Raises:
             InputError: options that do not fit.
         """
-        suite = load_suite(self.suite, self.seeds, self.num_requests)
+        suite = self.scenarios()
         return Search(suite, split_policies(",".join(self.policies)), self.tries)
 
     def run(self) -> None:

@@ -6,15 +6,7 @@ from pathlib import Path
 
 from agents.evaluation.setup import Setup
 from agents.fleet_options import FleetOptions
-from agents.options import (
-    GoodputOptions,
-    ProgressOptions,
-    ServerOptions,
-    SourceOptions,
-    TableOptions,
-    UpToMillion,
-    WorkerOptions,
-)
+from agents.options import GoodputOptions, ReportOptions, RunsOptions, ServerOptions, SourceOptions, UpToMillion
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
 from agents.reporting.route_plots import draw_all
@@ -40,7 +32,7 @@ USUAL_REPLICAS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, GoodputOptions, FleetOptions, WorkerOptions):
+class Command(SourceOptions, ServerOptions, GoodputOptions, FleetOptions, RunsOptions, ReportOptions):
     """Compare routers in front of a fleet of replicas: the fleet, paired differences, how far replicas are apart.
 
     Four replicas, unless --replicas or --fleet says otherwise, each the same server with the same policy. Finished
@@ -59,14 +51,8 @@ class Command(SourceOptions, ServerOptions, TableOptions, ProgressOptions, Goodp
     """Several of them: 4,8 or 4:8:1 (both ends included)."""
     seeds: UpToMillion = 3
     """Seeds 0 ... N-1, each a common trace for all routers."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/route")
     """Folder of the results (route.json, table.md, report.html, its plots, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
-    report: Path | None = None
-    """Put the HTML report here (default: report.html in OUT)."""
 
     def routing(self) -> Routing:
         """What to run.

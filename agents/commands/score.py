@@ -8,23 +8,22 @@ from typing import Annotated
 import tyro
 
 from agents.evaluation.suite_runs import RunOptions
-from agents.options import ProgressOptions, TableOptions, UpToMillion, WorkerOptions
+from agents.options import ReportOptions
 from agents.policies import split_policies
 from agents.reporting.grid import print_lines, show, terminal_console
 from agents.reporting.result_folder import ResultFolder
 from agents.reporting.score_tables import html_text, markdown_text, scenario_grids, totals_grid, verdict_lines
 from agents.studies.score.records import Score
 from agents.studies.score.run import Contest, run_contest
+from agents.suite_options import SuiteOptions
 from agents.work.files import claimed
 from agents.work.processes import workers_for
 from agents.work.progress import OnProgress, bars
 from engine.errors import InputError
-from engine.ranges import Count
-from engine.scenarios.suite import load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(TableOptions, ProgressOptions, WorkerOptions):
+class Command(SuiteOptions, ReportOptions):
     """Score policies over a suite: a table for each scenario, the totals, and what each breaks that others keep.
 
     Beside the policies the references run (sarathi, slai, vllm_v1, slackfit): 100 is the best goodput and the shortest
@@ -35,21 +34,8 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
     policies: Annotated[tuple[str, ...], tyro.conf.Positional] = ("pretrained",)
     """Policies: baselines (slai:offset=3), random, folders of trained policies, classes of your own; several also with
     commas between them."""
-    suite: str = "default"
-    """Scenarios: default, devices, overload, heldout, referee, training, or a .yml file of yours
-    (`engine.scenarios.suite`)."""
-    seeds: UpToMillion | None = None
-    """Seeds 0 ... N-1 (default: as many as the suite says)."""
-    num_requests: Count | None = None
-    """Requests of each run (default: as the suite says)."""
-    resume: bool = False
-    """Go on with an interrupted run of the same configuration."""
     out: Path = Path("out/score")
     """Folder of the results (score.json, report.html, table.md, cells.jsonl)."""
-    json: Path | None = None
-    """Also write the whole result to this file."""
-    report: Path | None = None
-    """Put the HTML report here (default: report.html in OUT)."""
 
     def contest(self) -> Contest:
         """Who is scored on what.
@@ -60,7 +46,7 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
         if not self.policies:
             raise InputError("policies: expected at least one, got none")
         policies = split_policies(",".join(self.policies))
-        return Contest(load_suite(self.suite, self.seeds, self.num_requests), policies)
+        return Contest(self.scenarios(), policies)
 
     def run(self) -> None:
         """Run, print, write.
