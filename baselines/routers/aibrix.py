@@ -23,9 +23,9 @@ class AIBrix(Router):
     """One of AIBrix's strategies; equal replicas are drawn.
 
     least_request: the fewest requests in flight. least_kv: the least KV in use. throughput: the least 2 x mean prompt
-    tokens + mean output tokens of all requests there, whatever is there now. prefix_cache: the replica that holds the prompt's prefix, if its
-    requests in flight are at most the mean + `deviations` standard deviations, or are the fewest where replicas differ
-    by more than `gap`; else as least_request. Without sessions nobody holds a prefix.
+    tokens + mean output tokens of all requests there, whatever is there now. prefix_cache: the replica that holds the
+    prompt's prefix, if its requests in flight are at most the mean + `deviations` standard deviations, or are the
+    fewest where replicas differ by more than `gap`; else as least_request. Without sessions nobody holds a prefix.
     """
 
     strategy: Literal["prefix_cache", "least_request", "throughput", "least_kv"] = "prefix_cache"
