@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MOST_LINES = 8
 """Replicas of which each has a line of its own; of more, the range and the mean are drawn."""
 
+LIKE = 8
+"""Panels have a common scale where the fullest one has at most so many times as much as the emptiest one."""
+
 
 def load_text(load: float | None) -> str:
     """How a load of the fleet is called."""
@@ -97,13 +100,15 @@ def plot_presence(result: Routes) -> "Figure":
     shown = presences(result)
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
+    tops = {router: max(1, *map(max, presence.counts)) for router, presence in shown.items()}
+    is_alike = max(tops.values()) <= LIKE * min(tops.values())
     figure = new_figure(4.5 * columns, 0.6 + 2.2 * rows)
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=is_alike).flat)
     for axes, (router, presence) in zip(used(panels, len(shown)), shown.items(), strict=True):
         _draw_presence(axes, presence)
         axes.set_title(folded(router, 50), loc="left", fontsize=9)
         plain(axes)
-    panels[0].set_ylim(0.0, 1.05 * max(1, *(max(map(max, presence.counts)) for presence in shown.values())))
+        axes.set_ylim(0.0, 1.05 * (max(tops.values()) if is_alike else tops[router]))
     for axes in panels[max(0, len(shown) - columns) : len(shown)]:
         axes.set_xlabel("time, s", fontsize=9)
         axes.tick_params(labelbottom=True)
