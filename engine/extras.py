@@ -14,6 +14,7 @@ EXTRAS = {
     "real": ("torch", "transformers", "tokenizers"),
     "aiconfigurator": ("aiconfigurator_core",),
     "ray": ("ray",),
+    "pettingzoo": ("pettingzoo",),
 }
 """Packages of each extra by the names under which they are imported."""
 

@@ -1,4 +1,4 @@
-"""LLM servers as Gymnasium environments; importing registers ``LLMSched-v0``, its presets and ``LLMSchedRouter-v0``.
+"""LLM servers as Gymnasium environments; importing registers ``LLMSched-v0``, its presets and fleets.
 
 ``gymnasium.make("llmsched_env:LLMSched-v0")`` and ``gymnasium.make_vec("llmsched_env:LLMSched-v0", num_envs=256)``.
 """
@@ -14,11 +14,12 @@ from llmsched_env.reward import REWARD_TERMS, RewardWeights
 from llmsched_env.routing.clusters import observation_names, split
 from llmsched_env.routing.config import Drain, RouterConfig
 from llmsched_env.routing.env import LLMSchedRouterEnv
+from llmsched_env.routing.joint import FleetConfig, LLMSchedFleetEnv
 from llmsched_env.routing.vector import LLMSchedRouterVectorEnv
 from llmsched_env.state import EnvState
 from llmsched_env.vector import LLMSchedVectorEnv
 
-ROUTER = "LLMSchedRouter-v0"
+ROUTER, FLEET = "LLMSchedRouter-v0", "LLMSchedFleet-v0"
 
 
 def register_envs() -> None:
@@ -37,6 +38,8 @@ def register_envs() -> None:
             entry_point="llmsched_env.routing.env:LLMSchedRouterEnv",
             vector_entry_point="llmsched_env.routing.vector:LLMSchedRouterVectorEnv",
         )
+    if FLEET not in registry:
+        register(id=FLEET, entry_point="llmsched_env.routing.joint:LLMSchedFleetEnv")
 
 
 register_envs()
@@ -53,7 +56,9 @@ __all__ = [
     "Drain",
     "EnvConfig",
     "EnvState",
+    "FleetConfig",
     "LLMSchedEnv",
+    "LLMSchedFleetEnv",
     "LLMSchedRouterEnv",
     "LLMSchedRouterVectorEnv",
     "LLMSchedVectorEnv",

@@ -36,7 +36,7 @@ def observation_space(own_size: int = 0) -> spaces.Box:
     return spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
 
 
-def _memories(rows: int, worlds: Sequence[World], arms: Sequence[Policy]) -> Memories:
+def memories_of(rows: int, worlds: Sequence[World], arms: Sequence[Policy]) -> Memories:
     """Zeroed memories with the parameters of the codec and of the arms."""
     config = worlds[0].config
     codec = config.action.codec
@@ -96,7 +96,7 @@ class Fleet:
         self.kernels = tuple(kernel.compiled for kernel in (codec.kernel, *(arm.kernel for arm in arms)) if kernel)
         n = config.workload.num_requests
         try:
-            self.memories = _memories(rows, worlds, arms)
+            self.memories = memories_of(rows, worlds, arms)
             self.servers: Server = new_rows(rows, n, most_tiers(worlds))
         except (MemoryError, ValueError) as error:
             raise InputError(f"num_envs: no memory for {rows} rows of {n} requests ({error})") from None

@@ -15,8 +15,9 @@ from engine.server.core import begin, begin_decodes, empty, finish, idle, is_ove
 from engine.server.policy import KERNEL_SIGNATURE
 from engine.server.rows import new_rows, row_of
 from engine.server.state import Memory, Server
-from llmsched_env.asking import ASKED, DECODES, NOBODY, due, set_levels
+from llmsched_env.asking import ASKED, DECODES, NOBODY, due
 from llmsched_env.observation import encode, remember
+from llmsched_env.planning import memory_of, plan_by_codec, plan_choice
 from llmsched_env.reward import add_totals, weighted
 from llmsched_env.rows import LIMITS, Latencies, Outcome, Rows, Rules, new_memories, new_outcome
 
@@ -24,27 +25,8 @@ _limits = record(LIMITS)
 
 
 @inner
-def _memory(rows: Rows, e: int, k: int) -> Memory:
-    memories = rows.memories
-    return Memory(memories.params[rows.world[e], k], memories.request[e, k], memories.row[e, k])
-
-
-@inner
-def _plan_by_codec(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
-    """Plan the batch that the codec makes of a choice of its own."""
-    memory = _memory(rows, e, 0)
-    set_levels(memory, choice)
-    kernels[0](server.visible, memory, server.plan)
-
-
-@inner
-def _plan(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
-    """Plan the batch of a choice: that of an arm if there are any, else the codec's."""
-    if len(kernels) > 1:
-        k = 1 + choice[0]
-        kernels[k](server.visible, _memory(rows, e, k), server.plan)
-    else:
-        _plan_by_codec(kernels, server, rows, e, choice)
+def _observer(rows: Rows, e: int) -> Memory:
+    return memory_of(rows.memories, rows.world[e], e, 0)
 
 
 def _by_profile(latency: Latencies, world: int, server: Server) -> float:
@@ -70,11 +52,11 @@ def _run_batch(server: Server, rows: Rows, e: int) -> None:
 @inner
 def _run_choice(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray) -> None:
     """Plan and run a choice. If nothing can be done: try again after evictions, wait, or else fall back."""
-    _plan(kernels, server, rows, e, choice)
+    plan_choice(kernels, server, rows.memories, rows.world[e], e, choice)
     _run_batch(server, rows, e)
     if server.features[0].requests == 0 and not pause(server):
         empty(server)
-        _plan_by_codec(kernels, server, rows, e, rows.rules.fallback)
+        plan_by_codec(kernels, server, rows.memories, rows.world[e], e, rows.rules.fallback)
         _run_batch(server, rows, e)
 
 
@@ -84,7 +66,7 @@ def _run_decodes(kernels: tuple[Any, ...], server: Server, rows: Rows, e: int) -
     if _limits(rows.rules.limits).learns == 0.0 and begin_decodes(server):
         finish(server, _duration(rows.latency, rows.world[e], server))
     else:
-        _plan_by_codec(kernels, server, rows, e, rows.rules.decodes)
+        plan_by_codec(kernels, server, rows.memories, rows.world[e], e, rows.rules.decodes)
         _run_batch(server, rows, e)
 
 
@@ -93,7 +75,7 @@ def _to_next_decision(
     kernels: tuple[Any, ...], server: Server, rows: Rows, e: int, choice: np.ndarray, left: float
 ) -> None:
     """Let time pass until the learner is asked (or the episode ends); `choice` holds for `left` iterations more."""
-    row, limits, observer = server.visible.row[0], _limits(rows.rules.limits), _memory(rows, e, 0)
+    row, limits, observer = server.visible.row[0], _limits(rows.rules.limits), _observer(rows, e)
     remember(server.visible, observer)
     while not is_over(server) and (limits.horizon_s == 0.0 or row.now < limits.horizon_s):
         next_up = due(row, limits.skips > 0.0, left)
@@ -165,7 +147,7 @@ def step_row(kernels: Any, action: Any, rows: Rows, e: int, opens: bool) -> None
     _to_next_decision(kernels, server, rows, e, action[e], left)
     if not opens:
         _score(server, rows, e, start)
-    encode(server.visible, _memory(rows, e, 0), rows.outcome.observation[e])
+    encode(server.visible, _observer(rows, e), rows.outcome.observation[e])
 
 
 @structref.register

@@ -45,6 +45,7 @@ ROOMS = {
             "config",
             "crew",
             "rows",
+            "planning",
             "worlds",
             "step",
             "episode",
@@ -87,8 +88,9 @@ GPU_FILES = {
 EXTRA_FILES = {
     "train": ("agents/learning/ppo/", "agents/bench/ppo.py", "agents/studies/learner_variants.py"),
     "real": ("agents/device/check.py",),
+    "pettingzoo": ("llmsched_env/routing/aec.py",),
 }
-"""Files of `agents` that only run where an extra is installed: its packages load with them."""
+"""Files that only run where an extra is installed: its packages load with them."""
 
 IMPORT_NAMES = {"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}
 """Distributions whose import name differs."""
@@ -203,7 +205,7 @@ def third_party_fault(file: str, found: Import) -> str | None:
         return None
     if found.top in GPU_ONLY:
         return None if file in GPU_FILES else f"{found.top} belongs to engine/device/real/executor.py"
-    if found.top in ON_LOAD[package]:
+    if found.top in ON_LOAD[package] or any(found.top in EXTRAS[e] and file in f for e, f in EXTRA_FILES.items()):
         return None
     if found.top in IN_FUNCTIONS.get(package, set()):
         return f"{found.top} must be imported inside the function that needs it" if found.on_load else None

@@ -61,6 +61,13 @@ def _memory_of(fleet: Fleet, j: int) -> Memory:
 
 
 @inner
+def latency_of(fleet: Fleet, j: int) -> Latency:
+    """The latency model of replica `j`."""
+    c = fleet.clock[j]
+    return Latency(fleet.coefficient[j : j + 1], fleet.table[c.table : c.table + c.num_table])
+
+
+@inner
 def _plan(kernel: Callable[..., Any], server: Server, memory: Memory, load: np.record) -> int:
     """Let a policy plan, and begin that; returns the error code of `begin`."""
     waiting = server.visible.row[0].num_waiting
@@ -72,7 +79,7 @@ def _plan(kernel: Callable[..., Any], server: Server, memory: Memory, load: np.r
 
 
 @inner
-def _set_clock(server: Server, latency: Latency, c: np.record) -> None:
+def set_clock(server: Server, latency: Latency, c: np.record) -> None:
     """When the replica goes on after a plan that `begin` has taken."""
     row = server.visible.row[0]
     if server.features[0].requests > 0:
@@ -88,7 +95,7 @@ def _set_clock(server: Server, latency: Latency, c: np.record) -> None:
 
 
 @inner
-def _go_on(server: Server, load: np.record, c: np.record, horizon: float) -> bool:
+def go_on(server: Server, load: np.record, c: np.record, horizon: float) -> bool:
     """Let that happen for which the replica is due; whether it plans then."""
     row = server.visible.row[0]
     if c.doing == RUNNING:
@@ -130,9 +137,8 @@ def _is_time_out(course: np.record) -> bool:
 @inner
 def _reach(kernels: tuple[Any, ...], fleet: Fleet, j: int, time: float) -> int:
     """Let replica `j` go on with all that happens before `time` (inf: the trace has ended)."""
-    server, memory = row_of(fleet.servers, j), _memory_of(fleet, j)
+    server, memory, latency = row_of(fleet.servers, j), _memory_of(fleet, j), latency_of(fleet, j)
     c, load, course = fleet.clock[j], fleet.load[j], fleet.course[0]
-    latency = Latency(fleet.coefficient[j : j + 1], fleet.table[c.table : c.table + c.num_table])
     course.replica = j
     while True:
         if time == np.inf and _is_stuck(server, c):
@@ -141,12 +147,12 @@ def _reach(kernels: tuple[Any, ...], fleet: Fleet, j: int, time: float) -> int:
             return OVER
         if _is_time_out(course):
             return PAUSED
-        if _go_on(server, load, c, course.horizon):
+        if go_on(server, load, c, course.horizon):
             course.decisions += 1
             code = _plan(kernels[c.kernel], server, memory, load)
             if code != 0:
                 return code
-            _set_clock(server, latency, c)
+            set_clock(server, latency, c)
 
 
 @inner
@@ -183,7 +189,7 @@ def end_of_trace(fleet: Fleet) -> None:
 
 
 @inner
-def _next_stop(fleet: Fleet, trace: Arrivals) -> tuple[float, bool]:
+def next_stop(fleet: Fleet, trace: Arrivals) -> tuple[float, bool]:
     """Until when the replicas go on by themselves, and whether they report then.
 
     That is a report that lies before the next arrival, the arrival, or their end.
@@ -233,20 +239,32 @@ def send(fleet: Fleet, trace: Arrivals, j: int) -> None:
 
 
 @inner
+def stop_at(fleet: Fleet, trace: Arrivals, view: RouterView, time: float, reports: bool) -> bool:
+    """Let the replicas, which have gone on until a stop (`next_stop`), report, and show the router who arrives then.
+
+    Returns:
+        Whether a request arrives.
+    """
+    course = fleet.course[0]
+    if reports:
+        report_all(fleet, view, time)
+        course.reported = time
+    if time < trace.request[course.next].arrival:
+        return False
+    view.request[0], view.row[0].index = trace.request[course.next], course.next
+    look(fleet, view, time)
+    return True
+
+
+@inner
 def to_arrival(kernels: tuple[Any, ...], fleet: Fleet, trace: Arrivals, view: RouterView) -> int:
     """Go on until a request arrives and show it to the router (ASKS), or to the end or whatever else stops it."""
-    course = fleet.course[0]
     while True:
-        time, reports = _next_stop(fleet, trace)
+        time, reports = next_stop(fleet, trace)
         code = reach_all(kernels, fleet, time)
         if code != OVER or time == np.inf:
             return code
-        if reports:
-            report_all(fleet, view, time)
-            course.reported = time
-        if time == trace.request[course.next].arrival:
-            view.request[0], view.row[0].index = trace.request[course.next], course.next
-            look(fleet, view, time)
+        if stop_at(fleet, trace, view, time, reports):
             return ASKS
 
 

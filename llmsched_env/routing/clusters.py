@@ -1,4 +1,4 @@
-"""`Clusters`: clusters of servers with their traces and outcomes, which both environment classes of a router drive."""
+"""`Clusters`: clusters of servers with their traces and outcomes, which the environment classes drive."""
 
 import copy
 from typing import Any
@@ -41,7 +41,7 @@ def split(observation: np.ndarray, replicas: int) -> tuple[np.ndarray, np.ndarra
 
 
 class Clusters:
-    """Clusters with their traces and outcomes: what both environment classes drive."""
+    """Clusters with their traces and outcomes; a subclass says who decides what."""
 
     def __init__(self, count: int, config: RouterConfig, max_episode_steps: int = 0) -> None:
         """Allocate everything.
@@ -66,14 +66,20 @@ class Clusters:
             raise InputError(f"num_envs: no memory for {count} clusters of {places} replicas ({error})") from None
         self._put = Fresh(self._fresh, self.clusters).put
         self.outcome = new_outcome(count, places)
-        self._rules = _rules_of(config, places, max_episode_steps)
-        self._kernels = tuple(kernel.compiled for kernel in kernels_of(self._replicas))
+        self.rules = rules_of(config, places, max_episode_steps)
         self._requests: list[Requests | None] = [None] * count
-        self._actions = np.zeros(count, np.int64)
-        self._step = compiled_step(len(self._kernels), self.clusters, self._rules, self.outcome)
-        self.single_action_space = spaces.Discrete(places)
-        size = self.outcome.observation.shape[1]
-        self.single_observation_space = spaces.Box(0.0, FEATURE_LIMIT, (size,), np.float32)
+        self.route_space = spaces.Discrete(places)
+        """Which replica."""
+        self.seen_space = spaces.Box(0.0, FEATURE_LIMIT, self.outcome.observation.shape[1:], np.float32)
+        """What a router sees."""
+
+    def _run(self, opens: int) -> int:
+        """Take one decision in every cluster, or move cluster `opens`, if >= 0, to its first one.
+
+        Returns:
+            DONE, FAILED, or the first cluster whose action is refused.
+        """
+        raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator) -> Requests:
         config = self.config
@@ -121,43 +127,16 @@ class Clusters:
         requests = self._servable(self._draw(rng) if requests is None else requests)
         self._requests[e] = requests
         self._put(e, self._replicas, requests, age, seed)
-        self._check(self._step(self._kernels, self.clusters, self._rules, self.outcome, self._actions, e))
+        self._check(self._run(e))
 
-    def step(self, given: object) -> None:
-        """Send the request of every cluster to a replica and go on to the next one; results are in `outcome`.
-
-        Args:
-            given: a replica for each cluster, a sequence or an array.
+    def _need_episodes(self) -> None:
+        """Check that every cluster has an episode.
 
         Raises:
-            ResetNeeded: some cluster has no episode.
-            InputError: an action that is not in the space, or a replica that drains; nothing has happened then.
-            PolicyError: the policy of a replica broke the rules.
+            ResetNeeded: some cluster has none.
         """
         if None in self._requests:
             raise needs_reset("env.step()")
-        self._take(given)
-        bad = self._step(self._kernels, self.clusters, self._rules, self.outcome, self._actions, -1)
-        if bad >= 0:
-            raise self._refused(int(self._actions[bad]), f"action of row {bad}" if len(self._actions) > 1 else "action")
-        self._check(bad)
-
-    def _take(self, given: object) -> None:
-        """Copy actions to where the compiled step reads them; their range is left to it."""
-        if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
-            values = list(given) if isinstance(given, list | tuple | np.ndarray) else [given]
-            if not all(map(is_whole, values)):
-                raise self._refused(given, "action")
-            given = np.array(values)
-        if given.shape != self._actions.shape:
-            raise self._refused(given, "action")
-        self._actions[:] = given
-
-    def _refused(self, got: object, where: str) -> InputError:
-        count, places = self.outcome.mask.shape
-        each = f"an array of {count} " if count > 1 and where == "action" else ""
-        kind = "whole numbers" if each else "a whole number"
-        return InputError(f"{where}: expected {each}{kind} 0..{places - 1}, no replica that drains, got {show(got)}")
 
     def _check(self, found: int) -> None:
         """Raise what a policy has done.
@@ -198,7 +177,7 @@ class Clusters:
             raise needs_reset("env.report()")
         report = cluster_report(self.cluster(e), float(self.outcome.now[e]), self._replicas.configs[0], self._tiers)
         totals = self.outcome.totals[e]
-        report["return"] = float(totals @ self._rules.weights[: len(totals)])
+        report["return"] = float(totals @ self.rules.weights[: len(totals)])
         report["decisions"] = int(self.outcome.steps[e])
         return report | {f"reward_{name}": float(v) for name, v in zip(REWARD_TERMS, totals, strict=True)}
 
@@ -221,7 +200,56 @@ class Clusters:
         return record_of(router, self._replicas, requests.head(sent), cluster.fleet, trace)
 
 
-def _rules_of(config: RouterConfig, places: int, max_episode_steps: int) -> Rules:
+class RouterClusters(Clusters):
+    """Clusters whose routers are asked; the schedulers of the replicas are fixed."""
+
+    def __init__(self, count: int, config: RouterConfig, max_episode_steps: int = 0) -> None:
+        """Allocate everything (see `Clusters`)."""
+        super().__init__(count, config, max_episode_steps)
+        self._kernels = tuple(kernel.compiled for kernel in kernels_of(self._replicas))
+        self._actions = np.zeros(count, np.int64)
+        self._step = compiled_step(len(self._kernels), self.clusters, self.rules, self.outcome)
+
+    def _run(self, opens: int) -> int:
+        return int(self._step(self._kernels, self.clusters, self.rules, self.outcome, self._actions, opens))
+
+    def step(self, given: object) -> None:
+        """Send the request of every cluster to a replica and go on to the next one; results are in `outcome`.
+
+        Args:
+            given: a replica for each cluster, a sequence or an array.
+
+        Raises:
+            ResetNeeded: some cluster has no episode.
+            InputError: an action that is not in the space, or a replica that drains; nothing has happened then.
+            PolicyError: the policy of a replica broke the rules.
+        """
+        self._need_episodes()
+        self._take(given)
+        bad = self._run(-1)
+        if bad >= 0:
+            raise self._refused(int(self._actions[bad]), f"action of row {bad}" if len(self._actions) > 1 else "action")
+        self._check(bad)
+
+    def _take(self, given: object) -> None:
+        """Copy actions to where the compiled step reads them; their range is left to it."""
+        if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
+            values = list(given) if isinstance(given, list | tuple | np.ndarray) else [given]
+            if not all(map(is_whole, values)):
+                raise self._refused(given, "action")
+            given = np.array(values)
+        if given.shape != self._actions.shape:
+            raise self._refused(given, "action")
+        self._actions[:] = given
+
+    def _refused(self, got: object, where: str) -> InputError:
+        count, places = self.outcome.mask.shape
+        each = f"an array of {count} " if count > 1 and where == "action" else ""
+        kind = "whole numbers" if each else "a whole number"
+        return InputError(f"{where}: expected {each}{kind} 0..{places - 1}, no replica that drains, got {show(got)}")
+
+
+def rules_of(config: RouterConfig, places: int, max_episode_steps: int) -> Rules:
     """What does not change while clusters are stepped."""
     drain_s = np.full(places, np.inf)
     for drain in config.drains:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeVar
 
 import baselines
 from engine.cluster.fleet import Replicas
@@ -155,7 +155,7 @@ class RouterConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: object, where: str = "router env") -> "RouterConfig":
+    def from_dict(cls, data: object, where: str = "router env") -> Self:
         """Build a configuration from (part of) what `to_dict` gives; what is absent keeps its default.
 
         Raises:
@@ -165,7 +165,7 @@ class RouterConfig:
             raise InputError(f"{where}: expected a mapping, got {kind_of(data)}")
         return from_mapping(cls, data, where)
 
-    def changed(self, changes: Mapping[str, object], further: Sequence[str]) -> "RouterConfig":
+    def changed(self, changes: Mapping[str, object], further: Sequence[str]) -> Self:
         """This configuration with other values in some fields.
 
         Args:
@@ -183,17 +183,21 @@ class RouterConfig:
         return from_mapping(type(self), {**present, **changes}, "router env") if changes else self
 
 
-def configured(config: RouterConfig | None, changes: Mapping[str, object], further: Sequence[str]) -> RouterConfig:
+C = TypeVar("C", bound=RouterConfig)
+
+
+def configured(kind: type[C], config: C | None, changes: Mapping[str, object], further: Sequence[str]) -> C:
     """The configuration that the arguments of an environment's constructor describe.
 
     Args:
+        kind: its class.
         config: what the keywords change (None: the defaults).
-        changes: fields of `RouterConfig`.
+        changes: fields of it.
         further: keywords that the constructor takes besides, for the message.
 
     Raises:
-        InputError: no configuration, an unknown keyword, or a value that does not fit.
+        InputError: no such configuration, an unknown keyword, or a value that does not fit.
     """
-    if config is not None and not isinstance(config, RouterConfig):
-        raise InputError(f"config: expected a RouterConfig, got {kind_of(config)}")
-    return (config or RouterConfig()).changed(changes, further)
+    if config is not None and type(config) is not kind:
+        raise InputError(f"config: expected a {kind.__name__}, got {kind_of(config)}")
+    return (config or kind()).changed(changes, further)

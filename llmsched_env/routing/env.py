@@ -10,7 +10,7 @@ from engine.cluster.state import RouterView
 from engine.errors import InputError
 from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
 from llmsched_env.reward import REWARD_TERMS
-from llmsched_env.routing.clusters import Clusters
+from llmsched_env.routing.clusters import RouterClusters
 from llmsched_env.routing.config import RouterConfig, configured
 
 KEYWORDS = ("config", "render_mode", "max_episode_steps")
@@ -78,11 +78,11 @@ class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
         """
         if render_mode is not None:
             raise InputError(f"render_mode: this environment draws nothing, got {show(render_mode)}")
-        self.config = configured(config, changes, KEYWORDS)
+        self.config = configured(RouterConfig, config, changes, KEYWORDS)
         self.render_mode = None
-        self.clusters = Clusters(1, self.config, step_limit(max_episode_steps))
-        self.action_space = self.clusters.single_action_space
-        self.observation_space = self.clusters.single_observation_space
+        self.clusters = RouterClusters(1, self.config, step_limit(max_episode_steps))
+        self.action_space = self.clusters.route_space
+        self.observation_space = self.clusters.seen_space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

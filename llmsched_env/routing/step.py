@@ -18,7 +18,7 @@ from llmsched_env.reward import NUM_TERMS, TERMS, add_totals, weighted
 
 LIMITS = np.dtype([("max_steps", "f8"), ("horizon_s", "f8"), ("max_episode_steps", "f8")], align=True)
 """When an episode is cut off: decisions, s, decisions (0: never)."""
-_limits = record(LIMITS)
+limits_of = record(LIMITS)
 DONE, FAILED = -1, -2
 """What a step returns beside the first cluster whose action is outside the space: nothing is wrong; a cluster's
 `Outcome.code` is not."""
@@ -95,7 +95,8 @@ def _sum_up(cluster: Cluster, rules: Rules, time: float, totals: np.ndarray) -> 
 
 
 @inner
-def _all_idle(cluster: Cluster) -> bool:
+def is_all_idle(cluster: Cluster) -> bool:
+    """Whether every replica has served all that it got."""
     for j in range(cluster.fleet.clock.shape[0]):
         if cluster.fleet.clock[j].doing != IDLE:
             return False
@@ -103,7 +104,7 @@ def _all_idle(cluster: Cluster) -> bool:
 
 
 @inner
-def _latest(cluster: Cluster) -> float:
+def latest(cluster: Cluster) -> float:
     """When the last replica became idle."""
     time = 0.0
     for j in range(cluster.fleet.clock.shape[0]):
@@ -125,19 +126,16 @@ def _go_on(kernels: tuple[Any, ...], cluster: Cluster, horizon: float) -> tuple[
     i, request = cluster.fleet.course[0].next, cluster.trace.request
     if horizon > 0.0 and (i == request.shape[0] or request[i].arrival >= horizon):
         code = _to_horizon(kernels, cluster, horizon)
-        time = _latest(cluster) if i == request.shape[0] and _all_idle(cluster) else horizon
+        time = latest(cluster) if i == request.shape[0] and is_all_idle(cluster) else horizon
     else:
         code = to_arrival(kernels, cluster.fleet, cluster.trace, cluster.seen)
-        time = cluster.seen.row[0].now if code == ASKS else _latest(cluster)
-    if code == OVER:
-        report_all(cluster.fleet, cluster.seen, time)
-        look(cluster.fleet, cluster.seen, time)
+        time = cluster.seen.row[0].now if code == ASKS else latest(cluster)
     return code, time
 
 
 @inner
-def _show(cluster: Cluster, rules: Rules, outcome: Outcome, e: int) -> None:
-    """Write the observation and the mask of a decision."""
+def show_router(cluster: Cluster, rules: Rules, outcome: Outcome, e: int) -> None:
+    """Write the observation and the mask of a router's decision."""
     replicas, out = rules.drain_s.shape[0], outcome.observation[e]
     size = out.shape[0] - len(REQUEST_NAMES)
     encode(cluster.seen, out[:size].reshape((replicas, len(REPLICA_NAMES))), out[size:])
@@ -148,7 +146,7 @@ def _show(cluster: Cluster, rules: Rules, outcome: Outcome, e: int) -> None:
 @inner
 def _score(cluster: Cluster, rules: Rules, outcome: Outcome, e: int, code: int) -> None:
     """Reward and end of a step that ended with this code."""
-    terms, totals, limits = outcome.terms[e], outcome.totals[e], _limits(rules.limits)
+    terms, totals, limits = outcome.terms[e], outcome.totals[e], limits_of(rules.limits)
     for t in range(NUM_TERMS):
         terms[t] = totals[t]
     _sum_up(cluster, rules, outcome.now[e], totals)
@@ -157,11 +155,34 @@ def _score(cluster: Cluster, rules: Rules, outcome: Outcome, e: int, code: int) 
     outcome.reward[e] = weighted(rules.weights, terms)
     outcome.steps[e] += 1
     is_last = cluster.fleet.course[0].next == cluster.trace.request.shape[0]
-    outcome.terminated[e] = code == OVER and is_last and _all_idle(cluster)
+    outcome.terminated[e] = code == OVER and is_last and is_all_idle(cluster)
     long = limits.max_steps > 0.0 and outcome.steps[e] >= limits.max_steps
     outcome.truncated[e] = (code == OVER or long) and not outcome.terminated[e]
     if limits.max_episode_steps > 0.0 and outcome.steps[e] >= limits.max_episode_steps:
         outcome.truncated[e] = True  # also at the step that terminates, as gymnasium.wrappers.TimeLimit does
+
+
+@inner
+def end_step(cluster: Cluster, rules: Rules, outcome: Outcome, e: int, code: int, time: float, opens: bool) -> None:
+    """Note time, reward and end of a step.
+
+    Args:
+        cluster: number `e`.
+        rules: of all.
+        outcome: of all.
+        e: which.
+        code: OVER if the episode has ended.
+        time: s, at which the step ends.
+        opens: whether it only led to the first decision.
+    """
+    if code == OVER:
+        report_all(cluster.fleet, cluster.seen, time)
+        look(cluster.fleet, cluster.seen, time)
+    outcome.elapsed_s[e], outcome.now[e] = time - outcome.now[e], time
+    if opens:
+        outcome.steps[e], outcome.totals[e] = 0, 0.0
+    else:
+        _score(cluster, rules, outcome, e, code)
 
 
 @inner
@@ -179,26 +200,28 @@ def step_cluster(
         e: which cluster.
     """
     cluster = cluster_of(clusters, e)
-    if choice < 0:
-        outcome.steps[e], outcome.totals[e] = 0, 0.0
-    else:
+    if choice >= 0:
         send(cluster.fleet, cluster.trace, choice)
-    code, time = _go_on(kernels, cluster, _limits(rules.limits).horizon_s)
+    code, time = _go_on(kernels, cluster, limits_of(rules.limits).horizon_s)
     outcome.code[e] = code
     if code != ASKS and code != OVER:
         return False
-    outcome.elapsed_s[e], outcome.now[e] = time - outcome.now[e], time
-    if choice >= 0:
-        _score(cluster, rules, outcome, e, code)
-    _show(cluster, rules, outcome, e)
+    end_step(cluster, rules, outcome, e, code, time, choice < 0)
+    show_router(cluster, rules, outcome, e)
     return True
+
+
+@inner
+def is_closed(mask: np.ndarray, j: int) -> bool:
+    """Whether `j` is no replica that may get the request."""
+    return not 0 <= j < mask.shape[0] or mask[j] == 0
 
 
 @inner
 def _first_outside(action: np.ndarray, mask: np.ndarray) -> int:
     """The first cluster whose action is no replica that may get the request, DONE if there is none."""
     for e in range(mask.shape[0]):
-        if not 0 <= action[e] < mask.shape[1] or mask[e, action[e]] == 0:
+        if is_closed(mask[e], action[e]):
             return e
     return DONE
 

@@ -19,7 +19,7 @@ from llmsched_env.inputs import (
     show,
     step_limit,
 )
-from llmsched_env.routing.clusters import Clusters
+from llmsched_env.routing.clusters import RouterClusters
 from llmsched_env.routing.config import RouterConfig, configured
 
 KEYWORDS = ("num_envs", "config", "render_mode", "max_episode_steps")
@@ -57,11 +57,11 @@ class LLMSchedRouterVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if render_mode is not None:
             raise InputError(f"render_mode: the vector environment draws nothing, got {show(render_mode)}")
         self.num_envs = int(COUNT.check(num_envs, "num_envs"))
-        self.config = configured(config, changes, KEYWORDS)
+        self.config = configured(RouterConfig, config, changes, KEYWORDS)
         self.render_mode = None
-        self.clusters = Clusters(self.num_envs, self.config, step_limit(max_episode_steps))
-        self.single_action_space = self.clusters.single_action_space
-        self.single_observation_space = self.clusters.single_observation_space
+        self.clusters = RouterClusters(self.num_envs, self.config, step_limit(max_episode_steps))
+        self.single_action_space = self.clusters.route_space
+        self.single_observation_space = self.clusters.seen_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators = [np.random.default_rng() for _ in range(self.num_envs)]
