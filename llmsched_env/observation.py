@@ -169,14 +169,6 @@ def remember(view: View, memory: Memory) -> None:
 
 
 @inner
-def _take_roots(counts: np.ndarray) -> None:
-    """Square roots of counts by tier and bucket, in place."""
-    for tier in range(2):
-        for bucket in range(_NUM_PROMPT):
-            counts[tier, bucket] = np.sqrt(counts[tier, bucket])
-
-
-@inner
 def _show_waiting(view: View, o: np.record) -> None:
     """The queue: prompts, waits, the head."""
     row = view.row[0]
@@ -195,8 +187,9 @@ def _show_waiting(view: View, o: np.record) -> None:
                 strict = max(strict, wait)
             else:
                 relaxed = max(relaxed, wait)
-    if row.num_waiting > 0:
-        _take_roots(o.waiting)
+    for tier in range(2):
+        for bucket in range(_NUM_PROMPT):
+            o.waiting[tier, bucket] = np.sqrt(o.waiting[tier, bucket])
     head = view.request[view.queue[0]].prompt if row.num_waiting > 0 else 0
     room = (row.free_blocks - row.watermark_blocks) * row.block_size
     o.kv_room_for_head = 1.0 if room >= head else 0.0
@@ -242,10 +235,9 @@ def _show_running(view: View, unit: float, o: np.record) -> Decodes:
             strict = min(strict, slack / r.tbt)
         else:
             relaxed = min(relaxed, slack / r.tbt)
-    shares, seats = o.decodes, float(row.max_num_seqs)
     for tier in range(2):
         for bucket in range(_NUM_SLACK):
-            shares[tier, bucket] = 4.0 * shares[tier, bucket] / seats
+            o.decodes[tier, bucket] = 4.0 * o.decodes[tier, bucket] / row.max_num_seqs
     decodes = row.num_running - row.num_prefilling
     o.started_prompts = np.sqrt(float(row.num_prefilling))
     o.started_tokens = np.sqrt(left / 512.0)
@@ -306,6 +298,5 @@ def encode(view: View, memory: Memory, out: np.ndarray) -> None:
         o.output_spread = np.sqrt(max(0.0, seen.output_square - seen.output**2)) / seen.output
     o.kv_scarcity = _scarcity(row.free_blocks, row.num_blocks)
     o.seat_scarcity = _scarcity(row.max_num_seqs - row.num_running, row.max_num_seqs)
-    most = np.float32(OBSERVATION_LIMIT)
     for k in range(OBSERVATION_SIZE):
-        out[k] = min(max(out[k], -most), most)
+        out[k] = min(max(out[k], -OBSERVATION_LIMIT), OBSERVATION_LIMIT)

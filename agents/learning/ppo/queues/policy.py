@@ -48,6 +48,10 @@ class Normalized(nn.Module):
         own = ((observations[:, :size] - self.mean) / self.std).clamp(-CLIP, CLIP)
         return th.cat([own, observations[:, size:]], 1)
 
+    def only(self, observations: th.Tensor, columns: th.Tensor) -> th.Tensor:
+        """Some of the normalised observations, float32[n, columns]."""
+        return ((observations[:, columns] - self.mean[columns]) / self.std[columns]).clamp(-CLIP, CLIP)
+
 
 def _layers(inputs: int, widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     modules: list[nn.Module] = []
@@ -71,19 +75,11 @@ class ActorAndCritic(nn.Module):
         self.latent_dim_pi = 1 + (actor[-1] if actor else len(frame.columns))
         self.latent_dim_vf = critic[-1]
 
-    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Those of the actor and those of the critic."""
-        seen = self.normalized(features)
-        return self._of_actor(seen), self.value_net(seen)
-
-    def _of_actor(self, seen: th.Tensor) -> th.Tensor:
-        # The constant is a feature: noise in the last layer's weights must shift whole levels, too.
-        found = self.policy_net(seen[:, self.columns])
-        return th.cat([th.ones_like(found[:, :1]), found], 1)
-
     def forward_actor(self, features: th.Tensor) -> th.Tensor:
         """float32[n, latent_dim_pi]."""
-        return self._of_actor(self.normalized(features))
+        # The constant is a feature: noise in the last layer's weights must shift whole levels, too.
+        found = self.policy_net(self.normalized.only(features, self.columns))
+        return th.cat([th.ones_like(found[:, :1]), found], 1)
 
     def forward_critic(self, features: th.Tensor) -> th.Tensor:
         """float32[n, latent_dim_vf]."""
