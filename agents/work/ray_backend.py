@@ -42,6 +42,8 @@ _KNOCK_S = 5.0
 """Seconds in which an address must answer: Ray itself would try for good."""
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Nothing is sent to Ray's makers, and it leaves GPUs as they are."""
+_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+"""Who listens at the address but is no Ray is asked for about a minute, not twenty times that."""
 _PASSED_ON = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "PYTHONPATH")
 """Environment variables that workers have as this process has them, if it does."""
 _OWN = ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
@@ -137,7 +139,8 @@ class Ray:
         Raises:
             InputError: there is no such cluster, or another version of Ray or Python runs it.
         """
-        os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+        settings = _SETTINGS if self.address == "local" else _SETTINGS | _JOINING
+        os.environ.update({name: value for name, value in settings.items() if name not in os.environ})
         ray = import_module("ray")
         if ray.is_initialized():
             return ray

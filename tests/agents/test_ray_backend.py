@@ -110,12 +110,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, part in {"ray": module, "ray.exceptions": exceptions, "ray.cloudpickle": pickle}.items():
         monkeypatch.setitem(sys.modules, name, part)
     monkeypatch.setattr(ray_backend, "need", lambda extra, what: None)
-    for name in (*ray_backend._SETTINGS, "RAY_TMPDIR", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    settings = ray_backend._SETTINGS | ray_backend._JOINING
+    for name in (*settings, "RAY_TMPDIR", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     yield found
     ray_backend._opened.cache_clear()
     assert not found.joined
-    for name in ray_backend._SETTINGS:
+    for name in settings:
         os.environ.pop(name, None)
 
 
