@@ -59,7 +59,7 @@ class RouterEvolutionConfig(Search):
     """Seconds from one report of the replicas to the next."""
     requests: Some = 250
     """Requests in each trace for each replica of the usual speed, a faster one counting as several."""
-    generations: Some = 30
+    generations: Some = 20
     """New sets of candidates."""
     population: Annotated[int, whole(4, 10**6)] = 14
     """Candidates in each generation."""

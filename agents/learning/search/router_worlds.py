@@ -13,10 +13,12 @@ from agents.learning.learned.router import LearnedRouter
 from agents.learning.learned.router_bundle import RouterBundle
 from baselines import routers
 from engine.cluster.features import REPLICA_NAMES, REQUEST_NAMES, encode
+from engine.cluster.record import ClusterRecord
 from engine.cluster.router import Age, Router
 from engine.cluster.seats import Kind, Seat
 from engine.cluster.simulate import simulate_cluster
 from engine.cluster.state import RouterMemory, RouterView
+from engine.demand.predictions import predict
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.device.memory import default_server
@@ -92,18 +94,30 @@ def aged(router: str | RouterBundle, age: float) -> Router:
 
 def mean_ttft_s(trial: Trial) -> float:
     """Mean TTFT of a trace, s."""
-    return served(aged(trial.router, trial.world.age), trial)
+    return mean_of(served(aged(trial.router, trial.world.age), trial))
 
 
-def served(router: Router, trial: Trial) -> float:
-    """Mean TTFT of a trial's trace behind a router, s."""
+def mean_of(record: ClusterRecord) -> float:
+    """Mean TTFT of a run that served every request, s."""
+    total = sum(float((one.ledger["first_token"] - one.request["arrival"]).sum()) for one in record.records)
+    return total / len(record.requests)
+
+
+def served(router: Router, trial: Trial, channel: str = "") -> ClusterRecord:
+    """The run of a trial's trace behind a router.
+
+    Args:
+        router: in the place of the trial's own.
+        trial: world and trace.
+        channel: of the predictions that the requests have (`engine.demand.channels`); empty: none.
+    """
     world = trial.world
     fleet, policies = world.fleet, [_policy(seat.policy) for seat in world.fleet]
     requests = Workload(rate=world.rate, num_requests=trial.requests).generate(trial.seed)
+    if channel:
+        requests = predict(requests, channel, trial.seed)
     models, configs = [seat.profile for seat in fleet], [seat.config for seat in fleet]
-    record = simulate_cluster(router, policies, requests, models, configs, seed=trial.seed & 0xFFFF)
-    total = sum(float((one.ledger["first_token"] - one.request["arrival"]).sum()) for one in record.records)
-    return total / trial.requests
+    return simulate_cluster(router, policies, requests, models, configs, seed=trial.seed & 0xFFFF)
 
 
 @cache
