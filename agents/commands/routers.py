@@ -37,3 +37,4 @@ class Command(TableOptions):
         console = terminal_console()
         show(Grid(heads, [Part(rows, ends=frozenset(range(len(rows))))], caption), console, self.wide)
         console.print(Text("Parameters are set after a colon: power_of_d:d=3,age=1"))
+        console.print(Text("Learned ones: pretrained-router, or the folder of one: pretrained-router:age=1"))

@@ -4,12 +4,13 @@
 
 Every fleet of 2, 4 and 8 replicas, equal or of two speeds, at three loads, with reports that are fresh, 1 s and 5 s
 old, and two schedulers. Rivals see reports of the same age; their parameters are those that do best on training traces,
-for each age and kind of fleet by itself. Writes card.json and CARD.md beside the router.
+for each age, kind of fleet and scheduler by itself. Writes card.json and CARD.md beside the router.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def tuned(worlds: Sequence[World], requests: int, workers: int) -> dict[tuple[st
 def judged(
     bundles: Sequence[RouterBundle], worlds: Sequence[World], seeds: int, requests: int, workers: int
 ) -> list[list[Result]]:
-    """Each learned router in each world against each rival, on the same held-out traces."""
+    """Each learned router in each world of one scheduler against each rival, on the same held-out traces."""
     specs = tuned(worlds, requests // 2, workers)
     routers: list[list[str | RouterBundle]] = [
         [*bundles, *(specs[rival, one.age, one.is_mixed] for rival in GRIDS)] for one in worlds
@@ -144,10 +145,14 @@ def _losses(results: Sequence[Result]) -> Iterator[str]:
         yield from (f"| {one.place} | {_age(one.world)} | `{one.spec}` | {one.text} |" for one in lost)
 
 
+def _class(one: Result) -> tuple[str, str, str]:
+    return _age(one.world), _fleet(one.world), one.rival
+
+
 def _classes(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
     """The results by reports, kind of fleet and rival."""
-    for age, fleet, rival in dict.fromkeys((_age(one.world), _fleet(one.world), one.rival) for one in results):
-        yield age, fleet, [r for r in results if (_age(r.world), _fleet(r.world), r.rival) == (age, fleet, rival)]
+    for key in dict.fromkeys(_class(one) for one in results):
+        yield *key[:2], [one for one in results if _class(one) == key]
 
 
 def _counts(some: Sequence[Result]) -> str:
@@ -166,23 +171,23 @@ def markdown(card: dict[str, Any], results: Sequence[Result], others: Sequence[S
         "",
         f"Made by `{card['command']}`. Mean TTFT on {card['seeds']} traces that nobody was trained or tuned on,",
         "common arrivals, 95 % paired intervals; the rivals' parameters are those that do best on training traces, for",
-        "each age of the reports and kind of fleet by itself.",
+        "each age of the reports, kind of fleet and scheduler by itself.",
         f"Mixed fleets: every other replica is {SPEED} times as fast, with twice the KV and 256 seats. Written by",
         "`python3 -m agents.studies.router_card`.",
         "",
         *_losses(results),
         "",
-        "| reports | fleets | rival | wins / ties / loses | mean TTFT, geometric mean | best, worst |",
+        "| reports | fleets | tuned rival | wins / ties / loses | mean TTFT, geometric mean | best, worst |",
         "|---|---|---|---|---|---|",
     ]
     for age, fleet, some in _classes(results):
         ends = [100.0 * end([one.relative for one in some]) for end in (min, max)]
         lines.append(
-            f"| {age} | {fleet} | `{some[0].spec}` | {_counts(some)} | {_mean(some):+.1f} % "
+            f"| {age} | {fleet} | `{some[0].rival}` | {_counts(some)} | {_mean(some):+.1f} % "
             f"| {ends[0]:+.1f} %, {ends[1]:+.1f} % |"
         )
     if others:
-        lines += ["", "Other training seeds: wins / ties / loses, geometric mean, against each rival:", ""]
+        lines += ["", "Other trainings: wins / ties / loses, geometric mean, against each rival:", ""]
         lines += [f"| training | {' | '.join(GRIDS)} |", f"|---|{'---|' * len(GRIDS)}"]
         for name, found in zip(card["others"], others, strict=True):
             by_rival = [[one for one in found if one.rival == rival] for rival in GRIDS]
@@ -207,8 +212,11 @@ def main() -> None:
         parser.error(f"--requests, --seeds: expected 2 at least, got {options.requests} and {options.seeds}")
     folders = split_list(options.others)
     bundles = [load_router(folder).bundle for folder in (options.router, *folders)]
-    worlds = all_worlds(REPLICAS, LOADS, split_list(options.policies), AGES)
-    results, *others = judged(bundles, worlds, options.seeds, options.requests, options.workers)
+    by_policy = [
+        judged(bundles, all_worlds(REPLICAS, LOADS, (policy,), AGES), options.seeds, options.requests, options.workers)
+        for policy in split_list(options.policies)
+    ]
+    results, *others = [list(chain(*some)) for some in zip(*by_policy, strict=True)]
     card = {
         "format": "llmsched-router-card/1",
         "router": options.router.name,

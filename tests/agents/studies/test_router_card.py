@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.learning.learned.router import load_router
 from agents.learning.learned.router_bundle import RouterBundle
-from agents.learning.search.router_worlds import Trial, World, mean_of, served
+from agents.learning.search.router_worlds import Trial, World, mean_of, mean_ttft_s, served
+from agents.policies import pretrained_folder
+from agents.routers import PRETRAINED_ROUTER
 from agents.studies import router_bound, router_card
 from agents.studies.router_card import Result, markdown, tuned
 from baselines import routers
@@ -44,7 +47,8 @@ def test_rivals_are_tuned_for_each_age_and_kind_of_fleet(monkeypatch: pytest.Mon
 def test_a_verdict_is_a_paired_interval_without_zero() -> None:
     ours, theirs = np.array([0.9, 1.9, 2.9]), np.array([1.0, 2.0, 3.0])
     won = Result.of(WORLDS[0], "jsq", "jsq", ours, theirs)
-    assert (won.verdict, won.relative) == ("wins", pytest.approx(-0.05))
+    assert won.verdict == "wins"
+    assert won.relative == pytest.approx(-0.05)
     assert Result.of(WORLDS[0], "jsq", "jsq", theirs, ours).verdict == "loses"
     assert Result.of(WORLDS[0], "jsq", "jsq", np.array([0.9, 2.1, 3.0]), theirs).verdict == "ties"
 
@@ -91,3 +95,14 @@ def test_the_bound_is_a_row_for_each_load(
     monkeypatch.setattr(sys, "argv", ["router_bound", *flags.split()])
     router_bound.main()
     assert capsys.readouterr().out.count("| 1.5, slackfit:tuned |") == 1
+
+
+def test_the_shipped_router_has_its_card_and_wins_where_reports_are_old() -> None:
+    folder = pretrained_folder(PRETRAINED_ROUTER)
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert len(card["results"]) == 2 * 54 * len(router_card.GRIDS)
+    lost = [one for one in card["results"] if one["verdict"] == "loses"]
+    assert all(one["interval"][0] > 0.0 for one in lost)
+    assert f"Loses in {len(lost)} of {len(card['results'])} comparisons" in (folder / "CARD.md").read_text()
+    trial = Trial(load_router(folder).bundle, World(4, True, 1.7, "slackfit:tuned", 1.0), 800, 7)
+    assert mean_ttft_s(trial) < 0.6 * mean_ttft_s(trial._replace(router="least_tokens"))
