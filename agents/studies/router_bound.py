@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--router", default=pretrained_folder(PRETRAINED_ROUTER), help="folder of the learned one")
     parser.add_argument("--replicas", type=int, default=4, help="how many, all alike")
     parser.add_argument("--requests", type=int, default=75, help="requests in each trace for each replica")
-    parser.add_argument("--tries", type=int, default=1000, help="changes that the local search tries on each trace")
+    parser.add_argument("--tries", type=int, default=300, help="changes that the local search tries on each trace")
     parser.add_argument("--seeds", type=int, default=5, help="traces in each world")
     parser.add_argument("--policies", default="slackfit:tuned", help="schedulers of the replicas")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes")

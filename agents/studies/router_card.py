@@ -195,13 +195,12 @@ def markdown(card: dict[str, Any], results: Sequence[Result], others: Sequence[S
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Tune the rivals, serve, write the card."""
+def options_of() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--router", type=Path, default=pretrained_folder(PRETRAINED_ROUTER), help="folder of the router"
-    )
-    parser.add_argument("--others", default="", help="folders of routers of other training seeds, comma separated")
+    shipped = pretrained_folder(PRETRAINED_ROUTER)
+    parser.add_argument("--router", type=Path, default=shipped, help="folder of the router")
+    parser.add_argument("--others", default="", help="folders of routers of other trainings, comma separated")
     parser.add_argument("--out", type=Path, help="folder for card.json and CARD.md (default: the router's own)")
     parser.add_argument("--requests", type=int, default=500, help="requests in each trace for each replica's speed")
     parser.add_argument("--seeds", type=int, default=5, help="traces in each world")
@@ -210,6 +209,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.requests < 2 or options.seeds < 2:
         parser.error(f"--requests, --seeds: expected 2 at least, got {options.requests} and {options.seeds}")
+    return options
+
+
+def main() -> None:
+    """Tune the rivals, serve, write the card."""
+    options = options_of()
     folders = split_list(options.others)
     bundles = [load_router(folder).bundle for folder in (options.router, *folders)]
     by_policy = [

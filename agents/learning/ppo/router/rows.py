@@ -49,12 +49,17 @@ class RouterFleets(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         pieces = np.split(np.asarray(actions), self.ends[:-1])
         found = [env.step(piece) for env, piece in zip(self.parts, pieces, strict=True)]
         observations, rewards, terminated, truncated = (np.concatenate([one[k] for one in found]) for k in range(4))
-        infos: dict[str, Any] = {"elapsed_s": np.concatenate([one[4]["elapsed_s"] for one in found])}
+        further = [one[4] for one in found]
+        infos: dict[str, Any] = {"elapsed_s": np.concatenate([one["elapsed_s"] for one in further])}
         ended = terminated | truncated
         if ended.any():
-            final = np.full(self.num_envs, None, object)
-            for env, end, (*_, info) in zip(self.parts, self.ends, found, strict=True):
-                if "final_obs" in info:
-                    final[end - env.num_envs : end] = info["final_obs"]
-            infos |= {"final_obs": final, "_final_obs": ended}
+            infos |= {"final_obs": self._last_of(further), "_final_obs": ended}
         return observations, rewards / self.units, terminated, truncated, infos
+
+    def _last_of(self, further: Sequence[dict[str, Any]]) -> np.ndarray:
+        """The last observations of the rows whose episodes ended, from the infos of the parts."""
+        final = np.full(self.num_envs, None, object)
+        for env, end, info in zip(self.parts, self.ends, further, strict=True):
+            if "final_obs" in info:
+                final[end - env.num_envs : end] = info["final_obs"]
+        return final
