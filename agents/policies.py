@@ -26,7 +26,7 @@ PRETRAINED = "pretrained"
 SHIPPED = (PRETRAINED, "pretrained-ppo")
 """Names of all learned policies that ship: found by evolution, and trained by PPO."""
 
-ADJUSTABLE = ("ageing", "close", "close_until")
+ADJUSTABLE = ("ageing", "close", "close_until", "longest")
 """Settings that the spec of a learned policy may have."""
 
 

@@ -101,6 +101,7 @@ def markdown(card: dict[str, Any]) -> str:
         "",
         f"Trained by `{card['command']}` (`{card['recipe']}`: {card['method']}).",
         f"One linear layer; a choice holds for {card['hold']} iterations. Training traces: {card['training']}.",
+        *([card["afterwards"]] if card["afterwards"] else []),
         "",
         "Differences to a rival on the same arrivals, 95 % paired intervals; it *wins* or *loses* where the interval",
         "excludes zero. None of these traces was used in training or for choosing the policy. Azure lengths, bursts,",
@@ -125,17 +126,22 @@ def _origin(name: str) -> dict[str, Any]:
     """How a shipped policy came about."""
     about = json.loads((pretrained_folder(name) / "policy.json").read_text(encoding="utf-8"))
     env = about["env"]
-    rates, others, recipe, method = env["rates"], "", "queue.yml", "PPO for queues"
+    rates, others, recipe, method, afterwards = env["rates"], "", "queue.yml", "PPO for queues", ""
     if name == PRETRAINED:
         searched = EvolutionConfig.from_yaml(shipped_recipe())
         rates, others = searched.rates, "".join(f"; {one.name}" for one in searched.scenarios)
         recipe, method = "evolution.yml", "CMA-ES from slackfit:tuned on whole runs"
+        afterwards = (
+            f"Set after the search, by scores on the suite `training`: `close_until` {env['action']['close_until']:g}, "
+            f"`longest` {env['action']['longest']:g} (batches, beside the limits in seconds that it was searched with)."
+        )
     return {
         "policy": name,
         "command": about["command"],
         "recipe": f"agents/learning/hyperparams/{recipe}",
         "method": method,
         "hold": env["action"]["hold"],
+        "afterwards": afterwards,
         "training": "Poisson arrivals at "
         + ", ".join(f"{rate:g}" for rate in rates)
         + f" requests/s, openchat_sharegpt4 lengths, profile {env['profile']}{others}",

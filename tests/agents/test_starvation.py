@@ -41,7 +41,7 @@ def test_learned_policies_take_the_settings_of_slackfit_behind_their_name() -> N
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pretrained:ageing", "expected ageing or close or close_until = a number, got 'ageing'"),
+        ("pretrained:ageing", "expected ageing or close or close_until or longest = a number, got 'ageing'"),
         ("pretrained:slack=2", "got 'slack=2'"),
         ("pretrained:ageing=-1", "ageing: expected a number >= 0, got -1"),
         ("nosuch:ageing=1", "expected one of"),

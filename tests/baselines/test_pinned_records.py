@@ -53,7 +53,8 @@ VARIANTS = (
     "srtf:batch_cap=8,token_budget=128",
     "trail:max_preemptions=2,margin=5,protect_requeued=true",
     "pretrained",
-    "pretrained:ageing=20",
+    "pretrained:close_until=0.75,longest=1000",  # as it shipped before
+    "pretrained:ageing=20,close_until=0.75,longest=1000",
 )
 SPECS = (*names(), *VARIANTS)
 

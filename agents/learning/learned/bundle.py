@@ -96,16 +96,16 @@ class Bundle:
         """Choices of each action head."""
         return self.env.action.sizes
 
-    def adjusted(
-        self, ageing: float | None = None, close: float | None = None, close_until: float | None = None
-    ) -> "Bundle":
-        """The same policy with another `ageing`, `close` or `close_until` (`llmsched_env.Slackfit`).
+    def adjusted(self, **settings: float) -> "Bundle":
+        """The same policy with other settings of its action: `ageing`, `close`, `close_until`, `longest`.
+
+        Args:
+            settings: of `llmsched_env.Slackfit`, by name.
 
         Raises:
             InputError: a value that does not fit, or a policy whose actions are not slackfit's parameters.
         """
-        given = (("ageing", ageing), ("close", close), ("close_until", close_until))
-        changes: dict[str, Any] = {name: value for name, value in given if value is not None}
+        changes: dict[str, Any] = dict(settings)
         if not changes:
             return self
         action = self.env.action

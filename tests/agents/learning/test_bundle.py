@@ -413,8 +413,9 @@ def test_codec_without_a_knob_is_as_it_was_before_there_was_one() -> None:
 
 
 def test_policy_of_the_first_format_decides_as_the_shipped_one(tmp_path: Path) -> None:
-    """`first_format` is the shipped policy as it was before its numbers had names."""
+    """`first_format` is the shipped policy as it was before its numbers had names, and two of its settings were set."""
     first, shipped = (Bundle.load(place) for place in (FIRST, pretrained_folder()))
+    first = first.adjusted(close_until=0.5, longest=7.0)
     assert json.loads((pretrained_folder() / POLICY_FILE).read_text())["format"] == FORMAT
     assert (first.env, first.versions, first.command) == (shipped.env, shipped.versions, shipped.command)
     first.save(tmp_path / "again")
