@@ -25,14 +25,14 @@ PLACES = {
     "llmsched_env/actions/slackfit.py": (
         ('    ("close", "f8"),', '    ("patience", "f8"),\n'),
         ('            "close": self.close,', '            "patience": 0.0,\n'),
-        ('{"ageing": 0.0, "close": 0.0, ', None),
+        ('        "ageing": 0.0,', '        "patience": 0.0,\n'),
     ),
     "llmsched_env/reward.py": (
         ("    goodput: NotNegative = 0.0", '    batches: NotNegative = 0.0\n    """Weight of -(iterations)."""\n'),
         ("    terms.goodput += ", "    terms.batches -= sign * row.iterations\n"),
     ),
 }
-"""What is put in front of a line that begins so (None: the knob's default is put into the line)."""
+"""What is put in front of a line that begins so."""
 
 PROGRAM = """
 import hashlib, json, sys
@@ -80,7 +80,7 @@ def put_in(place: Path) -> None:
         text = (place / name).read_text(encoding="utf-8")
         for begins, new in changes:
             assert text.count(begins) == 1, (name, begins)
-            text = text.replace(begins, new + begins if new else begins.replace("{", '{"patience": 0.0, '))
+            text = text.replace(begins, new + begins)
         (place / name).write_text(text, encoding="utf-8")
 
 
