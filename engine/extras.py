@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("torch", "stable_baselines3", "tensorboard", "cma", "matplotlib"),
     "report": ("matplotlib", "jinja2"),
     "real": ("torch", "transformers", "tokenizers"),
+    "vllm": ("aiohttp",),
     "aiconfigurator": ("aiconfigurator_core",),
     "ray": ("ray",),
     "pettingzoo": ("pettingzoo",),

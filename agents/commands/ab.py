@@ -1,66 +1,146 @@
-"""`llmsched ab`: what policies did inside a vLLM engine, beside what a simulation of the same requests says."""
+"""`llmsched ab`: policies in a real server on the same arrivals, beside each other and beside their simulation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
-from agents.options import TableOptions
+from agents.options import TableOptions, parse_rates
+from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
-from agents.vllm.agreement import Pair, Rank, compare, fit_profile, ranks, to_dict
-from agents.vllm.results import METRICS, read_cells
+from agents.vllm.agreement import Difference, Pair, Rank, compare, differences, fit_profile, ranks, to_dict
+from agents.vllm.plan import Plan
+from agents.vllm.results import METRICS, Measured, read_cells
 from agents.work.files import check_writable, write_json
-from engine.device.latency import load_profile
+from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
 from engine.errors import InputError
+from engine.extras import need
+from engine.ranges import Count
 
 _TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goodput, 1/s", "makespan, s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command(TableOptions):
-    """Measured beside predicted: an A/B of `python -m agents.vllm replay` in a vLLM engine, and its simulation."""
+    """Policies in a real vLLM server on the same arrivals: measured, paired, and beside their simulation.
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Its folders, of one engine."""
+    With --server vllm servers are started in turn, with --urls those that are there are asked, both over HTTP; FOLDERs
+    are what that or `python -m agents.vllm replay` wrote, --results what `vllm bench serve --save-detailed` did.
+    """
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ()
+    """Folders of earlier runs, of one engine."""
+    server: Literal["none", "vllm"] = "none"
+    """Start `vllm serve`: for the policy plain as it is, for all others with our scheduler."""
+    urls: tuple[str, ...] = ()
+    """Servers that run already (http://host:8000): each gets the same requests."""
+    results: tuple[Path, ...] = ()
+    """Results of `vllm bench serve --save-detailed`, of the same requests."""
+    slo: tuple[str, ...] = ()
+    """Deadlines for --results: ttft:2 tbt:0.1 (s)."""
+    plan: Path | None = None
+    """File with everything that is to be run (`agents.vllm.plan.Plan`), instead of the next five."""
+    model: str = "tiny"
+    """Folder of the model, or tiny or mistral-7b with random weights."""
+    policies: str = "plain,stock,slackfit"
+    """Policies for --server; plain: vLLM without our scheduler, stock: our scheduler leaves it to vLLM and logs."""
+    rates: str = "4"
+    """Arrival rates, requests/s: 1.0,1.4,1.8 or 1.0:2.0:0.2 (both ends included)."""
+    num_requests: Count = 200
+    """Requests of each cell."""
+    seeds: Count = 1
+    """Draws of the requests."""
+    out: Path = Path("out/ab")
+    """Folder of what is measured; cells that are there are not measured again."""
+    vllm: str = ""
+    """The command of vLLM (default: of this environment, or the first on the path)."""
     profile: str = ""
-    """Latency profile to predict with (default: one fitted to what the engine's scheduler logged in stock mode)."""
+    """Latency profile to predict with (default: one fitted to what the engine's scheduler logged in stock mode); the
+    policies are told it, too."""
     fit: Path | None = None
     """Also write the fitted profile to this file."""
     json: Path | None = None
     """Also write every figure to this file."""
 
     def run(self) -> None:
-        """Read, fit, simulate, compare, print, write.
+        """Measure or read, fit, simulate, compare, print, write.
 
         Raises:
-            InputError: no folder, none that is there, no complete cell in them, an unknown policy, or a file that
-                cannot be written.
+            InputError: nothing to compare, a server that cannot be reached, files of another kind, an unknown policy,
+                or a file that cannot be written.
         """
-        if not self.folders:
-            raise InputError("folders: expected at least one that `agents.vllm.replay` wrote, got none")
         check_writable(self.json, self.fit)
-        cells = [cell for folder in self.folders for cell in read_cells(folder)]
+        cells = self._measured()
         if not cells:
-            raise InputError(f"{self.folders[0]}: expected a complete cell at least, got none")
-        model = load_profile(self.profile) if self.profile else fit_profile(cells, "engine")
-        if self.fit:
+            raise InputError("ab: expected a complete cell at least, got none")
+        model = self._model(cells)
+        if self.fit and model:
             model.save(self.fit)
         pairs = compare(cells, model)
-        found = ranks(pairs)
+        found, differing = ranks(pairs), differences(pairs)
         console = terminal_console()
-        show(_cells_grid(pairs), console, self.wide)
-        if found:
-            show(_ranks_grid(found), console, self.wide)
+        for grid in (_cells_grid(pairs), _differences_grid(differing), _ranks_grid(found)):
+            if grid.parts[0].rows:
+                show(grid, console, self.wide)
         print_lines(console, _remarks(pairs))
         if self.json:
-            write_json(self.json, to_dict(pairs, found, model))
+            write_json(self.json, to_dict(pairs, found, differing, model))
+
+    def _measured(self) -> list[Measured]:
+        """The cells, served now or read."""
+        asked = {"FOLDERs": self.folders, "--urls": self.urls, "--results": self.results}
+        given = [name for name, value in asked.items() if value] + ["--server"] * (self.server != "none")
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise InputError(f"ab: expected one of FOLDERs, --server vllm, --urls, --results, got {got}")
+        if self.results:
+            from agents.vllm.bench_results import read_results
+
+            return read_results(self.results, self.slo)
+        if not self.folders:
+            self._serve()
+        return [cell for folder in self.folders or (self.out,) for cell in read_cells(folder)]
+
+    def _serve(self) -> None:
+        need("vllm", "ab")
+        from agents.vllm import over_http
+        from agents.vllm.serve import executable
+
+        plan = self._asked()
+        console = terminal_console()
+        if self.urls:
+            over_http.at_urls(plan, self.urls, self.out, console.print)
+        else:
+            over_http.in_turn(plan, executable(self.vllm), self.out, console.print)
+
+    def _asked(self) -> Plan:
+        """What is to be served."""
+        if self.plan is not None:
+            return Plan.read(self.plan)
+        return Plan(
+            policies=split_policies(self.policies),
+            rates=parse_rates(self.rates),
+            seeds=tuple(range(self.seeds)),
+            num_requests=self.num_requests,
+            model=self.model,
+            profile=self.profile or DEFAULT_PROFILE,
+        )
+
+    def _model(self, cells: Sequence[Measured]) -> LatencyModel | None:
+        """What to predict with; None: nothing is known of the device."""
+        if self.profile:
+            return load_profile(self.profile)
+        return fit_profile(cells, "engine") if any(cell.steps for cell in cells) else None
 
 
 def _both(pair: Pair, metric: str) -> str:
-    real, predicted = pair.real[metric], pair.predicted[metric]
+    real = pair.real[metric]
+    if pair.predicted is None:
+        return figure(real, ".3g")
+    predicted = pair.predicted[metric]
     error = f" ({100 * (predicted / real - 1):+.0f} %)" if real > 0 and np.isfinite(predicted) else ""
     return f"{figure(real, '.3g')} / {figure(predicted, '.3g')}{error}"
 
@@ -76,7 +156,19 @@ def _cells_grid(pairs: Sequence[Pair]) -> Grid:
         )
         for p in sorted(pairs, key=lambda p: (p.measured.cell.rate, p.measured.cell.seed))
     ]
-    return Grid(heads, [Part(rows, "measured / predicted (error of the prediction)")])
+    is_predicted = any(pair.predicted for pair in pairs)
+    return Grid(heads, [Part(rows, "measured / predicted (error of the prediction)" if is_predicted else "measured")])
+
+
+def _differences_grid(found: Sequence[Difference]) -> Grid:
+    heads = (Head("policy", "name"), Head("rate"), *(Head(title.partition(",")[0]) for title in _TITLES))
+    by_policy: dict[tuple[str, float], list[str]] = {}
+    for one in found:
+        low, high = figure(one.low, "+.3g"), figure(one.high, "+.3g")
+        by_policy.setdefault((one.policy, one.rate), []).append(f"{figure(one.value, '+.3g')} [{low}, {high}]")
+    rows = [(policy, f"{rate:g}", *texts) for (policy, rate), texts in by_policy.items()]
+    reference = found[0].reference if found else ""
+    return Grid(heads, [Part(rows, f"more than {reference}, on the same requests, 95 % interval over them")])
 
 
 def _ranks_grid(found: Sequence[Rank]) -> Grid:
@@ -90,7 +182,10 @@ def _ranks_grid(found: Sequence[Rank]) -> Grid:
 
 
 def _remarks(pairs: Sequence[Pair]) -> list[str]:
-    """What the schedulers counted that should not be."""
+    """What the schedulers counted that should not be, and requests that did not finish."""
     names = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt", "refused")
-    totals = {name: sum(pair.measured.counters[name] for pair in pairs) for name in names}
-    return ["counted inside the engine: " + ", ".join(f"{name} {count}" for name, count in totals.items())]
+    counted = [pair.measured.counters for pair in pairs if pair.measured.counters]
+    totals = ", ".join(f"{name} {sum(counters[name] for counters in counted)}" for name in names)
+    lost = sum(int(np.isnan(pair.measured.served.finish).sum()) for pair in pairs)
+    lines = [f"counted inside the engine: {totals}"] if counted else []
+    return [*lines, *([f"requests that did not finish: {lost}"] if lost else [])]

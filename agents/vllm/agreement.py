@@ -12,6 +12,7 @@ import numpy as np
 from agents.device.importing import vllm_log
 from agents.device.importing.source import Importing
 from agents.policies import resolve
+from agents.vllm.plan import PLAIN
 from agents.vllm.results import METRICS, Measured, numbers_in, numbers_of
 from agents.vllm.settings import STOCK
 from engine.device import fitting
@@ -32,7 +33,8 @@ class Pair:
 
     measured: Measured
     real: Numbers
-    predicted: Numbers
+    predicted: Numbers | None = None
+    """None where it is not known what was served by whom."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
     Raises:
         InputError: too few batches.
     """
-    chosen = [cell for cell in cells if cell.cell.policy == STOCK] or list(cells)
+    logged = [cell for cell in cells if cell.steps]
+    chosen = [cell for cell in logged if cell.cell.policy == STOCK] or logged
     head = chosen[0].steps[0]
     lines = [line for cell in chosen for line in cell.steps[1:]]
     with tempfile.TemporaryDirectory() as folder:
@@ -75,10 +78,10 @@ def _told(policy: Policy, model: LatencyModel) -> Policy:
     return told
 
 
-def _simulated(cell: Measured, model: LatencyModel, asynchronous: bool) -> Numbers:
-    config = cell.config(async_scheduling=asynchronous)
+def _simulated(cell: Measured, model: LatencyModel) -> Numbers:
+    config = cell.config()
     requests = cell.plan.requests(cell.cell)
-    if cell.cell.policy == STOCK:
+    if cell.cell.policy in (STOCK, PLAIN):
         limits = f"max_num_batched_tokens={config.max_batched_tokens},max_num_seqs={config.max_num_seqs}"
         policy = resolve(f"vllm_v1:{limits}")
         config = config.replace(watermark=0.0)
@@ -87,8 +90,8 @@ def _simulated(cell: Measured, model: LatencyModel, asynchronous: bool) -> Numbe
     return numbers_in(summarize(simulate(policy, requests, model, config)), float(requests.arrival[0]))
 
 
-def compare(cells: Sequence[Measured], model: LatencyModel) -> list[Pair]:
-    """Simulate the same cells on a profile.
+def compare(cells: Sequence[Measured], model: LatencyModel | None) -> list[Pair]:
+    """The numbers of each cell, and those of its simulation on a profile, where there is one and limits are known.
 
     Raises:
         InputError: a policy that there is not here.
@@ -97,7 +100,7 @@ def compare(cells: Sequence[Measured], model: LatencyModel) -> list[Pair]:
         Pair(
             cell,
             numbers_of(cell.served, cell.tiers()),
-            _simulated(cell, model, bool(cell.counters["limits"]["async_scheduling"])),
+            _simulated(cell, model) if model is not None and cell.limits else None,
         )
         for cell in cells
     ]
@@ -112,12 +115,47 @@ def _tau(real: np.ndarray, predicted: np.ndarray) -> float:
 def ranks(pairs: Sequence[Pair], seed: int = 0) -> list[Rank]:
     """Agreement of the orders at each load where there are three or more policies that were served for every seed."""
     found = []
-    for rate in sorted({pair.measured.cell.rate for pair in pairs}):
-        table = _table([pair for pair in pairs if pair.measured.cell.rate == rate])
+    for rate, table in _tables([pair for pair in pairs if pair.predicted]):
         if len(table) > 2:
             drawn = _drawn(table, np.random.default_rng(seed))
             found += [_rank(rate, metric, table, drawn) for metric in METRICS]
     return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a policy has more than another one, on the same requests."""
+
+    rate: float
+    policy: str
+    reference: str
+    metric: str
+    value: float
+    low: float
+    """Of its 95 % interval over samples of these requests."""
+    high: float
+
+
+def differences(pairs: Sequence[Pair], seed: int = 0) -> list[Difference]:
+    """Each policy against the first one, at each load."""
+    found = []
+    for rate, table in _tables(pairs):
+        names = [own[0].measured.cell.policy for own in table]
+        drawn = _drawn(table, np.random.default_rng(seed)) if len(table) > 1 else []
+        for metric in METRICS:
+            means = _means(table, "real", metric)
+            samples = np.array([[one[metric] for one in sample] for sample in drawn])
+            for k, name in enumerate(names[1:], 1):
+                low, high = np.quantile(samples[:, k] - samples[:, 0], (0.025, 0.975))
+                given = rate, name, names[0], metric
+                found.append(Difference(*given, float(means[k] - means[0]), float(low), float(high)))
+    return found
+
+
+def _tables(pairs: Sequence[Pair]) -> list[tuple[float, list[list[Pair]]]]:
+    """The loads, and at each the pairs of each policy by seed."""
+    rates = sorted({pair.measured.cell.rate for pair in pairs})
+    return [(rate, _table([pair for pair in pairs if pair.measured.cell.rate == rate])) for rate in rates]
 
 
 def _rank(rate: float, metric: str, table: Sequence[Sequence[Pair]], drawn: Sequence[Sequence[Numbers]]) -> Rank:
@@ -154,13 +192,15 @@ def _drawn(table: Sequence[Sequence[Pair]], rng: np.random.Generator) -> list[li
     return samples
 
 
-def to_dict(pairs: Sequence[Pair], found: Sequence[Rank], model: LatencyModel) -> dict[str, Any]:
+def to_dict(
+    pairs: Sequence[Pair], found: Sequence[Rank], differing: Sequence[Difference], model: LatencyModel | None
+) -> dict[str, Any]:
     """Everything, for a file."""
     cells = [
         {
             **vars(p.measured.cell),
             "measured": _finite(p.real),
-            "predicted": _finite(p.predicted),
+            "predicted": _finite(p.predicted) if p.predicted else None,
             "counters": p.measured.counters,
         }
         for p in pairs
@@ -169,8 +209,9 @@ def to_dict(pairs: Sequence[Pair], found: Sequence[Rank], model: LatencyModel) -
         {"rate": one.rate, "metric": one.metric, **_finite({"tau": one.tau, "low": one.low, "high": one.high})}
         for one in found
     ]
-    residuals = model.provenance.get("residuals")
-    return {"cells": cells, "ranks": orders, "profile": model.name, "residuals": residuals}
+    name, residuals = (model.name, model.provenance.get("residuals")) if model else (None, None)
+    differ = [vars(one) | _finite({key: getattr(one, key) for key in ("value", "low", "high")}) for one in differing]
+    return {"cells": cells, "ranks": orders, "differences": differ, "profile": name, "residuals": residuals}
 
 
 def _finite(numbers: Numbers) -> dict[str, float | None]:

@@ -50,6 +50,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Models whose weights are drawn at random: only their shapes matter."""
+PLAIN = "plain"
+"""In place of a policy: vLLM without our scheduler, where it can be had (over HTTP)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Plan:
     """An A/B."""
 
     policies: tuple[str, ...]
-    """Specs of policies, and stock."""
+    """Specs of policies, stock, plain."""
     rates: tuple[Rate, ...]
     """Arrival rates, requests/s."""
     seeds: tuple[Annotated[int, whole(0)], ...] = (0,)
@@ -106,12 +108,11 @@ class Plan:
             if not getattr(self, name):
                 raise InputError(f"{name}: expected at least one, got none")
         for spec in self.policies:
-            if spec != STOCK and resolve(spec).channel:
+            if spec not in (STOCK, PLAIN) and resolve(spec).channel:
                 raise InputError(f"policy {spec!r}: expected one without predictions, got one that needs them")
         load_profile(self.profile)
         self.workload(self.rates[0])
-        if self.model not in SHAPES:
-            read_mapping(Path(self.model) / "config.json", "the shape of a model")
+        self.vocabulary()
 
     def cells(self) -> list[Cell]:
         """All cells, those that belong together one after the other."""
@@ -125,6 +126,16 @@ class Plan:
     def requests(self, cell: Cell) -> Requests:
         """The requests of a cell, the same for each policy."""
         return self.workload(cell.rate).generate(cell.seed)
+
+    def vocabulary(self) -> int:
+        """Tokens that the model knows.
+
+        Raises:
+            InputError: it is neither one of `SHAPES` nor a folder with a config.json that says so.
+        """
+        place = Path(self.model) / "config.json"
+        shape = SHAPES.get(self.model) or read_mapping(place, "the shape of a model")
+        return int(whole(4, 2**24).check(shape.get("vocab_size"), f"{place}: vocab_size"))
 
     def model_folder(self, scratch: Path) -> Path:
         """The folder of the model, made if it is one of `SHAPES`."""

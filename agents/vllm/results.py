@@ -1,16 +1,16 @@
-"""What an A/B in a vLLM engine left behind (`agents.vllm.replay`), and its numbers (`engine.runs.metrics`)."""
+"""What an A/B left behind (`agents.vllm.cell_files`), and its numbers (`engine.runs.metrics`)."""
 
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS
 from agents.vllm.plan import Cell, Plan
-from agents.vllm.replay import FORMAT, META, REQUESTS, STEPS
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
 from engine.errors import InputError
@@ -28,7 +28,7 @@ class Served(NamedTuple):
     ttft: np.ndarray  # s, from when it was due; inf without a token
     finish: np.ndarray  # s from the first arrival, nan: not finished
     tier: np.ndarray
-    good: np.ndarray  # bool: finished, TTFT and every gap in time
+    good: np.ndarray  # 1: finished, TTFT and every gap in time; nan: it is not known what is in time
     gaps: tuple[np.ndarray, ...]  # s, of each request
 
 
@@ -39,13 +39,16 @@ class Measured:
     cell: Cell
     plan: Plan
     served: Served
-    counters: dict[str, Any]
-    steps: tuple[str, ...]
-    """Lines of the step log, without the number of the cell."""
+    counters: dict[str, Any] | None
+    """Of our scheduler; None: it was not there."""
+    steps: tuple[str, ...] = ()
+    """Lines of its step log, without the number of the cell."""
+    limits: dict[str, Any] | None = None
+    """Of the server, as far as they are known."""
 
-    def config(self, **changes: Any) -> EngineConfig:
+    def config(self) -> EngineConfig:
         """The limits of the server."""
-        return from_mapping(EngineConfig, self.counters["limits"], "limits").replace(**changes)
+        return from_mapping(EngineConfig, self.limits or {}, "limits")
 
     def tiers(self) -> tuple[Tier, ...]:
         """The tiers of its users."""
@@ -61,7 +64,7 @@ def _served(lines: Sequence[dict[str, Any]], tiers: Sequence[Tier]) -> Served:
     longest = np.array([one.max(initial=0.0) for one in gaps])
     deadlines = np.array([(t.ttft_s, t.tbt_s) for t in tiers])[tier]
     good = (ttft <= deadlines[:, 0]) & (longest <= deadlines[:, 1]) & ~np.isnan(finish)
-    return Served(ttft, finish, tier, good, gaps)
+    return Served(ttft, finish, tier, good.astype(np.float64), gaps)
 
 
 def numbers_of(served: Served, tiers: Sequence[Tier], chosen: np.ndarray | None = None) -> dict[str, float]:
@@ -102,7 +105,7 @@ def read_cells(folder: Path) -> list[Measured]:
     Raises:
         InputError: no such folder, or one of something else.
     """
-    meta = read_mapping(folder / META, "what `agents.vllm.replay` wrote")
+    meta = read_mapping(folder / META, "what an A/B wrote")
     if meta.get("format") != FORMAT:
         raise InputError(f"{folder / META}: expected format {FORMAT!r}, got {meta.get('format')!r}")
     plan = from_mapping(Plan, meta["plan"], f"{folder / META}: plan")
@@ -119,7 +122,8 @@ def read_cells(folder: Path) -> list[Measured]:
         cell = Cell(head["policy"], head["rate"], head["seed"])
         served = _served(lines, plan.workload(cell.rate).tiers)
         cells.append(Measured(cell, plan, served, head["counters"], tuple(steps.get(head["cell"], ()))))
-    return cells
+    limits = next((one.counters["limits"] for one in cells if one.counters), None)
+    return [replace(one, limits=one.counters["limits"] if one.counters else limits) for one in cells]
 
 
 def _lines(path: Path) -> list[str]:

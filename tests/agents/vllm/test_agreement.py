@@ -12,8 +12,8 @@ import pytest
 from agents.cli import main
 from agents.policies import resolve
 from agents.vllm.agreement import compare, fit_profile, ranks
+from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS, CellFiles, Sent
 from agents.vllm.plan import Cell, Plan
-from agents.vllm.replay import FORMAT, META, REQUESTS, STEPS, Sent, finished_cells
 from agents.vllm.replay import main as replay
 from agents.vllm.results import METRICS, read_cells
 from agents.vllm.step_log import COLUMNS, Counters
@@ -39,7 +39,7 @@ def _sent(cell: Cell) -> list[Sent]:
         if output > 2:  # the longest gap stands first, the others share what is left
             gap = float(record.ledger["max_gap"][k])
             times = np.concatenate([[first], np.linspace(first + gap, last, output - 1)])
-        found.append(Sent(due, due, int(requests.prompt[k]), output, tier, times.tolist()))
+        found.append(Sent(due, int(requests.prompt[k]), output, tier, due, times.tolist()))
     return found
 
 
@@ -78,6 +78,7 @@ def test_an_engine_that_is_the_simulation_is_predicted_without_an_error(folder: 
     pairs = compare(read_cells(folder), MODEL)
     assert [pair.measured.cell for pair in pairs] == PLAN.cells()
     for pair in pairs:
+        assert pair.predicted is not None
         for metric in METRICS:
             if metric != "p99_tbt_strict_s":  # the gaps between are not those of the simulation
                 assert pair.real[metric] == pytest.approx(pair.predicted[metric], rel=2e-3, abs=1e-9)
@@ -98,7 +99,7 @@ def test_profile_comes_from_the_step_log(folder: Path) -> None:
 
 
 def test_finished_cells_are_found_again(folder: Path) -> None:
-    assert [Cell(head["policy"], head["rate"], head["seed"]) for head in finished_cells(folder)] == PLAN.cells()
+    assert [Cell(head["policy"], head["rate"], head["seed"]) for head in CellFiles(folder).heads()] == PLAN.cells()
 
 
 def test_command_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,86 @@
+"""The files of an A/B: what was asked for and on what, each request as it was served, each batch as it was scheduled.
+
+- `meta.json`: the plan, the machine, the versions.
+- `requests.jsonl.gz`: for each cell a line with the cell and what the scheduler counted, then one for each request.
+- `steps.csv.gz`: what the scheduler logged of each batch, the number of the cell first.
+
+A cell is written when it is complete; a run that finds cells goes on behind them.
+"""
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.vllm.plan import Cell, Plan
+from agents.vllm.step_log import COLUMNS
+
+FORMAT = "llmsched-ab/1"
+REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
+
+
+@dataclass
+class Sent:
+    """What became of a request; times in s from the start of the cell."""
+
+    due: float
+    prompt: int
+    output: int
+    tier: int
+    sent: float = 0.0
+    times: list[float] = field(default_factory=list)
+    """When each output token came."""
+    error: str = ""
+
+    def line(self) -> dict[str, Any]:
+        """As it is written: gaps between tokens in units of 0.1 ms."""
+        gaps = np.rint(1e4 * np.diff(self.times)).astype(int).tolist()
+        first = round(self.times[0], 6) if self.times else None
+        finish = round(self.times[-1], 6) if len(self.times) == self.output else None
+        told = {"due": round(self.due, 6), "sent": round(self.sent, 6), "first": first, "finish": finish}
+        found = told | {"prompt": self.prompt, "output": self.output, "tier": self.tier, "gaps": gaps}
+        return found | ({"error": self.error} if self.error else {})
+
+
+class CellFiles:
+    """The files of an A/B in a folder, which is made."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def heads(self) -> list[dict[str, Any]]:
+        """The heads of the cells that are there."""
+        if not (self.folder / REQUESTS).exists():
+            return []
+        with gzip.open(self.folder / REQUESTS, "rt") as file:
+            return [head for head in map(json.loads, file) if "cell" in head]
+
+    def missing(self, cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
+        """Those of these cells that are not there, with the numbers that they will have."""
+        heads = self.heads()
+        done = {(head["policy"], head["rate"], head["seed"]) for head in heads}
+        left = [cell for cell in cells if (cell.policy, cell.rate, cell.seed) not in done]
+        return list(enumerate(left, 1 + max((head["cell"] for head in heads), default=-1)))
+
+    def write_meta(self, plan: Plan, about: Mapping[str, Any]) -> None:
+        """Write the plan, and on what it is run."""
+        text = json.dumps({"format": FORMAT, "plan": asdict(plan), **about}, indent=1)
+        (self.folder / META).write_text(text + "\n")
+
+    def write(self, number: int, cell: Cell, sent: Sequence[Sent], counters: Path | None, log: Path | None) -> None:
+        """Add a cell; of a server without our scheduler there are no counters and there is no log."""
+        counted = json.loads(counters.read_text()) if counters else None
+        head = {"cell": number, **asdict(cell), "requests": len(sent), "counters": counted}
+        lines = log.read_text().splitlines()[1:] if log else []
+        is_new = not (self.folder / STEPS).exists()
+        with gzip.open(self.folder / STEPS, "at") as steps:
+            if is_new:
+                steps.write(f"cell,{','.join(COLUMNS)}\n")
+            steps.writelines(f"{number},{line}\n" for line in lines)
+        with gzip.open(self.folder / REQUESTS, "at") as file:
+            file.writelines(json.dumps(line) + "\n" for line in [head, *(one.line() for one in sent)])
