@@ -13,7 +13,6 @@ from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.completions import Completions, connected
 from agents.vllm.open_loop import prompts, sent_of, serve, warm
 from agents.vllm.plan import PLAIN, Cell, Plan
-from agents.vllm.settings import Settings
 from engine.errors import InputError
 
 _MOST_S = 3600.0
@@ -40,7 +39,7 @@ async def _cell(
         InputError: the server does not answer, or is gone afterwards.
     """
     counters, log = watched.files(number) if watched else (None, None)
-    settings = Settings(cell.policy, plan.profile, plan.tiers, label="warm-up")
+    settings = plan.settings(cell.policy, "warm-up")
     if watched:
         settings.write(watched.settings)
     try:
@@ -102,7 +101,7 @@ def in_turn(plan: Plan, vllm: str, out: Path, tell: Tell) -> None:
             if not cells:
                 continue
             settings, port = scratch / "settings.json", servers.free_port()
-            Settings(profile=plan.profile, tiers=plan.tiers).write(settings)
+            plan.settings().write(settings)
             words = servers.command(vllm, plan, model, port, ours)
             with servers.running(words, port, settings, out / f"server-{'ours' if ours else PLAIN}.log") as url:
                 asyncio.run(_cells(url, _Watched(settings) if ours else None, plan, cells, files, tell))

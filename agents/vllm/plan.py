@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from agents.policies import resolve
-from agents.vllm.settings import STOCK
+from agents.vllm.settings import STOCK, Settings
 from engine.demand.requests import Requests
 from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
@@ -14,7 +14,7 @@ from engine.device.latency import DEFAULT_PROFILE, load_profile
 from engine.errors import InputError
 from engine.fields import from_mapping
 from engine.files.reading import read_json, read_mapping
-from engine.ranges import Count, Rate, Seconds, whole
+from engine.ranges import Count, Rate, Seconds, number, whole
 
 _MISTRAL = {
     "architectures": ["MistralForCausalLM"],
@@ -85,6 +85,8 @@ class Plan:
     """Prompt and output lengths, as in a workload."""
     tiers: tuple[dict[str, Any], ...] = ()
     """Tiers of the users, as in a workload; the default ones if empty."""
+    margin: Annotated[float, number(0.0, 1.0, below=True)] = 0.0
+    """Of the scheduler's settings (`agents.vllm.settings.Settings`)."""
     limit_s: Seconds = 540.0
     """The whole A/B ends by then; finished cells stay, and another run goes on behind them."""
 
@@ -126,6 +128,10 @@ class Plan:
     def requests(self, cell: Cell) -> Requests:
         """The requests of a cell, the same for each policy."""
         return self.workload(cell.rate).generate(cell.seed)
+
+    def settings(self, policy: str = STOCK, label: str = "") -> Settings:
+        """What the scheduler is told."""
+        return Settings(policy, self.profile, self.tiers, margin=self.margin, label=label)
 
     def vocabulary(self) -> int:
         """Tokens that the model knows.

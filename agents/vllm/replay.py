@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
 from agents.vllm.plan import Cell, Plan
-from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.settings import VARIABLE
 from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
 from engine.errors import InputError
@@ -67,7 +67,7 @@ class Replay:
         log, counters = (self.scratch / f"{number}.{kind}" for kind in ("csv", "json"))
         for file in (log, counters):
             file.unlink(missing_ok=True)
-        settings = Settings(cell.policy, self.plan.profile, self.plan.tiers, label="warm-up")
+        settings = self.plan.settings(cell.policy, "warm-up")
         settings.write(self.settings)
         await warm(self.send, self.vocabulary)
         replace(settings, log=str(log), counters=str(counters), label=str(number)).write(self.settings)
@@ -86,7 +86,7 @@ def _engine(plan: Plan, scratch: Path) -> Engine:
 
     settings = scratch / "settings.json"
     os.environ[VARIABLE] = str(settings)
-    Settings(profile=plan.profile, tiers=plan.tiers).write(settings)
+    plan.settings().write(settings)
     given = {
         "model": str(plan.model_folder(scratch).absolute()),
         "skip_tokenizer_init": True,

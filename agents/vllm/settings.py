@@ -42,6 +42,8 @@ class Settings:
     """The tiers of the users, as in a workload; the shares say nothing here."""
     watermark: Annotated[float, number(0.0, 1.0, below=True)] = 0.01
     """Share of the KV blocks that policies leave free when they admit."""
+    margin: Annotated[float, number(0.0, 1.0, below=True)] = 0.0
+    """Share of every deadline between tokens that policies are not told of: batches take longer than predicted."""
     log: str = ""
     """CSV file with a line for each batch, as `llmsched fit --from vllm-log` takes it; none if empty."""
     counters: str = ""

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, cast
 
 from agents.policies import resolve
@@ -72,7 +72,8 @@ class Steering:
         model = load_profile(settings.profile)
         policy = None if settings.policy == STOCK else resolve(settings.policy)
         limits = self._limits(settings.watermark)
-        self._make_shadow: Callable[[], Shadow] = lambda: Shadow(limits, tiers, model, policy, CAPACITY)
+        told = [replace(tier, tbt_s=tier.tbt_s * (1.0 - settings.margin)) for tier in tiers]
+        self._make_shadow: Callable[[], Shadow] = lambda: Shadow(limits, told, model, policy, CAPACITY)
         self._shadow = self._make_shadow()
         self._tier_names = [tier.name for tier in tiers]
         self._steered = policy is not None

@@ -111,8 +111,11 @@ class StepLog:
         """Write what there is."""
         self._write_lines()
         if self._counters:
-            Path(self._counters).parent.mkdir(parents=True, exist_ok=True)
-            Path(self._counters).write_text(json.dumps(self.summary()) + "\n")
+            place = Path(self._counters)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            whole = place.with_name(place.name + ".new")  # whoever reads it meanwhile finds all of it
+            whole.write_text(json.dumps(self.summary()) + "\n")
+            whole.replace(place)
 
     def summary(self) -> dict[str, Any]:
         """The counters, and quantiles of decision times (us): before vLLM's own turn, and with what comes after."""

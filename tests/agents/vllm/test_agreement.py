@@ -117,7 +117,7 @@ def test_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ab"]) == 2
-    assert "folders: expected at least one" in capsys.readouterr().err
+    assert "expected one of FOLDERs" in capsys.readouterr().err
 
 
 def test_replay_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

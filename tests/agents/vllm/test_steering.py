@@ -148,6 +148,76 @@ def test_aborted_requests_leave_nothing_behind(make: Make, tmp_path: Path) -> No
     assert (found["fallbacks"], found["rebuilt"], found["held_ran"]) == (0, 0, 0)
 
 
+def test_nothing_is_lost_under_a_policy_that_fails_and_many_aborts(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "raises.py"
+    file.write_text(RAISES)
+    scheduler, rng = (
+        make(f"{file}:Raises", cls=FakePolicyScheduler, seats=128, budget=2048, blocks=3000),
+        random.Random(2),
+    )
+    core, count = Core(scheduler), 10_000
+    requests = [FakeRequest(f"r{k}", rng.randint(1, 200), rng.randint(1, 6), tier=k % 2) for k in range(count)]
+    come, aborted, steps, alive = 0, 0, 0, True
+    while alive or come < count:
+        for request in requests[come : come + 4 if len(scheduler.requests) < 200 else come]:
+            scheduler.add_request(request)
+            come += 1
+        if steps % 100 == 99:  # at once, in all states, while two batches are under way
+            gone = rng.sample(list(scheduler.requests), min(50, len(scheduler.requests)))
+            aborted += len(gone)
+            for name in gone:
+                scheduler.finish(name)
+        alive = core.step()
+        steps += 1
+        assert steps < 50_000
+    found = counters(tmp_path)
+    assert aborted >= 250
+    assert sum(request.num_output_tokens == request.max_tokens for request in requests) >= count - aborted
+    assert all(request.status == "finished" for request in requests)
+    assert (scheduler.free, scheduler.running, len(scheduler.waiting)) == (3000, [], 0)
+    assert found["fallbacks"] == pytest.approx((found["fallbacks"] + found["decided"]) / 3, abs=1)
+    assert (found["held_ran"], found["over_budget"], found["rebuilt"]) == (0, 0, 0)
+
+
+UNREADABLE = """
+from dataclasses import dataclass
+import baselines
+from engine import Policy, schedule
+
+@dataclass(frozen=True)
+class Unreadable(Policy):
+    name = "unreadable"
+
+    def memory(self, config, num_requests):
+        return [baselines.make("sarathi"), baselines.make("sarathi").memory(config, num_requests), 0]
+
+    def plan(self, view, memory, plan):
+        memory[2] += 1
+        memory[0].plan(view, memory[1], plan)
+        if memory[2] % 4 == 0:
+            schedule(plan, 0, float("nan"))
+"""
+
+
+def test_where_a_plan_holds_nan_vllm_decides(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "unreadable.py"
+    file.write_text(UNREADABLE)
+    requests, _ = serve(make(f"{file}:Unreadable"))
+    found = counters(tmp_path)
+    assert all(request.num_output_tokens == request.max_tokens for request in requests)
+    assert found["fallbacks"] == pytest.approx((found["fallbacks"] + found["decided"]) / 4, abs=1)
+    assert (found["held_ran"], found["rebuilt"]) == (0, 0)
+
+
+def test_margin_shortens_the_deadlines_that_a_policy_sees(make: Make, tmp_path: Path) -> None:
+    make("slackfit")
+    Settings(policy="slackfit", margin=0.2).write(tmp_path / "settings.json")
+    scheduler = FakePolicyScheduler()
+    for tier in (0, 1):
+        scheduler.add_request(FakeRequest(f"r{tier}", 5, 5, tier=tier))
+    assert scheduler._shadow.view.request["tbt"][:2].tolist() == pytest.approx([0.08, 0.4])
+
+
 def test_a_shadow_that_differs_is_made_anew(make: Make, tmp_path: Path) -> None:
     scheduler = make("slackfit", cls=FakePolicyScheduler)
     core, rng = Core(scheduler), random.Random(3)
