@@ -7,6 +7,7 @@ What is installed is left alone the next time. Needs Linux on x86-64 and the Pyt
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,14 @@ CPU = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 """Environment of a vLLM on a few cores with a tiny model."""
+AB = {
+    "policies": ["plain", "stock", "slackfit"],
+    "rates": [3.0],
+    "num_requests": 100,
+    "model": "tiny",
+    "engine": {"enforce_eager": True, "max_num_seqs": 64},
+}
+"""What the A/B runs (`agents.vllm.plan.Plan`)."""
 
 
 def install(place: Path) -> None:
@@ -62,12 +71,14 @@ def main() -> int:
     install(place)
     environment = CPU | os.environ
     smoke = [str(place / "bin" / "python"), "-m", "agents.vllm", "smoke"]
-    ab = [str(place / "bin" / "llmsched"), "ab", "--server", "vllm", "--model", "tiny", "--out", str(given.ab)]
+    ab = [str(place / "bin" / "llmsched"), "ab", "--server", "vllm", "--out", str(given.ab)]
     commands = []
     if given.requests:
         commands.append([*smoke, "--requests", str(given.requests), "--runs", str(given.runs)])
     if given.ab:
-        commands.append([*ab, "--rates", "2", "--num-requests", "120", "--max-model-len", "2304"])
+        plan = place / "ab.json"
+        plan.write_text(json.dumps(AB))
+        commands.append([*ab, "--plan", str(plan)])
     return max((subprocess.run(command, cwd=ROOT, env=environment).returncode for command in commands), default=0)
 
 
