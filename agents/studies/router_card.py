@@ -113,7 +113,7 @@ def tuned(worlds: Sequence[World], requests: int, workers: int) -> dict[tuple[st
 
 
 def judged(
-    bundles: Sequence[RouterBundle], worlds: Sequence[World], seeds: int, requests: int, workers: int
+    bundles: Sequence[RouterBundle], worlds: Sequence[World], traces: range, requests: int, workers: int
 ) -> list[list[Result]]:
     """Each learned router in each world of one scheduler against each rival, on the same held-out traces."""
     specs = tuned(worlds, requests // 2, workers)
@@ -124,9 +124,9 @@ def judged(
         Trial(router, one, requests * one.speeds, seed)
         for one, there in zip(worlds, routers, strict=True)
         for router in there
-        for seed in range(seeds)
+        for seed in traces
     ]
-    found = measure(trials, workers).reshape(len(worlds), -1, seeds)
+    found = measure(trials, workers).reshape(len(worlds), -1, len(traces))
     return [
         [
             Result.of(one, rival, specs[rival, one.age, one.is_mixed], ttft[k], ttft[len(bundles) + r])
@@ -204,9 +204,12 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for card.json and CARD.md (default: the router's own)")
     parser.add_argument("--requests", type=int, default=500, help="requests in each trace for each replica's speed")
     parser.add_argument("--seeds", type=int, default=5, help="traces in each world")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--policies", default=",".join(POLICIES), help="schedulers of the replicas")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes")
     options = parser.parse_args()
+    if options.first < 0:
+        parser.error(f"--first: expected 0 at least, got {options.first}")
     if options.requests < 2 or options.seeds < 2:
         parser.error(f"--requests, --seeds: expected 2 at least, got {options.requests} and {options.seeds}")
     return options
@@ -217,8 +220,9 @@ def main() -> None:
     options = options_of()
     folders = split_list(options.others)
     bundles = [load_router(folder).bundle for folder in (options.router, *folders)]
+    traces = range(options.first, options.first + options.seeds)
     by_policy = [
-        judged(bundles, all_worlds(REPLICAS, LOADS, (policy,), AGES), options.seeds, options.requests, options.workers)
+        judged(bundles, all_worlds(REPLICAS, LOADS, (policy,), AGES), traces, options.requests, options.workers)
         for policy in split_list(options.policies)
     ]
     results, *others = [list(chain(*some)) for some in zip(*by_policy, strict=True)]
