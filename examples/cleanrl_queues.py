@@ -147,7 +147,8 @@ class Servers:
         seen = np.zeros((self.rows, OBSERVATION_SIZE + PRIVILEGED_SIZE), np.float32)
         seen[:, :OBSERVATION_SIZE] = self.fleet.observed
         servers, prices = self.fleet.servers, self.prices.view(np.float64).reshape(len(LOADS), -1)
-        foresee(servers.visible, servers.hidden.output, self.work, prices, self.load, seen[:, OBSERVATION_SIZE:])
+        known = (servers.visible, servers.hidden.output, self.work, prices, self.load)
+        foresee(known, seen[:, OBSERVATION_SIZE:], 0, self.rows)
         return torch.as_tensor(seen)
 
 

@@ -79,7 +79,7 @@ def test_wheel_metadata_names_licence_command_and_extras(wheel: Path) -> None:
         assert b"Apache License" in archive.read(f"{info}/licenses/LICENSE")
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("Provides-Extra") == [
-        *("train", "report", "real", "aiconfigurator", "ray", "pettingzoo", "all", "docs", "dev")
+        *("train", "report", "real", "aiconfigurator", "ray", "pettingzoo", "vllm", "all", "docs", "dev")
     ]
 
 
