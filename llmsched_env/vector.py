@@ -9,6 +9,7 @@ from gymnasium.vector.utils import batch_space
 
 from engine.errors import InputError
 from engine.ranges import COUNT
+from llmsched_env.autoreset import restart_ended, start_rows
 from llmsched_env.config import EnvConfig, configure
 from llmsched_env.crew import THREADS, Crew
 from llmsched_env.fleet import Fleet
@@ -104,13 +105,13 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for trace, world in zip(traces, worlds, strict=True):
             if trace is not None:
                 self.fleet.check_trace(trace, world)
-        for e in np.flatnonzero(~chosen).tolist():
-            if not self.fleet.has_episode(e):
-                raise InputError(f"options['reset_mask']: expected True for row {e}, which has no episode yet")
-        for e in np.flatnonzero(chosen).tolist():
-            if (own := seeds[e]) is not None:
-                self._generators[e] = np.random.default_rng(own)
-            self.fleet.begin(e, self._generators[e], traces[e], worlds[e])
+        start_rows(
+            chosen,
+            seeds,
+            self._generators,
+            self.fleet.has_episode,
+            lambda e, rng: self.fleet.begin(e, rng, traces[e], worlds[e]),
+        )
         return self.fleet.observed.copy(), self._scenario_infos()
 
     def step(self, actions: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -125,17 +126,7 @@ class LLMSchedVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         infos: dict[str, Any] = {"elapsed_s": outcome.elapsed_s, "reward_terms": outcome.terms}
         infos |= self._scenario_infos()
         terminated, truncated = outcome.terminated.copy(), outcome.truncated.copy()
-        ended = np.flatnonzero(terminated | truncated)
-        if ended.size:
-            final_obs = np.full(self.num_envs, None, object)
-            reports = np.full(self.num_envs, None, object)
-            for e in ended.tolist():
-                final_obs[e] = fleet.observed[e].copy()
-                reports[e] = fleet.report(e)
-                fleet.begin(e, self._generators[e])
-            mask = terminated | truncated
-            infos |= {"final_obs": final_obs, "_final_obs": mask}
-            infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
+        infos |= restart_ended(terminated | truncated, fleet.observed, fleet.report, self._generators, fleet.begin)
         return fleet.observed.copy(), outcome.reward.copy(), terminated, truncated, infos
 
     def _scenario_infos(self) -> dict[str, Any]:

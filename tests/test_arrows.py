@@ -50,7 +50,8 @@ ROOMS = {
             "step",
             "episode",
         ),
-        *("live", "generators", "state", "render", "presets", "fleet", "env", "vector", "routing", "__init__"),
+        *("live", "generators", "state", "render", "presets", "fleet", "autoreset"),
+        *("env", "vector", "routing", "__init__"),
     ),
     "agents": (
         *(

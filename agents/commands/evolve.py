@@ -59,7 +59,7 @@ class Command(ProgressOptions, WorkerOptions):
             changes["tiers"] = parse_tiers(self.tier, "tier")
         changes |= {"run_dir": self.run_dir, "seed": self.seed, "workers": workers_for(self.workers)}
         if self.resume and self.recipe == "pretrained":
-            config = saved_search(changes.pop("run_dir"), **changes)
+            config = saved_search(self.run_dir, **changes)
         else:
             config = read_search(self.recipe, **changes)
         with bars(self.progress) as bar, going_on(self.run_dir, "evolve"):

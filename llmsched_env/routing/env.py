@@ -2,22 +2,14 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from engine.cluster.record import ClusterRecord
-from engine.cluster.state import RouterView
-from engine.errors import InputError
-from llmsched_env.inputs import check_options, check_requests, check_seed, needs_reset, show, step_limit
-from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.routing.clusters import RouterClusters
-from llmsched_env.routing.config import RouterConfig, configured
-
-KEYWORDS = ("config", "render_mode", "max_episode_steps")
-"""What the constructor takes besides the fields of `RouterConfig`."""
+from llmsched_env.routing.config import RouterConfig
+from llmsched_env.routing.single import ClusterEnv
 
 
-class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
+class LLMSchedRouterEnv(ClusterEnv[np.ndarray]):
     """Several servers: which of them gets the request that arrives?
 
     ## Description
@@ -62,7 +54,9 @@ class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
+    CONFIG = RouterConfig
+    CLUSTERS = RouterClusters
+    clusters: RouterClusters
 
     def __init__(
         self,
@@ -76,29 +70,9 @@ class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
         Raises:
             InputError: an unknown keyword, a render mode, or a configuration that cannot be run.
         """
-        if render_mode is not None:
-            raise InputError(f"render_mode: this environment draws nothing, got {show(render_mode)}")
-        self.config = configured(RouterConfig, config, changes, KEYWORDS)
-        self.render_mode = None
-        self.clusters = RouterClusters(1, self.config, step_limit(max_episode_steps))
+        super().__init__(config, render_mode, max_episode_steps, **changes)
         self.action_space = self.clusters.route_space
         self.observation_space = self.clusters.seen_space
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; ``options["requests"]`` may give the trace.
-
-        Raises:
-            InputError: a seed that is no whole number >= 0, an unknown option, or a trace that does not fit.
-        """
-        seed, given = check_seed(seed), check_options(options, ("requests",)).get("requests")
-        if given is not None:
-            given = check_requests(given, "options['requests']")
-            self.clusters.check_trace(given)
-        super().reset(seed=seed)
-        self.clusters.begin(0, self.np_random, given)
-        return self.clusters.outcome.observation[0].copy(), {"action_mask": self.clusters.outcome.mask[0].copy()}
 
     def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Send the request to a replica.
@@ -107,41 +81,12 @@ class LLMSchedRouterEnv(gymnasium.Env[np.ndarray, Any]):
             ResetNeeded: there is no episode.
             InputError: no replica, or one that drains; nothing has happened then.
         """
-        outcome = self.clusters.outcome
         self.clusters.step(action)
-        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        info: dict[str, Any] = {
-            "elapsed_s": float(outcome.elapsed_s[0]),
-            "reward_terms": dict(zip(REWARD_TERMS, outcome.terms[0].tolist(), strict=True)),
-            "action_mask": outcome.mask[0].copy(),
-        }
-        if terminated or truncated:
-            info["report"] = self.clusters.report(0)
-        return outcome.observation[0].copy(), float(outcome.reward[0]), terminated, truncated, info
+        return self._came()
+
+    def _seen(self) -> np.ndarray:
+        return self.clusters.outcome.observation[0].copy()
 
     def action_masks(self) -> np.ndarray:
         """Which replicas may get the request: bool[J]."""
         return self.clusters.outcome.mask[0] > 0
-
-    @property
-    def view(self) -> RouterView:
-        """What a router may see now; live: read it, never write."""
-        return self.clusters.view(0)
-
-    def report(self) -> dict[str, Any]:
-        """The numbers of the episode so far, as ``info["report"]`` has them at its end.
-
-        Raises:
-            ResetNeeded: there is no episode.
-        """
-        if not self.clusters.has_episode(0):
-            raise needs_reset("env.report()")
-        return self.clusters.report(0)
-
-    def record(self, router: str = "agent") -> ClusterRecord:
-        """What happened to every request so far, as `simulate_cluster` has it.
-
-        Raises:
-            ResetNeeded: there is no episode.
-        """
-        return self.clusters.record(0, router)

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from engine.cluster.fleet import Replicas
-from engine.cluster.record import ClusterRecord
 from engine.cluster.seats import Seat
-from engine.cluster.state import RouterView
 from engine.errors import InputError
 from engine.server.policy import Policy, kernel_of
 from engine.server.state import Memory, Plan, View
@@ -19,12 +16,11 @@ from llmsched_env.actions import Action, Allocation
 from llmsched_env.actions.reading import read_action
 from llmsched_env.config import EnvConfig
 from llmsched_env.fleet import memories_of, observation_space
-from llmsched_env.inputs import check_options, check_requests, check_seed, is_whole, needs_reset, show, step_limit
+from llmsched_env.inputs import is_whole, show
 from llmsched_env.observation import OBSERVATION_SIZE
-from llmsched_env.reward import REWARD_TERMS
 from llmsched_env.routing.clusters import Clusters
-from llmsched_env.routing.config import RouterConfig, configured
-from llmsched_env.routing.env import KEYWORDS
+from llmsched_env.routing.config import RouterConfig
+from llmsched_env.routing.single import ClusterEnv
 from llmsched_env.routing.turns import ROUTER, Joint, Schedulers, compiled_turns
 from llmsched_env.worlds import World
 
@@ -173,7 +169,7 @@ class FleetClusters(Clusters):
         return InputError(f"action: expected {1 + len(sizes)} whole numbers, now with {open_}, got {show(got)}")
 
 
-class LLMSchedFleetEnv(gymnasium.Env[dict[str, Any], Any]):
+class LLMSchedFleetEnv(ClusterEnv[dict[str, Any]]):
     """A router and the schedulers behind it: one after the other decides, whoever has something to decide next.
 
     ## Description
@@ -206,7 +202,10 @@ class LLMSchedFleetEnv(gymnasium.Env[dict[str, Any], Any]):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
+    CONFIG = FleetConfig
+    CLUSTERS = FleetClusters
+    config: FleetConfig
+    clusters: FleetClusters
 
     def __init__(
         self,
@@ -220,11 +219,7 @@ class LLMSchedFleetEnv(gymnasium.Env[dict[str, Any], Any]):
         Raises:
             InputError: an unknown keyword, a render mode, or a configuration that cannot be run.
         """
-        if render_mode is not None:
-            raise InputError(f"render_mode: this environment draws nothing, got {show(render_mode)}")
-        self.config: FleetConfig = configured(FleetConfig, config, changes, KEYWORDS)
-        self.render_mode = None
-        self.clusters = FleetClusters(1, self.config, step_limit(max_episode_steps))
+        super().__init__(config, render_mode, max_episode_steps, **changes)
         places = len(self.config.seats)
         self.action_space = spaces.MultiDiscrete([places, *self.config.action.sizes])
         self.observation_space = spaces.Dict(
@@ -235,22 +230,6 @@ class LLMSchedFleetEnv(gymnasium.Env[dict[str, Any], Any]):
             }
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; ``options["requests"]`` may give the trace.
-
-        Raises:
-            InputError: a seed that is no whole number >= 0, an unknown option, or a trace that does not fit.
-        """
-        seed, given = check_seed(seed), check_options(options, ("requests",)).get("requests")
-        if given is not None:
-            given = check_requests(given, "options['requests']")
-            self.clusters.check_trace(given)
-        super().reset(seed=seed)
-        self.clusters.begin(0, self.np_random, given)
-        return self._observation(), {"action_mask": self.clusters.outcome.mask[0].copy()}
-
     def step(self, action: object) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Let the one decide whose turn it is.
 
@@ -258,45 +237,13 @@ class LLMSchedFleetEnv(gymnasium.Env[dict[str, Any], Any]):
             ResetNeeded: there is no episode.
             InputError: an action that is not in the space, or a replica that drains; nothing has happened then.
         """
-        outcome = self.clusters.outcome
         self.clusters.step([action])
-        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        info: dict[str, Any] = {
-            "elapsed_s": float(outcome.elapsed_s[0]),
-            "reward_terms": dict(zip(REWARD_TERMS, outcome.terms[0].tolist(), strict=True)),
-            "action_mask": outcome.mask[0].copy(),
-        }
-        if terminated or truncated:
-            info["report"] = self.clusters.report(0)
-        return self._observation(), float(outcome.reward[0]), terminated, truncated, info
+        return self._came()
 
-    def _observation(self) -> dict[str, Any]:
+    def _seen(self) -> dict[str, Any]:
         schedulers = self.clusters.schedulers
         return {
             "turn": np.int64(schedulers.turn[0] + 1),
             "route": self.clusters.outcome.observation[0].copy(),
             "schedule": schedulers.observation[0].copy(),
         }
-
-    @property
-    def view(self) -> RouterView:
-        """What a router may see now; live: read it, never write."""
-        return self.clusters.view(0)
-
-    def report(self) -> dict[str, Any]:
-        """The numbers of the episode so far, as ``info["report"]`` has them at its end.
-
-        Raises:
-            ResetNeeded: there is no episode.
-        """
-        if not self.clusters.has_episode(0):
-            raise needs_reset("env.report()")
-        return self.clusters.report(0)
-
-    def record(self, router: str = AGENT) -> ClusterRecord:
-        """What happened to every request so far, as `simulate_cluster` has it.
-
-        Raises:
-            ResetNeeded: there is no episode.
-        """
-        return self.clusters.record(0, router)

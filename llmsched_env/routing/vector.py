@@ -10,6 +10,7 @@ from gymnasium.vector.utils import batch_space
 from engine.cluster.state import RouterView
 from engine.errors import InputError
 from engine.ranges import COUNT
+from llmsched_env.autoreset import restart_ended, start_rows
 from llmsched_env.inputs import (
     check_options,
     check_reset_mask,
@@ -92,13 +93,13 @@ class LLMSchedRouterVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for trace in traces:
             if trace is not None:
                 self.clusters.check_trace(trace)
-        for e in np.flatnonzero(~chosen).tolist():
-            if not self.clusters.has_episode(e):
-                raise InputError(f"options['reset_mask']: expected True for row {e}, which has no episode yet")
-        for e in np.flatnonzero(chosen).tolist():
-            if (own := seeds[e]) is not None:
-                self._generators[e] = np.random.default_rng(own)
-            self.clusters.begin(e, self._generators[e], traces[e])
+        start_rows(
+            chosen,
+            seeds,
+            self._generators,
+            self.clusters.has_episode,
+            lambda e, rng: self.clusters.begin(e, rng, traces[e]),
+        )
         outcome = self.clusters.outcome
         return outcome.observation.copy(), {"action_mask": outcome.mask}
 
@@ -114,17 +115,9 @@ class LLMSchedRouterVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         infos: dict[str, Any] = {"reward_terms": outcome.terms, "action_mask": outcome.mask}
         infos["elapsed_s"] = outcome.elapsed_s.copy()  # the resets below write to it
         terminated, truncated = outcome.terminated.copy(), outcome.truncated.copy()
-        ended = np.flatnonzero(terminated | truncated)
-        if ended.size:
-            final_obs = np.full(self.num_envs, None, object)
-            reports = np.full(self.num_envs, None, object)
-            for e in ended.tolist():
-                final_obs[e] = outcome.observation[e].copy()
-                reports[e] = clusters.report(e)
-                clusters.begin(e, self._generators[e])
-            mask = terminated | truncated
-            infos |= {"final_obs": final_obs, "_final_obs": mask}
-            infos |= {"final_info": {"report": reports, "_report": mask}, "_final_info": mask}
+        infos |= restart_ended(
+            terminated | truncated, outcome.observation, clusters.report, self._generators, clusters.begin
+        )
         return outcome.observation.copy(), outcome.reward.copy(), terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:

@@ -21,6 +21,7 @@ from agents.learning.learned.bundle import Bundle
 from agents.learning.learned.levels import level_layer
 from agents.learning.learned.load import policy_of
 from agents.learning.learned.policy import LearnedPolicy
+from agents.learning.recipe import Recipe
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.strategy import MARKS, marks, new_search, repeat
 from agents.learning.search.whole_runs import Trial, measure
@@ -34,8 +35,7 @@ from engine.demand.tiers import parse_tiers
 from engine.demand.workload import Workload
 from engine.device.latency import load_profile
 from engine.errors import InputError
-from engine.fields import checked, from_mapping
-from engine.files.yaml_text import read_yaml
+from engine.fields import checked
 from engine.ranges import Rate, Share, number, whole
 from engine.scenarios.scenario import Scenario
 from engine.scenarios.suite import read_scenarios
@@ -70,7 +70,7 @@ Weight = Annotated[float, number(0.0, 1e9, below=True)]
 
 
 @dataclass(frozen=True)
-class EvolutionConfig(Search):
+class EvolutionConfig(Search, Recipe):
     """One search as one record; ``agents/learning/hyperparams/evolution.yml`` has the recipe of the shipped policy."""
 
     run_dir: Path = Path("runs/evolution")
@@ -136,16 +136,6 @@ class EvolutionConfig(Search):
         """Where each of the loads is served: profile and limits of its device."""
         further = [replace(env, profile=one.profile, engine=one.engine) for one in self.scenarios]
         return [env] * len(self.rates) + further
-
-    @classmethod
-    def from_yaml(cls, path: Path, **changes: Any) -> "EvolutionConfig":
-        """The configuration of a YAML file, a mapping of these fields.
-
-        Raises:
-            InputError: no such file, an unknown key, or a value that does not fit.
-        """
-        data = read_yaml(path, "a recipe")
-        return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
 
     def env(self) -> EnvConfig:
         """The environment whose action and observation the policy has."""

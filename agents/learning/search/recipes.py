@@ -44,7 +44,7 @@ def read_search(recipe: str, **changes: Any) -> AnySearch:
     return kind.from_yaml(path, **changes)
 
 
-def saved_search(run_dir: Path, **changes: Any) -> AnySearch:
+def saved_search(run_dir: Path, /, **changes: Any) -> AnySearch:
     """The configuration of the search in a folder.
 
     Raises:

@@ -17,6 +17,7 @@ import numpy as np
 
 from agents.learning.heldout import TRAINING_SEED
 from agents.learning.learned.router_bundle import RouterBundle
+from agents.learning.recipe import Recipe
 from agents.learning.search.rounds import Kind, Rounds, Search
 from agents.learning.search.router_worlds import Spread, Trial, World, aged, mean_ttft_s, watch
 from agents.learning.search.strategy import MARKS, marks, new_search, repeat
@@ -26,8 +27,7 @@ from agents.work.provenance import TRAINS, source_hash, versions
 from engine.cluster.features import REPLICA_NAMES
 from engine.cluster.router import Age
 from engine.errors import InputError
-from engine.fields import checked, from_mapping
-from engine.files.yaml_text import read_yaml
+from engine.fields import checked
 from engine.ranges import Rate, number, whole
 
 RECIPE = "router.yml"
@@ -40,7 +40,7 @@ Some = Annotated[int, whole(1, 10**9)]
 
 
 @dataclass(frozen=True)
-class RouterEvolutionConfig(Search):
+class RouterEvolutionConfig(Search, Recipe):
     """One search as one record; ``agents/learning/hyperparams/router.yml`` has the recipe of the shipped router."""
 
     run_dir: Path = Path("runs/router")
@@ -90,16 +90,6 @@ class RouterEvolutionConfig(Search):
                 raise InputError(f"{name}: expected at least one, got none")
         for rival in self.rivals:
             aged(rival, 0.0)
-
-    @classmethod
-    def from_yaml(cls, path: Path, **changes: Any) -> "RouterEvolutionConfig":
-        """The configuration of a YAML file, a mapping of these fields.
-
-        Raises:
-            InputError: no such file, an unknown key, or a value that does not fit.
-        """
-        data = read_yaml(path, "a recipe")
-        return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
 
     def trace_seed(self, generation: int, k: int) -> int:
         """The seed of a training trace."""

@@ -23,6 +23,7 @@ from agents.learning.ppo.rollout import TimedPPO
 from agents.learning.ppo.router.policy import CLIP, ScoreFrame, ScorePolicy
 from agents.learning.ppo.router.rows import RouterFleets
 from agents.learning.ppo.vec_env import SB3VecEnv
+from agents.learning.recipe import Recipe
 from agents.learning.run_folder import plain, write_about
 from agents.learning.search.router_evolution import Frame, RouterEvolutionConfig, frame
 from agents.learning.search.router_worlds import FAST, Trial, World, mean_ttft_s
@@ -33,8 +34,7 @@ from engine.cluster.router import Age
 from engine.cluster.seats import Kind
 from engine.demand.workload import Workload
 from engine.errors import InputError
-from engine.fields import checked, from_mapping
-from engine.files.yaml_text import read_yaml
+from engine.fields import checked
 from engine.ranges import Rate, number, whole
 from llmsched_env.routing.config import RouterConfig
 from llmsched_env.routing.vector import LLMSchedRouterVectorEnv
@@ -44,7 +44,7 @@ Positive = Annotated[float, number(0.0, 1e9, above=True, below=True)]
 
 
 @dataclass(frozen=True)
-class RouterPPOConfig:
+class RouterPPOConfig(Recipe):
     """One training as one record; ``agents/learning/hyperparams/router-ppo.yml`` has the recipe."""
 
     run_dir: Path = Path("runs/router-ppo")
@@ -95,16 +95,6 @@ class RouterPPOConfig:
         checked(self, "")
         if not self.loads:
             raise InputError("loads: expected at least one, got none")
-
-    @classmethod
-    def from_yaml(cls, path: Path, **changes: Any) -> "RouterPPOConfig":
-        """The configuration of a YAML file, a mapping of these fields.
-
-        Raises:
-            InputError: no such file, an unknown key, or a value that does not fit.
-        """
-        data = read_yaml(path, "a recipe")
-        return from_mapping(cls, {**data, **changes} if isinstance(data, dict) else data, str(path))
 
     @property
     def worlds(self) -> list[World]:
