@@ -52,8 +52,8 @@ class Slackfit(Profiled):
     """A batch ends early with a finished prompt if this many times the seconds that its user saves are more than what
     another iteration costs those behind (0: never); not while KV is short (eager_from)."""
     close_until: Share = FEW_SEATS
-    """Share of the seats in use up to which batches end early: decodes that they leave out keep seats. Beyond 0.75, where
-    seats are short, none does in any case."""
+    """Share of the seats in use up to which batches end early: decodes that they leave out keep seats. Beyond 0.75,
+    where seats are short, none does in any case."""
     phases: Literal["auto", "mixed", "exclusive"] = "auto"
     """Prompts and decodes in one batch (mixed), apart (exclusive), or as the profile says is shorter (auto)."""
 
