@@ -11,9 +11,10 @@ import tyro
 from agents.options import TableOptions, parse_rates
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
-from agents.vllm.agreement import Difference, Pair, Rank, compare, differences, fit_profile, ranks, to_dict
+from agents.vllm.agreement import compare, fit_profile, to_dict
+from agents.vllm.orders import Difference, Pair, Rank, compare_policies, errors
 from agents.vllm.plan import Plan
-from agents.vllm.results import METRICS, Measured, read_cells
+from agents.vllm.results import METRICS, Measured, read_folders
 from agents.work.files import check_writable, write_json
 from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
 from engine.errors import InputError
@@ -21,6 +22,9 @@ from engine.extras import need
 from engine.ranges import Count
 
 _TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goodput, 1/s", "makespan, s")
+_SHORT = ("TTFT median", "mean TTFT", "p99 TTFT", "p99 TBT strict", "SLO met", "goodput", "makespan")
+_HIGH = 0.8
+"""A rank correlation that is good enough to choose policies by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Command(TableOptions):
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ()
-    """Folders of earlier runs, of one engine."""
+    """Folders of earlier runs of one engine, taken together: seeds and repeats of a policy at a load are pooled."""
     server: Literal["none", "vllm"] = "none"
     """Start `vllm serve`: for the policy plain as it is, for all others with our scheduler."""
     urls: tuple[str, ...] = ()
@@ -80,12 +84,12 @@ class Command(TableOptions):
         if self.fit and model:
             model.save(self.fit)
         pairs = compare(cells, model)
-        found, differing = ranks(pairs), differences(pairs)
+        differing, found = compare_policies(pairs)
         console = terminal_console()
         for grid in (_cells_grid(pairs), _differences_grid(differing), _ranks_grid(found)):
             if grid.parts[0].rows:
                 show(grid, console, self.wide)
-        print_lines(console, _remarks(pairs))
+        print_lines(console, [*_agreement(pairs, found), *_remarks(pairs)])
         if self.json:
             write_json(self.json, to_dict(pairs, found, differing, model))
 
@@ -102,7 +106,7 @@ class Command(TableOptions):
             return read_results(self.results, self.slo)
         if not self.folders:
             self._serve()
-        return [cell for folder in self.folders or (self.out,) for cell in read_cells(folder)]
+        return read_folders(self.folders or (self.out,))
 
     def _serve(self) -> None:
         need("vllm", "ab")
@@ -161,24 +165,50 @@ def _cells_grid(pairs: Sequence[Pair]) -> Grid:
 
 
 def _differences_grid(found: Sequence[Difference]) -> Grid:
+    """Every policy against the first one."""
     heads = (Head("policy", "name"), Head("rate"), *(Head(title.partition(",")[0]) for title in _TITLES))
-    by_policy: dict[tuple[str, float], list[str]] = {}
-    for one in found:
-        low, high = figure(one.low, "+.3g"), figure(one.high, "+.3g")
-        by_policy.setdefault((one.policy, one.rate), []).append(f"{figure(one.value, '+.3g')} [{low}, {high}]")
-    rows = [(policy, f"{rate:g}", *texts) for (policy, rate), texts in by_policy.items()]
     reference = found[0].reference if found else ""
-    return Grid(heads, [Part(rows, f"more than {reference}, on the same requests, 95 % interval over them")])
+    by_policy: dict[tuple[str, float], dict[str, str]] = {}
+    for one in found:
+        if one.reference == reference:
+            low, high = figure(one.low, "+.3g"), figure(one.high, "+.3g")
+            texts = by_policy.setdefault((one.policy, one.rate), {})
+            texts[one.metric] = f"{figure(one.value, '+.3g')} [{low}, {high}]"
+    rows = [(policy, f"{rate:g}", *(texts[m] for m in METRICS)) for (policy, rate), texts in by_policy.items()]
+    title = f"more than {reference}, on the same requests, 95 % interval over them and over seeds"
+    return Grid(heads, [Part(rows, title)])
 
 
 def _ranks_grid(found: Sequence[Rank]) -> Grid:
-    heads = (Head("rate"), *(Head(title.partition(",")[0]) for title in _TITLES))
-    by_rate: dict[float, list[str]] = {}
-    for one in found:
-        text = f"{figure(one.tau, '.2f')} [{figure(one.low, '.2f')}, {figure(one.high, '.2f')}]"
-        by_rate.setdefault(one.rate, []).append(text)
-    rows = [(f"{rate:g}", *texts) for rate, texts in by_rate.items()]
-    return Grid(heads, [Part(rows, "Kendall's tau of the policies' order, measured and predicted, 95 % interval")])
+    heads = (Head("rate"), Head("pairs", "name"), *(Head(title.partition(",")[0]) for title in _TITLES))
+    rows = []
+    for rate in dict.fromkeys(one.rate for one in found):
+        own = [one for one in found if one.rate == rate]
+        every = [f"{figure(o.tau, '.2f')} [{figure(o.low, '.2f')}, {figure(o.high, '.2f')}]" for o in own]
+        told = [f"{figure(o.tau_told_apart, '.2f')} of {o.told_apart}" for o in own]
+        rows += [(f"{rate:g}", f"all {own[0].pairs}", *every), (f"{rate:g}", "told apart", *told)]
+    title = "Kendall's tau of the policies' order, measured and predicted: of all pairs with its 95 % interval, and of \
+those that the measurement tells apart"
+    return Grid(heads, [Part(rows, title)])
+
+
+def _agreement(pairs: Sequence[Pair], found: Sequence[Rank]) -> list[str]:
+    """How far the predictions are off, and how many of the orders are right."""
+    lines = []
+    if sizes := errors(pairs):
+        named = zip(METRICS, _SHORT, strict=True)
+        texts = [f"{title} {100 * sizes[metric]:.0f} %" for metric, title in named if metric in sizes]
+        lines.append(f"error of the prediction, median of its size over the cells: {', '.join(texts)}")
+    lines += _taus("all pairs", [one.tau for one in found])
+    return lines + _taus("pairs told apart", [one.tau_told_apart for one in found])
+
+
+def _taus(title: str, taus: Sequence[float]) -> list[str]:
+    """How many of them are high."""
+    known = [tau for tau in taus if np.isfinite(tau)]
+    high = sum(tau >= _HIGH for tau in known)
+    said = f"tau of {title}: median {np.median(known):.2f}, {high} of {len(known)} at least {_HIGH}" if known else ""
+    return [said] if known else []
 
 
 def _remarks(pairs: Sequence[Pair]) -> list[str]:

@@ -68,7 +68,7 @@ class Plan:
     """An A/B."""
 
     policies: tuple[str, ...]
-    """Specs of policies, stock, plain."""
+    """Specs of policies, stock, plain, names of variants."""
     rates: tuple[Rate, ...]
     """Arrival rates, requests/s."""
     seeds: tuple[Annotated[int, whole(0)], ...] = (0,)
@@ -87,6 +87,9 @@ class Plan:
     """Tiers of the users, as in a workload; the default ones if empty."""
     margin: Annotated[float, number(0.0, 1.0, below=True)] = 0.0
     """Of the scheduler's settings (`agents.vllm.settings.Settings`)."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Cells that differ in one setting: a name among the policies, and what the scheduler is told otherwise than it
+    would be ({"slackfit-0": {"policy": "slackfit", "margin": 0.0}})."""
     limit_s: Seconds = 540.0
     """The whole A/B ends by then; finished cells stay, and another run goes on behind them."""
 
@@ -103,18 +106,24 @@ class Plan:
         """Make sure that every cell can be run, before a server starts.
 
         Raises:
-            InputError: no policy, no load, an unknown policy or one that needs predictions, lengths, tiers, profile or
-                model that there are not.
+            InputError: no policy, no load, an unknown policy or one that needs predictions, a variant that nobody asks
+                for, lengths, tiers, profile or model that there are not.
         """
         for name in ("policies", "rates", "seeds"):
             if not getattr(self, name):
                 raise InputError(f"{name}: expected at least one, got none")
-        for spec in self.policies:
-            if spec not in (STOCK, PLAIN) and resolve(spec).channel:
-                raise InputError(f"policy {spec!r}: expected one without predictions, got one that needs them")
-        load_profile(self.profile)
+        for name in self.variants:
+            if name not in self.policies or name in (STOCK, PLAIN):
+                raise InputError(f"variants: expected names among the policies, got {name!r}")
+        for name in self.policies:
+            self._check_policy(self.settings(name))
         self.workload(self.rates[0])
         self.vocabulary()
+
+    def _check_policy(self, settings: Settings) -> None:
+        if settings.policy not in (STOCK, PLAIN) and resolve(settings.policy).channel:
+            raise InputError(f"policy {settings.policy!r}: expected one without predictions, got one that needs them")
+        load_profile(settings.profile)
 
     def cells(self) -> list[Cell]:
         """All cells, those that belong together one after the other."""
@@ -130,8 +139,13 @@ class Plan:
         return self.workload(cell.rate).generate(cell.seed)
 
     def settings(self, policy: str = STOCK, label: str = "") -> Settings:
-        """What the scheduler is told."""
-        return Settings(policy, self.profile, self.tiers, margin=self.margin, label=label)
+        """What the scheduler is told, for one of the policies.
+
+        Raises:
+            InputError: a variant that does not fit.
+        """
+        told = {"policy": policy, "profile": self.profile, "tiers": self.tiers, "margin": self.margin, "label": label}
+        return from_mapping(Settings, told | self.variants.get(policy, {}), f"variants.{policy}")
 
     def vocabulary(self) -> int:
         """Tokens that the model knows.

@@ -3,20 +3,23 @@
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS
-from agents.vllm.plan import Cell, Plan
+from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.settings import STOCK, Settings
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
 from engine.errors import InputError
 from engine.fields import from_mapping
 from engine.files.reading import read_mapping
-from engine.runs.report import Report
+from engine.runs.metrics import summarize, ttft_samples
+from engine.runs.record import Record
+from engine.server.state import FINISHED
 
 METRICS = ("median_ttft_s", "mean_ttft_s", "p99_ttft_s", "p99_tbt_strict_s", "slo_met", "goodput", "makespan_s")
 """Numbers of a cell: times in s, a share, requests/s."""
@@ -50,6 +53,10 @@ class Measured:
         """The limits of the server."""
         return from_mapping(EngineConfig, self.limits or {}, "limits")
 
+    def settings(self) -> Settings:
+        """What the scheduler was told."""
+        return self.plan.settings(self.cell.policy)
+
     def tiers(self) -> tuple[Tier, ...]:
         """The tiers of its users."""
         return self.plan.workload(self.cell.rate).tiers
@@ -62,9 +69,15 @@ def _served(lines: Sequence[dict[str, Any]], tiers: Sequence[Tier]) -> Served:
     tier = np.array([one["tier"] for one in lines])
     gaps = tuple(1e-4 * np.array(one["gaps"], np.float64) for one in lines)
     longest = np.array([one.max(initial=0.0) for one in gaps])
-    deadlines = np.array([(t.ttft_s, t.tbt_s) for t in tiers])[tier]
-    good = (ttft <= deadlines[:, 0]) & (longest <= deadlines[:, 1]) & ~np.isnan(finish)
+    good = ~np.isnan(finish) & _in_time(ttft, longest, tier, tiers)
     return Served(ttft, finish, tier, good.astype(np.float64), gaps)
+
+
+def _in_time(ttft: np.ndarray, longest: np.ndarray, tier: np.ndarray, tiers: Sequence[Tier]) -> np.ndarray:
+    """Whose first token and longest gap (s) were within the deadlines of their tier."""
+    deadlines = np.array([(one.ttft_s, one.tbt_s) for one in tiers])[tier]
+    found: np.ndarray = (ttft <= deadlines[:, 0]) & (longest <= deadlines[:, 1])
+    return found
 
 
 def numbers_of(served: Served, tiers: Sequence[Tier], chosen: np.ndarray | None = None) -> dict[str, float]:
@@ -84,19 +97,53 @@ def numbers_of(served: Served, tiers: Sequence[Tier], chosen: np.ndarray | None 
     }
 
 
-def numbers_in(report: Report, first: float) -> dict[str, float]:
-    """The same numbers of a simulated run, whose first request came at `first` (s)."""
+def numbers_in(record: Record, tiers: Sequence[Tier]) -> dict[str, float]:
+    """The same numbers of a simulated run, by the deadlines of `tiers`: those in the record are what the policy saw."""
+    report, longest = summarize(record), record.ledger["max_gap"]
     strict = [tier for tier in report.tiers if tier.strict]
-    makespan = report.duration_s - first
+    good = _in_time(ttft_samples(record), longest, record.requests.tier, tiers)
+    good &= record.request["status"] == FINISHED
+    makespan = report.duration_s - float(record.requests.arrival[0])
     return {
         "median_ttft_s": report.ttft.p50,
         "mean_ttft_s": report.ttft.mean,
         "p99_ttft_s": report.ttft.p99,
         "p99_tbt_strict_s": strict[0].itl.p99 if len(strict) == 1 else float("nan"),
-        "slo_met": report.slo_attainment,
-        "goodput": report.slo_attainment * report.arrived / makespan,
+        "slo_met": float(good.mean()),
+        "goodput": float(good.sum()) / makespan,
         "makespan_s": makespan,
     }
+
+
+def read_folders(folders: Sequence[Path]) -> list[Measured]:
+    """The cells of one engine in some folders; policies that were told otherwise in one than in another get new names.
+
+    Raises:
+        InputError: as `read_cells`; cells of one load that are of different requests.
+    """
+    cells = [cell for folder in folders for cell in read_cells(folder)]
+    loads: dict[float, Measured] = {}
+    for cell in cells:
+        first = loads.setdefault(cell.cell.rate, cell)
+        if cell.plan.workload(cell.cell.rate) != first.plan.workload(cell.cell.rate):
+            raise InputError(f"{cell.cell}: expected the requests of the other folders at this load, got others")
+    told: dict[str, list[Settings]] = {}
+    for cell in cells:
+        known = told.setdefault(cell.cell.policy, [])
+        if cell.settings() not in known:
+            known.append(cell.settings())
+    return [_renamed(cell, told[cell.cell.policy]) for cell in cells]
+
+
+def _renamed(cell: Measured, told: Sequence[Settings]) -> Measured:
+    """The cell, its policy's name with what sets it apart from others of that name."""
+    name, own = cell.cell.policy, asdict(cell.settings())
+    differing = [key for key, value in own.items() if any(asdict(other)[key] != value for other in told)]
+    if not differing or name in (STOCK, PLAIN):
+        return cell
+    new = f"{name} ({', '.join(f'{key}={own[key]}' for key in differing)})"
+    plan = replace(cell.plan, variants={**cell.plan.variants, new: own})
+    return replace(cell, cell=replace(cell.cell, policy=new), plan=plan)
 
 
 def read_cells(folder: Path) -> list[Measured]:

@@ -12,7 +12,7 @@ request into the first tier, any other into the last one.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from engine.demand.requests import Tier
 from engine.demand.tiers import parse_tiers
 from engine.device.latency import DEFAULT_PROFILE
 from engine.errors import InputError
-from engine.fields import from_mapping
+from engine.fields import checked, from_mapping
 from engine.files.reading import read_json
 from engine.ranges import number
 
@@ -51,6 +51,14 @@ class Settings:
     label: str = ""
     """What this run is called in these files."""
 
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        checked(self, "")
+
     def service_tiers(self) -> tuple[Tier, ...]:
         """The tiers.
 
@@ -58,6 +66,15 @@ class Settings:
             InputError: they do not fit.
         """
         return parse_tiers(self.tiers)
+
+    def told_tiers(self) -> tuple[Tier, ...]:
+        """The tiers as policies see them: without the margin of each deadline between tokens.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        tiers = self.service_tiers()
+        return tuple(replace(tier, tbt_s=tier.tbt_s * (1.0 - self.margin)) for tier in tiers)
 
     @classmethod
     def read(cls, path: Path) -> "Settings":

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 from agents.policies import resolve
@@ -68,14 +68,13 @@ class Steering:
             raise InputError(f"policy {settings.policy!r}: expected --scheduling-policy fcfs, got priority")
         if settings.policy != STOCK and self._vllm.num_spec_tokens:
             raise InputError(f"policy {settings.policy!r}: expected no speculative decoding")
-        tiers = settings.service_tiers()
+        told = settings.told_tiers()
         model = load_profile(settings.profile)
         policy = None if settings.policy == STOCK else resolve(settings.policy)
         limits = self._limits(settings.watermark)
-        told = [replace(tier, tbt_s=tier.tbt_s * (1.0 - settings.margin)) for tier in tiers]
         self._make_shadow: Callable[[], Shadow] = lambda: Shadow(limits, told, model, policy, CAPACITY)
         self._shadow = self._make_shadow()
-        self._tier_names = [tier.name for tier in tiers]
+        self._tier_names = [tier.name for tier in told]
         self._steered = policy is not None
         self._is_shadowed = self._steered or bool(settings.log)
         about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}

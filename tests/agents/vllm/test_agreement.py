@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,33 @@ import pytest
 
 from agents.cli import main
 from agents.policies import resolve
-from agents.vllm.agreement import compare, fit_profile, ranks
+from agents.vllm.agreement import compare, fit_profile
 from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS, CellFiles, Sent
+from agents.vllm.orders import compare_policies
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.replay import main as replay
-from agents.vllm.results import METRICS, read_cells
+from agents.vllm.results import METRICS, read_cells, read_folders
 from agents.vllm.step_log import COLUMNS, Counters
 from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
 from engine.runs.simulate import simulate
 
-PLAN = Plan(policies=("sarathi", "slai", "slackfit"), rates=(1.8,), num_requests=80, profile="rtx6000ada-mistral-7b")
+PLAN = Plan(
+    policies=("sarathi", "slai", "slackfit", "cautious"),
+    rates=(1.8,),
+    num_requests=80,
+    profile="rtx6000ada-mistral-7b",
+    variants={"cautious": {"policy": "slackfit", "margin": 0.4}},
+)
 CONFIG = EngineConfig(max_num_seqs=64, max_batched_tokens=4096)
 MODEL = load_profile(PLAN.profile)
 
 
 def _sent(cell: Cell) -> list[Sent]:
     """The requests of a cell as a simulation serves them."""
-    requests = PLAN.requests(cell)
-    record = simulate(resolve(cell.policy), requests, MODEL, CONFIG)
+    settings, requests = PLAN.settings(cell.policy), PLAN.requests(cell)
+    record = simulate(resolve(settings.policy), requests.replace(tiers=settings.told_tiers()), MODEL, CONFIG)
     start, found = float(requests.arrival[0]), []
     for k in range(len(requests)):
         due, output, tier = float(requests.arrival[k]) - start, int(requests.output[k]), int(requests.tier[k])
@@ -84,12 +92,23 @@ def test_an_engine_that_is_the_simulation_is_predicted_without_an_error(folder: 
                 assert pair.real[metric] == pytest.approx(pair.predicted[metric], rel=2e-3, abs=1e-9)
 
 
+def test_margin_is_kept_from_the_policy_and_not_from_the_figures(folder: Path) -> None:
+    pairs = {pair.measured.cell.policy: pair for pair in compare(read_cells(folder), MODEL)}
+    told, cautious = pairs["slackfit"], pairs["cautious"]
+    assert cautious.measured.tiers() == told.measured.tiers()
+    assert cautious.predicted
+    assert told.predicted
+    assert cautious.predicted["p99_tbt_strict_s"] < told.predicted["p99_tbt_strict_s"] - 0.01
+    assert cautious.predicted["slo_met"] == pytest.approx(cautious.real["slo_met"])
+
+
 def test_order_of_the_policies_is_the_same(folder: Path) -> None:
-    found = {one.metric: one for one in ranks(compare(read_cells(folder), MODEL))}
+    found = {one.metric: one for one in compare_policies(compare(read_cells(folder), MODEL))[1]}
     assert set(found) == set(METRICS)
     for metric in ("median_ttft_s", "mean_ttft_s"):
-        assert found[metric].tau == 1.0
+        assert found[metric].tau == found[metric].tau_told_apart == 1.0
         assert -1.0 <= found[metric].low <= found[metric].high <= 1.0
+        assert 0 < found[metric].told_apart <= found[metric].pairs == 6
 
 
 def test_profile_comes_from_the_step_log(folder: Path) -> None:
@@ -106,7 +125,38 @@ def test_command_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.
     out = tmp_path / "ab.json"
     assert main(["ab", str(folder), "--profile", PLAN.profile, "--json", str(out)]) == 0
     assert "Kendall" in capsys.readouterr().out
-    assert len(json.loads(out.read_text())["cells"]) == len(PLAN.cells())
+    written = json.loads(out.read_text())
+    assert len(written["cells"]) == len(PLAN.cells())
+    assert set(written["errors"]) == set(METRICS)
+    assert {"tau", "low", "high", "told_apart", "tau_told_apart"} < set(written["ranks"][0])
+
+
+def test_folders_are_taken_together(folder: Path, tmp_path: Path) -> None:
+    """A repeat is pooled; what was told another margin gets a name of its own, the rest does not."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    told = asdict(PLAN) | {"variants": {"cautious": {"policy": "slackfit", "margin": 0.3}}}
+    (other / META).write_text(json.dumps({"format": FORMAT, "plan": told}))
+    cells = read_folders([folder, other])
+    assert [cell.cell.policy for cell in cells[3:]] == [
+        "cautious (margin=0.4)",
+        *("sarathi", "slai", "slackfit", "cautious (margin=0.3)"),
+    ]
+    assert [cell.settings().margin for cell in cells] == [0.0, 0.0, 0.0, 0.4, 0.0, 0.0, 0.0, 0.3]
+    differences, found = compare_policies(compare(cells, MODEL))
+    assert found[0].pairs == 10
+    means = [d for d in differences if d.metric == "mean_ttft_s" and "0.3" not in d.policy + d.reference]
+    assert [d.predicted for d in means] == pytest.approx([d.value for d in means], rel=0.01, abs=1e-4)
+
+
+def test_folders_of_other_requests_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / META).write_text(json.dumps({"format": FORMAT, "plan": asdict(PLAN) | {"num_requests": 79}}))
+    assert main(["ab", str(folder), str(other)]) == 2
+    assert "expected the requests of the other folders" in capsys.readouterr().err
 
 
 def test_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,12 +186,16 @@ def test_replay_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.
         ({"lengths": "no-such"}, "no-such"),
         ({"tiers": ({"name": "a", "share": 2.0, "tbt": 0.1},)}, "share"),
         ({"model": "no-such-folder"}, "no-such-folder"),
+        ({"margin": 1.5}, "margin"),
+        ({"variants": {"slai": {"margin": "much"}}}, "variants.slai.margin"),
+        ({"variants": {"slai": {"margins": 0.1}}}, "variants.slai: unknown key 'margins'"),
+        ({"variants": {"other": {"margin": 0.1}}}, "variants: expected names among the policies, got 'other'"),
     ],
 )
 def test_plan_that_cannot_be_run_is_refused_before_a_server_starts(changes: dict[str, Any], expected: str) -> None:
     PLAN.check()
     with pytest.raises(InputError, match=expected) as refused:
-        replace(PLAN, **changes).check()
+        replace(PLAN, **({"policies": ("slai",), "variants": {}} | changes)).check()
     assert "\n" not in str(refused.value)
 
 
@@ -150,4 +204,4 @@ def test_plan_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     file.write_text('{"policies": ["slai"], "rates": [2], "sedes": [1]}')
     with pytest.raises(Exception, match="sedes"):
         Plan.read(file)
-    assert replace(PLAN, seeds=(0, 1)).cells()[3] == Cell("sarathi", 1.8, 1)
+    assert replace(PLAN, seeds=(0, 1)).cells()[4] == Cell("sarathi", 1.8, 1)
