@@ -21,8 +21,11 @@ from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Count
 
-_TITLES = ("TTFT median, s", "mean", "p99", "p99 TBT strict, s", "SLO met", "goodput, 1/s", "makespan, s")
-_SHORT = ("TTFT median", "mean TTFT", "p99 TTFT", "p99 TBT strict", "SLO met", "goodput", "makespan")
+_TITLES = (
+    *("TTFT median, s", "mean", "p99", "p99 TBT strict, s"),
+    *("E2E mean, s", "SLO met", "goodput, 1/s", "makespan, s"),
+)
+_SHORT = ("TTFT median", "mean TTFT", "p99 TTFT", "p99 TBT strict", "mean E2E", "SLO met", "goodput", "makespan")
 _HIGH = 0.8
 """A rank correlation that is good enough to choose policies by."""
 
@@ -48,7 +51,7 @@ class Command(TableOptions):
     plan: Path | None = None
     """File with everything that is to be run (`agents.vllm.plan.Plan`), instead of the next five."""
     model: str = "tiny"
-    """Folder of the model, or tiny or mistral-7b with random weights."""
+    """Folder of the model, or tiny, qwen-0.5b or mistral-7b with random weights."""
     policies: str = "plain,stock,slackfit"
     """Policies for --server; plain: vLLM without our scheduler, stock: our scheduler leaves it to vLLM and logs."""
     rates: str = "4"

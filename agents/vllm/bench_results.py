@@ -77,9 +77,10 @@ def _served(own: dict[str, list[Any]], deadlines: tuple[float, float] | None) ->
     start = np.array(own["start_times"], np.float64)
     gaps = tuple(np.array(one, np.float64) for one in own["itls"])
     ttft = np.where(failed, np.inf, np.array(own["ttfts"], np.float64))
-    finish = np.where(failed, np.nan, start - start.min() + ttft + np.array([one.sum() for one in gaps]))
+    e2e = ttft + np.array([one.sum() for one in gaps])
+    finish = np.where(failed, np.nan, start - start.min() + e2e)
     good = np.full(len(start), np.nan)
     if deadlines:
         longest = np.array([one.max(initial=0.0) for one in gaps])
         good = (~failed & (ttft <= deadlines[0]) & (longest <= deadlines[1])).astype(np.float64)
-    return Served(ttft, finish, np.zeros(len(start), int), good, gaps)
+    return Served(ttft, finish, e2e, np.zeros(len(start), int), good, gaps)

@@ -97,7 +97,7 @@ def in_turn(plan: Plan, vllm: str, out: Path, tell: Tell) -> None:
         scratch = Path(folder)
         model = plan.model_folder(scratch).absolute()
         for ours in (False, True):
-            cells = [(number, cell) for number, cell in missing if (cell.policy != PLAIN) is ours]
+            cells = [(number, cell) for number, cell in missing if plan.is_plain(cell.policy) is not ours]
             if not cells:
                 continue
             settings, port = scratch / "settings.json", servers.free_port()

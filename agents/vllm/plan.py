@@ -39,6 +39,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 32000,
     },
+    "qwen-0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 151936,
+    },
     "tiny": {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -51,7 +60,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Models whose weights are drawn at random: only their shapes matter."""
 PLAIN = "plain"
-"""In place of a policy: vLLM without our scheduler, where it can be had (over HTTP)."""
+"""In place of a policy: vLLM without our scheduler, in an engine of its own."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Plan:
     num_requests: Count = 200
     """Requests of a cell."""
     model: str = "mistral-7b"
-    """mistral-7b, tiny, or a folder with a config.json."""
+    """mistral-7b, qwen-0.5b, tiny, or a folder with a config.json."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs."""
     profile: str = DEFAULT_PROFILE
@@ -146,6 +155,10 @@ class Plan:
         """
         told = {"policy": policy, "profile": self.profile, "tiers": self.tiers, "margin": self.margin, "label": label}
         return from_mapping(Settings, told | self.variants.get(policy, {}), f"variants.{policy}")
+
+    def is_plain(self, policy: str) -> bool:
+        """Whether one of the policies is vLLM without our scheduler."""
+        return self.settings(policy).policy == PLAIN
 
     def vocabulary(self) -> int:
         """Tokens that the model knows.

@@ -1,7 +1,8 @@
 """`python -m agents.vllm replay PLAN.json OUT`: serve the same arrivals with each policy in one vLLM engine.
 
-No HTTP: one `AsyncLLM` in this process, its engine core in another one, random weights, prompts of random tokens. What
-it writes: `agents.vllm.cell_files`.
+No HTTP: one `AsyncLLM` in this process, its engine core in another one, random weights, prompts of random tokens. Where
+all policies of the plan are plain it runs vLLM's own scheduler, or the one that the plan's `engine` names. What it
+writes: `agents.vllm.cell_files`.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 
 from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
-from agents.vllm.plan import Cell, Plan
+from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.serve import OURS
 from agents.vllm.settings import VARIABLE
 from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
@@ -67,7 +69,7 @@ class Replay:
         log, counters = (self.scratch / f"{number}.{kind}" for kind in ("csv", "json"))
         for file in (log, counters):
             file.unlink(missing_ok=True)
-        settings = self.plan.settings(cell.policy, "warm-up")
+        settings, is_ours = self.plan.settings(cell.policy, "warm-up"), not self.plan.is_plain(cell.policy)
         settings.write(self.settings)
         await warm(self.send, self.vocabulary)
         replace(settings, log=str(log), counters=str(counters), label=str(number)).write(self.settings)
@@ -75,7 +77,7 @@ class Replay:
         given = prompts(sent, self.vocabulary, cell.seed)
         if not await serve(self.send, given, sent, max(1.0, until - time.monotonic())):
             return False
-        self.files.write(number, cell, sent, counters, log)
+        self.files.write(number, cell, sent, counters if is_ours else None, log if is_ours else None)
         return True
 
 
@@ -94,9 +96,10 @@ def _engine(plan: Plan, scratch: Path) -> Engine:
         "dtype": "bfloat16",
         "max_model_len": 8448,
         "enable_prefix_caching": False,
-        "scheduler_cls": "agents.vllm.scheduler.PolicyScheduler",
         "disable_log_stats": True,
     }
+    if not plan.is_plain(plan.policies[0]):
+        given["scheduler_cls"] = OURS
     engine: Engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**(given | plan.engine)))
     return engine
 
@@ -140,6 +143,8 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"{_COMMAND}: expected PLAN.json OUT, got {len(arguments)} arguments")
         plan = Plan.read(Path(arguments[0]))
         plan.check()
+        if len({plan.is_plain(policy) for policy in plan.policies}) > 1:
+            raise InputError(f"policies: expected {PLAIN} in a plan of its own, since one engine runs all of a plan")
         check_version(_COMMAND)
     except InputError as error:
         print(f"llmsched: {error}", file=sys.stderr)

@@ -21,8 +21,11 @@ from engine.runs.metrics import summarize, ttft_samples
 from engine.runs.record import Record
 from engine.server.state import FINISHED
 
-METRICS = ("median_ttft_s", "mean_ttft_s", "p99_ttft_s", "p99_tbt_strict_s", "slo_met", "goodput", "makespan_s")
-"""Numbers of a cell: times in s, a share, requests/s."""
+METRICS = (
+    *("median_ttft_s", "mean_ttft_s", "p99_ttft_s", "p99_tbt_strict_s"),
+    *("mean_e2e_s", "slo_met", "goodput", "makespan_s"),
+)
+"""Numbers of a cell: times in s (e2e: from when a request was due to its last token), a share, requests/s."""
 
 
 class Served(NamedTuple):
@@ -30,6 +33,7 @@ class Served(NamedTuple):
 
     ttft: np.ndarray  # s, from when it was due; inf without a token
     finish: np.ndarray  # s from the first arrival, nan: not finished
+    e2e: np.ndarray  # s, from when it was due to the last token; inf: not finished
     tier: np.ndarray
     good: np.ndarray  # 1: finished, TTFT and every gap in time; nan: it is not known what is in time
     gaps: tuple[np.ndarray, ...]  # s, of each request
@@ -66,11 +70,12 @@ def _served(lines: Sequence[dict[str, Any]], tiers: Sequence[Tier]) -> Served:
     inf, nan = float("inf"), float("nan")
     ttft = np.array([inf if one["first"] is None else one["first"] - one["due"] for one in lines])
     finish = np.array([nan if one["finish"] is None else one["finish"] for one in lines])
+    e2e = np.nan_to_num(finish - np.array([one["due"] for one in lines]), nan=inf)
     tier = np.array([one["tier"] for one in lines])
     gaps = tuple(1e-4 * np.array(one["gaps"], np.float64) for one in lines)
     longest = np.array([one.max(initial=0.0) for one in gaps])
     good = ~np.isnan(finish) & _in_time(ttft, longest, tier, tiers)
-    return Served(ttft, finish, tier, good.astype(np.float64), gaps)
+    return Served(ttft, finish, e2e, tier, good.astype(np.float64), gaps)
 
 
 def _in_time(ttft: np.ndarray, longest: np.ndarray, tier: np.ndarray, tiers: Sequence[Tier]) -> np.ndarray:
@@ -91,6 +96,7 @@ def numbers_of(served: Served, tiers: Sequence[Tier], chosen: np.ndarray | None 
         "mean_ttft_s": float(ttft.mean()),
         "p99_ttft_s": float(np.quantile(ttft, 0.99)),
         "p99_tbt_strict_s": float(np.quantile(pooled, 0.99)) if len(pooled) else float("nan"),
+        "mean_e2e_s": float(served.e2e[every].mean()),
         "slo_met": float(served.good[every].mean()),
         "goodput": float(served.good[every].sum()) / makespan,
         "makespan_s": makespan,
@@ -109,6 +115,7 @@ def numbers_in(record: Record, tiers: Sequence[Tier]) -> dict[str, float]:
         "mean_ttft_s": report.ttft.mean,
         "p99_ttft_s": report.ttft.p99,
         "p99_tbt_strict_s": strict[0].itl.p99 if len(strict) == 1 else float("nan"),
+        "mean_e2e_s": report.e2el.mean if report.completed == report.arrived else float("inf"),
         "slo_met": float(good.mean()),
         "goodput": float(good.sum()) / makespan,
         "makespan_s": makespan,

@@ -175,6 +175,17 @@ def test_replay_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_replay_runs_vllm_without_our_scheduler_in_a_plan_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = replace(PLAN, policies=("sync", "slai"), variants={"sync": {"policy": "plain"}}, model="tiny")
+    plan.check()
+    assert [plan.is_plain(name) for name in plan.policies] == [True, False]
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
+    assert replay([str(tmp_path / "plan.json"), str(tmp_path / "out")]) == 2
+    assert "expected plain in a plan of its own" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

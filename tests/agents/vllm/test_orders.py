@@ -16,7 +16,8 @@ def _pair(policy: str, seed: int, ttft: float, predicted: float, good: float = 1
     spread = np.random.default_rng(seed).normal(0.0, 0.01, COUNT)
     tier = np.arange(COUNT) % 2
     gaps = tuple(np.full(3, 0.05) for _ in range(COUNT))
-    served = Served(ttft + spread, np.full(COUNT, 30.0 + ttft + seed), tier, np.full(COUNT, good), gaps)
+    finish = np.full(COUNT, 30.0 + ttft + seed)
+    served = Served(ttft + spread, finish, ttft + spread + 0.15, tier, np.full(COUNT, good), gaps)
     measured = Measured(Cell(policy, 2.0, seed), plan, served, None)
     real = numbers_of(served, measured.tiers())
     return Pair(measured, real, dict.fromkeys(METRICS, 1.0) | {"mean_ttft_s": predicted})
@@ -68,10 +69,11 @@ def test_pairs_are_of_the_seeds_that_both_have_and_repeats_count() -> None:
 
 def test_makespan_of_one_seed_has_no_interval_and_of_two_has_one() -> None:
     one = [_pair("a", 0, 0.1, 1.0), _pair("b", 0, 0.2, 2.0)]
-    found = next(d for d in compare_policies(one)[0] if d.metric == "makespan_s")
-    assert found.value == pytest.approx(0.1)
-    assert np.isnan(found.low)
-    assert not found.is_told
+    found = {d.metric: d for d in compare_policies(one)[0]}
+    assert found["makespan_s"].value == pytest.approx(0.1)
+    for metric in ("goodput", "makespan_s"):
+        assert np.isnan(found[metric].low)
+        assert not found[metric].is_told
     two = [*one, _pair("a", 1, 0.1, 1.0), _pair("b", 1, 0.2, 2.0)]
     assert next(d for d in compare_policies(two)[0] if d.metric == "makespan_s").is_told
 
