@@ -38,7 +38,7 @@ class Command(TableOptions):
     are what that or `python -m agents.vllm replay` wrote, --results what `vllm bench serve --save-detailed` did.
     """
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ()
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER [FOLDER ...]")] = ()
     """Folders of earlier runs of one engine, taken together: seeds and repeats of a policy at a load are pooled."""
     server: Literal["none", "vllm"] = "none"
     """Start `vllm serve`: for the policy plain as it is, for all others with our scheduler."""

@@ -28,7 +28,7 @@ class Command(TableOptions, ProgressOptions, WorkerOptions):
     drawn, too. Finished runs of a suite are kept in OUT/SUITE: after an interruption --resume goes on from there.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of trainings."""
     suites: tuple[str, ...] = ()
     """Suites over which the policy of each checkpoint is scored: default, devices, overload, heldout, or .yml files of

@@ -169,9 +169,11 @@ def markdown(card: dict[str, Any], results: Sequence[Result], others: Sequence[S
     lines = [
         f"# {card['router']}",
         "",
-        f"Made by `{card['command']}`. Mean TTFT on {card['seeds']} traces that nobody was trained or tuned on,",
+        f"Made by `{card['command']}`. Mean TTFT on {card['seeds']} held-out traces,",
         "common arrivals, 95 % paired intervals; the rivals' parameters are those that do best on training traces, for",
-        "each age of the reports, kind of fleet and scheduler by itself.",
+        "each age of the reports, kind of fleet and scheduler by itself. No weight and no parameter was chosen on",
+        "traces 0 to 4, but the recipe was changed after a first one had been judged on them: `--first 5` takes others",
+        "(docs/results/pretrained-router.md).",
         f"Mixed fleets: every other replica is {SPEED} times as fast, with twice the KV and 256 seats. Written by",
         "`python3 -m agents.studies.router_card`.",
         "",
