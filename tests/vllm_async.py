@@ -61,6 +61,9 @@ class AsyncEngine:
     seconds: Seconds
     may_take_from_ending: bool = True
     """Whether one that is certain to end may be preempted, as vLLM does; llmsched takes from the next one."""
+    counts_placeholders: bool = True
+    """Whether the scheduler plans for requests whose token is being computed: `AsyncScheduler` does, `Scheduler` and
+    classes that derive from it do not, and the engine core keeps two batches in flight all the same."""
     now: float = 0.0
     device_free: float = 0.0
     waiting: deque[Job] = field(default_factory=deque)
@@ -110,7 +113,7 @@ class AsyncEngine:
         batch, room, at = Batch(start=self.now), self.budget, 0
         while at < len(self.running) and room > 0:
             job = self.running[at]
-            if job.is_certain_to_end:
+            if job.is_certain_to_end or (job.placeholders and not self.counts_placeholders):
                 at += 1
                 continue
             n = min(job.tokens + job.placeholders - job.computed, room)

@@ -69,6 +69,20 @@ def test_also_where_requests_are_evicted(seed: int, blocks: int) -> None:
     assert blocks == 200 or record.row["evictions"][0] > 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scheduler_that_cannot_plan_ahead_splits_the_requests_into_two_batches_that_run_in_turn(seed: int) -> None:
+    """What befalls a class that derives from `Scheduler` where asynchronous scheduling is on (docs/results)."""
+    config = SMALL.replace(num_blocks=4000, max_num_seqs=64, max_model_len=400)
+    sizes, took = [], []
+    for counts in (True, False):
+        core = AsyncEngine(config, traffic(seed), BUDGET, seconds, counts_placeholders=counts)
+        core.run()
+        sizes.append(np.mean([len(batch.items) for batch in core.log]))
+        took.append(np.mean([core.completed[i] - arrival for i, arrival in enumerate(traffic(seed).arrival)]))
+    assert sizes[1] < 0.95 * sizes[0]
+    assert took[1] > 1.5 * took[0]
+
+
 def served(requests: Requests, is_async: bool, config: EngineConfig = SMALL) -> Record:
     """A run with iterations of a second."""
     return simulate(VLLMV1(), requests, constant(1.0), config.replace(async_scheduling=is_async), log_steps=True)
