@@ -12,7 +12,7 @@ from engine.demand.requests import Tier
 from engine.device.latency import LatencyModel
 from engine.errors import InputError
 from engine.runs.driving import memory_of
-from engine.server.features import new_features
+from engine.server.features import Features, new_features
 from engine.server.policy import Policy
 from engine.server.state import new_server, set_limits
 
@@ -46,11 +46,14 @@ class Steps(NamedTuple):
 class Flight:
     """A batch that vLLM has scheduled and whose tokens are not there yet."""
 
-    def __init__(self, batch: np.ndarray, iteration: int, start: float, features: np.ndarray) -> None:
+    def __init__(self, batch: np.ndarray, iteration: int, start: float, features: Features, predicted: float) -> None:
         self.batch, self.iteration, self.start = batch, iteration, start
-        self.has_prompt = bool(features[0]["requests"] > features[0]["decodes"])
-        self.features = features.copy()
-        self.predicted = 0.0  # s, set by `Shadow.begin`
+        self.features, self.predicted = features, predicted  # s
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a chunk of a prompt is in it."""
+        return self.features.requests > self.features.decodes
 
 
 class Shadow:
@@ -79,6 +82,7 @@ class Shadow:
         self.index: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self._latency, self._features = model.compiled(), new_features()
+        self._numbers = np.asarray(self._features).view(np.float64)[: len(Features._fields)]  # the same memory
         self._steps = np.zeros((2 * capacity + 1, 2), np.int64)
         self._ratio = np.zeros(2)
         self._entered = self._begun = 0  # counts that the row has too, where reading them takes ten times as long
@@ -94,6 +98,9 @@ class Shadow:
         given = self._features, batch, self.ends, self._latency, self._ratio
         self._begin = entry(state.begin, view, *given, 0.0)
         self._end = entry(state.end, view, batch, 0, 0.0)
+        self._enter = entry(state.enter, view, 0.0, 0, 0, 0.0, 0.0, 0)
+        self._leave = entry(state.leave, view, 0)
+        self._admit = entry(state.admit, view, 0, 0)
         self.decode: Callable[..., Any] | None = None
         if self.policy is not None and self.policy.runs_compiled:
             assert self.policy.kernel is not None
@@ -115,7 +122,7 @@ class Shadow:
         if self.is_full:
             raise ShadowError(f"expected at most {self.capacity} requests since the shadow was made, got one more")
         t = self.tiers[tier]
-        i = int(state.enter(self.view, arrival, prompt, tier, t.tbt_s, t.ttft_s, int(t.strict)))
+        i: int = self._enter(self.view, arrival, prompt, tier, t.tbt_s, t.ttft_s, int(t.strict))
         self._entered = i + 1
         self.ends[i] = max(1, min(most, self.config.max_model_len - prompt))
         self.index[name], self.names[i] = i, name
@@ -125,7 +132,7 @@ class Shadow:
         """A request is gone; one that nobody knows is none."""
         if (i := self.index.pop(name, -1)) >= 0:
             del self.names[i]
-            state.leave(self.view, i)
+            self._leave(self.view, i)
 
     def evict(self, name: str) -> None:
         """The server has preempted a request."""
@@ -133,7 +140,7 @@ class Shadow:
 
     def admit(self, name: str, computed: int) -> None:
         """The server has admitted a request, whose first `computed` tokens it had in its cache."""
-        state.admit(self.view, self.index[name], computed)
+        self._admit(self.view, self.index[name], computed)
 
     def restore(self, name: str, known: int, computed: int, output: int, coming: int) -> None:
         """A request that has entered runs already.
@@ -146,7 +153,7 @@ class Shadow:
             coming: further ones that are under way.
         """
         i, length, generated = self.index[name], known + coming, output + coming
-        state.admit(self.view, i, computed)
+        self._admit(self.view, i, computed)
         self._set_output(i, known, length, generated)
         if generated and computed >= length - 1:
             r = self.view.request[i]
@@ -175,15 +182,15 @@ class Shadow:
         batch[:, 1] = np.fromiter(scheduled.values(), np.int64, len(scheduled))
         begins, given = max(start, self.last_end), (self._latency, self._ratio)
         predicted, self._duration = self._begin(self.view, self._features, batch, self.ends, *given, begins)
-        flight = Flight(batch, self._begun, start, self._features)
-        flight.predicted = predicted
         self._begun += 1
-        return flight
+        return Flight(batch, self._begun - 1, start, Features(*self._numbers.tolist()), predicted)
 
     def end(self, flight: Flight, now: float) -> float:
-        """A batch has ended: correct its times; returns its seconds."""
+        """A batch has ended: correct its times, for whoever plans; returns its seconds."""
         seconds = now - max(flight.start, self.last_end)
         self.last_end = now
+        if self.decode is None:
+            return seconds
         seen = min(max(seconds / flight.predicted, _LEAST), _MOST)
         kind = int(flight.has_prompt)
         old = self._ratio[kind]

@@ -5,6 +5,9 @@ stock vLLM decides can be repeated). vLLM's own scheduler, `PolicyScheduler` in 
 requests in turn. Checked: stock mode takes vLLM's decisions and costs less than OVERHEAD of a step; under a policy all
 requests get all their tokens, the same ones as from vLLM alone, held requests do not run, no batch is larger than its
 budget, and the policy decides every step.
+
+What stock mode costs is processor time of what vLLM calls, call by call against vLLM's own scheduler, the least of
+ROUNDS runs that take turns; the same figure of vLLM's own scheduler against itself says how much of it is chance.
 """
 
 import argparse
@@ -20,21 +23,32 @@ from typing import Any
 
 import numpy as np
 
-from agents.vllm.plan import Plan
+from agents.policies import resolve, split_policies
+from agents.vllm.plan import PLAIN, Plan
 from agents.vllm.settings import STOCK, VARIABLE, Settings
 from agents.vllm.versions import check_version
+from agents.work.files import check_writable, write_json
 from engine.demand.requests import Requests
 from engine.errors import InputError
+from engine.ranges import COUNT, number, whole
 
-POLICIES = ("slackfit", "slai:token_budget=256", "pretrained")
+COMMAND = "python -m agents.vllm smoke"
+POLICIES = "slackfit,slai:token_budget=256,pretrained,pretrained-ppo"
 OVERHEAD = 0.03
 """Most that stock mode may add to a step, as a share of it."""
 NEVER = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt", "refused")
 """Counters that stay 0 under a policy."""
 LOGGED = "stock, with a log"
 """Stock mode that writes what `llmsched fit --from vllm-log` takes."""
+AGAIN = "plain, again"
+"""vLLM's own scheduler once more."""
+NOT_STEERED = (PLAIN, STOCK, LOGGED, AGAIN)
+ROUNDS = 3
+"""Runs of each of these on the same requests."""
 LIMITS = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 2304}
 _REQUESTS_PER_STEP = 0.2
+_CALLS = ("add_request", "schedule", "update_from_output")
+"""What vLLM calls of a scheduler."""
 
 
 @dataclass
@@ -42,12 +56,11 @@ class Run:
     """What came of the requests under one scheduler."""
 
     policy: str
-    """Empty: vLLM's own class."""
+    """PLAIN or AGAIN: vLLM's own class."""
     step_s: list[float] = field(default_factory=list)
     """Seconds of each step of the engine core."""
-    schedule_s: list[float] = field(default_factory=list)
-    update_s: list[float] = field(default_factory=list)
-    """Seconds of processor time in each `schedule` and each `update_from_output`."""
+    call_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in _CALLS})
+    """Seconds of processor time in each call of the scheduler."""
     batches: list[dict[str, int]] = field(default_factory=list)
     """Tokens of each request, batch by batch."""
     tokens: dict[str, list[int]] = field(default_factory=dict)
@@ -57,19 +70,19 @@ class Run:
     @property
     def scheduling(self) -> float:
         """Seconds of processor time that scheduling takes a step: medians, which a busy machine moves least."""
-        return float(np.median(self.schedule_s) + np.median(self.update_s))
+        return float(np.median(self.call_s["schedule"]) + np.median(self.call_s["update_from_output"]))
 
 
 class Bench:
     """One engine core, whose scheduler is replaced between runs."""
 
-    def __init__(self, folder: Path, scale: float) -> None:
-        """Start it; lengths of requests are those of ShareGPT times `scale`."""
+    def __init__(self, folder: Path, scale: float, blocks: int) -> None:
+        """Start it; lengths of requests are those of ShareGPT times `scale`; so many KV blocks if that is not 0."""
         os.environ[VARIABLE] = str(folder / "settings.json")
         self.folder, self.scale = folder, scale
-        self.plan = Plan(policies=POLICIES, rates=(1.0,), model="tiny")
+        self.plan = Plan(policies=(STOCK,), rates=(1.0,), model="tiny")
         Settings().write(folder / "settings.json")
-        self.core = _core(_with_weights(self.plan.model_folder(folder)))
+        self.core = _core(_with_weights(self.plan.model_folder(folder)), blocks)
 
     def load(self, count: int, seed: int) -> Requests:
         """The requests of a run."""
@@ -79,12 +92,13 @@ class Bench:
         return replace(drawn, **cut)
 
     def run(self, policy: str, requests: Requests, seed: int) -> Run:
-        """Serve the requests with a policy; with vLLM's own class if that is empty."""
-        counters, run = self.folder / "counters.json", Run(policy)
+        """Serve the requests with a policy, or with vLLM's own class."""
+        counters, run, is_ours = self.folder / "counters.json", Run(policy), policy not in (PLAIN, AGAIN)
         self._settings(policy, counters).write(self.folder / "settings.json")
-        scheduler = self._scheduler(policy)
-        scheduler.schedule = _timed(scheduler.schedule, run.schedule_s, run.batches)
-        scheduler.update_from_output = _timed(scheduler.update_from_output, run.update_s)
+        scheduler = self._scheduler(is_ours)
+        for name in _CALLS:
+            setattr(scheduler, name, _timed(getattr(scheduler, name), run.call_s[name]))
+        scheduler.schedule = _kept(scheduler.schedule, run.batches)
         due = np.floor((requests.arrival - requests.arrival[0]) / _REQUESTS_PER_STEP)
         made = [_request(requests, k, seed) for k in range(len(requests))]
         while made or scheduler.has_requests() or self.core.batch_queue:
@@ -93,23 +107,26 @@ class Bench:
             began = time.perf_counter()
             _keep(self.core.step_fn()[0] or {}, run)
             run.step_s.append(time.perf_counter() - began)
-        run.counters = json.loads(counters.read_text()) if policy else {}
+        run.counters = json.loads(counters.read_text()) if is_ours else {}
         return run
 
     def _settings(self, policy: str, counters: Path) -> Settings:
         log = str(self.folder / "steps.csv") if policy == LOGGED else ""
-        return Settings(policy if policy in POLICIES else STOCK, counters=str(counters), log=log)
+        return Settings(STOCK if policy in NOT_STEERED else policy, counters=str(counters), log=log)
 
-    def _scheduler(self, policy: str) -> Any:
-        """Put a new scheduler into the core."""
+    def _scheduler(self, is_ours: bool) -> Any:
+        """Put a new scheduler into the core: ours, or the one that vLLM would take (on CPUs no asynchronous one)."""
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.scheduler import Scheduler
 
         from agents.vllm.scheduler import PolicyScheduler
 
         old = self.core.scheduler
         given = {name: getattr(old, name) for name in ("vllm_config", "kv_cache_config", "block_size")}
         further = {"structured_output_manager": old.structured_output_manager, "log_stats": False}
-        self.core.scheduler = (PolicyScheduler if policy else AsyncScheduler)(**given, **further)
+        is_async = old.vllm_config.scheduler_config.async_scheduling
+        kind = PolicyScheduler if is_ours else AsyncScheduler if is_async else Scheduler
+        self.core.scheduler = kind(**given, **further)
         return self.core.scheduler
 
 
@@ -124,7 +141,7 @@ def _with_weights(model: Path) -> Path:
     return model
 
 
-def _core(model: Path) -> Any:
+def _core(model: Path, blocks: int) -> Any:
     """The engine core with its worker, in this process."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
@@ -138,24 +155,34 @@ def _core(model: Path) -> Any:
         enable_prefix_caching=False,
         scheduler_cls="agents.vllm.scheduler.PolicyScheduler",
         disable_log_stats=True,
+        num_gpu_blocks_override=blocks or None,
         **LIMITS,
     )
     config = args.create_engine_config()
     return EngineCore(config, Executor.get_class(config), log_stats=False)
 
 
-def _timed(method: Callable[..., Any], seconds: list[float], batches: list[dict[str, int]] | None = None) -> Any:
-    """The method, its processor time and the batches that it returns kept."""
+def _timed(method: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The method, its processor time kept."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()
         found = method(*args, **kwargs)
         seconds.append(time.thread_time() - began)
-        if batches is not None:
-            batches.append(dict(found.num_scheduled_tokens))
         return found
 
     return timed
+
+
+def _kept(schedule: Callable[..., Any], batches: list[dict[str, int]]) -> Callable[..., Any]:
+    """The method, the batches that it returns kept."""
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        found = schedule(*args, **kwargs)
+        batches.append(dict(found.num_scheduled_tokens))
+        return found
+
+    return kept
 
 
 def _keep(outputs: dict[int, Any], run: Run) -> None:
@@ -175,17 +202,17 @@ def _request(requests: Requests, k: int, seed: int) -> Any:
     return Request(request_id=f"r{k}", prompt_token_ids=prompt, **given)
 
 
-def faults(run: Run, stock: Run, requests: Requests) -> list[str]:
-    """What a run under `PolicyScheduler` does not keep of what is promised."""
+def faults(run: Run, plain: Run, requests: Requests) -> list[str]:
+    """What a run does not keep of what is promised."""
     largest = max(sum(batch.values()) for batch in run.batches)
     counted = {
-        "decides otherwise than vLLM": run.policy in (STOCK, LOGGED) and run.batches != stock.batches,
+        "decides otherwise than vLLM": run.policy in NOT_STEERED and run.batches != plain.batches,
         "requests without all their tokens": _short(run, requests),
         "requests with other tokens than from vLLM": sum(
-            run.tokens.get(name) != tokens for name, tokens in stock.tokens.items()
+            run.tokens.get(name) != tokens for name, tokens in plain.tokens.items()
         ),
         "tokens over the limit in a batch": max(0, largest - LIMITS["max_num_batched_tokens"]),
-        **{name: run.counters[name] for name in NEVER},
+        **{name: run.counters.get(name, 0) for name in NEVER},
     }
     return [f"{what}: {count:d}" for what, count in counted.items() if count]
 
@@ -194,10 +221,13 @@ def _short(run: Run, requests: Requests) -> int:
     return sum(len(run.tokens.get(f"r{k}", [])) != requests.output[k] for k in range(len(requests)))
 
 
-def overhead(stock: Sequence[Run], ours: Sequence[Run]) -> float:
-    """What stock mode adds to a step, as a share of it: medians over the runs."""
-    own, theirs = (float(np.median([run.scheduling for run in runs])) for runs in (ours, stock))
-    return (own - theirs) / float(np.median([s for run in stock for s in run.step_s]))
+def overhead(ours: Sequence[Run], plain: Sequence[Run]) -> float:
+    """What a mode adds to a step of vLLM, as a share of it, of runs that take the same decisions."""
+    more = 0.0
+    for name in _CALLS:
+        own, theirs = (np.min([run.call_s[name] for run in runs], axis=0) for runs in (ours, plain))
+        more += float(np.median(own - theirs)) * len(own) / len(ours[0].call_s["schedule"])
+    return more / float(np.median(np.min([run.step_s for run in plain], axis=0)))
 
 
 def _times(run: Run) -> dict[str, float]:
@@ -205,54 +235,78 @@ def _times(run: Run) -> dict[str, float]:
 
 
 def _line(run: Run, found: list[str]) -> str:
-    c = run.counters
-    us = c.get("decision_us_all", {"before_p50_p99": (0.0, 0.0)})["before_p50_p99"]
     steps = f"{len(run.step_s)} steps of {1e3 * float(np.median(run.step_s)):.2f} ms"
-    numbers = f"{steps}, scheduling {1e6 * run.scheduling:.0f} us, deciding {us[0]:.0f} us (p99 {us[1]:.0f})"
-    kept = ", ".join(found) or "as promised"
-    return f"{run.policy:24} {numbers}, held {c['held']}, preempted {c['preemptions']}: {kept}"
+    numbers = f"{run.policy:24} {steps}, scheduling {1e6 * run.scheduling:.0f} us"
+    if (c := run.counters) and "decision_us_all" in c:
+        median, p99 = c["decision_us_all"]["before_p50_p99"]
+        numbers += f", deciding {median:.0f} us (p99 {p99:.0f}), held {c['held']}, preempted {c['preemptions']}"
+    return f"{numbers}: {', '.join(found) or 'as promised'}"
 
 
-def smoke(requests: int, runs: int, scale: float) -> dict[str, Any]:
-    """All runs; prints a line for each, returns figures and faults."""
-    with tempfile.TemporaryDirectory(prefix="llmsched-smoke-") as folder:
-        bench, report = Bench(Path(folder), scale), []
-        stock: list[Run] = []
-        ours: dict[str, list[Run]] = {STOCK: [], LOGGED: []}
-        for seed in range(runs):
-            load = bench.load(requests, seed)
-            stock.append(bench.run("", load, seed))
-            for policy in (*ours, *POLICIES):
-                run = bench.run(policy, load, seed)
-                found = faults(run, stock[-1], load)
-                print(_line(run, found), flush=True)
-                report.append({"seed": seed, "counters": run.counters, "faults": found} | _times(run))
-                if policy in ours:
-                    ours[policy].append(run)
-        bench.core.shutdown()
-    added = {policy: overhead(stock, own) for policy, own in ours.items()}
-    for policy, share in added.items():
-        print(f"{policy}: adds {100 * share:.1f} % to a step of vLLM", flush=True)
-    is_good = added[STOCK] <= OVERHEAD and not any(run["faults"] for run in report)
-    return {"runs": report, "overhead": added, "is_good": is_good}
+def _draw(bench: Bench, policies: Sequence[str], requests: int, seed: int) -> tuple[list[dict[str, Any]], list[Run]]:
+    """Every run on one draw of the requests; prints a line for each, returns figures and faults, and the runs."""
+    load, report, done = bench.load(requests, seed), list[dict[str, Any]](), list[Run]()
+    for policy in (*(NOT_STEERED * ROUNDS), *policies):
+        run = bench.run(policy, load, seed)
+        done.append(run)
+        found = faults(run, done[0], load)
+        print(_line(run, found), flush=True)
+        report.append({"policy": policy, "seed": seed, "counters": run.counters, "faults": found} | _times(run))
+    return report, done
+
+
+def _added(done: Sequence[Run]) -> dict[str, float]:
+    """What each mode adds to a step; nan if it does not decide as vLLM does."""
+    by_mode = {policy: [run for run in done if run.policy == policy] for policy in NOT_STEERED}
+    plain = by_mode.pop(PLAIN)
+    same = {policy: all(run.batches == plain[0].batches for run in runs) for policy, runs in by_mode.items()}
+    return {policy: overhead(runs, plain) if same[policy] else float("nan") for policy, runs in by_mode.items()}
+
+
+def smoke(bench: Bench, policies: Sequence[str], requests: int, runs: int) -> dict[str, Any]:
+    """All runs; returns figures and faults."""
+    report: list[dict[str, Any]] = []
+    added: dict[str, list[float]] = {}
+    for seed in range(runs):
+        reported, done = _draw(bench, policies, requests, seed)
+        report += reported
+        for policy, share in _added(done).items():
+            added.setdefault(policy, []).append(share)
+    for policy, shares in added.items():
+        print(f"{policy}: adds {', '.join(f'{100 * share:.1f}' for share in shares)} % to a step of vLLM", flush=True)
+    is_good = not any(run["faults"] for run in report) and np.median(added[LOGGED]) <= OVERHEAD
+    return {"runs": report, "overhead": added, "is_good": bool(is_good)}
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="A real engine under our policies.")
+    parser.add_argument("--policies", default=POLICIES, help="separated by commas (default: %(default)s)")
+    parser.add_argument("--requests", default="300", help="of each run (default: %(default)s)")
+    parser.add_argument("--runs", default="3", help="draws of the requests (default: %(default)s)")
+    parser.add_argument("--scale", default="0.25", help="of ShareGPT's lengths (default: %(default)s)")
+    parser.add_argument("--blocks", default="", help="KV blocks, so few that vLLM preempts (default: as there are)")
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, run; returns the exit code: 1 if something is not as promised."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agents.vllm smoke", description="A real engine under our policies."
-    )
-    parser.add_argument("--requests", type=int, default=300, help="of each run")
-    parser.add_argument("--runs", type=int, default=3, help="of each policy, with other requests")
-    parser.add_argument("--scale", type=float, default=0.25, help="of ShareGPT's lengths")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    given = parser.parse_args(arguments)
+    given = _options().parse_args(arguments)
     try:
-        check_version("python -m agents.vllm smoke")
+        requests, runs = COUNT.parse(given.requests, "--requests"), COUNT.parse(given.runs, "--runs")
+        scale = number(0.0, 1.0, above=True).parse(given.scale, "--scale")
+        blocks = whole(2).parse(given.blocks, "--blocks") if given.blocks else 0
+        policies = split_policies(given.policies)
+        for policy in policies:
+            resolve(policy)
+        check_writable(given.json)
+        check_version(COMMAND)
     except InputError as error:
         print(f"llmsched: {error}", file=sys.stderr)
         return 2
-    found = smoke(given.requests, given.runs, given.scale)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="llmsched-smoke-") as folder:
+        bench = Bench(Path(folder), scale, blocks)
+        found = smoke(bench, policies, requests, runs)
+        bench.core.shutdown()
+    write_json(given.json, found)
     return 0 if found["is_good"] else 1

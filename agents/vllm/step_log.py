@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.server.features import contents
+from engine.server.features import Features, contents
 
 COLUMNS = (
     *("start", "seconds", "prompt_tokens", "decodes", "context", "prompts", "prompt_context"),
     *("running", "waiting", "held", "planned", "decide_us"),
 )
 """Of the log, times in s; the second line of them: `Note`."""
+_LINE = "%.6f,%.6f,%d,%d,%d,%d,%d,%d,%d,%d,%d,%.1f"
 _KEPT = 100_000
 
 
@@ -91,13 +92,12 @@ class StepLog:
         if len(self._decisions) < _KEPT:
             self._decisions.append((note.running + note.waiting, note.decide_us, all_us))
 
-    def batch(self, start: float, seconds: float, features: np.ndarray, note: Note) -> None:
-        """A batch has ended: its start and seconds, its FEATURES[1], and what was noted when it was scheduled."""
+    def batch(self, start: float, seconds: float, features: Features, note: Note) -> None:
+        """A batch has ended: its start and seconds, its features, and what was noted when it was scheduled."""
         if not self._path:
             return
-        numbers = contents(features[0])
-        told = (note.running, note.waiting, note.held, note.planned, round(note.decide_us, 1))
-        self._lines.append(",".join(map(str, (f"{start:.6f}", f"{seconds:.6f}", *numbers, *told))))
+        told = (*contents(features), note.running, note.waiting, note.held, note.planned, note.decide_us)
+        self._lines.append(_LINE % (start, seconds, *told))
         if len(self._lines) > 4096:
             self._write_lines()
 

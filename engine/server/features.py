@@ -61,16 +61,16 @@ def add(f: Features, done: float, n: float, decode: bool) -> Features:
     )
 
 
-def contents(f: np.record) -> tuple[int, int, int, int, int]:
-    """What a batch consists of, as logs of servers have it, from one FEATURES record.
+def contents(f: Features) -> tuple[int, int, int, int, int]:
+    """What a batch consists of, as logs of servers have it.
 
     Returns:
         Prompt tokens, decodes, KV tokens that these read, chunks (1 if there is none), KV tokens before the chunks, as
         if these were of one length.
     """
-    chunks, tokens = int(f["requests"] - f["decodes"]), int(f["tokens"] - f["decodes"])
-    before = max(0, round(float(f["prefill_pairs"]) / tokens - (tokens / chunks + 1) / 2)) * chunks if tokens else 0
-    return tokens, int(f["decodes"]), int(f["decode_context"]), max(1, chunks), before
+    chunks, tokens = int(f.requests - f.decodes), int(f.tokens - f.decodes)
+    before = max(0, round(f.prefill_pairs / tokens - (tokens / chunks + 1) / 2)) * chunks if tokens else 0
+    return tokens, int(f.decodes), int(f.decode_context), max(1, chunks), before
 
 
 @inner

@@ -138,7 +138,9 @@ def test_stock_decides_as_vllm_does(files: Path, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [AMPLE, SHORT])
-@pytest.mark.parametrize("policy", ["sarathi:token_budget=128", "slai:token_budget=128", "slackfit"])
+@pytest.mark.parametrize(
+    "policy", ["sarathi:token_budget=128", "slai:token_budget=128", "slackfit", "pretrained", "pretrained-ppo"]
+)
 def test_policies_decide_every_step(files: Path, policy: str, blocks: int) -> None:
     from agents.vllm.scheduler import PolicyScheduler
 
