@@ -4,11 +4,13 @@
 - `requests.jsonl.gz`: for each cell a line with the cell and what the scheduler counted, then one for each request.
 - `steps.csv.gz`: what the scheduler logged of each batch, the number of the cell first.
 
-A cell is written when it is complete; a run that finds cells goes on behind them.
+A cell is written when it is complete; a run that finds cells goes on behind them, if they are of a plan that differs in
+what is measured only.
 """
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +20,13 @@ import numpy as np
 
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.step_log import COLUMNS
+from engine.errors import InputError
+from engine.fields import from_mapping
+from engine.files.reading import read_mapping
 
 FORMAT = "llmsched-ab/1"
+_SAME = ("num_requests", "lengths", "tiers", "model", "engine")
+"""Fields of a plan that are the same in all runs into one folder."""
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
 
 
@@ -46,6 +53,31 @@ class Sent:
         return found | ({"error": self.error} if self.error else {})
 
 
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `META` says.
+
+    Raises:
+        InputError: no such folder, or one of something else.
+    """
+    meta = read_mapping(folder / META, "what an A/B wrote")
+    if meta.get("format") != FORMAT or not isinstance(meta.get("plan"), dict):
+        raise InputError(f"{folder / META}: expected format {FORMAT!r} and a plan, got {meta.get('format')!r}")
+    return meta
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a compressed file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with gzip.open(path, "rt") as file:
+            return file.read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{path}: cannot read ({error})") from None
+
+
 class CellFiles:
     """The files of an A/B in a folder, which is made."""
 
@@ -54,11 +86,14 @@ class CellFiles:
         self.folder = folder
 
     def heads(self) -> list[dict[str, Any]]:
-        """The heads of the cells that are there."""
+        """The heads of the cells that are there.
+
+        Raises:
+            InputError: the file is not one of ours, or its end is missing.
+        """
         if not (self.folder / REQUESTS).exists():
             return []
-        with gzip.open(self.folder / REQUESTS, "rt") as file:
-            return [head for head in map(json.loads, file) if "cell" in head]
+        return [head for head in map(json.loads, read_lines(self.folder / REQUESTS)) if "cell" in head]
 
     def missing(self, cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
         """Those of these cells that are not there, with the numbers that they will have."""
@@ -68,12 +103,35 @@ class CellFiles:
         return list(enumerate(left, 1 + max((head["cell"] for head in heads), default=-1)))
 
     def write_meta(self, plan: Plan, about: Mapping[str, Any]) -> None:
-        """Write the plan, and on what it is run."""
+        """Write the plan, and on what it is run.
+
+        Raises:
+            InputError: the folder has cells of a plan whose requests or whose engine are others.
+        """
+        if (self.folder / META).exists():
+            old = from_mapping(Plan, read_meta(self.folder)["plan"], f"{self.folder / META}: plan")
+            self._check_same(plan, old)
         text = json.dumps({"format": FORMAT, "plan": asdict(plan), **about}, indent=1)
         (self.folder / META).write_text(text + "\n")
 
+    def _check_same(self, plan: Plan, old: Plan) -> None:
+        """Both are of the same requests, engine and settings."""
+        told = [{name: one.settings(name) for name in {*plan.policies} & {*old.policies}} for one in (plan, old)]
+        pairs = [(name, getattr(plan, name), getattr(old, name)) for name in _SAME]
+        for name, new, there in [*pairs, ("settings", *told)]:
+            if new != there:
+                raise InputError(f"{self.folder}: {name}: expected {there} as for the cells that are there, got {new}")
+
     def write(self, number: int, cell: Cell, sent: Sequence[Sent], counters: Path | None, log: Path | None) -> None:
-        """Add a cell; of a server without our scheduler there are no counters and there is no log."""
+        """Add a cell; of a server without our scheduler there are no counters and there is no log.
+
+        Raises:
+            InputError: the scheduler did not run the policy of the cell.
+        """
+        if counters and not counters.exists():
+            raise InputError(
+                f"{cell.policy}: expected vLLM's scheduler to run it, got settings that it refused (see its log)"
+            )
         counted = json.loads(counters.read_text()) if counters else None
         head = {"cell": number, **asdict(cell), "requests": len(sent), "counters": counted}
         lines = log.read_text().splitlines()[1:] if log else []

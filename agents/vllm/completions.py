@@ -1,7 +1,7 @@
 """Requests to a server with OpenAI's API, streamed: `/v1/completions` of vLLM, with prompts of token ids."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 _EVENT, _DONE = b"data: ", b"[DONE]"
-_CONNECT_S = 10.0
+_CONNECT_S, _CHECK_S = 10.0, 60.0
 
 
 class Completions(NamedTuple):
@@ -23,7 +23,7 @@ class Completions(NamedTuple):
     url: str
     model: str
 
-    async def send(self, prompt: Prompt, sent: Sent) -> AsyncIterator[int]:
+    async def send(self, prompt: Prompt, sent: Sent) -> AsyncGenerator[int, None]:
         """Send a request now; how many tokens came each time.
 
         Raises:
@@ -74,16 +74,16 @@ def _tokens(event: bytes) -> int:
 
 
 async def _get(session: "ClientSession", url: str) -> str:
-    from aiohttp import ClientError
+    from aiohttp import ClientError, ClientTimeout
 
     try:
-        async with session.get(url) as response:
-            text = await response.text()
-            if response.status != 200:
-                raise InputError(f"{url}: expected a server that answers, got status {response.status}")
-            return text
+        async with session.get(url, timeout=ClientTimeout(total=_CHECK_S)) as response:
+            text, status = await response.text(), response.status
     except (ClientError, OSError, ValueError) as error:
         raise InputError(f"{url}: expected a server that answers, got {type(error).__name__} ({error})") from None
+    if status != 200:
+        raise InputError(f"{url}: expected a server that answers, got status {status}")
+    return text
 
 
 @asynccontextmanager

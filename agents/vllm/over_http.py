@@ -36,23 +36,24 @@ async def _cell(
     """Serve a cell and write it.
 
     Raises:
-        InputError: the server does not answer, or is gone afterwards.
+        InputError: the server does not answer, or goes away meanwhile.
     """
     counters, log = watched.files(number) if watched else (None, None)
     settings = plan.settings(cell.policy, "warm-up")
     if watched:
         settings.write(watched.settings)
     try:
-        await warm(server.send, plan.vocabulary())
+        await warm(server.send, server.check, plan.vocabulary())
     except RuntimeError as error:
         raise InputError(f"{server.url}: expected a server of this model, got {error}") from None
     if watched:
         replace(settings, log=str(log), counters=str(counters), label=str(number)).write(watched.settings)
     sent = sent_of(plan.requests(cell))
     within_s = _MOST_S + sent[-1].due
-    if not await serve(server.send, prompts(sent, plan.vocabulary(), cell.seed), sent, within_s):
+    if not await serve(server.send, server.check, prompts(sent, plan.vocabulary(), cell.seed), sent, within_s):
         raise InputError(f"{server.url}: expected all answers within {within_s:.0f} s, got fewer")
-    await server.check()
+    if not any(one.times for one in sent):
+        raise InputError(f"{server.url}: expected tokens, got none ({sent[0].error})")
     files.write(number, cell, sent, counters, log)
     return sent
 
@@ -73,8 +74,10 @@ def at_urls(plan: Plan, urls: Sequence[str], out: Path, tell: Tell) -> None:
     """Send the plan's requests to servers that are there; what they run is called by their addresses.
 
     Raises:
-        InputError: one cannot be reached.
+        InputError: one cannot be reached, or is given twice.
     """
+    if len(set(urls)) < len(urls):
+        raise InputError(f"urls: expected each once, got {' '.join(urls)}")
     asked = replace(plan, policies=tuple(urls))
     files = CellFiles(out)
     missing = files.missing(asked.cells())

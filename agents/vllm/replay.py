@@ -35,6 +35,9 @@ class Engine(Protocol):
     def generate(self, prompt: dict[str, list[int]], sampling_params: object, request_id: str) -> AsyncIterator[Any]:
         """The outputs of a request as they come."""
 
+    async def check_health(self) -> None:
+        """Raise whatever says that the engine is dead."""
+
     def shutdown(self) -> None:
         """The end."""
 
@@ -64,6 +67,17 @@ class Replay:
         async for got in self.engine.generate({"prompt_token_ids": prompt}, params, f"r{self._number}"):
             yield len(got.outputs[0].token_ids)
 
+    async def check(self) -> None:
+        """Make sure that the engine is alive.
+
+        Raises:
+            InputError: it is not.
+        """
+        try:
+            await self.engine.check_health()
+        except Exception as error:
+            raise InputError(f"{_COMMAND}: expected an engine that lives, got {type(error).__name__}") from None
+
     async def cell(self, cell: Cell, requests: Requests, number: int, until: float) -> bool:
         """Serve a cell and write it; False if the time was over before that."""
         log, counters = (self.scratch / f"{number}.{kind}" for kind in ("csv", "json"))
@@ -71,11 +85,11 @@ class Replay:
             file.unlink(missing_ok=True)
         settings, is_ours = self.plan.settings(cell.policy, "warm-up"), not self.plan.is_plain(cell.policy)
         settings.write(self.settings)
-        await warm(self.send, self.vocabulary)
+        await warm(self.send, self.check, self.vocabulary)
         replace(settings, log=str(log), counters=str(counters), label=str(number)).write(self.settings)
         sent = sent_of(requests)
         given = prompts(sent, self.vocabulary, cell.seed)
-        if not await serve(self.send, given, sent, max(1.0, until - time.monotonic())):
+        if not await serve(self.send, self.check, given, sent, max(1.0, until - time.monotonic())):
             return False
         self.files.write(number, cell, sent, counters if is_ours else None, log if is_ours else None)
         return True
@@ -120,7 +134,7 @@ async def _run(plan: Plan, out: Path) -> None:
     replay = Replay(engine, plan, files, scratch, plan.vocabulary())
     print(f"engine up after {time.monotonic() - began:.0f} s", flush=True)
     try:
-        await warm(replay.send, replay.vocabulary)
+        await warm(replay.send, replay.check, replay.vocabulary)
         files.write_meta(plan, _machine())
         for number, cell in files.missing(plan.cells()):
             requests = plan.requests(cell)
@@ -146,8 +160,8 @@ def main(arguments: list[str]) -> int:
         if len({plan.is_plain(policy) for policy in plan.policies}) > 1:
             raise InputError(f"policies: expected {PLAIN} in a plan of its own, since one engine runs all of a plan")
         check_version(_COMMAND)
+        asyncio.run(_run(plan, Path(arguments[1])))
     except InputError as error:
         print(f"llmsched: {error}", file=sys.stderr)
         return 2
-    asyncio.run(_run(plan, Path(arguments[1])))
     return 0

@@ -1,6 +1,5 @@
 """What an A/B left behind (`agents.vllm.cell_files`), and its numbers (`engine.runs.metrics`)."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS
+from agents.vllm.cell_files import META, REQUESTS, STEPS, read_lines, read_meta
 from agents.vllm.plan import PLAIN, Cell, Plan
 from agents.vllm.settings import STOCK, Settings
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
 from engine.errors import InputError
 from engine.fields import from_mapping
-from engine.files.reading import read_mapping
 from engine.runs.metrics import summarize, ttft_samples
 from engine.runs.record import Record
 from engine.server.state import FINISHED
@@ -159,13 +157,10 @@ def read_cells(folder: Path) -> list[Measured]:
     Raises:
         InputError: no such folder, or one of something else.
     """
-    meta = read_mapping(folder / META, "what an A/B wrote")
-    if meta.get("format") != FORMAT:
-        raise InputError(f"{folder / META}: expected format {FORMAT!r}, got {meta.get('format')!r}")
-    plan = from_mapping(Plan, meta["plan"], f"{folder / META}: plan")
+    plan = from_mapping(Plan, read_meta(folder)["plan"], f"{folder / META}: plan")
     steps = _read_steps(folder)
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-    for line in _lines(folder / REQUESTS):
+    for line in read_lines(folder / REQUESTS):
         entry = json.loads(line)
         if "cell" in entry:
             found.append((entry, []))
@@ -180,22 +175,9 @@ def read_cells(folder: Path) -> list[Measured]:
     return [replace(one, limits=one.counters["limits"] if one.counters else limits) for one in cells]
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a compressed file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with gzip.open(path, "rt") as file:
-            return file.read().splitlines()
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot read ({error})") from None
-
-
 def _read_steps(folder: Path) -> dict[int, list[str]]:
     """The lines of the step log by cell, each behind the same head."""
-    head, *lines = _lines(folder / STEPS)
+    head, *lines = read_lines(folder / STEPS)
     columns = head.partition(",")[2]
     steps: dict[int, list[str]] = {}
     for line in lines:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from engine.errors import InputError
 OURS = "agents.vllm.scheduler.PolicyScheduler"
 ROOT = Path(__file__).resolve().parents[2]
 """On the path of the server's process, whose environment need not have llmsched installed."""
-START_S, STOP_S = 600.0, 30.0
-"""Most seconds until a server is up, and until one that was told to end is killed."""
+START_S, STOP_S, ORPHANS_S = 600.0, 30.0, 5.0
+"""Most seconds until a server is up, until one that was told to end is killed, and for processes that outlive it."""
 DEFAULTS: dict[str, Any] = {"max_model_len": 8448, "enable_prefix_caching": False}
 """Arguments of `vllm serve` unless a plan's `engine` says otherwise."""
 
@@ -109,13 +109,23 @@ def _reason(log: Path) -> str:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server and whatever it has started."""
-    for what, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, what)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            continue
+    """End the server and whatever it has started; what outlives it gets some time to give its shared memory back."""
+    for what, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, ORPHANS_S)):
+        if _signal(process.pid, what):
+            _until(lambda: process.poll() is not None, wait_s)
+            _until(lambda: not _signal(process.pid, 0), ORPHANS_S)
+
+
+def _signal(group: int, what: int) -> bool:
+    """Send a signal (0: none) to a group of processes; False if nobody is left in it."""
+    try:
+        os.killpg(group, what)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _until(is_so: Callable[[], bool], within_s: float) -> None:
+    end = time.monotonic() + within_s
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.05)

@@ -1,9 +1,11 @@
 """`llmsched ab` over HTTP and of the results of vLLM's benchmark; what cannot be measured is one line."""
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ PLAN = Plan(policies=("any",), rates=(50.0,), num_requests=12, model="tiny", len
 
 
 class Server:
-    """Streams as vLLM does, a token after each `gap_s`; falls silent for good after so many requests."""
+    """Streams as vLLM does, a token after each `gap_s`; fails after so many requests, and if it is ill says so."""
 
-    def __init__(self, gap_s: float, dies_after: int = 10**6) -> None:
-        self.gap_s, self.dies_after = gap_s, dies_after
+    def __init__(self, gap_s: float, fails_after: int = 10**6, is_ill: bool = True) -> None:
+        self.gap_s, self.fails_after, self.is_ill = gap_s, fails_after, is_ill
         self.asked: list[dict[str, Any]] = []
         self._loop, self._is_up = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -55,7 +57,7 @@ class Server:
     async def _health(self, _: Any) -> Any:
         from aiohttp import web
 
-        return web.Response(status=200 if len(self.asked) < self.dies_after else 503)
+        return web.Response(status=503 if len(self.asked) >= self.fails_after and self.is_ill else 200)
 
     async def _models(self, _: Any) -> Any:
         from aiohttp import web
@@ -67,7 +69,7 @@ class Server:
 
         asked = await request.json()
         self.asked.append(asked)
-        if len(self.asked) > self.dies_after:
+        if len(self.asked) > self.fails_after:
             return web.Response(status=500, text="engine is dead")
         response = web.StreamResponse()
         await response.prepare(request)
@@ -137,11 +139,56 @@ def test_server_that_is_gone_is_one_line(
 ) -> None:
     told = ["--plan", str(plan_file), "--out", str(tmp_path / "out")]
     refused(["--urls", "http://127.0.0.1:1", *told], capsys, "http://127.0.0.1:1/v1/models: expected a server")
-    servers.append(Server(0.0, dies_after=9))
+    servers.append(Server(0.0, fails_after=9))
     refused(["--urls", servers[0].url, *told], capsys, "expected a server that answers, got status 503")
-    assert CellFiles(tmp_path / "out").heads() == []
-    servers.append(Server(0.0, dies_after=0))
+    assert len(servers[0].asked) < 4 + PLAN.num_requests  # what was due later is not sent
+    servers.append(Server(0.0, fails_after=0, is_ill=False))
     refused(["--urls", servers[1].url, *told], capsys, "engine is dead")
+    servers.append(Server(0.0, fails_after=4, is_ill=False))
+    refused(["--urls", servers[2].url, *told], capsys, "expected tokens, got none (RuntimeError: status 500: engine is")
+    assert CellFiles(tmp_path / "out").heads() == []
+
+
+def test_finished_cells_stay_when_a_server_goes(
+    servers: list[Server], plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, told = tmp_path / "out", json.loads(plan_file.read_text()) | {"seeds": [0, 1]}
+    plan_file.write_text(json.dumps(told))
+    servers.append(Server(0.0, fails_after=2 * 4 + PLAN.num_requests + 3))
+    arguments = ["--plan", str(plan_file), "--out", str(out)]
+    refused(["--urls", servers[0].url, *arguments], capsys, "expected a server that answers, got status 503")
+    assert [cell.cell.seed for cell in read_cells(out)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_requests": 13}, "num_requests: expected 12 as for the cells that are there, got 13"),
+        ({"engine": {"max_num_seqs": 8}}, "engine: expected {} as for the cells that are there"),
+        ({"margin": 0.1}, "settings: expected"),
+    ],
+)
+def test_cells_of_another_plan_are_one_line(
+    changes: dict[str, Any], expected: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = CellFiles(tmp_path / "out")
+    url = "http://127.0.0.1:1"
+    files.write_meta(replace(PLAN, policies=(url,)), {})
+    plan_file.write_text(json.dumps(json.loads(plan_file.read_text()) | changes))
+    refused(["--urls", url, "--plan", str(plan_file), "--out", str(files.folder)], capsys, expected)
+
+
+def test_what_is_no_ab_is_one_line(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    told = ["--urls", "http://127.0.0.1:1", "--plan", str(plan_file), "--out", str(out)]
+    out.mkdir()
+    (out / "requests.jsonl.gz").write_bytes(gzip.compress(b"x" * 100)[:-9])
+    refused(told, capsys, "requests.jsonl.gz: cannot read")
+    (out / "requests.jsonl.gz").unlink()
+    (out / "meta.json").write_text('{"format": "llmsched-run/1"}')
+    refused(told, capsys, "expected format 'llmsched-ab/1' and a plan, got 'llmsched-run/1'")
+    refused([str(out)], capsys, "expected format 'llmsched-ab/1' and a plan, got 'llmsched-run/1'")
+    refused([*told[:2], *told[1:]], capsys, "urls: expected each once")
 
 
 def test_vllm_that_does_not_start_is_one_line(

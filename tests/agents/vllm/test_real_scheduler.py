@@ -94,8 +94,14 @@ class Core:
                 self.tokens[one.request_id] = self.tokens.get(one.request_id, 0) + len(one.new_token_ids)
 
 
-def serve(scheduler: Any, count: int = 50) -> tuple[Core, dict[str, int]]:
-    """Let requests come and be served to the end; returns the core, and the output tokens that each wants."""
+def serve(scheduler: Any, count: int = 50, most: tuple[int, int] = (1200, 60)) -> tuple[Core, dict[str, int]]:
+    """Let requests come and be served to the end; returns the core, and the output tokens that each wants.
+
+    Args:
+        scheduler: of vLLM.
+        count: of the requests.
+        most: prompt and output tokens of one.
+    """
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
 
@@ -104,14 +110,14 @@ def serve(scheduler: Any, count: int = 50) -> tuple[Core, dict[str, int]]:
     alive = True
     while alive or len(wanted) < count:
         if len(wanted) < count and rng.random() < 0.3:
-            name, output = f"r{len(wanted)}", rng.randint(1, 60)
+            name, output = f"r{len(wanted)}", rng.randint(1, most[1])
             params = SamplingParams(max_tokens=output, ignore_eos=True, extra_args={"tier": len(wanted) % 2})
-            prompt = [rng.randint(0, 1000) for _ in range(rng.randint(1, 1200))]
+            prompt = [rng.randint(0, 1000) for _ in range(rng.randint(1, most[0]))]
             given = {"sampling_params": params, "pooling_params": None, "arrival_time": time.time()}
             scheduler.add_request(Request(request_id=name, prompt_token_ids=prompt, **given))
             wanted[name] = output
         alive = core.step()
-        assert len(core.batches) < 20_000
+        assert len(core.batches) < 100_000
     return core, wanted
 
 
@@ -153,3 +159,19 @@ def test_policies_decide_every_step(files: Path, policy: str, blocks: int) -> No
     names = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt")
     assert found["decided"] >= found["steps"] > 0
     assert [found[name] for name in names] == [0] * 6
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.vllm.scheduler import PolicyScheduler
+
+    monkeypatch.setattr("agents.vllm.steering.CAPACITY", 3000)  # a shadow is full three times
+    settle("slackfit", files)
+    scheduler = make(PolicyScheduler, files, AMPLE)
+    core, wanted = serve(scheduler, 10_000, (100, 6))
+    assert core.tokens == wanted
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == AMPLE - 1
+    found = json.loads((files / "counters.json").read_text())
+    assert found["rebuilt"] >= 3
+    assert found["fallbacks"] <= found["rebuilt"]
+    assert [found[name] for name in ("passed", "stalled", "held_ran", "over_budget")] == [0] * 4

@@ -12,30 +12,11 @@ from agents.device.importing.vllm_log import iterations
 from agents.vllm.settings import VARIABLE, Settings
 from agents.vllm.steering import tier_of
 from engine.errors import InputError
+from tests.agents.vllm.failing import RAISES, UNREADABLE
 from tests.agents.vllm.fake import Core, FakePolicyScheduler, FakeRequest, FakeScheduler
 
 POLICIES = ("sarathi:token_budget=128", "slai:token_budget=128", "slackfit", "pretrained")
 AMPLE, SHORT = 1000, 150
-
-RAISES = """
-from dataclasses import dataclass
-import baselines
-from engine import Policy
-
-@dataclass(frozen=True)
-class Raises(Policy):
-    name = "raises"
-    every: int = 3
-
-    def memory(self, config, num_requests):
-        return [baselines.make("sarathi"), baselines.make("sarathi").memory(config, num_requests), 0]
-
-    def plan(self, view, memory, plan):
-        memory[2] += 1
-        if memory[2] % self.every == 0:
-            raise ValueError("not this time")
-        memory[0].plan(view, memory[1], plan)
-"""
 
 
 class Watching(FakePolicyScheduler):
@@ -130,7 +111,7 @@ def test_decodes_are_held(make: Make, tmp_path: Path) -> None:
 def test_where_a_policy_raises_vllm_decides(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "raises.py"
     file.write_text(RAISES)
-    requests, _ = serve(make(f"{file}:Raises"))
+    requests, _ = serve(make(f"{file}:Raises:every=3"))
     found = counters(tmp_path)
     assert all(request.num_output_tokens == request.max_tokens for request in requests)
     assert found["fallbacks"] == pytest.approx((found["fallbacks"] + found["decided"]) / 3, abs=1)
@@ -179,30 +160,10 @@ def test_nothing_is_lost_under_a_policy_that_fails_and_many_aborts(make: Make, t
     assert (found["held_ran"], found["over_budget"], found["rebuilt"]) == (0, 0, 0)
 
 
-UNREADABLE = """
-from dataclasses import dataclass
-import baselines
-from engine import Policy, schedule
-
-@dataclass(frozen=True)
-class Unreadable(Policy):
-    name = "unreadable"
-
-    def memory(self, config, num_requests):
-        return [baselines.make("sarathi"), baselines.make("sarathi").memory(config, num_requests), 0]
-
-    def plan(self, view, memory, plan):
-        memory[2] += 1
-        memory[0].plan(view, memory[1], plan)
-        if memory[2] % 4 == 0:
-            schedule(plan, 0, float("nan"))
-"""
-
-
 def test_where_a_plan_holds_nan_vllm_decides(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "unreadable.py"
     file.write_text(UNREADABLE)
-    requests, _ = serve(make(f"{file}:Unreadable"))
+    requests, _ = serve(make(f"{file}:Unreadable:every=4"))
     found = counters(tmp_path)
     assert all(request.num_output_tokens == request.max_tokens for request in requests)
     assert found["fallbacks"] == pytest.approx((found["fallbacks"] + found["decided"]) / 4, abs=1)
