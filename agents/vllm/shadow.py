@@ -18,8 +18,8 @@ from engine.server.state import new_server, set_limits
 
 CAPACITY = 1 << 15
 """Requests that one shadow can hold; then it is made anew."""
-_WEIGHT, _LEAST, _MOST = 0.05, 0.2, 5.0
-"""How much of the ratio of a batch's seconds to predicted ones counts, and between which bounds it is believed."""
+_FORGET, _LEAST, _MOST = 0.05, 0.2, 5.0
+"""What each batch takes off the running sums of measured and predicted seconds, and the bounds of their ratio in it."""
 
 
 class ShadowError(RuntimeError):
@@ -85,6 +85,7 @@ class Shadow:
         self._numbers = np.asarray(self._features).view(np.float64)[: len(Features._fields)]  # the same memory
         self._steps = np.zeros((2 * capacity + 1, 2), np.int64)
         self._ratio = np.zeros(2)
+        self._sums = [[0.0, 0.0], [0.0, 0.0]]  # measured and predicted s, of batches without prompts and with
         self._entered = self._begun = 0  # counts that the row has too, where reading them takes ten times as long
         self._duration = 0.0
         self.last_end = 0.0
@@ -191,14 +192,22 @@ class Shadow:
         self.last_end = now
         if self.decode is None:
             return seconds
-        seen = min(max(seconds / flight.predicted, _LEAST), _MOST)
-        kind = int(flight.has_prompt)
-        old = self._ratio[kind]
-        self._ratio[kind] = old + _WEIGHT * (seen - old) if old else seen
+        self._learn(int(flight.has_prompt), seconds, flight.predicted)
         self._end(self.view, flight.batch, flight.iteration, now)
         if flight.iteration == self._begun - 1:
             self._duration = seconds
         return seconds
+
+    def _learn(self, kind: int, seconds: float, predicted: float) -> None:
+        """Correct predictions by sums, not by a mean of ratios.
+
+        vLLM launches a batch before it looks at the result of the one before. Where that takes long (no CUDA graph), a
+        short batch seems two or three times as long as it is, and the long one behind it shorter by as many seconds.
+        """
+        sums, believed = self._sums[kind], min(max(seconds, _LEAST * predicted), _MOST * predicted)
+        sums[0] += believed - _FORGET * sums[0]
+        sums[1] += predicted - _FORGET * sums[1]
+        self._ratio[kind] = sums[0] / sums[1]
 
     def look(self, now: float, under_way: float, free: int) -> tuple[int, int]:
         """Bring the shadow to a decision at `now` (s); what runs since `under_way` (s; inf: nothing) ends before it.

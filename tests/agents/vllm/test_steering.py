@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents.device.importing.vllm_log import iterations
 from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.shadow import Flight
 from agents.vllm.steering import tier_of
 from engine.errors import InputError
+from engine.server.features import EMPTY, add
 from tests.agents.vllm.failing import RAISES, UNREADABLE
 from tests.agents.vllm.fake import Core, FakePolicyScheduler, FakeRequest, FakeScheduler
 
@@ -224,6 +227,17 @@ def test_log_is_one_that_a_profile_can_be_fitted_to(make: Make, tmp_path: Path) 
 @pytest.mark.parametrize(("tier", "priority", "expected"), [("strict", 0, 0), (1, -1, 1), (None, -1, 0), (None, 0, 1)])
 def test_tier_of_a_request(tier: Any, priority: int, expected: int) -> None:
     assert tier_of(FakeRequest("a", 1, 1, tier, priority), ["strict", "relaxed"]) == expected
+
+
+def test_late_results_of_short_batches_do_not_make_all_batches_seem_longer(make: Make) -> None:
+    """Every second batch is short, and its result is seen when the long one behind it has been launched."""
+    shadow, nobody, prompt = make("slackfit")._shadow, np.zeros((0, 2), np.int64), add(EMPTY, 0.0, 64.0, False)
+    for predicted, seconds in 100 * [(0.01, 0.03), (0.07, 0.05)]:
+        shadow.end(Flight(nobody, -1, shadow.last_end, prompt, predicted), shadow.last_end + seconds)
+    assert shadow._ratio[1] == pytest.approx(1.0, abs=0.02)
+    for _ in range(100):
+        shadow.end(Flight(nobody, -1, shadow.last_end, prompt, 0.01), shadow.last_end + 0.02)
+    assert shadow._ratio[1] == pytest.approx(2.0, abs=0.05)
 
 
 def test_settings_that_do_not_fit_are_one_line(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
