@@ -12,6 +12,7 @@ from agents.options import TableOptions, parse_rates
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.vllm.agreement import compare, fit_profile, to_dict
+from agents.vllm.late import GRAPH_TOKENS, launch_of
 from agents.vllm.orders import Difference, Pair, Rank, compare_policies, errors
 from agents.vllm.plan import Plan
 from agents.vllm.results import METRICS, Measured, read_folders
@@ -215,10 +216,13 @@ def _taus(title: str, taus: Sequence[float]) -> list[str]:
 
 
 def _remarks(pairs: Sequence[Pair]) -> list[str]:
-    """What the schedulers counted that should not be, and requests that did not finish."""
+    """What the schedulers counted that should not be, requests that did not finish, how late results were seen."""
     names = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt", "refused")
     counted = [pair.measured.counters for pair in pairs if pair.measured.counters]
     totals = ", ".join(f"{name} {sum(counters[name] for counters in counted)}" for name in names)
     lost = sum(int(np.isnan(pair.measured.served.finish).sum()) for pair in pairs)
     lines = [f"counted inside the engine: {totals}"] if counted else []
+    if late := launch_of([pair.measured for pair in pairs]):
+        long = f"batches of more than {GRAPH_TOKENS} tokens were launched in {1000 * late.seconds:.0f} ms"
+        lines.append(f"{long} (median of {late.launches}): so long nothing was seen of the batch before")
     return [*lines, *([f"requests that did not finish: {lost}"] if lost else [])]
