@@ -41,6 +41,8 @@ class Command(TableOptions):
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER [FOLDER ...]")] = ()
     """Folders of earlier runs of one engine, taken together: seeds and repeats of a policy at a load are pooled."""
+    without: str = ""
+    """Policies of the folders to leave out, such as one that has changed since."""
     server: Literal["none", "vllm"] = "none"
     """Start `vllm serve`: for the policy plain as it is, for all others with our scheduler."""
     urls: tuple[str, ...] = ()
@@ -110,7 +112,8 @@ class Command(TableOptions):
             return read_results(self.results, self.slo)
         if not self.folders:
             self._serve()
-        return read_folders(self.folders or (self.out,))
+        left_out = split_policies(self.without) if self.without else ()
+        return [cell for cell in read_folders(self.folders or (self.out,)) if cell.cell.policy not in left_out]
 
     def _serve(self) -> None:
         need("vllm", "ab")

@@ -159,6 +159,12 @@ def test_folders_of_other_requests_are_refused(
     assert "expected the requests of the other folders" in capsys.readouterr().err
 
 
+def test_a_policy_that_has_changed_is_left_out(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ab.json"
+    assert main(["ab", str(folder), "--without", "slai,cautious", "--profile", PLAN.profile, "--json", str(out)]) == 0
+    assert {cell["policy"] for cell in json.loads(out.read_text())["cells"]} == {"sarathi", "slackfit"}
+
+
 def test_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / META).write_text('{"format": "other"}')
     assert main(["ab", str(tmp_path)]) == 2
