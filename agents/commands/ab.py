@@ -12,6 +12,7 @@ from agents.options import TableOptions, parse_rates
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.vllm.agreement import compare, fit_profile, to_dict
+from agents.vllm.cell_files import PROFILE
 from agents.vllm.late import GRAPH_TOKENS, launch_of
 from agents.vllm.orders import Difference, Pair, Rank, compare_policies, errors
 from agents.vllm.plan import Plan
@@ -144,6 +145,8 @@ class Command(TableOptions):
         """What to predict with; None: nothing is known of the device."""
         if self.profile:
             return load_profile(self.profile)
+        if probed := next((folder / PROFILE for folder in self.folders if (folder / PROFILE).exists()), None):
+            return load_profile(str(probed))
         return fit_profile(cells, "engine") if any(cell.steps for cell in cells) else None
 
 

@@ -6,14 +6,12 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from agents.device.importing import vllm_log
-from agents.device.importing.source import Importing
 from agents.policies import resolve
+from agents.vllm.fitted import profile_of
 from agents.vllm.orders import Difference, Numbers, Pair, Rank, errors
 from agents.vllm.plan import PLAIN
 from agents.vllm.results import Measured, numbers_in, numbers_of
 from agents.vllm.settings import STOCK
-from engine.device import fitting
 from engine.device.latency import LatencyModel, load_profile
 from engine.runs.distribution import finite
 from engine.runs.simulate import simulate
@@ -22,9 +20,6 @@ from engine.server.policy import Policy
 
 def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
     """The profile of the engine, from what its scheduler logged where vLLM decided (everywhere, if it did nowhere).
-
-    A fit by relative errors takes little notice of batches that took far too long; scaled, it adds up to the time that
-    all of them took.
 
     Raises:
         InputError: too few batches.
@@ -36,10 +31,7 @@ def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "steps.csv"
         log.write_text("\n".join([head, *lines]) + "\n")
-        imported = vllm_log.read(log, Importing())
-    model = fitting.fit(imported.points, name, imported.provenance)
-    took = sum(point.seconds for point in imported.points)
-    return model.scaled(took / float(fitting.predicted(model, imported.points).sum()))
+        return profile_of(log, name)
 
 
 def _told(policy: Policy, model: LatencyModel) -> Policy:

@@ -2,6 +2,7 @@
 
 - `meta.json`: the plan, the machine, the versions.
 - `requests.jsonl.gz`: for each cell a line with the cell and what the scheduler counted, then one for each request.
+- `probe.csv.gz`, `profile.json`: what the scheduler logged of a probe (`agents.vllm.probe`), and what was fitted to it.
 - `steps.csv.gz`: what the scheduler logged of each batch, the number of the cell first.
 
 A cell is written when it is complete; a run that finds cells goes on behind them, if they are of a plan that differs in
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.vllm.fitted import profile_of
 from agents.vllm.plan import Cell, Plan
 from agents.vllm.step_log import COLUMNS
 from engine.errors import InputError
@@ -28,6 +30,7 @@ FORMAT = "llmsched-ab/1"
 _SAME = ("num_requests", "lengths", "tiers", "model", "engine")
 """Fields of a plan that are the same in all runs into one folder."""
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
+PROBE_STEPS, PROFILE = "probe.csv.gz", "profile.json"
 
 
 @dataclass
@@ -102,6 +105,11 @@ class CellFiles:
         left = [cell for cell in cells if (cell.policy, cell.rate, cell.seed) not in done]
         return list(enumerate(left, 1 + max((head["cell"] for head in heads), default=-1)))
 
+    @property
+    def has_profile(self) -> bool:
+        """Whether a profile was fitted to a probe."""
+        return (self.folder / PROFILE).exists()
+
     def write_meta(self, plan: Plan, about: Mapping[str, Any]) -> None:
         """Write the plan, and on what it is run.
 
@@ -121,6 +129,16 @@ class CellFiles:
         for name, new, there in [*pairs, ("settings", *told)]:
             if new != there:
                 raise InputError(f"{self.folder}: {name}: expected {there} as for the cells that are there, got {new}")
+
+    def write_probe(self, log: Path) -> None:
+        """Keep the log of a probe, and fit the profile of the engine to it.
+
+        Raises:
+            InputError: too few batches.
+        """
+        with gzip.open(self.folder / PROBE_STEPS, "wt") as file:
+            file.write(log.read_text())
+        profile_of(log, "engine").save(self.folder / PROFILE)
 
     def write(self, number: int, cell: Cell, sent: Sequence[Sent], counters: Path | None, log: Path | None) -> None:
         """Add a cell; of a server without our scheduler there are no counters and there is no log.

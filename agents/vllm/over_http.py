@@ -12,7 +12,7 @@ from agents.vllm import serve as servers
 from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.completions import Completions, connected
 from agents.vllm.open_loop import prompts, sent_of, serve, warm
-from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
 from engine.errors import InputError
 
 _MOST_S = 3600.0
@@ -93,6 +93,8 @@ def in_turn(plan: Plan, vllm: str, out: Path, tell: Tell) -> None:
         InputError: the plan cannot be run, or a server does not come up or goes away.
     """
     plan.check()
+    if plan.profile == PROBED:
+        raise InputError(f"profile: expected a name or a file, got {PROBED} (python -m agents.vllm replay fits one)")
     files = CellFiles(out)
     missing = files.missing(plan.cells())
     files.write_meta(plan, {"server": "vllm serve"})

@@ -59,6 +59,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Models whose weights are drawn at random: only their shapes matter."""
+PROBED = "probe"
+"""In place of a profile: the one that is fitted to a probe of the engine (`agents.vllm.probe`) before policies run."""
 PLAIN = "plain"
 """In place of a policy: vLLM without our scheduler, in an engine of its own."""
 
@@ -89,7 +91,7 @@ class Plan:
     engine: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs."""
     profile: str = DEFAULT_PROFILE
-    """Latency profile that the policies are told."""
+    """Latency profile that the policies are told: a name, a file, or probe."""
     lengths: str = "openchat_sharegpt4"
     """Prompt and output lengths, as in a workload."""
     tiers: tuple[dict[str, Any], ...] = ()
@@ -132,7 +134,8 @@ class Plan:
     def _check_policy(self, settings: Settings) -> None:
         if settings.policy not in (STOCK, PLAIN) and resolve(settings.policy).channel:
             raise InputError(f"policy {settings.policy!r}: expected one without predictions, got one that needs them")
-        load_profile(settings.profile)
+        if settings.profile != PROBED:
+            load_profile(settings.profile)
 
     def cells(self) -> list[Cell]:
         """All cells, those that belong together one after the other."""

@@ -15,16 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.vllm.cell_files import CellFiles, Sent
+from agents.vllm.cell_files import PROFILE, CellFiles, Sent
 from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
-from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
+from agents.vllm.probe import Probe
 from agents.vllm.serve import OURS
-from agents.vllm.settings import VARIABLE
+from agents.vllm.settings import VARIABLE, Settings
 from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
 from engine.errors import InputError
 
 _COMMAND = "python -m agents.vllm replay"
+MODEL_LEN = 8448
+"""Longest prompt and output, unless the plan says otherwise."""
 _SPARE_S = 15.0
 """No cell begins that would not have as much time left as its arrivals take, and so many seconds."""
 
@@ -78,6 +81,14 @@ class Replay:
         except Exception as error:
             raise InputError(f"{_COMMAND}: expected an engine that lives, got {type(error).__name__}") from None
 
+    async def probe(self) -> None:
+        """Run known batches, and write what the scheduler logged of them with the profile that fits it."""
+        log, given = self.scratch / "probe.csv", self.plan.engine
+        longest, seats = int(given.get("max_num_batched_tokens", 8192)), int(given.get("max_num_seqs", 256))
+        probe = Probe(self.send, self.vocabulary, min(longest, MODEL_LEN - 8), seats)
+        await probe.run(lambda told: told.write(self.settings), Settings(log=str(log)))
+        self.files.write_probe(log)
+
     async def cell(self, cell: Cell, requests: Requests, number: int, until: float) -> bool:
         """Serve a cell and write it; False if the time was over before that."""
         log, counters = (self.scratch / f"{number}.{kind}" for kind in ("csv", "json"))
@@ -102,13 +113,13 @@ def _engine(plan: Plan, scratch: Path) -> Engine:
 
     settings = scratch / "settings.json"
     os.environ[VARIABLE] = str(settings)
-    plan.settings().write(settings)
+    Settings(tiers=plan.tiers).write(settings)
     given = {
         "model": str(plan.model_folder(scratch).absolute()),
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "dtype": "bfloat16",
-        "max_model_len": 8448,
+        "max_model_len": MODEL_LEN,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
     }
@@ -136,6 +147,10 @@ async def _run(plan: Plan, out: Path) -> None:
     try:
         await warm(replay.send, replay.check, replay.vocabulary)
         files.write_meta(plan, _machine())
+        if plan.profile == PROBED:
+            if not files.has_profile:
+                await replay.probe()
+            replay.plan = replace(plan, profile=str((out / PROFILE).absolute()))
         for number, cell in files.missing(plan.cells()):
             requests = plan.requests(cell)
             cell_began = time.monotonic()

@@ -2,30 +2,30 @@
 
 The seconds of a batch are a sum: those of the linear layers at its token count (linear between the counts that were
 measured alone), and non-negative multiples of the terms' weights (`engine.device.terms.Weights`). All of it is one
-non-negative least squares on relative errors.
+non-negative least squares on relative errors (`engine.device.solving`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product, starmap
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from engine.device.latency import LatencyModel, iteration_seconds
-from engine.device.terms import Traits, Weights, weights
+from engine.device.solving import Measured, Served, Solution, solve
+from engine.device.terms import Weights
 from engine.errors import InputError
-from engine.server.features import EMPTY, QUERY_TILE, WIDE_QUERY_TILE, add, new_features, store
+from engine.server.features import EMPTY, add, new_features, store
 
 TABLE, PREFILL, DECODE, MIXED = "table", "prefill", "decode", "mixed"
 """Sets of points that are fitted: one chunk of each token count, chunks with context, decodes, both."""
-CACHED = (0.0, *(1024.0 * 2**k for k in range(9)))
-"""KV tokens that caches may hold; the fit takes the best."""
 HELD_OUT = ("held-out prefill", "held-out decode", "held-out mixed")
 """Sets that are not."""
 
 Clock = Literal["wall", "device"]
 """What a measured batch takes: until its tokens are on the host; or a GPU alone, as where an engine hides its host."""
+SERVER = "server"
+"""The clock of points that a server logged while it served: `fit` takes them as `engine.device.solving.Served`."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,21 @@ class Point:
     """Median duration (s)."""
 
 
-def _solve(fitted: Sequence[Point], nodes: np.ndarray) -> tuple[np.ndarray, Traits]:
-    """What gives the least relative errors: seconds at the nodes, then of each term; by what traits of the device."""
-    from scipy.optimize import nnls
-
-    seconds = np.array([p.seconds for p in fitted])[:, None]
-    features = [p.batch.features()[0] for p in fitted]
-    linear = np.array([_shares(p.batch.tokens, nodes) for p in fitted])
-    tried = []
-    for traits in starmap(Traits, product(CACHED, (QUERY_TILE, WIDE_QUERY_TILE))):
-        terms = np.array([weights(f, traits) for f in features])
-        tried.append((*nnls(np.hstack([linear, terms]) / seconds, np.ones(len(fitted))), traits))
-    solution, _, traits = min(tried, key=lambda found: found[1])
-    return solution, traits
+def measured(fitted: Sequence[Point], nodes: np.ndarray) -> Measured:
+    """Points as arrays, to be solved with a table of these token counts."""
+    return Measured(
+        seconds=np.array([p.seconds for p in fitted]),
+        tokens=np.array([p.batch.tokens for p in fitted], np.float64),
+        decodes=np.array([len(p.batch.decodes) for p in fitted], np.float64),
+        features=[p.batch.features()[0] for p in fitted],
+        nodes=nodes,
+    )
 
 
 def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> LatencyModel:
     """Fit a profile; residuals of every set and the range of the points go into its provenance.
+
+    Of what a server logged (clock "server" in the provenance) it may have a floor of the host.
 
     Raises:
         InputError: fewer than two token counts measured alone, or no points with decodes.
@@ -98,37 +96,35 @@ def fit(points: Sequence[Point], name: str, provenance: dict[str, Any]) -> Laten
             f"fit: expected at least 2 token counts in set {TABLE!r} and points in set {DECODE!r}, "
             f"got {len(nodes)} and {decodes}"
         )
-    solution, traits = _solve(fitted, nodes)
+    is_served, arrays = provenance.get("clock") == SERVER, measured(fitted, nodes)
+    found = Served(arrays, np.arange(len(fitted))).solve() if is_served else solve(arrays)
+    model = model_of(found, name)
+    how = "non-negative least squares on relative errors; linear table at the measured token counts"
+    return replace(
+        model,
+        provenance={
+            **provenance,
+            "fit": f"{how}; kinds of batches count once, outliers less" if is_served else how,
+            "residuals": residuals(model, points),
+            "validity": {**provenance.get("validity", {}), **validity(points)},
+        },
+    )
+
+
+def model_of(found: Solution, name: str) -> LatencyModel:
+    """The model of a solution."""
     smallest = 1e-9  # a table needs seconds > 0
-    model = LatencyModel(
+    return LatencyModel(
         overhead=0.0,
         floor=0.0,
         per_token=0.0,
-        **dict(zip(Weights._fields, solution[len(nodes) :].tolist(), strict=True)),
-        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(nodes, solution, strict=False)),
-        **traits._asdict(),
+        **dict(zip(Weights._fields, found.terms.tolist(), strict=True)),
+        table=tuple((float(n), max(float(t), smallest)) for n, t in zip(found.nodes, found.table, strict=True)),
+        **found.traits._asdict(),
+        eager_floor=float(found.eager_floor),
+        graph_tokens=float(found.graph_tokens),
         name=name,
     )
-    return LatencyModel(
-        **{
-            **vars(model),
-            "provenance": {
-                **provenance,
-                "fit": "non-negative least squares on relative errors; linear table at the measured token counts",
-                "residuals": residuals(model, points),
-                "validity": {**provenance.get("validity", {}), **validity(points)},
-            },
-        }
-    )
-
-
-def _shares(tokens: int, nodes: np.ndarray) -> np.ndarray:
-    """Weights of the table's nodes at this token count."""
-    k = int(np.clip(np.searchsorted(nodes, tokens, "right") - 1, 0, len(nodes) - 2))
-    share = (tokens - nodes[k]) / (nodes[k + 1] - nodes[k])
-    table = np.zeros(len(nodes))
-    table[k], table[k + 1] = 1.0 - share, share
-    return table
 
 
 def predicted(model: LatencyModel, points: Sequence[Point]) -> np.ndarray:

@@ -7,7 +7,9 @@
       + per_context x decode_context                            KV read by the decodes,
       + per_uncached x max(0, decode_context - cached)          dearer where caches do not hold it
       + per_mixed x decode_context if there is a prompt chunk   dearer where one attention launch serves both
-      + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
+    t = max(t, eager_floor) for more than graph_tokens tokens   no CUDA graph: the host launches layer by layer,
+                                                                the device waits for it
+    t + bytes swapped / bandwidth                               KV moved to and from the host, not overlapped
 
 A *profile* is a JSON file with these parameters and where they come from: device, model, versions, how they were
 measured, residuals, and the range in which they hold.
@@ -43,6 +45,8 @@ DEFAULT_PROFILE = "rtx6000ada-mistral-7b"
 
 Time = Annotated[float, number(0.0, 1e6)]
 """A field of a model in seconds: a device twice as fast has half of it."""
+USUAL_GRAPH = 512.0
+"""Tokens of the largest CUDA graph where a profile does not say (the default of vLLM)."""
 RANGES = ("tokens", "requests", "context_tokens", "chunks_behind")
 """What the validity in a provenance may state: least and largest of a batch, KV tokens of a request; least tokens of a
 prompt chunk behind more than so many KV tokens."""
@@ -138,6 +142,11 @@ class LatencyModel:
     """Seconds, on top of per_context, per KV token that decodes read in a batch with a prompt chunk: what a launch that
     serves both costs (FlashAttention 2 in vLLM; 0 where prompts and decodes are launched apart, or with
     FlashAttention 3)."""
+    eager_floor: Time = 0.0
+    """Least seconds of a batch of more than `graph_tokens` tokens, whatever is in it: the host launches its layers one
+    by one. In vLLM 0.24 some 0.02 to 0.035 s for 32 layers (docs/results/inside-vllm.md)."""
+    graph_tokens: Number = 0.0
+    """Tokens of the largest batch that is a CUDA graph (vLLM: max_cudagraph_capture_size, by default 512)."""
     table: tuple[tuple[Number, Number], ...] = ()
     """Tokens and seconds through the linear layers, instead of floor, per_token and tile; at least two, rising."""
     name: str = "custom"
@@ -185,6 +194,10 @@ class LatencyModel:
         """The same device where a decode's KV token costs so many times as much beside a prompt chunk (1: the same)."""
         return replace(self, per_mixed=(ratio - 1.0) * self.per_context)
 
+    def eager(self, seconds: float) -> "LatencyModel":
+        """The same device behind a host that takes so long to launch a batch which no CUDA graph covers."""
+        return replace(self, eager_floor=seconds, graph_tokens=self.graph_tokens or USUAL_GRAPH)
+
     def compiled(self, config: EngineConfig | None = None) -> Latency:
         """The parameters as arrays for compiled loops; with a config what it charges, too."""
         values = {name: getattr(self, name) for name in NUMBERS} | _charges(config)
@@ -227,7 +240,7 @@ class LatencyModel:
 _DECLARED = get_type_hints(LatencyModel, include_extras=True)
 TIMES = tuple(name for name, kind in _DECLARED.items() if kind is Time)
 """Fields that a profile gives in seconds."""
-NUMBERS = (*TIMES, "tile", *Traits._fields)
+NUMBERS = (*TIMES, "tile", "graph_tokens", *Traits._fields)
 """All numbers that it gives."""
 CHARGES = ("decision", "decision_per_request", "per_swapped")
 """Seconds that a config charges: for a scheduling decision, for each request in a batch, to move half a KV block."""
@@ -278,6 +291,7 @@ def profile_names() -> list[str]:
 CHANGES: dict[str, tuple[Bounds, Callable[[LatencyModel, float], LatencyModel]]] = {
     "speed": (number(0.0, 1e6, above=True), lambda model, speed: model.scaled(1.0 / speed)),
     "mixed": (number(1.0, 1e3), LatencyModel.mixed),
+    "eager": (number(0.0, 1.0), LatencyModel.eager),
     "per_request": (number(0.0, 1.0), lambda model, seconds: replace(model, per_request=seconds)),
     "tile": (whole(1, 10**6, noun="tokens"), lambda model, tokens: replace(model, tile=int(tokens))),
 }
@@ -288,7 +302,8 @@ def load_profile(name: str) -> LatencyModel:
     """A shipped profile by name, or a profile file by path.
 
     ``NAME:speed=2`` is a device twice as fast; ``NAME:mixed=2`` one on which a decode's KV token costs twice as much
-    beside a prompt chunk as without; ``NAME:per_request=2e-5`` one on which each item of a batch costs 20 us;
+    beside a prompt chunk as without; ``NAME:eager=0.03`` one whose host takes 30 ms to launch a batch which no CUDA
+    graph covers; ``NAME:per_request=2e-5`` one on which each item of a batch costs 20 us;
     ``NAME:tile=128`` one whose linear layers take tokens by 128 at a time (without effect on a table).
 
     Raises:

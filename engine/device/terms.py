@@ -98,7 +98,7 @@ def linear_seconds(c: np.record, table: np.ndarray, rows: int, tokens: float) ->
 
 @inner
 def batch_seconds(c: np.record, table: np.ndarray, rows: int, f: Features) -> float:
-    """Seconds of a batch: all terms.
+    """Seconds of a batch: all terms, and no less than the host takes to launch it where no CUDA graph covers it.
 
     Args:
         c: a record with the numbers of a `engine.device.latency.LatencyModel`.
@@ -115,4 +115,6 @@ def batch_seconds(c: np.record, table: np.ndarray, rows: int, f: Features) -> fl
     t += c.per_read * w.per_read
     t += c.per_uncached * w.per_uncached
     t += c.per_mixed * w.per_mixed
+    if f.tokens > c.graph_tokens:
+        t = max(t, c.eager_floor)
     return float(t)

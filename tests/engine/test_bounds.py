@@ -84,6 +84,8 @@ def _random_profile(rng: np.random.Generator) -> LatencyModel:
         per_uncached=some(1e-7),
         per_mixed=some(1e-7),
         cached=some(1e3),
+        eager_floor=some(0.05),
+        graph_tokens=float(rng.choice([0.0, 128.0, 512.0])),
         query_tile=128 if rng.random() < 0.5 else 256,
         tile=int(rng.choice([1, 1, 64, 128])),
         tick=float(rng.choice([0.0, 0.0, 1e-3, 0.02])),

@@ -76,6 +76,25 @@ def test_a_profile_whose_mixed_batches_are_dearer() -> None:
         load_profile(f"{NAME}:mixed=0.5")
 
 
+def test_the_host_launches_what_no_cuda_graph_covers_and_the_device_waits() -> None:
+    model = LatencyModel(**{**FREE, "per_context": 1e-6, "eager_floor": 0.03, "graph_tokens": 512.0})
+    for tokens, context, expected in ((512, 1000, 1e-3), (513, 1000, 0.03), (513, 50_000, 0.05), (8192, 0, 0.03)):
+        batch = Batch(((tokens - 1, 0),), (context,)) if context else Batch(((tokens, 0),))
+        assert iteration_seconds(model.compiled(), batch.features()) == pytest.approx(expected)
+
+
+def test_a_profile_behind_a_slower_host() -> None:
+    plain, slow = load_profile(NAME), load_profile(f"{NAME}:eager=0.9")
+    assert (plain.eager_floor, slow.eager_floor, slow.graph_tokens) == (0.0, 0.9, 512.0)
+    assert load_profile(f"{NAME}:eager=0.9,speed=3").eager_floor == pytest.approx(0.3)
+    small, large = (Batch(((n, 0),)).features() for n in (512, 513))
+    same, longer = ([iteration_seconds(m.compiled(), b) for m in (plain, slow)] for b in (small, large))
+    assert same[0] == same[1]
+    assert longer[1] == pytest.approx(0.9)
+    with pytest.raises(InputError, match=r"eager: expected a number >= 0 and <= 1, got 2"):
+        load_profile(f"{NAME}:eager=2")
+
+
 def test_an_unknown_profile_names_the_known_ones() -> None:
     for name in ("nosuch", "nosuch:speed=2"):
         with pytest.raises(InputError, match=f"expected one of .*{NAME}.*, got 'nosuch'"):

@@ -44,6 +44,8 @@ def models(draw: st.DrawFn) -> LatencyModel:
     traits: dict[str, Any] = {
         "query_tile": draw(st.sampled_from([128, 256])),
         "cached": draw(st.sampled_from([0.0, 500.0])),
+        "eager_floor": draw(st.sampled_from([0.0, 0.02])),
+        "graph_tokens": draw(st.sampled_from([0.0, 512.0])),
     }
     if draw(st.booleans()):
         knots = draw(st.lists(st.integers(1, 3000), min_size=2, max_size=12, unique=True))

@@ -11,9 +11,14 @@ were there before those, all together, else 0). Other columns say nothing.
 
 In vLLM these are sums over `SchedulerOutput.num_scheduled_tokens` and `num_computed_tokens` of each request, written
 where the engine's core takes the time around a step. Equal parts are assumed of what a row says together.
+
+The rows are in the order in which the iterations ran. An engine that schedules ahead sees the tokens of an iteration
+once the next one has been launched, so that an iteration before a prompt may look as long as that one, which then looks
+short: of iterations with prompts and the one before them the sum is shared out by what a first fit says of each.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +26,8 @@ import numpy as np
 from agents.device.importing.model import read_config, shape_of
 from agents.device.importing.source import Imported, Importing
 from agents.device.importing.tables import Row, read_rows
-from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, TABLE, Batch, Point
+from engine.device.fitting import DECODE, HELD_OUT, MIXED, PREFILL, SERVER, TABLE, Batch, Point, measured
+from engine.device.solving import Served
 from engine.errors import InputError
 from engine.ranges import Bounds, number, whole
 
@@ -34,8 +40,10 @@ NEEDED: dict[str, Bounds] = {
 """Columns of every log."""
 FURTHER = {"prompts": whole(1, 2**16), "prompt_context": whole(0, 2**40)}
 """Columns that may be there."""
-LEAST, MOST = 32, 4000
-"""Rows that a fit needs, and that it takes: of more a random part."""
+LEAST, MOST = 32, 8000
+"""Rows that a fit needs, and that it takes: of more a random part, in order."""
+LONGEST = 50
+"""Iterations whose seconds are shared out together, at most."""
 NODES = 16
 """Token counts in the table of the linear layers."""
 HELD = 0.2
@@ -71,8 +79,8 @@ def _iteration(row: dict[str, float], where: str) -> tuple[Batch, float]:
     return Batch(tuple(chunks), tuple(_shares(context, decodes)) if decodes else ()), row["seconds"]
 
 
-def iterations(path: Path) -> list[tuple[Batch, float]]:
-    """The batches of a log with their seconds; of a long one a random part.
+def iterations(path: Path) -> tuple[list[tuple[Batch, float]], np.ndarray]:
+    """The batches of a log with their seconds, and of which group each is; of a long log a random part of the groups.
 
     Raises:
         InputError: not such a log; says which line.
@@ -80,8 +88,23 @@ def iterations(path: Path) -> list[tuple[Batch, float]]:
     rows = read_rows(path, "a log of iterations", tuple(NEEDED))
     if len(rows) < LEAST:
         raise InputError(f"{path}: expected {LEAST} or more iterations, got {len(rows)}")
-    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST])
-    return [_iteration(_numbers(rows[k]), rows[k].where) for k in chosen]
+    group = groups([row.cells["prompt_tokens"].strip(" 0.") != "" for row in rows])
+    order = np.random.default_rng(0).permutation(group[-1] + 1)
+    kept = order[np.cumsum(np.bincount(group)[order]) <= max(MOST, LONGEST)]
+    chosen = np.flatnonzero(np.isin(group, kept))
+    found = [_iteration(_numbers(rows[k]), rows[k].where) for k in chosen]
+    return found, np.unique(group[chosen], return_inverse=True)[1]
+
+
+def groups(with_prompt: Sequence[bool]) -> np.ndarray:
+    """The group of each iteration, int64, from 0: those with prompts go with the one before them."""
+    group = np.zeros(len(with_prompt), np.int64)
+    current = length = 0
+    for k, joins in enumerate(with_prompt[1:], 1):
+        length = length + 1 if joins and length + 1 < LONGEST else 0
+        current += length == 0
+        group[k] = current
+    return group
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -90,15 +113,25 @@ def _numbers(row: Row) -> dict[str, float]:
     return {name: known[name].parse(cell, f"{row.where}: {name}") for name, cell in row.cells.items() if name in known}
 
 
-def _kinds(batches: Sequence[Batch]) -> list[str]:
-    """The set of each batch: a random part is held out, and some with as many different token counts make the table."""
-    held = np.random.default_rng(1).random(len(batches)) < HELD
+def _kinds(batches: Sequence[Batch], held: np.ndarray) -> list[str]:
+    """The set of each batch: some are held out, and some with as many different token counts make the table."""
     kinds = [
         _SETS[bool(batch.prefills), bool(batch.decodes)][int(out)] for batch, out in zip(batches, held, strict=True)
     ]
     for k in _nodes(batches):
         kinds[k] = TABLE
     return kinds
+
+
+def _shared_out(points: Sequence[Point], group: np.ndarray, held: np.ndarray) -> list[Point]:
+    """The points, of which each group takes as long as before, and each of its batches a part as long as a fit says."""
+    nodes = np.array(sorted({p.batch.tokens for p in points if p.kind == TABLE}), np.float64)
+    seen = np.flatnonzero(~held)
+    served = Served(measured([points[int(k)] for k in seen], nodes), np.unique(group[seen], return_inverse=True)[1])
+    said = Served(measured(points, nodes), group).said(served.solve())
+    took = np.array([p.seconds for p in points])
+    share = np.bincount(group, took)[group] / np.bincount(group, said)[group]
+    return [replace(p, seconds=float(s)) for p, s in zip(points, said * share, strict=True)]
 
 
 def _nodes(batches: Sequence[Batch]) -> list[int]:
@@ -122,15 +155,18 @@ def read(data: Path, options: Importing) -> Imported:
     Raises:
         InputError: not such a log.
     """
-    rows = iterations(data)
-    kinds = _kinds([batch for batch, _ in rows])
+    rows, group = iterations(data)
+    held = (np.random.default_rng(1).random(group[-1] + 1) < HELD)[group]
+    kinds = _kinds([batch for batch, _ in rows], held)
+    points = [Point(kind, *row) for kind, row in zip(kinds, rows, strict=True)]
     provenance = {
         "device": options.system or "not stated",
         "model": shape_of(read_config(options.model), str(options.model)).to_dict() if options.model else "not stated",
         "tp": options.tp,
         "engine": f"{options.backend} {options.version or ''}".strip(),
         "attention": "as the server ran it",
+        "clock": SERVER,
         "source": data.name,
         "method": f"{len(rows)} iterations of a real server, host included; equal shares of what a row sums up",
     }
-    return Imported([Point(kind, *row) for kind, row in zip(kinds, rows, strict=True)], provenance)
+    return Imported(_shared_out(points, group, held), provenance)

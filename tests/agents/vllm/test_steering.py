@@ -219,7 +219,7 @@ def test_policy_changes_while_nobody_is_there(make: Make, tmp_path: Path) -> Non
 
 def test_log_is_one_that_a_profile_can_be_fitted_to(make: Make, tmp_path: Path) -> None:
     _, outputs = serve(make("slackfit"))
-    batches = [batch for batch, _ in iterations(tmp_path / "steps.csv")]
+    batches = [batch for batch, _ in iterations(tmp_path / "steps.csv")[0]]
     tokens = sum(one.total_num_scheduled_tokens for one in outputs)
     assert sum(batch.tokens for batch in batches) == tokens
 

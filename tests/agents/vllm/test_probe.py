@@ -1,0 +1,119 @@
+"""A probe of an engine sends known batches, and a plan may ask for the profile that fits them."""
+
+import asyncio
+import gzip
+import itertools
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from agents.vllm import probe as probing
+from agents.vllm.cell_files import FORMAT, META, PROBE_STEPS, PROFILE, REQUESTS, STEPS, CellFiles, Sent
+from agents.vllm.over_http import in_turn
+from agents.vllm.plan import PROBED, Plan
+from agents.vllm.probe import BUDGETS, LENGTHS, LEVELS, ROW, Probe
+from agents.vllm.results import read_cells
+from agents.vllm.settings import STOCK, Settings
+from agents.vllm.step_log import COLUMNS, Counters
+from engine.device.fitting import Batch, Point, predicted
+from engine.device.latency import load_profile
+from engine.errors import InputError
+
+MODEL = load_profile("h200-mistral-7b:eager=0.03")
+PLAN = Plan(policies=("slackfit",), rates=(4.0,), profile=PROBED)
+
+
+class Engine:
+    """Gives a token per turn of the loop; knows who is present."""
+
+    def __init__(self) -> None:
+        self.present: list[Sent] = []
+        self.probes: list[tuple[int, int]] = []  # prompt, decodes beside it
+
+    async def send(self, prompt: list[int], sent: Sent) -> AsyncIterator[int]:
+        assert len(prompt) == sent.prompt
+        if sent.output == 1:
+            self.probes.append((sent.prompt, sum(one.output > 1 for one in self.present)))
+        self.present.append(sent)
+        try:
+            for _ in itertools.repeat(None, sent.output):
+                await asyncio.sleep(0)
+                yield 1
+        finally:
+            self.present.remove(sent)
+
+
+def test_prompts_of_every_length_come_beside_every_number_of_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_QUIET_S", 0.0)
+    engine, told = Engine(), []
+
+    def tell(settings: Settings) -> None:
+        assert not engine.present
+        told.append(settings)
+
+    asyncio.run(Probe(engine.send, 1000, longest=2000, seats=40).run(tell, Settings(log="steps.csv")))
+    assert [one.policy for one in told] == [STOCK, *(f"sarathi:token_budget={n}" for n in BUDGETS)]
+    assert all(one.log == "steps.csv" for one in told)
+    apart = {(n, level) for level in LEVELS if level < 40 for n in LENGTHS if n + level <= 2000}
+    assert apart < set(engine.probes)
+    assert sum(n == 1500 for n, _ in engine.probes) >= 2 * ROW * len(BUDGETS)
+    assert not engine.present
+
+
+def _log(count: int = 900) -> str:
+    """Lines of a step log of a server that is MODEL."""
+    rng, lines = np.random.default_rng(0), [",".join(COLUMNS)]
+    for k in range(count):
+        prompt = int(np.exp(rng.uniform(3, 8.5))) if k % 3 == 0 else 0
+        decodes = int(rng.integers(1, 60))
+        batch = Batch(((prompt, 0),) if prompt else (), (700,) * decodes)
+        seconds = float(predicted(MODEL, [Point("mixed", batch, 1.0)])[0])
+        lines.append(f"0.0,{seconds:.6f},{prompt},{decodes},{700 * decodes},1,0,{decodes},0,0,-1,10.0")
+    return "\n".join(lines) + "\n"
+
+
+def test_a_plan_that_was_probed_is_predicted_with_what_was_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, out = tmp_path / "steps.csv", tmp_path / "ab"
+    log.write_text(_log())
+    files = CellFiles(out)
+    assert not files.has_profile
+    files.write_probe(log)
+    assert files.has_profile
+    assert gzip.decompress((out / PROBE_STEPS).read_bytes()).decode() == log.read_text()
+    model = load_profile(str(out / PROFILE))
+    assert model.graph_tokens == 512.0
+    assert model.eager_floor == pytest.approx(0.03, rel=0.1)
+
+    (out / META).write_text(json.dumps({"format": FORMAT, "plan": asdict(PLAN)}))
+    requests = PLAN.requests(PLAN.cells()[0])
+    sent = [
+        Sent(float(a), int(p), int(o), int(t), float(a), [float(a) + 0.1 + 0.02 * k for k in range(int(o))])
+        for a, p, o, t in zip(requests.arrival, requests.prompt, requests.output, requests.tier, strict=True)
+    ]
+    with gzip.open(out / REQUESTS, "wt") as file, gzip.open(out / STEPS, "wt") as steps:
+        steps.write(f"cell,{','.join(COLUMNS)}\n")
+        counters = asdict(Counters()) | {
+            "limits": {"num_blocks": 20_000, "max_batched_tokens": 8192, "async_scheduling": True}
+        }
+        head = {"cell": 0, **asdict(PLAN.cells()[0]), "requests": len(sent), "counters": counters}
+        file.writelines(json.dumps(line) + "\n" for line in [head, *(one.line() for one in sent)])
+    (cell,) = read_cells(out)
+    assert cell.settings().profile == str(out / PROFILE)
+    assert main(["ab", str(out), "--json", str(tmp_path / "ab.json")]) == 0
+    capsys.readouterr()
+    written = json.loads((tmp_path / "ab.json").read_text())
+    assert written["profile"] == "engine"
+    assert written["cells"][0]["predicted"]["mean_ttft_s"] > 0.0
+
+
+def test_a_probe_needs_an_engine_without_http(tmp_path: Path) -> None:
+    PLAN.check()
+    with pytest.raises(InputError, match=r"profile: expected a name or a file, got probe \(python -m agents.vllm rep"):
+        in_turn(replace(PLAN, model="tiny"), "vllm", tmp_path, print)
