@@ -102,11 +102,7 @@ class Command(TableOptions):
 
     def _measured(self) -> list[Measured]:
         """The cells, served now or read."""
-        asked = {"FOLDERs": self.folders, "--urls": self.urls, "--results": self.results}
-        given = [name for name, value in asked.items() if value] + ["--server"] * (self.server != "none")
-        if len(given) != 1:
-            got = " and ".join(given) or "none of them"
-            raise InputError(f"ab: expected one of FOLDERs, --server vllm, --urls, --results, got {got}")
+        self._check_source()
         if self.results:
             from agents.vllm.bench_results import read_results
 
@@ -115,6 +111,13 @@ class Command(TableOptions):
             self._serve()
         left_out = split_policies(self.without) if self.without else ()
         return [cell for cell in read_folders(self.folders or (self.out,)) if cell.cell.policy not in left_out]
+
+    def _check_source(self) -> None:
+        asked = {"FOLDERs": self.folders, "--urls": self.urls, "--results": self.results}
+        given = [name for name, value in asked.items() if value] + ["--server"] * (self.server != "none")
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise InputError(f"ab: expected one of FOLDERs, --server vllm, --urls, --results, got {got}")
 
     def _serve(self) -> None:
         need("vllm", "ab")

@@ -114,16 +114,21 @@ class CellFiles:
         """Write the plan, and on what it is run.
 
         Raises:
-            InputError: the folder has cells of a plan whose requests or whose engine are others.
+            InputError: as `check`.
         """
-        if (self.folder / META).exists():
-            old = from_mapping(Plan, read_meta(self.folder)["plan"], f"{self.folder / META}: plan")
-            self._check_same(plan, old)
+        self.check(plan)
         text = json.dumps({"format": FORMAT, "plan": asdict(plan), **about}, indent=1)
         (self.folder / META).write_text(text + "\n")
 
-    def _check_same(self, plan: Plan, old: Plan) -> None:
-        """Both are of the same requests, engine and settings."""
+    def check(self, plan: Plan) -> None:
+        """Make sure that the cells that are there are of the same requests, engine and settings.
+
+        Raises:
+            InputError: they are not, or the folder is one of something else.
+        """
+        if not (self.folder / META).exists():
+            return
+        old = from_mapping(Plan, read_meta(self.folder)["plan"], f"{self.folder / META}: plan")
         told = [{name: one.settings(name) for name in {*plan.policies} & {*old.policies}} for one in (plan, old)]
         pairs = [(name, getattr(plan, name), getattr(old, name)) for name in _SAME]
         for name, new, there in [*pairs, ("settings", *told)]:

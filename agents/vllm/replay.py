@@ -137,11 +137,11 @@ def _machine() -> dict[str, Any]:
     return {"device": device, "vllm": vllm.__version__, "torch": torch.__version__, "cores": os.cpu_count()}
 
 
-async def _run(plan: Plan, out: Path) -> None:
+async def _run(plan: Plan, files: CellFiles, scratch: Path) -> None:
     began = time.monotonic()
     until = began + plan.limit_s
-    scratch = Path(tempfile.mkdtemp(prefix="llmsched-ab-"))
-    engine, files = _engine(plan, scratch), CellFiles(out)
+    files.check(plan)
+    engine = _engine(plan, scratch)
     replay = Replay(engine, plan, files, scratch, plan.vocabulary())
     print(f"engine up after {time.monotonic() - began:.0f} s", flush=True)
     try:
@@ -150,7 +150,7 @@ async def _run(plan: Plan, out: Path) -> None:
         if plan.profile == PROBED:
             if not files.has_profile:
                 await replay.probe()
-            replay.plan = replace(plan, profile=str((out / PROFILE).absolute()))
+            replay.plan = replace(plan, profile=str((files.folder / PROFILE).absolute()))
         for number, cell in files.missing(plan.cells()):
             requests = plan.requests(cell)
             cell_began = time.monotonic()
@@ -175,7 +175,8 @@ def main(arguments: list[str]) -> int:
         if len({plan.is_plain(policy) for policy in plan.policies}) > 1:
             raise InputError(f"policies: expected {PLAIN} in a plan of its own, since one engine runs all of a plan")
         check_version(_COMMAND)
-        asyncio.run(_run(plan, Path(arguments[1])))
+        with tempfile.TemporaryDirectory(prefix="llmsched-ab-", ignore_cleanup_errors=True) as scratch:
+            asyncio.run(_run(plan, CellFiles(Path(arguments[1])), Path(scratch)))
     except InputError as error:
         print(f"llmsched: {error}", file=sys.stderr)
         return 2

@@ -102,6 +102,21 @@ def test_ab_whose_server_is_killed_is_one_line(tmp_path: Path, victim: str) -> N
         assert until(lambda: are_gone(started), 10.0)
 
 
+def test_replay_whose_engine_is_killed_is_one_line(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    plan.write_text(json.dumps(vars(PLAN)))
+    words = [sys.executable, "-m", "agents.vllm", "replay", str(plan), str(out)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        until(CellFiles(out).heads)
+        time.sleep(CELL_S / 2)
+        [one] = [one for one in family(process.pid) if "EngineCore" in " ".join(one.cmdline())]
+        one.kill()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, said
+    assert "llmsched: python -m agents.vllm replay: expected an engine that lives, got EngineDeadError\n" in said
+    assert [head["seed"] for head in CellFiles(out).heads()] == [0]
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """A server with our scheduler; its address."""
