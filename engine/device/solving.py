@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.device.terms import Traits, weights
+from engine.device.terms import Traits, Weights, weights
 from engine.server.features import QUERY_TILE, WIDE_QUERY_TILE
 
 CACHED = (0.0, *(1024.0 * 2**k for k in range(9)))
@@ -103,6 +103,7 @@ class Served:
         self.seconds, self._tokens = self._summed(measured.seconds), self._summed(measured.tokens)
         self._traits = Traits(0.0, WIDE_QUERY_TILE)
         self._terms = measured.terms(self._traits)
+        self._terms[:, Weights._fields.index("per_uncached")] = 0.0  # where nothing is cached it is per_context again
         self._share = _shares_of_kinds(self._tokens, self._summed(measured.decodes), self._summed(np.ones(len(group))))
 
     def _summed(self, values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`llmsched profiles`, and servers whose memory is that of the profile."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 import pytest
 
 from agents.cli import _parse, main
+from agents.device.calibration import batch_seconds
 from agents.device.figures import figures
 from agents.device.profiling import read_points, read_provenance
 from engine.config import EngineConfig
-from engine.device.fitting import residuals
+from engine.device.fitting import Batch, residuals
 from engine.device.latency import LatencyModel, load_profile, profile_names
 from engine.device.memory import server_of
 from engine.errors import InputError
 
+ROOT = Path(__file__).parents[3]
 DEFAULT = "rtx6000ada-mistral-7b"
 
 
@@ -118,10 +121,29 @@ TARGETS = {
     "h100-mistral-7b-fa2": (12.0, 22.0),
 }
 """Mean and 95th percentile of the errors on held-out mixed batches, %; FlashAttention 2 on Hopper is worse."""
+SERVED = "h200-vllm-mistral-7b"
+"""Fitted to what a vLLM server logged, its host included."""
 UNFITTED = {DEFAULT, "tile-unit", "cpu-tiny-mistral"}
 
 
-@pytest.mark.parametrize("name", sorted({*profile_names()} - UNFITTED))
+def test_the_profile_of_a_server_is_what_is_fitted_to_its_log(tmp_path: Path) -> None:
+    model, log = load_profile(SERVED), tmp_path / "probe.csv"
+    log.write_bytes(gzip.decompress((ROOT / model.provenance["source"]).read_bytes()))
+    assert main(f"fit --from vllm-log {log} --out {tmp_path}/p.json".split()) == 0
+    found = load_profile(f"{tmp_path}/p.json")
+    assert (found.graph_tokens, model.graph_tokens) == (512.0, 512.0)
+    for batch in (((), (1000,) * 30), (((400, 0),), (900,) * 20), (((700, 0),), ()), (((3000, 0),), (500,) * 60)):
+        said, stated = (batch_seconds(each, Batch(*batch)) for each in (found, model))
+        assert said == pytest.approx(stated, rel=1e-3)
+    stated_errors = model.provenance["residuals"]
+    assert {kind: found.provenance["residuals"][kind]["mape"] for kind in stated_errors} == pytest.approx(
+        {kind: error["mape"] for kind, error in stated_errors.items()}, rel=0.02
+    )
+    assert figures(model).errors["held-out decode"].mean < 3.0
+    assert figures(model).errors["held-out mixed"].mean < 7.5
+
+
+@pytest.mark.parametrize("name", sorted({*profile_names()} - UNFITTED - {SERVED}))
 def test_a_shipped_profile_says_what_it_stands_for_and_how_good_it_is(name: str) -> None:
     model = load_profile(name)
     found, (mean, p95) = figures(model), TARGETS.get(name, (5.0, 11.0))
