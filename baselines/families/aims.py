@@ -59,6 +59,7 @@ class Decoding(NamedTuple):
     seconds: float  # expected, of that batch
     shortest_s: float  # the same of a batch of one token
     tightest_s: float  # shortest deadline between tokens among them that a batch can meet (inf: there is none)
+    launch_s: float  # expected of the shortest batch with prompts that no CUDA graph covers (0: it is no longer)
 
 
 class Aim(NamedTuple):
@@ -105,7 +106,8 @@ def decoding(view: View, device: np.record, clock: np.record) -> Decoding:
     shortest_s = clock.shortest * scale
     if (1.0 - MARGIN) * tightest_s < shortest_s:
         tightest_s = _tightest(view, shortest_s)
-    return Decoding(f, predicted(device, f) * scale, shortest_s, tightest_s)
+    launch_s = device.eager_floor * scale_of(clock, 1)
+    return Decoding(f, predicted(device, f) * scale, shortest_s, tightest_s, launch_s)
 
 
 @inner
@@ -129,6 +131,7 @@ def aim_of(view: View, found: Decoding, rule: np.record) -> Aim:
     row, times_mean, close = view.row[0], np.inf, rule.close
     useful_s = min((1.0 - MARGIN) * found.tightest_s, LEAST_USEFUL * found.shortest_s)
     in_time_s, longest_s = max(rule.limit * found.tightest_s, useful_s), rule.longest * found.shortest_s
+    longest_s = max(longest_s, found.launch_s)  # what the host takes anyway is filled with prompts
     limit_s, next_s = min(in_time_s, longest_s, rule.longest_s), min(longest_s, rule.next_s)
     use, seats = 1.0 - row.free_blocks / row.num_blocks, row.num_running / row.max_num_seqs
     if seats > FEW_SEATS:

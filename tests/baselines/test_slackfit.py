@@ -96,6 +96,20 @@ def test_a_batch_is_as_long_as_meant_on_any_device() -> None:
         assert np.quantile(steps.duration_s[with_prompts], 0.999) <= 6.0 * shortest(model) + 1e-9
 
 
+@pytest.mark.parametrize("spec", ["slackfit", "pretrained"])
+def test_what_the_host_takes_to_launch_is_filled_with_prompts(spec: str) -> None:
+    """Where its longest batch is shorter than a launch, batches would stay within CUDA graphs, and prompts fall behind."""
+    device = load_profile("h200-vllm-mistral-7b")
+    config = EngineConfig(num_blocks=56_916, max_num_seqs=256, max_batched_tokens=8192, async_scheduling=True)
+    requests = Workload(rate=10.0, num_requests=400, lengths="openchat_sharegpt4").generate(0)
+    fast, slow = (
+        summarize(simulate(resolve(spec), requests, model, config)).ttft for model in (device, device.eager(0.034))
+    )
+    assert 6.0 * 0.00475 < 0.034
+    assert slow.mean < 1.25 * fast.mean
+    assert slow.p99 < 1.5 * fast.p99
+
+
 def test_prompts_and_decodes_go_apart_where_together_takes_longer() -> None:
     free, dear = DEVICE, DEVICE.mixed(8.0)
     together, _ = _shares(_steps("slackfit", free))
