@@ -98,7 +98,7 @@ def test_a_batch_is_as_long_as_meant_on_any_device() -> None:
 
 @pytest.mark.parametrize("spec", ["slackfit", "pretrained"])
 def test_what_the_host_takes_to_launch_is_filled_with_prompts(spec: str) -> None:
-    """Where its longest batch is shorter than a launch, batches would stay within CUDA graphs, and prompts fall behind."""
+    """Where the longest batch is shorter than a launch, prompts fell behind within the CUDA graphs."""
     device = load_profile("h200-vllm-mistral-7b")
     config = EngineConfig(num_blocks=56_916, max_num_seqs=256, max_batched_tokens=8192, async_scheduling=True)
     requests = Workload(rate=10.0, num_requests=400, lengths="openchat_sharegpt4").generate(0)
