@@ -48,6 +48,8 @@ class Settings:
     """CSV file with a line for each batch, as `llmsched fit --from vllm-log` takes it; none if empty."""
     counters: str = ""
     """JSON file with what the scheduler counted, written whenever no request is present; none if empty."""
+    metrics: str = ""
+    """File with these counters as Prometheus reads them, also written every ten seconds; none if empty."""
     label: str = ""
     """What this run is called in these files."""
 

@@ -36,7 +36,7 @@ COMMAND = "python -m agents.vllm smoke"
 POLICIES = "slackfit,slai:token_budget=256,pretrained,pretrained-ppo"
 OVERHEAD = 0.03
 """Most that stock mode may add to a step, as a share of it."""
-NEVER = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt", "refused")
+NEVER = ("fallbacks", "passed", "stalled", "held_ran", "over_budget", "rebuilt", "refused", "unwritten")
 """Counters that stay 0 under a policy."""
 LOGGED = "stock, with a log"
 """Stock mode that writes what `llmsched fit --from vllm-log` takes."""

@@ -7,9 +7,9 @@ A shadow of the server is kept from what vLLM decides (`agents.vllm.shadow`), th
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from agents.policies import resolve
@@ -58,12 +58,11 @@ class Steering:
         self._under_way: deque[_UnderWay] = deque()
         self._turn: Turn | None = None
         self._is_broken = False
-        self._own_s = 0.0
         self._watched.changed()
         self._configure(Settings.read(self._watched.path))
 
     def _configure(self, settings: Settings) -> None:
-        """Begin anew with these settings."""
+        """Begin anew with these settings; nothing has changed if they do not fit."""
         if settings.policy != STOCK and self._vllm.policy.value != "fcfs":
             raise InputError(f"policy {settings.policy!r}: expected --scheduling-policy fcfs, got priority")
         if settings.policy != STOCK and self._vllm.num_spec_tokens:
@@ -72,13 +71,13 @@ class Steering:
         model = load_profile(settings.profile)
         policy = None if settings.policy == STOCK else resolve(settings.policy)
         limits = self._limits(settings.watermark)
-        self._make_shadow: Callable[[], Shadow] = lambda: Shadow(limits, told, model, policy, CAPACITY)
-        self._shadow = self._make_shadow()
+        about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
+        log = StepLog(settings.log, settings.counters, settings.metrics, about | {"limits": asdict(limits)})
+        make = partial(Shadow, limits, told, model, policy, CAPACITY)
+        self._shadow, self._make_shadow, self._log = make(), make, log
         self._tier_names = [tier.name for tier in told]
         self._steered = policy is not None
         self._is_shadowed = self._steered or bool(settings.log)
-        about = {"policy": settings.policy, "profile": settings.profile, "label": settings.label}
-        self._log = StepLog(settings.log, settings.counters, about | {"limits": asdict(limits)})
 
     def _limits(self, watermark: float) -> EngineConfig:
         """The limits of this server."""
@@ -146,7 +145,9 @@ class Steering:
                 self._let_go()
             except Exception as error:
                 self._break(error)
-        if not self._vllm.requests:
+        if self._vllm.requests:
+            self._log.tick(now)
+        else:
             self._log.flush()
         return found
 
@@ -264,7 +265,7 @@ class Steering:
         self._log.flush()
         try:
             self._configure(Settings.read(self._watched.path))
-        except InputError as error:
+        except Exception as error:  # of a policy of the user's, too
             self._log.count.refused += 1
             self._tell(error)
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,75 @@ def test_policy_changes_while_nobody_is_there(make: Make, tmp_path: Path) -> Non
         serve(scheduler, 5)
         found = counters(tmp_path)
         assert (found["policy"], found["refused"], found["decided"] > 0) == ("slackfit", refused, True)
+
+
+BROKEN = """
+from dataclasses import dataclass
+from engine import Policy
+
+@dataclass(frozen=True)
+class Broken(Policy):
+    name = "broken"
+
+    def memory(self, config, num_requests):
+        raise KeyError("no memory")
+
+    def plan(self, view, memory, plan):
+        pass
+"""
+
+
+def test_settings_that_do_not_fit_leave_those_of_before(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "file").touch()
+    scheduler = make("slackfit")
+    for refused, told in enumerate(
+        ({"policy": f"{tmp_path}/broken.py:Broken"}, {"policy": "stock", "log": str(tmp_path / "file" / "steps.csv")}),
+        1,
+    ):
+        (tmp_path / "settings.json").write_text(json.dumps(told))
+        requests, _ = serve(scheduler, 5)
+        assert all(request.num_output_tokens == request.max_tokens for request in requests)
+        found = counters(tmp_path)
+        assert (found["policy"], found["refused"], found["fallbacks"]) == ("slackfit", refused, 0)
+
+
+def test_files_that_cannot_be_written_lose_no_request(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("log", "counters", "metrics"):
+        (tmp_path / name).mkdir()
+    make("slackfit")
+    files = {name: str(tmp_path / name) for name in ("log", "counters", "metrics")}
+    (tmp_path / "settings.json").write_text(json.dumps({"policy": "slackfit"} | files))
+    monkeypatch.setattr("agents.vllm.step_log.METRICS_S", 0.0)
+    scheduler = FakePolicyScheduler()
+    requests, outputs = serve(scheduler)
+    assert all(request.num_output_tokens == request.max_tokens for request in requests)
+    assert scheduler._log.count.unwritten > len(outputs) / 2
+    assert (scheduler._log.count.fallbacks, scheduler._log.count.rebuilt) == (0, 0)
+
+
+def test_metrics_are_the_counters(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("slackfit")
+    counted, metrics = tmp_path / "counters.json", tmp_path / "metrics.prom"
+    Settings(policy="slackfit", counters=str(counted), metrics=str(metrics)).write(tmp_path / "settings.json")
+    monkeypatch.setattr("agents.vllm.step_log.METRICS_S", 0.0)
+    scheduler = FakePolicyScheduler()
+    core, request = Core(scheduler), FakeRequest("r", 100, 30)
+    scheduler.add_request(request)
+    while request.num_output_tokens < 10:
+        core.step()
+    assert "llmsched:steps_total" in metrics.read_text()  # while a request is present
+    while core.step():
+        pass
+    lines = [line for line in metrics.read_text().splitlines() if not line.startswith("# TYPE llmsched:")]
+    found = {name.partition("{")[0]: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+    assert all(line.partition("{")[2].startswith('policy="slackfit"} ') for line in lines)
+    for name, value in asdict(scheduler._log.count).items():
+        assert found[f"llmsched:{name}_total"] == value == counters(tmp_path)[name]
+    assert found["llmsched:decision_seconds_count"] >= found["llmsched:steps_total"] == 30
+    assert found["llmsched:decision_seconds_sum"] > 0.0
 
 
 def test_log_is_one_that_a_profile_can_be_fitted_to(make: Make, tmp_path: Path) -> None:
