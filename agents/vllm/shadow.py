@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.vllm import shadow_state as state
+from agents.vllm.server import Request
 from engine.compiled.entry import entry
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
@@ -80,7 +81,7 @@ class Shadow:
         self.memory = memory_of(self.policy, config, capacity) if self.policy else None
         self.ends = np.zeros(capacity, np.int32)
         self.index: dict[str, int] = {}
-        self.names: dict[int, str] = {}
+        self.requests: dict[int, Request] = {}  # by index
         self._latency, self._features = model.compiled(), new_features()
         self._numbers = np.asarray(self._features).view(np.float64)[: len(Features._fields)]  # the same memory
         self._steps = np.zeros((2 * capacity + 1, 2), np.int64)
@@ -114,25 +115,25 @@ class Shadow:
         """Whether no further request fits."""
         return self._entered >= self.capacity
 
-    def enter(self, name: str, arrival: float, prompt: int, most: int, tier: int) -> int:
-        """A request has arrived: its name, time (s), prompt tokens, most output tokens and tier; returns its index.
+    def enter(self, request: Request, arrival: float, tier: int) -> int:
+        """A request has arrived at a time (s), and belongs to a tier; returns its index.
 
         Raises:
             ShadowError: there is no room for it.
         """
         if self.is_full:
             raise ShadowError(f"expected at most {self.capacity} requests since the shadow was made, got one more")
-        t = self.tiers[tier]
+        t, prompt = self.tiers[tier], request.num_prompt_tokens
         i: int = self._enter(self.view, arrival, prompt, tier, t.tbt_s, t.ttft_s, int(t.strict))
         self._entered = i + 1
-        self.ends[i] = max(1, min(most, self.config.max_model_len - prompt))
-        self.index[name], self.names[i] = i, name
+        self.ends[i] = max(1, min(request.max_tokens, self.config.max_model_len - prompt))
+        self.index[request.request_id], self.requests[i] = i, request
         return i
 
     def leave(self, name: str) -> None:
         """A request is gone; one that nobody knows is none."""
         if (i := self.index.pop(name, -1)) >= 0:
-            del self.names[i]
+            del self.requests[i]
             self._leave(self.view, i)
 
     def evict(self, name: str) -> None:

@@ -167,7 +167,7 @@ class Steering:
             if not steps.budget and not self._under_way and note.running + note.waiting:
                 count.stalled += 1
                 return None
-            arranged = arrange(self._vllm, steps, self._shadow.names)
+            arranged = arrange(self._vllm, steps, self._shadow.requests)
         except Exception as error:
             count.fallbacks += 1
             self._tell(error)
@@ -242,7 +242,7 @@ class Steering:
         now = time.monotonic()
         arrival = min(now, now - (time.time() - request.arrival_time))
         tier = tier_of(request, self._tier_names)
-        self._shadow.enter(request.request_id, arrival, request.num_prompt_tokens, request.max_tokens, tier)
+        self._shadow.enter(request, arrival, tier)
 
     def _rebuild(self) -> None:
         """Make the shadow anew of what vLLM has; the policy forgets what it has seen."""

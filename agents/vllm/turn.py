@@ -38,17 +38,16 @@ class Arranged(NamedTuple):
     """Of `Steps`."""
 
 
-def arrange(scheduler: Scheduler, steps: Steps, names: Mapping[int, str]) -> Arranged:
-    """Sort the requests of vLLM by what a policy asks for; `names` has those of its indices."""
-    requests = scheduler.requests
+def arrange(scheduler: Scheduler, steps: Steps, requests: Mapping[int, Request]) -> Arranged:
+    """Sort the requests of vLLM by what a policy asks for; `requests` has them by their indices."""
     admitted, held, victims = (
-        [requests[names[i]] for i in some] for some in (steps.admitted, steps.held, steps.victims)
+        list(map(requests.__getitem__, some)) for some in (steps.admitted, steps.held, steps.victims)
     )
-    cut = [(requests[names[i]], fewer) for i, fewer in steps.cut]
+    cut = [(requests[i], fewer) for i, fewer in steps.cut]
     present = scheduler.running
     if held or victims:
-        away = {id(request) for request in (*held, *victims)}
-        present = [request for request in present if id(request) not in away] + victims
+        away = {*held, *victims}
+        present = [request for request in present if request not in away] + victims
     return Arranged(steps.budget, present, held, admitted, cut, steps.apart)
 
 
