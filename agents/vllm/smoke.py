@@ -76,13 +76,20 @@ class Run:
 class Bench:
     """One engine core, whose scheduler is replaced between runs."""
 
-    def __init__(self, folder: Path, scale: float, blocks: int) -> None:
-        """Start it; lengths of requests are those of ShareGPT times `scale`; so many KV blocks if that is not 0."""
+    def __init__(self, folder: Path, scale: float, blocks: int, prefix_cache: bool) -> None:
+        """Start it.
+
+        Args:
+            folder: for its files.
+            scale: lengths of requests are those of ShareGPT times this.
+            blocks: of KV; 0: as there are.
+            prefix_cache: whether there is one; half of every prompt is then the beginning of one text.
+        """
         os.environ[VARIABLE] = str(folder / "settings.json")
-        self.folder, self.scale = folder, scale
+        self.folder, self.scale, self.prefix_cache = folder, scale, prefix_cache
         self.plan = Plan(policies=(STOCK,), rates=(1.0,), model="tiny")
         Settings().write(folder / "settings.json")
-        self.core = _core(_with_weights(self.plan.model_folder(folder)), blocks)
+        self.core = _core(_with_weights(self.plan.model_folder(folder)), blocks, prefix_cache)
 
     def load(self, count: int, seed: int) -> Requests:
         """The requests of a run."""
@@ -100,7 +107,7 @@ class Bench:
             setattr(scheduler, name, _timed(getattr(scheduler, name), run.call_s[name]))
         scheduler.schedule = _kept(scheduler.schedule, run.batches)
         due = np.floor((requests.arrival - requests.arrival[0]) / _REQUESTS_PER_STEP)
-        made = [_request(requests, k, seed) for k in range(len(requests))]
+        made = [self._request(requests, k, seed) for k in range(len(requests))]
         while made or scheduler.has_requests() or self.core.batch_queue:
             while made and due[len(requests) - len(made)] <= len(run.step_s):
                 scheduler.add_request(made.pop(0))
@@ -113,6 +120,19 @@ class Bench:
     def _settings(self, policy: str, counters: Path) -> Settings:
         log = str(self.folder / "steps.csv") if policy == LOGGED else ""
         return Settings(STOCK if policy in NOT_STEERED else policy, counters=str(counters), log=log)
+
+    def _request(self, requests: Requests, k: int, seed: int) -> Any:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        prompt = np.random.default_rng([seed, k]).integers(3, 1024, requests.prompt[k])
+        if self.prefix_cache:
+            prompt[: len(prompt) // 2] = np.random.default_rng(seed).integers(3, 1024, len(prompt) // 2)
+        tier = {"tier": int(requests.tier[k])}
+        params = SamplingParams(temperature=0.0, max_tokens=int(requests.output[k]), ignore_eos=True, extra_args=tier)
+        given = {"sampling_params": params, "pooling_params": None, "arrival_time": time.time()}
+        given["block_hasher"] = self.core.request_block_hasher
+        return Request(request_id=f"r{k}", prompt_token_ids=prompt.tolist(), **given)
 
     def _scheduler(self, is_ours: bool) -> Any:
         """Put a new scheduler into the core: ours, or the one that vLLM would take (on CPUs no asynchronous one)."""
@@ -141,7 +161,7 @@ def _with_weights(model: Path) -> Path:
     return model
 
 
-def _core(model: Path, blocks: int) -> Any:
+def _core(model: Path, blocks: int, prefix_cache: bool) -> Any:
     """The engine core with its worker, in this process."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
@@ -152,7 +172,7 @@ def _core(model: Path, blocks: int) -> Any:
         skip_tokenizer_init=True,
         dtype="float32",
         enforce_eager=True,
-        enable_prefix_caching=False,
+        enable_prefix_caching=prefix_cache,
         scheduler_cls="agents.vllm.scheduler.PolicyScheduler",
         disable_log_stats=True,
         num_gpu_blocks_override=blocks or None,
@@ -189,17 +209,6 @@ def _keep(outputs: dict[int, Any], run: Run) -> None:
     for core in outputs.values():
         for one in core.outputs:
             run.tokens.setdefault(one.request_id, []).extend(one.new_token_ids)
-
-
-def _request(requests: Requests, k: int, seed: int) -> Any:
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.request import Request
-
-    prompt = np.random.default_rng([seed, k]).integers(3, 1024, requests.prompt[k]).tolist()
-    tier = {"tier": int(requests.tier[k])}
-    params = SamplingParams(temperature=0.0, max_tokens=int(requests.output[k]), ignore_eos=True, extra_args=tier)
-    given = {"sampling_params": params, "pooling_params": None, "arrival_time": time.time()}
-    return Request(request_id=f"r{k}", prompt_token_ids=prompt, **given)
 
 
 def faults(run: Run, plain: Run, requests: Requests) -> list[str]:
@@ -287,6 +296,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="3", help="draws of the requests (default: %(default)s)")
     parser.add_argument("--scale", default="0.25", help="of ShareGPT's lengths (default: %(default)s)")
     parser.add_argument("--blocks", default="", help="KV blocks, so few that vLLM preempts (default: as there are)")
+    parser.add_argument("--prefix-cache", action="store_true", help="with one, and prompts that begin alike")
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
     return parser
 
@@ -307,7 +317,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"llmsched: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="llmsched-smoke-") as folder:
-        bench = Bench(Path(folder), scale, blocks)
+        bench = Bench(Path(folder), scale, blocks, given.prefix_cache)
         found = smoke(bench, policies, requests, runs)
         bench.core.shutdown()
     write_json(given.json, found)

@@ -34,13 +34,13 @@ def smoke(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return list(json.loads(out.read_text())["runs"])
 
 
-@pytest.mark.parametrize("blocks", [[], ["--blocks", "24"]], ids=["ample", "short"])
-def test_real_engine_does_what_is_planned(tmp_path: Path, blocks: list[str]) -> None:
-    runs = smoke(tmp_path, *blocks)
+@pytest.mark.parametrize("options", [[], ["--prefix-cache"], ["--blocks", "24"]], ids=["ample", "prefix", "short"])
+def test_real_engine_does_what_is_planned(tmp_path: Path, options: list[str]) -> None:
+    runs = smoke(tmp_path, *options)
     assert [run["policy"] for run in runs][-4:] == list(split_policies(POLICIES))
     assert [run["faults"] for run in runs] == [[]] * len(runs)
     preempted = [run["counters"]["preemptions"] for run in runs[-4:]]
-    assert all(preempted) if blocks else not any(preempted)
+    assert all(preempted) if "--blocks" in options else not any(preempted)
 
 
 def test_where_a_policy_fails_every_so_often_nobody_loses_a_token(tmp_path: Path) -> None:
