@@ -13,7 +13,7 @@ from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.vllm.agreement import compare, fit_profile, to_dict
 from agents.vllm.cell_files import PROFILE
-from agents.vllm.late import GRAPH_TOKENS, launch_of
+from agents.vllm.late import GRAPH_TOKENS, late_of
 from agents.vllm.orders import Difference, Pair, Rank, compare_policies, errors
 from agents.vllm.plan import Plan
 from agents.vllm.results import METRICS, Measured, read_folders
@@ -109,8 +109,11 @@ class Command(TableOptions):
             return read_results(self.results, self.slo)
         if not self.folders:
             self._serve()
+        return self._kept(read_folders(self.folders or (self.out,)))
+
+    def _kept(self, cells: Sequence[Measured]) -> list[Measured]:
         left_out = split_policies(self.without) if self.without else ()
-        return [cell for cell in read_folders(self.folders or (self.out,)) if cell.cell.policy not in left_out]
+        return [cell for cell in cells if cell.cell.policy not in left_out]
 
     def _check_source(self) -> None:
         asked = {"FOLDERs": self.folders, "--urls": self.urls, "--results": self.results}
@@ -231,7 +234,15 @@ def _remarks(pairs: Sequence[Pair]) -> list[str]:
     totals = ", ".join(f"{name} {sum(counters[name] for counters in counted)}" for name in names)
     lost = sum(int(np.isnan(pair.measured.served.finish).sum()) for pair in pairs)
     lines = [f"counted inside the engine: {totals}"] if counted else []
-    if late := launch_of([pair.measured for pair in pairs]):
-        long = f"batches of more than {GRAPH_TOKENS} tokens were launched in {1000 * late.seconds:.0f} ms"
+    return [*lines, *_delays(pairs), *([f"requests that did not finish: {lost}"] if lost else [])]
+
+
+def _delays(pairs: Sequence[Pair]) -> list[str]:
+    """How late results and tokens were seen."""
+    late, lines = late_of([pair.measured for pair in pairs]), []
+    if np.isfinite(late.launch_s):
+        long = f"batches of more than {GRAPH_TOKENS} tokens were launched in {1000 * late.launch_s:.0f} ms"
         lines.append(f"{long} (median of {late.launches}): so long nothing was seen of the batch before")
-    return [*lines, *([f"requests that did not finish: {lost}"] if lost else [])]
+    if np.isfinite(late.front_s):
+        lines.append(f"to the engine and back: {1000 * late.front_s:.1f} ms beside waiting and batches")
+    return lines

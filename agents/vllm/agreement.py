@@ -6,8 +6,12 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agents.policies import resolve
 from agents.vllm.fitted import profile_of
+from agents.vllm.late import GRAPH_TOKENS, Late, late_of
+from agents.vllm.launching import Host, serve
 from agents.vllm.orders import Difference, Numbers, Pair, Rank, errors
 from agents.vllm.plan import PLAIN
 from agents.vllm.results import Measured, numbers_in, numbers_of
@@ -41,20 +45,25 @@ def _told(policy: Policy, model: LatencyModel) -> Policy:
     return told
 
 
-def _simulated(cell: Measured, model: LatencyModel) -> Numbers:
+def _simulated(cell: Measured, model: LatencyModel, late: Late) -> Numbers:
     """The numbers of a simulation in which the policy is told what it was told in the engine.
 
     The clock is more exact here: in the engine the batch under way ends when it is expected to.
     """
     config, settings = cell.config(), cell.settings()
     requests = cell.plan.requests(cell.cell).replace(tiers=settings.told_tiers())
+    told = load_profile(settings.profile)
     if settings.policy in (STOCK, PLAIN):
         limits = f"max_num_batched_tokens={config.max_batched_tokens},max_num_seqs={config.max_num_seqs}"
         policy = resolve(f"vllm_v1:{limits}")
         config = config.replace(watermark=0.0)
     else:
-        policy = _told(resolve(settings.policy), load_profile(settings.profile))
-    return numbers_in(simulate(policy, requests, model, config), cell.tiers())
+        policy = _told(resolve(settings.policy), told)
+    front_s = 0.0 if np.isnan(late.front_s) else late.front_s
+    if not late.launch_s > model.eager_floor or not config.async_scheduling:  # else the profile has the launches
+        return numbers_in(simulate(policy, requests, model, config), cell.tiers(), front_s)
+    host = Host(late.launch_s, model.graph_tokens or GRAPH_TOKENS)
+    return numbers_in(serve(policy, requests, model, told, config, host), cell.tiers(), front_s)
 
 
 def compare(cells: Sequence[Measured], model: LatencyModel | None) -> list[Pair]:
@@ -63,11 +72,12 @@ def compare(cells: Sequence[Measured], model: LatencyModel | None) -> list[Pair]
     Raises:
         InputError: a policy that there is not here.
     """
+    late = late_of(cells)
     return [
         Pair(
             cell,
             numbers_of(cell.served, cell.tiers()),
-            _simulated(cell, model) if model is not None and cell.limits else None,
+            _simulated(cell, model, late) if model is not None and cell.limits else None,
         )
         for cell in cells
     ]

@@ -101,19 +101,25 @@ def numbers_of(served: Served, tiers: Sequence[Tier], chosen: np.ndarray | None 
     }
 
 
-def numbers_in(record: Record, tiers: Sequence[Tier]) -> dict[str, float]:
-    """The same numbers of a simulated run, by the deadlines of `tiers`: those in the record are what the policy saw."""
+def numbers_in(record: Record, tiers: Sequence[Tier], front_s: float = 0.0) -> dict[str, float]:
+    """The same numbers of a simulated run, by the deadlines of `tiers`: those in the record are what the policy saw.
+
+    Args:
+        record: of the run.
+        tiers: of its users.
+        front_s: s, to the engine and back, which the run knows nothing of.
+    """
     report, longest = summarize(record), record.ledger["max_gap"]
     strict = [tier for tier in report.tiers if tier.strict]
-    good = _in_time(ttft_samples(record), longest, record.requests.tier, tiers)
+    good = _in_time(ttft_samples(record) + front_s, longest, record.requests.tier, tiers)
     good &= record.request["status"] == FINISHED
-    makespan = report.duration_s - float(record.requests.arrival[0])
+    makespan = report.duration_s - float(record.requests.arrival[0]) + front_s
     return {
-        "median_ttft_s": report.ttft.p50,
-        "mean_ttft_s": report.ttft.mean,
-        "p99_ttft_s": report.ttft.p99,
+        "median_ttft_s": report.ttft.p50 + front_s,
+        "mean_ttft_s": report.ttft.mean + front_s,
+        "p99_ttft_s": report.ttft.p99 + front_s,
         "p99_tbt_strict_s": strict[0].itl.p99 if len(strict) == 1 else float("nan"),
-        "mean_e2e_s": report.e2el.mean if report.completed == report.arrived else float("inf"),
+        "mean_e2e_s": report.e2el.mean + front_s if report.completed == report.arrived else float("inf"),
         "slo_met": float(good.mean()),
         "goodput": float(good.sum()) / makespan,
         "makespan_s": makespan,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.vllm import shadow_state as state
+from agents.vllm.correction import Correction
 from agents.vllm.server import Request
 from engine.compiled.entry import entry
 from engine.config import EngineConfig
@@ -19,8 +20,6 @@ from engine.server.state import new_server, set_limits
 
 CAPACITY = 1 << 15
 """Requests that one shadow can hold; then it is made anew."""
-_FORGET, _LEAST, _MOST = 0.05, 0.2, 5.0
-"""What each batch takes off the running sums of measured and predicted seconds, and the bounds of their ratio in it."""
 
 
 class ShadowError(RuntimeError):
@@ -85,8 +84,7 @@ class Shadow:
         self._latency, self._features = model.compiled(), new_features()
         self._numbers = np.asarray(self._features).view(np.float64)[: len(Features._fields)]  # the same memory
         self._steps = np.zeros((2 * capacity + 1, 2), np.int64)
-        self._ratio = np.zeros(2)
-        self._sums = [[0.0, 0.0], [0.0, 0.0]]  # measured and predicted s, of batches without prompts and with
+        self.correction = Correction()
         self._entered = self._begun = 0  # counts that the row has too, where reading them takes ten times as long
         self._duration = 0.0
         self.last_end = 0.0
@@ -97,7 +95,7 @@ class Shadow:
         view, plan, batch = self.view, self.server.plan, np.zeros((0, 2), np.int64)
         self._look = entry(state.look, view, plan, 0.0, 0.0, 0)
         self._read_plan = entry(state.read_plan, view, plan, self._steps)
-        given = self._features, batch, self.ends, self._latency, self._ratio
+        given = self._features, batch, self.ends, self._latency, self.correction.ratio
         self._begin = entry(state.begin, view, *given, 0.0)
         self._end = entry(state.end, view, batch, 0, 0.0)
         self._enter = entry(state.enter, view, 0.0, 0, 0, 0.0, 0.0, 0)
@@ -182,7 +180,7 @@ class Shadow:
         batch = np.empty((len(scheduled), 2), np.int64)
         batch[:, 0] = np.fromiter(map(self.index.__getitem__, scheduled), np.int64, len(scheduled))
         batch[:, 1] = np.fromiter(scheduled.values(), np.int64, len(scheduled))
-        begins, given = max(start, self.last_end), (self._latency, self._ratio)
+        begins, given = max(start, self.last_end), (self._latency, self.correction.ratio)
         predicted, self._duration = self._begin(self.view, self._features, batch, self.ends, *given, begins)
         self._begun += 1
         return Flight(batch, self._begun - 1, start, Features(*self._numbers.tolist()), predicted)
@@ -193,22 +191,11 @@ class Shadow:
         self.last_end = now
         if self.decode is None:
             return seconds
-        self._learn(int(flight.has_prompt), seconds, flight.predicted)
+        self.correction.learn(flight.has_prompt, seconds, flight.predicted)
         self._end(self.view, flight.batch, flight.iteration, now)
         if flight.iteration == self._begun - 1:
             self._duration = seconds
         return seconds
-
-    def _learn(self, kind: int, seconds: float, predicted: float) -> None:
-        """Correct predictions by sums, not by a mean of ratios.
-
-        vLLM launches a batch before it looks at the result of the one before. Where that takes long (no CUDA graph), a
-        short batch seems two or three times as long as it is, and the long one behind it shorter by as many seconds.
-        """
-        sums, believed = self._sums[kind], min(max(seconds, _LEAST * predicted), _MOST * predicted)
-        sums[0] += believed - _FORGET * sums[0]
-        sums[1] += predicted - _FORGET * sums[1]
-        self._ratio[kind] = sums[0] / sums[1]
 
     def look(self, now: float, under_way: float, free: int) -> tuple[int, int]:
         """Bring the shadow to a decision at `now` (s); what runs since `under_way` (s; inf: nothing) ends before it.

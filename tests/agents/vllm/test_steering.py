@@ -304,10 +304,10 @@ def test_late_results_of_short_batches_do_not_make_all_batches_seem_longer(make:
     shadow, nobody, prompt = make("slackfit")._shadow, np.zeros((0, 2), np.int64), add(EMPTY, 0.0, 64.0, False)
     for predicted, seconds in 100 * [(0.01, 0.03), (0.07, 0.05)]:
         shadow.end(Flight(nobody, -1, shadow.last_end, prompt, predicted), shadow.last_end + seconds)
-    assert shadow._ratio[1] == pytest.approx(1.0, abs=0.02)
+    assert shadow.correction.ratio[1] == pytest.approx(1.0, abs=0.02)
     for _ in range(100):
         shadow.end(Flight(nobody, -1, shadow.last_end, prompt, 0.01), shadow.last_end + 0.02)
-    assert shadow._ratio[1] == pytest.approx(2.0, abs=0.05)
+    assert shadow.correction.ratio[1] == pytest.approx(2.0, abs=0.05)
 
 
 def test_settings_that_do_not_fit_are_one_line(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
