@@ -26,9 +26,9 @@ STOCK, SLAI = "vllm_v1:max_num_batched_tokens=8192,max_num_seqs=256", "slai"
 SMALL = STOCK.replace("8192", "2048")
 NOBODY = "offset=1000,pressure_offset=1000"
 """Setting of SLAI with which every decode is past its last time, so that nobody is held."""
-LOADS = (5.0, 6.0, 7.0, 8.0, 10.0)
-NEAR = 7.5
-"""Requests/s at which causes are looked for: stock vLLM keeps up on an H100, SLAI does not."""
+LOADS = (6.0, 9.0, 10.0, 11.0, 12.0)
+NEAR = 10.5
+"""Requests/s at which causes are looked for: near what the H200 can serve."""
 SETTINGS = {
     "stock vLLM": STOCK,
     "SLAI": SLAI,
@@ -154,8 +154,8 @@ def tables(world: World, num_requests: int, seeds: int, workers: int) -> Iterato
 def options_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--profile", default="h100-mistral-7b", help="latency profile of the device")
-    parser.add_argument("--num-blocks", type=int, default=28_981, help="KV blocks of 16 tokens (default: the H100's)")
+    parser.add_argument("--profile", default="h200-vllm-mistral-7b", help="latency profile of the engine")
+    parser.add_argument("--num-blocks", type=int, default=56_916, help="KV blocks of 16 tokens (default: the H200's)")
     parser.add_argument("--requests", type=int, default=1000, help="requests of a run")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each cell")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes")
