@@ -149,6 +149,26 @@ def test_server_that_is_gone_is_one_line(
     assert CellFiles(tmp_path / "out").heads() == []
 
 
+@pytest.mark.parametrize("said", [{"data": []}, {"models": ["m"]}, [1]])
+def test_server_of_another_kind_is_one_line(
+    said: Any,
+    servers: list[Server],
+    plan_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def models(self: Server, request: Any) -> Any:
+        from aiohttp import web
+
+        return web.json_response(said)
+
+    monkeypatch.setattr(Server, "_models", models)
+    servers.append(Server(0.0))
+    told = ["--urls", servers[0].url, "--plan", str(plan_file), "--out", str(tmp_path / "out")]
+    refused(told, capsys, "/v1/models: expected the models of a server with OpenAI's API, got ")
+
+
 def test_finished_cells_stay_when_a_server_goes(
     servers: list[Server], plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
