@@ -34,6 +34,7 @@ AB = {
     "rates": [3.0],
     "num_requests": 100,
     "model": "tiny",
+    "profile": "probe",
     "engine": {"enforce_eager": True, "max_num_seqs": 64},
 }
 """What the A/B runs (`agents.vllm.plan.Plan`)."""

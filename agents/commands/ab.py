@@ -12,13 +12,12 @@ from agents.options import TableOptions, parse_rates
 from agents.policies import split_policies
 from agents.reporting.grid import Grid, Head, Part, figure, print_lines, show, terminal_console
 from agents.vllm.agreement import compare, fit_profile, to_dict
-from agents.vllm.cell_files import PROFILE
 from agents.vllm.late import GRAPH_TOKENS, late_of
 from agents.vllm.orders import Difference, Pair, Rank, compare_policies, errors
-from agents.vllm.plan import Plan
+from agents.vllm.plan import PROBED, PROFILE, Plan
 from agents.vllm.results import METRICS, Measured, read_folders
 from agents.work.files import check_writable, write_json
-from engine.device.latency import DEFAULT_PROFILE, LatencyModel, load_profile
+from engine.device.latency import LatencyModel, load_profile
 from engine.errors import InputError
 from engine.extras import need
 from engine.ranges import Count
@@ -69,8 +68,8 @@ class Command(TableOptions):
     vllm: str = ""
     """The command of vLLM (default: of this environment, or the first on the path)."""
     profile: str = ""
-    """Latency profile to predict with (default: one fitted to what the engine's scheduler logged in stock mode); the
-    policies are told it, too."""
+    """Latency profile that the policies are told and that predicts. Default: what fits a probe of the engine, known
+    batches before the first cell of --server vllm; of FOLDERs without one what their scheduler logged in stock mode."""
     fit: Path | None = None
     """Also write the fitted profile to this file."""
     json: Path | None = None
@@ -144,14 +143,15 @@ class Command(TableOptions):
             seeds=tuple(range(self.seeds)),
             num_requests=self.num_requests,
             model=self.model,
-            profile=self.profile or DEFAULT_PROFILE,
+            profile=self.profile or PROBED,
         )
 
     def _model(self, cells: Sequence[Measured]) -> LatencyModel | None:
         """What to predict with; None: nothing is known of the device."""
-        if self.profile:
+        if self.profile not in ("", PROBED):
             return load_profile(self.profile)
-        if probed := next((folder / PROFILE for folder in self.folders if (folder / PROFILE).exists()), None):
+        places = [folder / PROFILE for folder in self.folders or (self.out,)]
+        if probed := next((place for place in places if place.exists()), None):
             return load_profile(str(probed))
         return fit_profile(cells, "engine") if any(cell.steps for cell in cells) else None
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agents.vllm.fitted import profile_of
-from agents.vllm.plan import Cell, Plan
+from agents.vllm.plan import PROFILE, Cell, Plan
 from agents.vllm.step_log import COLUMNS
 from engine.errors import InputError
 from engine.fields import from_mapping
@@ -30,7 +30,7 @@ FORMAT = "llmsched-ab/1"
 _SAME = ("num_requests", "lengths", "tiers", "model", "engine")
 """Fields of a plan that are the same in all runs into one folder."""
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
-PROBE_STEPS, PROFILE = "probe.csv.gz", "profile.json"
+PROBE_STEPS = "probe.csv.gz"
 
 
 @dataclass

@@ -13,6 +13,8 @@ from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.completions import Completions, connected
 from agents.vllm.open_loop import prompts, sent_of, serve, warm
 from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
+from agents.vllm.probe import Probe
+from agents.vllm.settings import Settings
 from engine.errors import InputError
 
 _MOST_S = 3600.0
@@ -62,6 +64,12 @@ async def _cells(
     url: str, watched: _Watched | None, plan: Plan, cells: Sequence[tuple[int, Cell]], files: CellFiles, tell: Tell
 ) -> None:
     async with connected(url) as server:
+        if watched and plan.profile == PROBED and not files.has_profile:
+            log = watched.settings.with_name("probe.csv")
+            await Probe.of(server.send, plan).run(lambda told: told.write(watched.settings), Settings(log=str(log)))
+            files.write_probe(log)
+            tell("probed, and a profile fitted")
+        plan = plan.knowing(files.folder)
         for number, cell in cells:
             began = time.monotonic()
             sent = await _cell(server, watched, plan, number, cell, files)
@@ -93,8 +101,6 @@ def in_turn(plan: Plan, vllm: str, out: Path, tell: Tell) -> None:
         InputError: the plan cannot be run, or a server does not come up or goes away.
     """
     plan.check()
-    if plan.profile == PROBED:
-        raise InputError(f"profile: expected a name or a file, got {PROBED} (python -m agents.vllm replay fits one)")
     files = CellFiles(out)
     missing = files.missing(plan.cells())
     files.write_meta(plan, {"server": "vllm serve"})
@@ -106,7 +112,7 @@ def in_turn(plan: Plan, vllm: str, out: Path, tell: Tell) -> None:
             if not cells:
                 continue
             settings, port = scratch / "settings.json", servers.free_port()
-            plan.settings().write(settings)
+            Settings(tiers=plan.tiers).write(settings)
             words = servers.command(vllm, plan, model, port, ours)
             with servers.running(words, port, settings, out / f"server-{'ours' if ours else PLAIN}.log") as url:
                 asyncio.run(_cells(url, _Watched(settings) if ours else None, plan, cells, files, tell))

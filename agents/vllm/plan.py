@@ -1,7 +1,7 @@
 """What an A/B in a vLLM engine runs: policies, loads and seeds, on a model with random weights."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,8 +59,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Models whose weights are drawn at random: only their shapes matter."""
+MODEL_LEN = 8448
+"""Longest prompt and output of an engine of ours, unless the plan says otherwise."""
 PROBED = "probe"
 """In place of a profile: the one that is fitted to a probe of the engine (`agents.vllm.probe`) before policies run."""
+PROFILE = "profile.json"
+"""Its name in the folder of an A/B."""
 PLAIN = "plain"
 """In place of a policy: vLLM without our scheduler, in an engine of its own."""
 
@@ -149,6 +153,10 @@ class Plan:
     def requests(self, cell: Cell) -> Requests:
         """The requests of a cell, the same for each policy."""
         return self.workload(cell.rate).generate(cell.seed)
+
+    def knowing(self, place: Path) -> "Plan":
+        """The plan with what was fitted to a probe, in a folder, in place of `PROBED`."""
+        return replace(self, profile=str((place / PROFILE).absolute())) if self.profile == PROBED else self
 
     def settings(self, policy: str = STOCK, label: str = "") -> Settings:
         """What the scheduler is told, for one of the policies.

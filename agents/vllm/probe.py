@@ -6,7 +6,7 @@ in batches of a few hundred tokens each, as policies make them and vLLM does not
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from agents.vllm.cell_files import Sent
 from agents.vllm.open_loop import Send, prompts
+from agents.vllm.plan import MODEL_LEN, Plan
 from agents.vllm.settings import STOCK, Settings
+from engine.errors import InputError
 
 LEVELS = (0, 1, 4, 12, 32, 96)
 """Decodes beside the prompts."""
@@ -30,6 +32,11 @@ _QUIET_S = 0.06
 """Pause before a prompt, so that decodes run alone."""
 _LONG = 4000
 """Output tokens of a decode that is to last."""
+
+
+async def _all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
 
 
 class Probe:
@@ -61,13 +68,16 @@ class Probe:
         tasks = [
             asyncio.create_task(self._serve(int(n), _LONG, event)) for n, event in zip(lengths, begun, strict=True)
         ]
+        waiting = asyncio.create_task(_all(begun))
         try:
-            await asyncio.gather(*(event.wait() for event in begun))
+            await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise next(task.exception() for task in tasks if task.done()) or RuntimeError("a decode that has ended")
             yield
         finally:
-            for task in tasks:
+            for task in (waiting, *tasks):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(waiting, *tasks, return_exceptions=True)
 
     async def apart(self) -> None:
         """Prompts one at a time, beside more and more decodes."""
@@ -85,11 +95,26 @@ class Probe:
                 await asyncio.sleep(_QUIET_S)
                 await asyncio.gather(*(self._serve(min(1500, self._longest), 1) for _ in range(ROW)))
 
+    @classmethod
+    def of(cls, send: Send, plan: Plan) -> "Probe":
+        """The probe of an engine that serves a plan."""
+        longest = int(plan.engine.get("max_num_batched_tokens", LENGTHS[-1] + LEVELS[-1]))
+        most = int(plan.engine.get("max_model_len", MODEL_LEN)) - 8
+        return cls(send, plan.vocabulary(), min(longest, most), int(plan.engine.get("max_num_seqs", LEVELS[-1] + 1)))
+
     async def run(self, tell: Callable[[Settings], None], settings: Settings) -> None:
-        """All of it; `tell` gives the scheduler its settings, which it reads when no request is present."""
-        tell(replace(settings, policy=STOCK))
-        await self.apart()
-        for budget in [n for n in BUDGETS if n <= self._longest]:
-            await asyncio.sleep(_QUIET_S)
-            tell(replace(settings, policy=f"sarathi:token_budget={budget}"))
-            await self.in_a_row()
+        """All of it; `tell` gives the scheduler its settings, which it reads when no request is present.
+
+        Raises:
+            InputError: the engine fails.
+        """
+        try:
+            tell(replace(settings, policy=STOCK))
+            await self.apart()
+            for budget in [n for n in BUDGETS if n <= self._longest]:
+                await asyncio.sleep(_QUIET_S)
+                tell(replace(settings, policy=f"sarathi:token_budget={budget}"))
+                await self.in_a_row()
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"probe: expected an engine that serves known batches, got {said}") from None

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.vllm.cell_files import PROFILE, CellFiles, Sent
+from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
-from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
+from agents.vllm.plan import MODEL_LEN, PLAIN, PROBED, Cell, Plan
 from agents.vllm.probe import Probe
 from agents.vllm.serve import OURS
 from agents.vllm.settings import VARIABLE, Settings
@@ -26,8 +26,6 @@ from engine.demand.requests import Requests
 from engine.errors import InputError
 
 _COMMAND = "python -m agents.vllm replay"
-MODEL_LEN = 8448
-"""Longest prompt and output, unless the plan says otherwise."""
 _SPARE_S = 15.0
 """No cell begins that would not have as much time left as its arrivals take, and so many seconds."""
 
@@ -83,10 +81,8 @@ class Replay:
 
     async def probe(self) -> None:
         """Run known batches, and write what the scheduler logged of them with the profile that fits it."""
-        log, given = self.scratch / "probe.csv", self.plan.engine
-        longest, seats = int(given.get("max_num_batched_tokens", 8192)), int(given.get("max_num_seqs", 256))
-        probe = Probe(self.send, self.vocabulary, min(longest, MODEL_LEN - 8), seats)
-        await probe.run(lambda told: told.write(self.settings), Settings(log=str(log)))
+        log = self.scratch / "probe.csv"
+        await Probe.of(self.send, self.plan).run(lambda told: told.write(self.settings), Settings(log=str(log)))
         self.files.write_probe(log)
 
     async def cell(self, cell: Cell, requests: Requests, number: int, until: float) -> bool:
@@ -147,10 +143,9 @@ async def _run(plan: Plan, files: CellFiles, scratch: Path) -> None:
     try:
         await warm(replay.send, replay.check, replay.vocabulary)
         files.write_meta(plan, _machine())
-        if plan.profile == PROBED:
-            if not files.has_profile:
-                await replay.probe()
-            replay.plan = replace(plan, profile=str((files.folder / PROFILE).absolute()))
+        if plan.profile == PROBED and not files.has_profile:
+            await replay.probe()
+        replay.plan = plan.knowing(files.folder)
         for number, cell in files.missing(plan.cells()):
             requests = plan.requests(cell)
             cell_began = time.monotonic()

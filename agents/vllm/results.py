@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.vllm.cell_files import META, PROFILE, REQUESTS, STEPS, read_lines, read_meta
-from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
+from agents.vllm.cell_files import META, REQUESTS, STEPS, read_lines, read_meta
+from agents.vllm.plan import PLAIN, Cell, Plan
 from agents.vllm.settings import STOCK, Settings
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
@@ -164,8 +164,7 @@ def read_cells(folder: Path) -> list[Measured]:
         InputError: no such folder, or one of something else.
     """
     plan = from_mapping(Plan, read_meta(folder)["plan"], f"{folder / META}: plan")
-    if plan.profile == PROBED:
-        plan = replace(plan, profile=str(folder / PROFILE))
+    plan = plan.knowing(folder)
     steps = _read_steps(folder)
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for line in read_lines(folder / REQUESTS):

@@ -13,9 +13,8 @@ import pytest
 
 from agents.cli import main
 from agents.vllm import probe as probing
-from agents.vllm.cell_files import FORMAT, META, PROBE_STEPS, PROFILE, REQUESTS, STEPS, CellFiles, Sent
-from agents.vllm.over_http import in_turn
-from agents.vllm.plan import PROBED, Plan
+from agents.vllm.cell_files import FORMAT, META, PROBE_STEPS, REQUESTS, STEPS, CellFiles, Sent
+from agents.vllm.plan import PROBED, PROFILE, Plan
 from agents.vllm.probe import BUDGETS, LENGTHS, LEVELS, ROW, Probe
 from agents.vllm.results import read_cells
 from agents.vllm.settings import STOCK, Settings
@@ -113,7 +112,24 @@ def test_a_plan_that_was_probed_is_predicted_with_what_was_fitted(
     assert written["cells"][0]["predicted"]["mean_ttft_s"] > 0.0
 
 
-def test_a_probe_needs_an_engine_without_http(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails_from", [0, 30])
+def test_an_engine_that_fails_ends_the_probe_in_one_line(fails_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_QUIET_S", 0.0)
+    engine, asked = Engine(), itertools.count()
+
+    async def send(prompt: list[int], sent: Sent) -> AsyncIterator[int]:
+        if next(asked) >= fails_from:
+            raise RuntimeError("engine is dead")
+        async for tokens in engine.send(prompt, sent):
+            yield tokens
+
+    with pytest.raises(InputError, match="probe: expected an engine that serves known batches, got RuntimeError: engi"):
+        asyncio.run(Probe(send, 1000, longest=2000, seats=40).run(lambda _: None, Settings()))
+    assert not engine.present
+
+
+def test_a_plan_may_ask_for_a_probe(tmp_path: Path) -> None:
     PLAN.check()
-    with pytest.raises(InputError, match=r"profile: expected a name or a file, got probe \(python -m agents.vllm rep"):
-        in_turn(replace(PLAN, model="tiny"), "vllm", tmp_path, print)
+    assert PLAN.knowing(tmp_path).profile == str(tmp_path / PROFILE)
+    named = replace(PLAN, profile="h200-mistral-7b")
+    assert named.knowing(tmp_path) is named
