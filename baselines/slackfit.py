@@ -39,7 +39,7 @@ class Slackfit(Profiled):
     """Share of the tightest deadline between tokens, among those of the users who decode, that a batch takes."""
     longest: Batches = 6.0
     """Longest batch, in those of one token (6: 0.14 s on the default device): a longer one saves next to nothing. It
-    may always take as long as the host needs to launch a batch beyond the CUDA graphs (`eager_floor` of profiles)."""
+    may always take as long as one of prompts alone needs to compute 0.8 of the device's most tokens per second."""
     slack: NumberFrom0 = 2.5
     """A decode must run if less than this many batches, this one and then longest ones, are left until its deadline."""
     eager_from: ShareFrom0 = 0.8

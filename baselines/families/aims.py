@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from baselines.families.durations import decodes_of, scale_of
+from baselines.families.durations import ask_device, decodes_of, scale_of
 from engine.compiled.jit import inner
 from engine.device.predicting import predicted
 from engine.server.features import Features
@@ -59,7 +59,7 @@ class Decoding(NamedTuple):
     seconds: float  # expected, of that batch
     shortest_s: float  # the same of a batch of one token
     tightest_s: float  # shortest deadline between tokens among them that a batch can meet (inf: there is none)
-    launch_s: float  # expected of the shortest batch with prompts that no CUDA graph covers (0: it is no longer)
+    efficient_s: float  # expected of the shortest batch of prompts in which a token costs little more than in any
 
 
 class Aim(NamedTuple):
@@ -102,12 +102,11 @@ def decoding(view: View, device: np.record, clock: np.record) -> Decoding:
             tightest_s = min(tightest_s, r.tbt)
     f, scale = decodes_of(float(number), float(context)), scale_of(clock, 0)
     if clock.shortest == 0.0:
-        clock.shortest = predicted(device, decodes_of(1.0, 1.0))
+        ask_device(device, clock)
     shortest_s = clock.shortest * scale
     if (1.0 - MARGIN) * tightest_s < shortest_s:
         tightest_s = _tightest(view, shortest_s)
-    launch_s = device.eager_floor * scale_of(clock, 1)
-    return Decoding(f, predicted(device, f) * scale, shortest_s, tightest_s, launch_s)
+    return Decoding(f, predicted(device, f) * scale, shortest_s, tightest_s, clock.efficient * scale_of(clock, 1))
 
 
 @inner
@@ -130,8 +129,8 @@ def aim_of(view: View, found: Decoding, rule: np.record) -> Aim:
     """
     row, times_mean, close = view.row[0], np.inf, rule.close
     useful_s = min((1.0 - MARGIN) * found.tightest_s, LEAST_USEFUL * found.shortest_s)
-    in_time_s, longest_s = max(rule.limit * found.tightest_s, useful_s), rule.longest * found.shortest_s
-    longest_s = max(longest_s, found.launch_s)  # what the host takes anyway is filled with prompts
+    in_time_s = max(rule.limit * found.tightest_s, useful_s)
+    longest_s = max(rule.longest * found.shortest_s, found.efficient_s)
     limit_s, next_s = min(in_time_s, longest_s, rule.longest_s), min(longest_s, rule.next_s)
     use, seats = 1.0 - row.free_blocks / row.num_blocks, row.num_running / row.max_num_seqs
     if seats > FEW_SEATS:

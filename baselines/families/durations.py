@@ -18,10 +18,15 @@ CLOCK = np.dtype(
         ("kind", "f8"),  # of that batch
         ("iteration", "f8"),  # its index
         ("shortest", "f8"),  # s, predicted batch of one token, 0: not asked yet
+        ("efficient", "f8"),  # s, predicted, the shortest batch of prompts that is EFFICIENT
     ],
     align=True,
 )
 """What is known of batch durations."""
+EFFICIENT = 0.8
+"""Of the most prompt tokens per second that batches of a device compute, the share from which one is long enough."""
+SIZES, MOST_TOKENS = 27, 8192.0
+"""How many batches of prompts are compared, each of 0.7 as many tokens as the one before; the first without a table."""
 FORGET = 0.05
 """Weight of the last batch in the running mean."""
 
@@ -42,6 +47,21 @@ def scale_of(clock: np.record, kind: int) -> float:
     if clock.scale[kind] > 0.0:
         return clock.scale[kind]
     return clock.scale[1 - kind] if clock.scale[1 - kind] > 0.0 else 1.0
+
+
+@inner
+def ask_device(device: np.record, clock: np.record) -> None:
+    """Set what is asked of a device once: its shortest batch, and the shortest efficient one."""
+    clock.shortest = predicted(device, decodes_of(1.0, 1.0))
+    clock.efficient, best = clock.shortest, 0.0
+    most = device.table[int(device.rows) - 1, 0] if device.rows > 0.0 else MOST_TOKENS  # beyond it nothing was measured
+    for k in range(SIZES):
+        tokens = np.rint(most * 2.0 ** (-0.5 * k))
+        seconds = predicted(device, add(EMPTY, 0.0, max(tokens, 1.0), False))
+        best = max(best, tokens / max(seconds, 1e-12))
+        if tokens < EFFICIENT * best * seconds:
+            break
+        clock.efficient = seconds
 
 
 @inner

@@ -110,6 +110,19 @@ def test_what_the_host_takes_to_launch_is_filled_with_prompts(spec: str) -> None
     assert slow.p99 < 1.5 * fast.p99
 
 
+@pytest.mark.parametrize("spec", ["slackfit", "pretrained"])
+@pytest.mark.parametrize("rate", [1.0, 3.0])
+def test_batches_are_long_enough_to_be_worth_it(spec: str, rate: float) -> None:
+    """A vLLM on a CPU: a few tokens are dear, 1200 cost little more, so six batches of one token are far too short."""
+    table = ((1, 0.0018), (4, 0.0025), (12, 0.0055), (32, 0.0099), (60, 0.0129), (1212, 0.0168), (2048, 0.084))
+    device = LatencyModel(0.0, 0.0, 0.0, 0.0, 0.0, per_read=1.8e-7, any_chunk=6e-4, query_tile=256, table=table)
+    config = EngineConfig(num_blocks=20_000, max_num_seqs=64, async_scheduling=True)
+    requests = Workload(rate=rate, num_requests=200, lengths="openchat_sharegpt4").generate(0)
+    found, other = (summarize(simulate(resolve(each), requests, device, config)) for each in (spec, "sarathi"))
+    assert found.slo_attainment == 1.0
+    assert found.ttft.mean < other.ttft.mean
+
+
 def test_prompts_and_decodes_go_apart_where_together_takes_longer() -> None:
     free, dear = DEVICE, DEVICE.mixed(8.0)
     together, _ = _shares(_steps("slackfit", free))
