@@ -18,13 +18,22 @@ class Correction:
         self.ratio = np.zeros(2)
         """float64[2]: without prompts, with; 0: not known."""
         self._sums = [[0.0, 0.0], [0.0, 0.0]]
+        self._total = np.zeros((2, 2))
+        self.learned = 0
+        """Batches."""
 
     def learn(self, has_prompt: bool, seconds: float, predicted: float) -> None:
         """A batch took so long (s)."""
+        self.learned += 1
+        self._total[int(has_prompt)] += seconds, predicted
         sums, believed = self._sums[has_prompt], min(max(seconds, _LEAST * predicted), _MOST * predicted)
         sums[0] += believed - _FORGET * sums[0]
         sums[1] += predicted - _FORGET * sums[1]
         self.ratio[int(has_prompt)] = sums[0] / sums[1]
+
+    def overall(self) -> list[float]:
+        """Measured over predicted seconds of all batches so far without prompts, and with; 0: there were none."""
+        return [float(seconds / predicted) if predicted else 0.0 for seconds, predicted in self._total]
 
     def expected(self, has_prompt: bool, predicted: float) -> float:
         """How long a batch is expected to take (s)."""

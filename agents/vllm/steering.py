@@ -22,6 +22,8 @@ from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
 
+_OFF, _JUDGED = 1.5, 200
+"""How much longer or shorter than predicted batches of a kind are where a profile does not fit, after how many."""
 _logger = logging.getLogger("vllm.llmsched")
 
 
@@ -75,6 +77,7 @@ class Steering:
         log = StepLog(settings.log, settings.counters, settings.metrics, about | {"limits": asdict(limits)})
         make = partial(Shadow, limits, told, model, policy, CAPACITY)
         self._shadow, self._make_shadow, self._log = make(), make, log
+        self._profile, self._is_judged = settings.profile, False
         self._tier_names = [tier.name for tier in told]
         self._steered = policy is not None
         self._is_shadowed = self._steered or bool(settings.log)
@@ -148,8 +151,19 @@ class Steering:
         if self._vllm.requests:
             self._log.tick(now)
         else:
+            self._judge()
             self._log.flush()
         return found
+
+    def _judge(self) -> None:
+        """Note how far off the profile is, and say so once if it is another engine's."""
+        self._log.off = self._shadow.correction.overall()
+        off = max(max(ratio, 1.0 / ratio) for ratio in (*self._log.off, 1.0) if ratio)
+        if off > _OFF and self._shadow.correction.learned >= _JUDGED and not self._is_judged:
+            self._is_judged = True
+            took = " and ".join(f"{ratio:.2f}" for ratio in self._log.off)
+            text = "llmsched: batches without and with prompts took %s times what profile %s says: probe this engine"
+            _logger.warning(text, took, self._profile)
 
     # Before vLLM's turn.
 

@@ -93,6 +93,8 @@ class StepLog:
         self._lines: list[str] = []
         self._decisions: list[tuple[int, float, float]] = []
         self._deciding_us = self._decided = self._written = 0.0
+        self.off: list[float] = []
+        """Measured over predicted seconds of batches without prompts and with (`agents.vllm.correction`)."""
         if self._log and not self._log.exists():
             self._lines.append(",".join(COLUMNS))
 
@@ -153,7 +155,7 @@ class StepLog:
 
     def summary(self) -> dict[str, Any]:
         """The counters, and quantiles of decision times (us): before vLLM's own turn, and with what comes after."""
-        found = {**self._about, **asdict(self.count), "last_error": self.last_error}
+        found = {**self._about, **asdict(self.count), "last_error": self.last_error, "over_predicted": self.off}
         times = np.array(self._decisions).reshape(-1, 3)
         for name, chosen in (("all", times), ("from_100_present", times[times[:, 0] >= 100])):
             if len(chosen):

@@ -183,6 +183,30 @@ def test_margin_shortens_the_deadlines_that_a_policy_sees(make: Make, tmp_path: 
     assert scheduler._shadow.view.request["tbt"][:2].tolist() == pytest.approx([0.08, 0.4])
 
 
+@pytest.mark.parametrize(("speed", "says"), [(1.0, False), (0.25, True)])
+def test_a_profile_of_another_engine_is_told_once(
+    speed: float, says: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    scheduler = make("slackfit", cls=FakePolicyScheduler)
+    end = scheduler._shadow.end
+    monkeypatch.setattr(
+        scheduler._shadow, "end", lambda flight, _: end(flight, flight_end(scheduler, flight, flight.predicted / speed))
+    )
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            serve(scheduler, 30)
+    told = [record.getMessage() for record in caplog.records if "probe this engine" in record.getMessage()]
+    assert len(told) == says
+    decodes, prompts = counters(tmp_path)["over_predicted"]
+    assert decodes == pytest.approx(1.0 / speed, rel=0.05)
+    assert prompts == pytest.approx(1.0 / speed, rel=0.05)
+
+
+def flight_end(scheduler: Any, flight: Any, seconds: float) -> float:
+    """When a batch ends that took so long."""
+    return float(max(flight.start, scheduler._shadow.last_end)) + seconds
+
+
 def test_a_shadow_that_differs_is_made_anew(make: Make, tmp_path: Path) -> None:
     scheduler = make("slackfit", cls=FakePolicyScheduler)
     core, rng = Core(scheduler), random.Random(3)
