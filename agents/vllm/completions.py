@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _EVENT, _DONE = b"data: ", b"[DONE]"
 _CONNECT_S, _CHECK_S = 10.0, 60.0
+KEEP_S = 2.0
+"""A connection that was idle for longer is not used again: vLLM closes it after 5 s, maybe while a request is sent."""
 
 
 class Completions(NamedTuple):
@@ -95,7 +97,10 @@ async def connected(url: str) -> AsyncIterator[Completions]:
     """
     from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-    connector, timeout = TCPConnector(limit=0), ClientTimeout(total=None, sock_connect=_CONNECT_S)
+    connector, timeout = (
+        TCPConnector(limit=0, keepalive_timeout=KEEP_S),
+        ClientTimeout(total=None, sock_connect=_CONNECT_S),
+    )
     async with ClientSession(connector=connector, timeout=timeout) as session:
         place = f"{url.rstrip('/')}/v1/models"
         text = await _get(session, place)

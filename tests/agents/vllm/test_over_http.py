@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from agents.cli import main
-from agents.vllm.cell_files import CellFiles
+from agents.vllm.cell_files import CellFiles, Sent
+from agents.vllm.completions import connected
 from agents.vllm.plan import PLAIN, Plan
 from agents.vllm.results import read_cells
 from agents.vllm.serve import OURS, command
@@ -28,6 +29,7 @@ class Server:
     def __init__(self, gap_s: float, fails_after: int = 10**6, is_ill: bool = True) -> None:
         self.gap_s, self.fails_after, self.is_ill = gap_s, fails_after, is_ill
         self.asked: list[dict[str, Any]] = []
+        self.clients: set[Any] = set()
         self._loop, self._is_up = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -69,6 +71,7 @@ class Server:
 
         asked = await request.json()
         self.asked.append(asked)
+        self.clients.add(request.transport.get_extra_info("peername"))
         if len(self.asked) > self.fails_after:
             return web.Response(status=500, text="engine is dead")
         response = web.StreamResponse()
@@ -125,6 +128,21 @@ def test_servers_get_the_same_requests_when_they_are_due(
     assert [len(gaps) + 1 for gaps in cells[0].served.gaps] == requests.output.tolist()
     found = {one["metric"]: one for one in json.loads(figures.read_text())["differences"]}
     assert found["mean_ttft_s"]["low"] > 0.0
+
+
+def test_connection_that_was_idle_is_not_used_again(servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def two(apart_s: float) -> int:
+        async with connected(servers[0].url) as server:
+            servers[0].clients.clear()
+            for wait_s in (apart_s, 0.0):
+                assert sum([tokens async for tokens in server.send([7], Sent(0.0, 1, 3, 0))]) == 3
+                await asyncio.sleep(wait_s)
+        return len(servers[0].clients)
+
+    servers.append(Server(0.0))
+    assert asyncio.run(two(0.0)) == 1
+    monkeypatch.setattr("agents.vllm.completions.KEEP_S", 0.1)
+    assert asyncio.run(two(0.3)) == 2
 
 
 def test_cells_that_are_there_are_not_served_again(servers: list[Server], plan_file: Path, tmp_path: Path) -> None:
