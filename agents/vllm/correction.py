@@ -19,14 +19,14 @@ class Correction:
         """float64[2]: without prompts, with; 0: not known."""
         self._sums = [[0.0, 0.0], [0.0, 0.0]]
         self._total = np.zeros((2, 2))
-        self.learned = 0
-        """Batches."""
+        self.learned = [0, 0]
+        """Batches of each kind."""
 
     def learn(self, has_prompt: bool, seconds: float, predicted: float) -> None:
         """A batch took so long (s)."""
-        self.learned += 1
-        self._total[int(has_prompt)] += seconds, predicted
         sums, believed = self._sums[has_prompt], min(max(seconds, _LEAST * predicted), _MOST * predicted)
+        self.learned[int(has_prompt)] += 1
+        self._total[int(has_prompt)] += believed, predicted
         sums[0] += believed - _FORGET * sums[0]
         sums[1] += predicted - _FORGET * sums[1]
         self.ratio[int(has_prompt)] = sums[0] / sums[1]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from agents.vllm.results import Measured
+from engine.device.latency import USUAL_GRAPH
 
-GRAPH_TOKENS = 512
+GRAPH_TOKENS = int(USUAL_GRAPH)
 """Tokens of the largest batch that a CUDA graph covers, by default."""
 _FEW = 64
 """Decodes that are done before a launch is."""

@@ -186,12 +186,16 @@ def _tau(real: np.ndarray, predicted: np.ndarray) -> float:
     return float((a * b).sum() / untied) if untied else float("nan")
 
 
+def _counts(real: float) -> bool:
+    return real != 0.0 and bool(np.isfinite(real))
+
+
 def errors(pairs: Sequence[Pair]) -> dict[str, float]:
     """The relative error of each predicted number, the median of its size over the cells; without those that are 0."""
     known = [(pair.real, pair.predicted) for pair in pairs if pair.predicted]
     found = {}
     for metric in METRICS:
-        sizes = [abs(predicted[metric] / real[metric] - 1.0) for real, predicted in known if real[metric]]
+        sizes = [abs(predicted[metric] / real[metric] - 1.0) for real, predicted in known if _counts(real[metric])]
         if finite := [one for one in sizes if np.isfinite(one)]:
             found[metric] = float(np.median(finite))
     return found

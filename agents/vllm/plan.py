@@ -130,6 +130,8 @@ class Plan:
         for name in self.variants:
             if name not in self.policies or name in (STOCK, PLAIN):
                 raise InputError(f"variants: expected names among the policies, got {name!r}")
+            if self.settings(name).profile == PROBED != self.profile:
+                raise InputError(f"variants.{name}: profile: expected a name or a file ({PROBED} is for a whole plan)")
         for name in self.policies:
             self._check_policy(self.settings(name))
         self.workload(self.rates[0])

@@ -30,8 +30,12 @@ _CONTEXTS = (200, 2200)
 """Prompt tokens of the decodes, evenly spread."""
 _QUIET_S = 0.06
 """Pause before a prompt, so that decodes run alone."""
-_LONG = 4000
-"""Output tokens of a decode that is to last."""
+_BEGIN_S = 20.0
+"""Decodes that are not under way by then have no room."""
+_LONG, _SHORT = 4000, 2
+"""Output tokens of a decode that is to last, and of a prompt."""
+_WRITTEN_S = 0.5
+"""Until the scheduler has written its log."""
 
 
 async def _all(events: Sequence[asyncio.Event]) -> None:
@@ -47,10 +51,12 @@ class Probe:
         vocabulary: tokens that the model knows.
         longest: prompt tokens that a batch may have.
         seats: requests that it may have.
+        model_len: longest prompt and output.
     """
 
-    def __init__(self, send: Send, vocabulary: int, longest: int, seats: int) -> None:
-        self._send, self._vocabulary, self._longest, self._seats = send, vocabulary, longest, seats
+    def __init__(self, send: Send, vocabulary: int, longest: int, seats: int, model_len: int = MODEL_LEN) -> None:
+        self._send, self._vocabulary, self._seats, self._model_len = send, vocabulary, seats, model_len
+        self._longest = min(longest, model_len - 8)
         self._seeds: Iterator[int] = itertools.count()
 
     async def _serve(self, prompt: int, output: int, began: asyncio.Event | None = None) -> None:
@@ -61,19 +67,25 @@ class Probe:
                 began.set()
 
     @asynccontextmanager
-    async def _decodes(self, count: int) -> AsyncIterator[None]:
-        """So many decodes under way."""
-        lengths = np.linspace(*_CONTEXTS, max(count, 1), dtype=int)[:count].clip(max=self._longest)
+    async def _decodes(self, count: int) -> AsyncIterator[bool]:
+        """So many decodes under way; False: they are not, there is no room for all of them.
+
+        Raises:
+            Exception: what the engine says.
+        """
+        lengths = np.linspace(*_CONTEXTS, max(count, 1), dtype=int)[:count].clip(max=self._model_len // 4)
+        output = min(_LONG, self._model_len // 2)
         begun = [asyncio.Event() for _ in lengths]
         tasks = [
-            asyncio.create_task(self._serve(int(n), _LONG, event)) for n, event in zip(lengths, begun, strict=True)
+            asyncio.create_task(self._serve(int(n), output, event)) for n, event in zip(lengths, begun, strict=True)
         ]
         waiting = asyncio.create_task(_all(begun))
         try:
-            await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise next(task.exception() for task in tasks if task.done()) or RuntimeError("a decode that has ended")
-            yield
+            await asyncio.wait({waiting, *tasks}, timeout=_BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            yield waiting.done()
         finally:
             for task in (waiting, *tasks):
                 task.cancel()
@@ -81,26 +93,29 @@ class Probe:
 
     async def apart(self) -> None:
         """Prompts one at a time, beside more and more decodes."""
-        for level in LEVELS:
-            if level < self._seats:
-                async with self._decodes(level):
-                    for length in [n for n in LENGTHS if n + level <= self._longest]:
-                        await asyncio.sleep(_QUIET_S)
-                        await self._serve(length, 1)
+        for level in [n for n in LEVELS if n < self._seats]:
+            async with self._decodes(level) as is_under_way:
+                if not is_under_way:
+                    return
+                for length in [n for n in LENGTHS if n + level <= self._longest]:
+                    await asyncio.sleep(_QUIET_S)
+                    await self._serve(length, _SHORT)
 
     async def in_a_row(self) -> None:
         """Prompts that come together, alone and beside decodes."""
         for level in (0, min(24, self._seats // 2)):
-            async with self._decodes(level):
+            async with self._decodes(level) as is_under_way:
+                if not is_under_way:
+                    return
                 await asyncio.sleep(_QUIET_S)
-                await asyncio.gather(*(self._serve(min(1500, self._longest), 1) for _ in range(ROW)))
+                await asyncio.gather(*(self._serve(min(1500, self._longest), _SHORT) for _ in range(ROW)))
 
     @classmethod
     def of(cls, send: Send, plan: Plan) -> "Probe":
         """The probe of an engine that serves a plan."""
         longest = int(plan.engine.get("max_num_batched_tokens", LENGTHS[-1] + LEVELS[-1]))
-        most = int(plan.engine.get("max_model_len", MODEL_LEN)) - 8
-        return cls(send, plan.vocabulary(), min(longest, most), int(plan.engine.get("max_num_seqs", LEVELS[-1] + 1)))
+        seats = int(plan.engine.get("max_num_seqs", LEVELS[-1] + 1))
+        return cls(send, plan.vocabulary(), longest, seats, int(plan.engine.get("max_model_len", MODEL_LEN)))
 
     async def run(self, tell: Callable[[Settings], None], settings: Settings) -> None:
         """All of it; `tell` gives the scheduler its settings, which it reads when no request is present.
@@ -115,6 +130,9 @@ class Probe:
                 await asyncio.sleep(_QUIET_S)
                 tell(replace(settings, policy=f"sarathi:token_budget={budget}"))
                 await self.in_a_row()
+            await asyncio.sleep(_QUIET_S)
+            await self._serve(LENGTHS[0], _SHORT)  # the scheduler writes its log when its last request has ended
+            await asyncio.sleep(_WRITTEN_S)
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InputError(f"probe: expected an engine that serves known batches, got {said}") from None

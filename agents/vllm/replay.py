@@ -143,7 +143,7 @@ async def _run(plan: Plan, files: CellFiles, scratch: Path) -> None:
     try:
         await warm(replay.send, replay.check, replay.vocabulary)
         files.write_meta(plan, _machine())
-        if plan.profile == PROBED and not files.has_profile:
+        if plan.profile == PROBED and not plan.is_plain(plan.policies[0]) and not files.has_profile:
             await replay.probe()
         replay.plan = plan.knowing(files.folder)
         for number, cell in files.missing(plan.cells()):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.vllm.cell_files import META, REQUESTS, STEPS, read_lines, read_meta
-from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.plan import PLAIN, PROBED, PROFILE, Cell, Plan
 from agents.vllm.settings import STOCK, Settings
 from engine.config import EngineConfig
 from engine.demand.requests import Tier
@@ -141,19 +141,25 @@ def read_folders(folders: Sequence[Path]) -> list[Measured]:
     told: dict[str, list[Settings]] = {}
     for cell in cells:
         known = told.setdefault(cell.cell.policy, [])
-        if cell.settings() not in known:
-            known.append(cell.settings())
+        if _told(cell) not in known:
+            known.append(_told(cell))
     return [_renamed(cell, told[cell.cell.policy]) for cell in cells]
+
+
+def _told(cell: Measured) -> Settings:
+    """What the scheduler was told; what was fitted to a probe is the same in every folder."""
+    settings = cell.settings()
+    return replace(settings, profile=PROBED) if Path(settings.profile).name == PROFILE else settings
 
 
 def _renamed(cell: Measured, told: Sequence[Settings]) -> Measured:
     """The cell, its policy's name with what sets it apart from others of that name."""
-    name, own = cell.cell.policy, asdict(cell.settings())
+    name, own = cell.cell.policy, asdict(_told(cell))
     differing = [key for key, value in own.items() if any(asdict(other)[key] != value for other in told)]
     if not differing or name in (STOCK, PLAIN):
         return cell
     new = f"{name} ({', '.join(f'{key}={own[key]}' for key in differing)})"
-    plan = replace(cell.plan, variants={**cell.plan.variants, new: own})
+    plan = replace(cell.plan, variants={**cell.plan.variants, new: asdict(cell.settings())})
     return replace(cell, cell=replace(cell.cell, policy=new), plan=plan)
 
 
@@ -179,7 +185,10 @@ def read_cells(folder: Path) -> list[Measured]:
         served = _served(lines, plan.workload(cell.rate).tiers)
         cells.append(Measured(cell, plan, served, head["counters"], tuple(steps.get(head["cell"], ()))))
     limits = next((one.counters["limits"] for one in cells if one.counters), None)
-    return [replace(one, limits=one.counters["limits"] if one.counters else limits) for one in cells]
+    lent = {True: limits, False: None}  # of the same server, as it is without our scheduler
+    return [
+        replace(one, limits=one.counters["limits"] if one.counters else lent[one.cell.policy == PLAIN]) for one in cells
+    ]
 
 
 def _read_steps(folder: Path) -> dict[int, list[str]]:

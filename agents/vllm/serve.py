@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agents.vllm.plan import Plan
+from agents.vllm.plan import MODEL_LEN, Plan
 from agents.vllm.settings import VARIABLE
 from engine.errors import InputError
 
@@ -25,7 +25,7 @@ START_S, STOP_S, ORPHANS_S = 600.0, 30.0, 5.0
 """Most seconds until a server is up, until one that was told to end is killed, and for processes that outlive it."""
 _ERROR = re.compile(r"\b[\w.]+(Error|Exception): .*")
 """As Python writes one behind a traceback."""
-DEFAULTS: dict[str, Any] = {"max_model_len": 8448, "enable_prefix_caching": False}
+DEFAULTS: dict[str, Any] = {"max_model_len": MODEL_LEN, "enable_prefix_caching": False}
 """Arguments of `vllm serve` unless a plan's `engine` says otherwise."""
 
 

@@ -22,8 +22,9 @@ from engine.config import EngineConfig
 from engine.device.latency import load_profile
 from engine.errors import InputError
 
-_OFF, _JUDGED = 1.5, 200
-"""How much longer or shorter than predicted batches of a kind are where a profile does not fit, after how many."""
+_OFF, _JUDGED, _EVERY = 1.5, 100, 4096
+"""How much longer or shorter than predicted batches of a kind are where a profile does not fit, after how many of that
+kind; judged when nobody is there, and after so many batches."""
 _logger = logging.getLogger("vllm.llmsched")
 
 
@@ -150,6 +151,8 @@ class Steering:
                 self._break(error)
         if self._vllm.requests:
             self._log.tick(now)
+            if self._log.count.steps % _EVERY == 0:
+                self._judge()
         else:
             self._judge()
             self._log.flush()
@@ -158,8 +161,9 @@ class Steering:
     def _judge(self) -> None:
         """Note how far off the profile is, and say so once if it is another engine's."""
         self._log.off = self._shadow.correction.overall()
-        off = max(max(ratio, 1.0 / ratio) for ratio in (*self._log.off, 1.0) if ratio)
-        if off > _OFF and self._shadow.correction.learned >= _JUDGED and not self._is_judged:
+        known = zip(self._log.off, self._shadow.correction.learned, strict=True)
+        is_off = any(count >= _JUDGED and not 1.0 / _OFF <= ratio <= _OFF for ratio, count in known)
+        if is_off and not self._is_judged:
             self._is_judged = True
             took = " and ".join(f"{ratio:.2f}" for ratio in self._log.off)
             text = "llmsched: batches without and with prompts took %s times what profile %s says: probe this engine"

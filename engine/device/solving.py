@@ -129,7 +129,7 @@ class Served:
 
     def _loss(self, found: Solution) -> float:
         """Weighted sum of relative errors, squared up to the usual one."""
-        error = np.abs(self.seconds / self._summed(self.said(found)) - 1.0)
+        error = np.abs(self.seconds / np.maximum(self._summed(self.said(found)), 1e-9) - 1.0)
         huber = np.where(error < _USUAL_ERROR, error**2, _USUAL_ERROR * (2.0 * error - _USUAL_ERROR))
         return float((self._share * huber).sum())
 
@@ -142,7 +142,7 @@ class Served:
             if under.sum() < _FEWEST:
                 under[:] = False
             found = self._solved(under, scale)._replace(graph_tokens=graph_tokens if under.any() else 0.0)
-            said = self._summed(self.said(found))
+            said = np.maximum(self._summed(self.said(found)), 1e-9)
             error = np.abs(self.seconds / said - 1.0)
             scale = said * np.sqrt(np.maximum(1.0, error / _USUAL_ERROR) / self._share)
             under = beyond & (self._device(found) < found.eager_floor)

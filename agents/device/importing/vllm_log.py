@@ -128,7 +128,7 @@ def _shared_out(points: Sequence[Point], group: np.ndarray, held: np.ndarray) ->
     nodes = np.array(sorted({p.batch.tokens for p in points if p.kind == TABLE}), np.float64)
     seen = np.flatnonzero(~held)
     served = Served(measured([points[int(k)] for k in seen], nodes), np.unique(group[seen], return_inverse=True)[1])
-    said = Served(measured(points, nodes), group).said(served.solve())
+    said = np.maximum(Served(measured(points, nodes), group).said(served.solve()), 1e-9)
     took = np.array([p.seconds for p in points])
     share = np.bincount(group, took)[group] / np.bincount(group, said)[group]
     return [replace(p, seconds=float(s)) for p, s in zip(points, said * share, strict=True)]
@@ -159,6 +159,8 @@ def read(data: Path, options: Importing) -> Imported:
     held = (np.random.default_rng(1).random(group[-1] + 1) < HELD)[group]
     kinds = _kinds([batch for batch, _ in rows], held)
     points = [Point(kind, *row) for kind, row in zip(kinds, rows, strict=True)]
+    if len({p.batch.tokens for p in points}) < 2:
+        raise InputError(f"{data}: expected iterations of 2 or more token counts, got one")
     provenance = {
         "device": options.system or "not stated",
         "model": shape_of(read_config(options.model), str(options.model)).to_dict() if options.model else "not stated",

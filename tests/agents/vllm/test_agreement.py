@@ -15,7 +15,7 @@ from agents.policies import resolve
 from agents.vllm.agreement import compare, fit_profile
 from agents.vllm.cell_files import FORMAT, META, REQUESTS, STEPS, CellFiles, Sent
 from agents.vllm.orders import compare_policies
-from agents.vllm.plan import Cell, Plan
+from agents.vllm.plan import PROBED, PROFILE, Cell, Plan
 from agents.vllm.replay import main as replay
 from agents.vllm.results import METRICS, read_cells, read_folders
 from agents.vllm.step_log import COLUMNS, Counters
@@ -147,6 +147,52 @@ def test_folders_are_taken_together(folder: Path, tmp_path: Path) -> None:
     assert found[0].pairs == 10
     means = [d for d in differences if d.metric == "mean_ttft_s" and "0.3" not in d.policy + d.reference]
     assert [d.predicted for d in means] == pytest.approx([d.value for d in means], rel=0.01, abs=1e-4)
+
+
+def test_probed_folders_are_pooled(folder: Path, tmp_path: Path) -> None:
+    """Each has a profile of its own, which is not another setting."""
+    folders = [tmp_path / name for name in "ab"]
+    for one in folders:
+        shutil.copytree(folder, one)
+        MODEL.save(one / PROFILE)
+        (one / META).write_text(json.dumps({"format": FORMAT, "plan": asdict(PLAN) | {"profile": PROBED}}))
+    cells = read_folders(folders)
+    assert {cell.cell.policy for cell in cells} == set(PLAN.policies)
+    assert {cell.settings().profile for cell in cells} == {str(one / PROFILE) for one in folders}
+
+
+def test_nobody_knows_the_limits_of_another_server(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    with gzip.open(other / REQUESTS, "at") as file:
+        for number, policy in ((90, "http://host:1"), (91, "plain")):
+            head = {"cell": number, "policy": policy, "rate": 1.8, "seed": 0, "requests": 1, "counters": None}
+            file.write(json.dumps(head) + "\n" + json.dumps(Sent(0.0, 5, 2, 1, 0.0, [0.1, 0.2]).line()) + "\n")
+    *ours, given, plain = read_cells(other)
+    assert given.limits is None
+    assert plain.limits == ours[0].limits is not None
+
+
+def test_another_plan_in_the_same_folder_keeps_what_the_first_one_told(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    files, next_plan = CellFiles(other), replace(PLAN, policies=("slai:token_budget=256",), variants={})
+    files.write_meta(next_plan, {})
+    assert [cell.settings() for cell in read_cells(other)] == [cell.settings() for cell in read_cells(folder)]
+    for changed, what in ((replace(next_plan, margin=0.1), "margin"), (replace(next_plan, profile="probe"), "profile")):
+        with pytest.raises(InputError, match=f"{what}: expected .* as for the cells that are there"):
+            files.write_meta(changed, {})
+    with pytest.raises(InputError, match="server: expected None as for the cells that are there, got given"):
+        files.write_meta(next_plan, {"server": "given"})
+
+
+def test_a_cell_that_was_cut_off_leaves_its_number(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    last = len(PLAN.cells())
+    with gzip.open(other / STEPS, "at") as file:
+        file.write(f"{last},{_steps()[0]}\n")
+    assert CellFiles(other).missing([Cell("stock", 1.8, 9)]) == [(last + 1, Cell("stock", 1.8, 9))]
 
 
 def test_folders_of_other_requests_are_refused(

@@ -158,7 +158,10 @@ def test_server_that_is_gone_is_one_line(
     told = ["--plan", str(plan_file), "--out", str(tmp_path / "out")]
     refused(["--urls", "http://127.0.0.1:1", *told], capsys, "http://127.0.0.1:1/v1/models: expected a server")
     servers.append(Server(0.0, fails_after=9))
-    refused(["--urls", servers[0].url, *told], capsys, "expected a server that answers, got status 503")
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps(json.loads(plan_file.read_text()) | {"rates": [4.0]}))
+    late = ["--plan", str(slow), "--out", str(tmp_path / "late")]
+    refused(["--urls", servers[0].url, *late], capsys, "expected a server that answers, got status 503")
     assert len(servers[0].asked) < 4 + PLAN.num_requests  # what was due later is not sent
     servers.append(Server(0.0, fails_after=0, is_ill=False))
     refused(["--urls", servers[1].url, *told], capsys, "engine is dead")
@@ -203,7 +206,7 @@ def test_finished_cells_stay_when_a_server_goes(
     [
         ({"num_requests": 13}, "num_requests: expected 12 as for the cells that are there, got 13"),
         ({"engine": {"max_num_seqs": 8}}, "engine: expected {} as for the cells that are there"),
-        ({"margin": 0.1}, "settings: expected"),
+        ({"margin": 0.1}, "margin: expected"),
     ],
 )
 def test_cells_of_another_plan_are_one_line(

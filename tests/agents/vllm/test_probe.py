@@ -27,24 +27,29 @@ MODEL = load_profile("h200-mistral-7b:eager=0.03")
 PLAN = Plan(policies=("slackfit",), rates=(4.0,), profile=PROBED)
 
 
-class Engine:
-    """Gives a token per turn of the loop; knows who is present."""
+SHORT = 2
 
-    def __init__(self) -> None:
+
+class Engine:
+    """Gives a token per turn of the loop; knows who is present, and serves no more than have room."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = asyncio.Semaphore(room)
         self.present: list[Sent] = []
         self.probes: list[tuple[int, int]] = []  # prompt, decodes beside it
 
     async def send(self, prompt: list[int], sent: Sent) -> AsyncIterator[int]:
         assert len(prompt) == sent.prompt
-        if sent.output == 1:
-            self.probes.append((sent.prompt, sum(one.output > 1 for one in self.present)))
-        self.present.append(sent)
-        try:
-            for _ in itertools.repeat(None, sent.output):
-                await asyncio.sleep(0)
-                yield 1
-        finally:
-            self.present.remove(sent)
+        if sent.output == SHORT:
+            self.probes.append((sent.prompt, sum(one.output > SHORT for one in self.present)))
+        async with self.room:
+            self.present.append(sent)
+            try:
+                for _ in itertools.repeat(None, sent.output):
+                    await asyncio.sleep(0)
+                    yield 1
+            finally:
+                self.present.remove(sent)
 
 
 def test_prompts_of_every_length_come_beside_every_number_of_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +117,18 @@ def test_a_plan_that_was_probed_is_predicted_with_what_was_fitted(
     assert written["cells"][0]["predicted"]["mean_ttft_s"] > 0.0
 
 
+def test_decodes_for_which_there_is_no_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_QUIET_S", 0.0)
+    monkeypatch.setattr(probing, "_BEGIN_S", 0.5)
+    monkeypatch.setattr(probing, "_LONG", 10**6)
+    engine = Engine(room=20)
+    asyncio.run(Probe(engine.send, 1000, longest=2000, seats=256, model_len=3 * 10**6).run(lambda _: None, Settings()))
+    beside = {level for n, level in engine.probes if n != 1500 and n > LENGTHS[0]}
+    assert beside == {level for level in LEVELS if level < 20}
+    assert engine.probes[-1] == (LENGTHS[0], 0)  # with it the scheduler writes its log
+    assert not engine.present
+
+
 @pytest.mark.parametrize("fails_from", [0, 30])
 def test_an_engine_that_fails_ends_the_probe_in_one_line(fails_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_QUIET_S", 0.0)
@@ -133,3 +150,6 @@ def test_a_plan_may_ask_for_a_probe(tmp_path: Path) -> None:
     assert PLAN.knowing(tmp_path).profile == str(tmp_path / PROFILE)
     named = replace(PLAN, profile="h200-mistral-7b")
     assert named.knowing(tmp_path) is named
+    other = replace(named, policies=("slackfit", "one"), variants={"one": {"policy": "slai", "profile": PROBED}})
+    with pytest.raises(InputError, match=r"variants\.one: profile: expected a name or a file"):
+        other.check()
