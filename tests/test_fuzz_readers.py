@@ -331,7 +331,9 @@ READERS = {
     ),
     "bundle": Reader(_bundle, _sound_bundle, (pretrained_folder() / "policy.json").read_bytes()),
     "result": Reader(load_result, _sound_result, json.dumps(RESULT).encode()),
-    "log of iterations": Reader(iterations, lambda rows: _finite([seconds for _, seconds in rows]), ITERATIONS, ".csv"),
+    "log of iterations": Reader(
+        iterations, lambda read: _finite([seconds for _, seconds in read[0]]), ITERATIONS, ".csv"
+    ),
     "layers": Reader(
         lambda path: curves(path, "tokens", ("qkv", "norm")),
         lambda found: _finite(*itertools.chain(*found.values())),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.device.terms import Traits, Weights, weights
+from engine.device.terms import Traits, weights
 from engine.server.features import QUERY_TILE, WIDE_QUERY_TILE
 
 CACHED = (0.0, *(1024.0 * 2**k for k in range(9)))
@@ -102,8 +102,7 @@ class Served:
         self._measured, self._starts = measured, np.flatnonzero(np.diff(group, prepend=-1))
         self.seconds, self._tokens = self._summed(measured.seconds), self._summed(measured.tokens)
         self._traits = Traits(0.0, WIDE_QUERY_TILE)
-        self._terms = measured.terms(self._traits)
-        self._terms[:, Weights._fields.index("per_uncached")] = 0.0  # where nothing is cached it is per_context again
+        self._terms = _without_doubles(measured.terms(self._traits))
         self._share = _shares_of_kinds(self._tokens, self._summed(measured.decodes), self._summed(np.ones(len(group))))
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
@@ -156,6 +155,12 @@ class Served:
         solution, _ = _nnls(self._summed(np.hstack([design, under[:, None]])), self.seconds, scale)
         steps, terms, floor = solution[: len(nodes)], solution[len(nodes) : -1], float(solution[-1])
         return Solution(nodes, rising @ steps, terms, self._traits, 0.0, floor)
+
+
+def _without_doubles(terms: np.ndarray) -> np.ndarray:
+    """The terms, 0 where one weighs what an earlier one does: where nothing is cached all KV is uncached."""
+    first = np.unique(terms, axis=1, return_index=True)[1]
+    return terms * np.isin(np.arange(terms.shape[1]), first)
 
 
 def _shares_of_kinds(tokens: np.ndarray, decodes: np.ndarray, batches: np.ndarray) -> np.ndarray:
