@@ -14,7 +14,7 @@ from agents.vllm.completions import Completions, connected
 from agents.vllm.open_loop import prompts, sent_of, serve, warm
 from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
 from agents.vllm.probe import Probe
-from agents.vllm.settings import Settings
+from agents.vllm.settings import PROBING, Settings
 from engine.errors import InputError
 
 _MOST_S = 3600.0
@@ -66,7 +66,9 @@ async def _cells(
     async with connected(url) as server:
         if watched and plan.profile == PROBED and not files.has_profile:
             log = watched.settings.with_name("probe.csv")
-            await Probe.of(server.send, plan).run(lambda told: told.write(watched.settings), Settings(log=str(log)))
+            await Probe.of(server.send, plan).run(
+                lambda told: told.write(watched.settings), Settings(log=str(log), label=PROBING)
+            )
             files.write_probe(log)
             tell("probed, and a profile fitted")
         plan = plan.knowing(files.folder)

@@ -20,7 +20,7 @@ from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
 from agents.vllm.plan import MODEL_LEN, PLAIN, PROBED, Cell, Plan
 from agents.vllm.probe import Probe
 from agents.vllm.serve import OURS
-from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.settings import PROBING, VARIABLE, Settings
 from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
 from engine.errors import InputError
@@ -82,7 +82,9 @@ class Replay:
     async def probe(self) -> None:
         """Run known batches, and write what the scheduler logged of them with the profile that fits it."""
         log = self.scratch / "probe.csv"
-        await Probe.of(self.send, self.plan).run(lambda told: told.write(self.settings), Settings(log=str(log)))
+        await Probe.of(self.send, self.plan).run(
+            lambda told: told.write(self.settings), Settings(log=str(log), label=PROBING)
+        )
         self.files.write_probe(log)
 
     async def cell(self, cell: Cell, requests: Requests, number: int, until: float) -> bool:

@@ -26,6 +26,8 @@ from engine.ranges import number
 
 VARIABLE = "LLMSCHED_VLLM"
 """Environment variable with the place of the file."""
+PROBING = "probe"
+"""Label of a run that finds out what batches take: the profile is not to be judged by it."""
 STOCK = "stock"
 """The policy that leaves every decision to vLLM."""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 from agents.policies import resolve
 from agents.vllm.server import Batch, Request, Scheduler, free_blocks, others
-from agents.vllm.settings import STOCK, Settings, Watched
+from agents.vllm.settings import PROBING, STOCK, Settings, Watched
 from agents.vllm.shadow import CAPACITY, Flight, Shadow, ShadowError, Steps
 from agents.vllm.step_log import Note, StepLog
 from agents.vllm.turn import Arranged, Turn, arrange
@@ -78,7 +78,7 @@ class Steering:
         log = StepLog(settings.log, settings.counters, settings.metrics, about | {"limits": asdict(limits)})
         make = partial(Shadow, limits, told, model, policy, CAPACITY)
         self._shadow, self._make_shadow, self._log = make(), make, log
-        self._profile, self._is_judged = settings.profile, False
+        self._profile, self._is_judged = settings.profile, settings.label == PROBING
         self._tier_names = [tier.name for tier in told]
         self._steered = policy is not None
         self._is_shadowed = self._steered or bool(settings.log)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents.device.importing.vllm_log import iterations
-from agents.vllm.settings import VARIABLE, Settings
+from agents.vllm.settings import PROBING, VARIABLE, Settings
 from agents.vllm.shadow import Flight
 from agents.vllm.steering import tier_of
 from engine.errors import InputError
@@ -183,11 +183,13 @@ def test_margin_shortens_the_deadlines_that_a_policy_sees(make: Make, tmp_path: 
     assert scheduler._shadow.view.request["tbt"][:2].tolist() == pytest.approx([0.08, 0.4])
 
 
-@pytest.mark.parametrize(("speed", "says"), [(1.0, False), (0.25, True)])
+@pytest.mark.parametrize(("speed", "label", "says"), [(1.0, "", False), (0.25, "", True), (0.25, PROBING, False)])
 def test_a_profile_of_another_engine_is_told_once(
-    speed: float, says: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    speed: float, label: str, says: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    scheduler = make("slackfit", cls=FakePolicyScheduler)
+    make("slackfit", cls=FakePolicyScheduler)
+    Settings("slackfit", label=label, counters=str(tmp_path / "counters.json")).write(tmp_path / "settings.json")
+    scheduler = FakePolicyScheduler()
     end = scheduler._shadow.end
     monkeypatch.setattr(
         scheduler._shadow, "end", lambda flight, _: end(flight, flight_end(scheduler, flight, flight.predicted / speed))
