@@ -1,9 +1,7 @@
 """An A/B in a vLLM engine beside its simulation: the profile that it is predicted with, and each number twice."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +30,7 @@ def fit_profile(cells: Sequence[Measured], name: str) -> LatencyModel:
     chosen = [cell for cell in logged if cell.cell.policy == STOCK] or logged
     head = chosen[0].steps[0]
     lines = [line for cell in chosen for line in cell.steps[1:]]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "steps.csv"
-        log.write_text("\n".join([head, *lines]) + "\n")
-        return profile_of(log, name)
+    return profile_of("\n".join([head, *lines]) + "\n", name)
 
 
 def _told(policy: Policy, model: LatencyModel) -> Policy:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agents.vllm.fitted import profile_of
-from agents.vllm.plan import PROFILE, Cell, Plan
+from agents.vllm.plan import PROBED, PROFILE, Cell, Plan
 from agents.vllm.step_log import COLUMNS
 from engine.errors import InputError
 from engine.fields import from_mapping
@@ -107,10 +107,9 @@ class CellFiles:
         cut_off = (int(line.partition(",")[0]) for line in steps[-1:])  # a cell without requests
         return list(enumerate(left, 1 + max([*(head["cell"] for head in heads), *cut_off], default=-1)))
 
-    @property
-    def has_profile(self) -> bool:
-        """Whether a profile was fitted to a probe."""
-        return (self.folder / PROFILE).exists()
+    def lacks_profile(self, plan: Plan) -> bool:
+        """Whether a plan asks for a profile that fits a probe, and there is none yet."""
+        return plan.profile == PROBED and not (self.folder / PROFILE).exists()
 
     def write_meta(self, plan: Plan, about: Mapping[str, Any]) -> None:
         """Write the plan, and on what it is run.
@@ -153,11 +152,10 @@ class CellFiles:
         """
         if not log.exists():
             raise InputError(f"{self.folder}: expected the log of a probe, got none (vLLM's scheduler wrote nothing)")
-        kept = log.with_name("probe-read.csv")
-        kept.write_text(log.read_text())
-        profile = profile_of(kept, "engine")
+        text = log.read_text()
+        profile = profile_of(text, "engine")
         with gzip.open(self.folder / PROBE_STEPS, "wt") as file:
-            file.write(kept.read_text())
+            file.write(text)
         profile.save(self.folder / PROFILE)
 
     def write(self, number: int, cell: Cell, sent: Sequence[Sent], counters: Path | None, log: Path | None) -> None:

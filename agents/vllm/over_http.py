@@ -12,9 +12,9 @@ from agents.vllm import serve as servers
 from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.completions import Completions, connected
 from agents.vllm.open_loop import prompts, sent_of, serve, warm
-from agents.vllm.plan import PLAIN, PROBED, Cell, Plan
-from agents.vllm.probe import Probe
-from agents.vllm.settings import PROBING, Settings
+from agents.vllm.plan import PLAIN, Cell, Plan
+from agents.vllm.probe import probe
+from agents.vllm.settings import Settings
 from engine.errors import InputError
 
 _MOST_S = 3600.0
@@ -64,12 +64,8 @@ async def _cells(
     url: str, watched: _Watched | None, plan: Plan, cells: Sequence[tuple[int, Cell]], files: CellFiles, tell: Tell
 ) -> None:
     async with connected(url) as server:
-        if watched and plan.profile == PROBED and not files.has_profile:
-            log = watched.settings.with_name("probe.csv")
-            await Probe.of(server.send, plan).run(
-                lambda told: told.write(watched.settings), Settings(log=str(log), label=PROBING)
-            )
-            files.write_probe(log)
+        if watched and files.lacks_profile(plan):
+            await probe(server.send, plan, watched.settings, files)
             tell("probed, and a profile fitted")
         plan = plan.knowing(files.folder)
         for number, cell in cells:

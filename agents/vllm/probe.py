@@ -9,13 +9,14 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from agents.vllm.cell_files import Sent
+from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.open_loop import Send, prompts
 from agents.vllm.plan import MODEL_LEN, Plan
-from agents.vllm.settings import STOCK, Settings
+from agents.vllm.settings import PROBING, STOCK, Settings
 from engine.errors import InputError
 
 LEVELS = (0, 1, 4, 12, 32, 96)
@@ -136,3 +137,20 @@ class Probe:
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InputError(f"probe: expected an engine that serves known batches, got {said}") from None
+
+
+async def probe(send: Send, plan: Plan, settings: Path, files: CellFiles) -> None:
+    """Run known batches, and write what the scheduler logged of them with the profile that fits it.
+
+    Args:
+        send: of the engine.
+        plan: that it serves.
+        settings: the file that its scheduler reads.
+        files: of the A/B.
+
+    Raises:
+        InputError: the engine fails, or too few batches were logged.
+    """
+    log = settings.with_name("probe.csv")
+    await Probe.of(send, plan).run(lambda told: told.write(settings), Settings(log=str(log), label=PROBING))
+    files.write_probe(log)

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from agents.vllm.cell_files import CellFiles, Sent
 from agents.vllm.open_loop import Prompt, prompts, sent_of, serve, warm
-from agents.vllm.plan import MODEL_LEN, PLAIN, PROBED, Cell, Plan
-from agents.vllm.probe import Probe
+from agents.vllm.plan import MODEL_LEN, PLAIN, Cell, Plan
+from agents.vllm.probe import probe
 from agents.vllm.serve import OURS
-from agents.vllm.settings import PROBING, VARIABLE, Settings
+from agents.vllm.settings import VARIABLE, Settings
 from agents.vllm.versions import check_version
 from engine.demand.requests import Requests
 from engine.errors import InputError
@@ -78,14 +78,6 @@ class Replay:
             await self.engine.check_health()
         except Exception as error:
             raise InputError(f"{_COMMAND}: expected an engine that lives, got {type(error).__name__}") from None
-
-    async def probe(self) -> None:
-        """Run known batches, and write what the scheduler logged of them with the profile that fits it."""
-        log = self.scratch / "probe.csv"
-        await Probe.of(self.send, self.plan).run(
-            lambda told: told.write(self.settings), Settings(log=str(log), label=PROBING)
-        )
-        self.files.write_probe(log)
 
     async def cell(self, cell: Cell, requests: Requests, number: int, until: float) -> bool:
         """Serve a cell and write it; False if the time was over before that."""
@@ -145,8 +137,8 @@ async def _run(plan: Plan, files: CellFiles, scratch: Path) -> None:
     try:
         await warm(replay.send, replay.check, replay.vocabulary)
         files.write_meta(plan, _machine())
-        if plan.profile == PROBED and not plan.is_plain(plan.policies[0]) and not files.has_profile:
-            await replay.probe()
+        if files.lacks_profile(plan) and not plan.is_plain(plan.policies[0]):
+            await probe(replay.send, plan, replay.settings, files)
         replay.plan = plan.knowing(files.folder)
         for number, cell in files.missing(plan.cells()):
             requests = plan.requests(cell)

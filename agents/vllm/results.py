@@ -185,10 +185,15 @@ def read_cells(folder: Path) -> list[Measured]:
         served = _served(lines, plan.workload(cell.rate).tiers)
         cells.append(Measured(cell, plan, served, head["counters"], tuple(steps.get(head["cell"], ()))))
     limits = next((one.counters["limits"] for one in cells if one.counters), None)
-    lent = {True: limits, False: None}  # of the same server, as it is without our scheduler
-    return [
-        replace(one, limits=one.counters["limits"] if one.counters else lent[one.cell.policy == PLAIN]) for one in cells
-    ]
+    return [replace(one, limits=_limits(one, limits)) for one in cells]
+
+
+def _limits(cell: Measured, others: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The limits of its server: those that our scheduler saw, or another cell's where it is the same one without it."""
+    if cell.counters:
+        limits: dict[str, Any] = cell.counters["limits"]
+        return limits
+    return others if cell.plan.is_plain(cell.cell.policy) else None
 
 
 def _read_steps(folder: Path) -> dict[int, list[str]]:

@@ -87,9 +87,9 @@ def test_a_plan_that_was_probed_is_predicted_with_what_was_fitted(
     log, out = tmp_path / "steps.csv", tmp_path / "ab"
     log.write_text(_log())
     files = CellFiles(out)
-    assert not files.has_profile
+    assert files.lacks_profile(PLAN)
     files.write_probe(log)
-    assert files.has_profile
+    assert not files.lacks_profile(PLAN)
     assert gzip.decompress((out / PROBE_STEPS).read_bytes()).decode() == log.read_text()
     model = load_profile(str(out / PROFILE))
     assert model.graph_tokens == 512.0
