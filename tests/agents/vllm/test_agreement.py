@@ -164,13 +164,15 @@ def test_probed_folders_are_pooled(folder: Path, tmp_path: Path) -> None:
 def test_nobody_knows_the_limits_of_another_server(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(folder, other)
+    told = asdict(PLAN) | {"variants": {**PLAN.variants, "sync": {"policy": "plain"}}}
+    (other / META).write_text(json.dumps({"format": FORMAT, "plan": told}))
     with gzip.open(other / REQUESTS, "at") as file:
-        for number, policy in ((90, "http://host:1"), (91, "plain")):
+        for number, policy in ((90, "http://host:1"), (91, "plain"), (92, "sync")):
             head = {"cell": number, "policy": policy, "rate": 1.8, "seed": 0, "requests": 1, "counters": None}
             file.write(json.dumps(head) + "\n" + json.dumps(Sent(0.0, 5, 2, 1, 0.0, [0.1, 0.2]).line()) + "\n")
-    *ours, given, plain = read_cells(other)
+    *ours, given, plain, sync = read_cells(other)
     assert given.limits is None
-    assert plain.limits == ours[0].limits is not None
+    assert plain.limits == sync.limits == ours[0].limits is not None
 
 
 def test_another_plan_in_the_same_folder_keeps_what_the_first_one_told(folder: Path, tmp_path: Path) -> None:
